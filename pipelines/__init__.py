@@ -1,0 +1,1 @@
+"""pipelines: whole journeys, from a recipe to figures, through the same commands a user types."""

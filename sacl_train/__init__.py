@@ -1,0 +1,1 @@
+"""sacl_train: shards in, a contrastively trained encoder and its figures out (PyTorch)."""

@@ -1,0 +1,6 @@
+"""Recipe -> plan -> jobs -> engine -> shard directory."""
+
+from texturegen.build.recipe import Recipe
+from texturegen.build.run import Result, build
+
+__all__ = ["Recipe", "Result", "build"]

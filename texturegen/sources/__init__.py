@@ -1,0 +1,134 @@
+"""Where images come from: `open_source(name, ...)` gives a Source, which has a length and an Item for any index.
+
+    source = open_source("cifar10", root="data", split="test")
+    item = source[0]        # item.key, item.image, item.label, ...
+
+To add a source: write its class (see `base.Source`) in a module of its own and enter it in SOURCES. The table says
+all that a command line needs to know, so that printing its help imports no source.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from texturegen.errors import UserError, nearest
+from texturegen.sources.base import ImageError, Item, Source
+
+__all__ = ["SOURCES", "Entry", "ImageError", "Item", "Source", "open_source"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a source before its module is loaded.
+
+    Attributes
+    ----------
+    place : "module:class" inside this package.
+    about : one line for people.
+    splits : names that `split` may take; empty when the source has no splits.
+    default_split : what split=None means.
+    needs_root : whether it reads files under `root`.
+    official : whether those files are a benchmark's, with checksums and a place to download them from.
+    options : names of further keyword arguments.
+    """
+
+    place: str
+    about: str
+    splits: tuple[str, ...] = ()
+    default_split: str | None = None
+    needs_root: bool = False
+    official: bool = False
+    options: tuple[str, ...] = ()
+
+
+SOURCES: dict[str, Entry] = {
+    "shapes": Entry(
+        "shapes:Shapes",
+        "10 silhouettes filled with real textures, made on the spot; no download",
+        splits=("train", "test", "conflict"),
+        default_split="train",
+        options=("background",),
+    ),
+    "cifar10": Entry(
+        "cifar:Cifar10",
+        "CIFAR-10: 10 classes, 32 px, 50,000 + 10,000 images",
+        splits=("train", "test"),
+        default_split="train",
+        needs_root=True,
+        official=True,
+    ),
+    "cifar100": Entry(
+        "cifar:Cifar100",
+        "CIFAR-100: 100 fine classes, 32 px, 50,000 + 10,000 images",
+        splits=("train", "test"),
+        default_split="train",
+        needs_root=True,
+        official=True,
+    ),
+    "stl10": Entry(
+        "stl10:Stl10",
+        "STL-10: 10 classes, 96 px, 5,000 + 8,000 labelled and 100,000 unlabelled images",
+        splits=("train", "test", "unlabeled", "train+unlabeled"),
+        default_split="train",
+        needs_root=True,
+        official=True,
+    ),
+    "folder": Entry("folder:Folder", "any folder of images, flat or with a folder per class", needs_root=True),
+}
+
+
+def open_source(
+    name: str,
+    root: str | Path | None = None,
+    split: str | None = None,
+    size: int | None = None,
+    download: bool = False,
+    check: bool = True,
+    **options: Any,
+) -> Source:
+    """Open the source `name`; every mistake in the arguments or the files is a UserError of one sentence.
+
+    root : the folder that holds (or, with download, will hold) the files.
+    split : None takes the source's default.
+    size : give images of size x size (`resize.fit_square`; `shapes` draws them so); None keeps the source's own.
+    download : fetch a benchmark's official archive when its files are missing or damaged.
+    check : verify a benchmark's checksums; False suits a worker of a process that has done it.
+    options : those in the source's entry of SOURCES.
+    """
+    if name not in SOURCES:
+        raise UserError(f"unknown data set '{name}'{nearest(name, SOURCES)}; there are: {', '.join(SOURCES)}")
+    entry = SOURCES[name]
+    for option in options:
+        if option not in entry.options:
+            known = ", ".join(entry.options) or "none"
+            raise UserError(
+                f"data set '{name}' has no option '{option}'{nearest(option, entry.options)}; options: {known}"
+            )
+    arguments: dict[str, Any] = {"split": _resolve_split(name, entry, split), "size": _check_size(size), **options}
+    if entry.needs_root:
+        if root is None:
+            raise UserError(f"data set '{name}' reads files: say with --root where they are")
+        arguments["root"] = Path(root)
+    if entry.official:
+        arguments.update(download=download, check=check)
+    module, cls = entry.place.split(":")
+    return getattr(import_module(f"{__name__}.{module}"), cls)(**arguments)
+
+
+def _resolve_split(name: str, entry: Entry, split: str | None) -> str | None:
+    if split is None:
+        return entry.default_split
+    if not entry.splits:
+        raise UserError(f"data set '{name}' has no splits, but split '{split}' was asked for")
+    if split not in entry.splits:
+        raise UserError(
+            f"data set '{name}' has no split '{split}'{nearest(split, entry.splits)}; splits: {', '.join(entry.splits)}"
+        )
+    return split
+
+
+def _check_size(size: int | None) -> int | None:
+    if size is not None and size < 1:
+        raise UserError(f"size is {size}; it must be at least 1 pixel")
+    return size

@@ -1,0 +1,113 @@
+"""The `sacl-train` and `sacl-eval` commands. torch is imported when the work begins: `--help` answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from texturegen import __version__
+from texturegen.console import FriendlyCommand, FriendlyGroup, read_pairs
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command(cls=FriendlyCommand, context_settings=HELP)
+@click.option("--shards", required=True, type=click.Path(path_type=Path), help="Made by `texturegen build`.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the run.")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings.")
+@click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; goes before --config.")
+@click.option("--encoder", help="se_resnet18, 34 or 50, se_resnet20, se_resnet8  [default: se_resnet50]")
+@click.option("--epochs", type=int, help="0 writes an untrained encoder  [default: 200]")
+@click.option("--batch-size", type=int, help="[default: 128]")
+@click.option("--texture-role", help="negative, positive or none  [default: negative]")
+@click.option("--device", help="cpu, cuda ...  [default: cuda where there is one]")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.version_option(__version__)
+def train_main(shards: Path, out: Path, config: Path | None, settings: dict[str, Any], **flags: Any) -> None:
+    """Train an encoder on shards. Run the same command again to go on at the last finished epoch.
+
+    Settings come from their defaults, --config, --set and the flags, the later ones winning.
+    """
+    from sacl_train.config import load_config
+    from sacl_train.loop import train
+
+    given = {key: value for key, value in flags.items() if value is not None}
+    rows = train(load_config(config, {**settings, **given}), shards, out)
+    if not rows:
+        print(f"{out}: an untrained encoder")
+        return
+    last = rows[-1]
+    knn = f", kNN {last['knn']:.1%}" if last.get("knn") is not None else ""
+    print(f"{out}: epoch {last['epoch']}, loss {last['loss']:.3f}{knn}")
+
+
+@click.group(cls=FriendlyGroup, context_settings=HELP)
+@click.version_option(__version__)
+def eval_main() -> None:
+    """Score a trained encoder on labelled shards."""
+
+
+def _probe_options(command: Any) -> Any:
+    options = (
+        click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`."),
+        click.option("--shards", required=True, type=click.Path(path_type=Path), help="Labelled training images."),
+        click.option(
+            "--test-shards",
+            required=True,
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="Test images; may be given again.",
+        ),
+        click.option("--device", default="auto", show_default=True),
+        click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-PROBE.json]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@eval_main.command()
+@_probe_options
+@click.option("--k", default=20, show_default=True, help="Neighbours.")
+@click.option("--tau", default=0.07, show_default=True, help="Temperature of the votes.")
+def knn(**options: Any) -> None:
+    """Weighted k nearest neighbours (Wu et al. 2018)."""
+    _evaluate("knn", **options)
+
+
+@eval_main.command()
+@_probe_options
+@click.option("--epochs", default=200, show_default=True)
+@click.option("--lr", default=0.9, show_default=True)
+@click.option("--batch-size", default=128, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def linear(**options: Any) -> None:
+    """A linear layer on frozen features, trained by LARS (SACL section 3.2)."""
+    _evaluate("linear", **options)
+
+
+def _evaluate(
+    probe: str,
+    run: Path,
+    shards: Path,
+    test_shards: tuple[Path, ...],
+    device: str,
+    output: Path | None,
+    **settings: Any,
+) -> None:
+    from sacl_train.evaluate.probe import evaluate
+
+    figures = evaluate(probe, run, shards, list(test_shards), device, **settings)
+    figures["command"] = " ".join(["sacl-eval", *sys.argv[1:]])
+    output = output or run / f"eval-{probe}.json"
+    output.write_text(json.dumps(figures, indent=2) + "\n")
+    columns = [name for name in ("top1", "top5", "texture_decisions") if any(name in test for test in figures["test"])]
+    names = [f"{test['split']} ({test['shards']})" for test in figures["test"]]
+    wide = max(map(len, names))
+    print(" " * wide, "images", *columns, sep="  ")
+    for name, test in zip(names, figures["test"], strict=True):
+        cells = [f"{test[c]:.2%}".rjust(len(c)) if c in test else " " * len(c) for c in columns]
+        print(name.ljust(wide), str(test["images"]).rjust(6), *cells, sep="  ")
+    print(f"written to {output}")

@@ -1,0 +1,120 @@
+"""One training run's settings: dataclasses, filled from their defaults, a TOML file and flags, in that order.
+
+General settings are `Config`'s own; those of a method are its `Settings` dataclass, held in `Config.method_settings`.
+To the user they are one flat list of keys.
+"""
+
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sacl_train.methods import METHODS
+from sacl_train.methods.sacl import SACLSettings
+from texturegen.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run. Defaults are the paper's (SACL §3.2) where it gives one."""
+
+    method: str = "sacl"
+    method_settings: Any = field(default_factory=SACLSettings)  # an instance of the method's Settings
+    # the encoder
+    encoder: str = "se_resnet50"
+    stem: str = "auto"  # imagenet, cifar, cifar-stride2; auto: cifar up to 64 px
+    attention: str = "se"  # se, none
+    width: int | None = None  # of the first stage, CIFAR family only
+    # the views
+    weak: str = "geometric"  # geometric, mocov2, colour-geometric, none
+    crop_scale: tuple[float, ...] = (0.2, 1.0)  # smallest and largest area of a crop, of the image's
+    degrees: float = 15.0  # rotation to either side
+    shift: float = 0.1  # translation to any side, of the view's side
+    mean: tuple[float, ...] | None = None  # per channel, 0..1; measured on the shards when not given
+    std: tuple[float, ...] | None = None
+    # the optimisation
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    sgd_momentum: float = 0.9
+    weight_decay: float = 1e-4
+    # the run
+    seed: int = 0
+    device: str = "auto"  # cpu, cuda, cuda:1 ...; auto: cuda where there is one
+    knn_every: int = 5  # epochs; 0: never
+    channels_last: bool = True
+    threads: int = 2  # that decode images
+    cache_gb: float = 4.0  # decoded images kept in memory, if all fit
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 0, "batch_size": 2, "knn_every": 0, "threads": 1, "seed": 0, "cache_gb": 0}
+        for key, bound in least.items():
+            if getattr(self, key) < bound:
+                raise UserError(f"{key} is {getattr(self, key)}; it must be at least {bound}")
+        if self.lr <= 0:
+            raise UserError(f"lr is {self.lr}; it must be above 0")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UserError(
+                f"crop_scale is {list(self.crop_scale)}; it must be two areas, 0 < smallest <= largest <= 1"
+            )
+        for key in ("mean", "std"):
+            if (value := getattr(self, key)) is not None and len(value) != 3:
+                raise UserError(f"{key} has {len(value)} values; it must have 3, one per channel")
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its key, the method's own among them, as JSON and TOML hold them (tuples as lists)."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method_settings"}
+        values = {**own, **vars(self.method_settings)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
+    """Defaults, overlaid by the TOML file at `path`, overlaid by `settings`.
+
+    Raises UserError for an unknown key (with the nearest known one), a value of the wrong type or out of range.
+    """
+    given: dict[str, tuple[Any, str]] = {}  # key -> value, where it was given
+    if path is not None:
+        try:
+            given.update({key: (value, str(path)) for key, value in tomllib.loads(Path(path).read_text()).items()})
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a TOML file ({error})") from None
+    given.update({key: (value, "--set") for key, value in settings.items()})
+
+    method, where = given.get("method", ("sacl", ""))
+    if method not in METHODS:
+        raise UserError(f"{where}: there is no method {method!r}{nearest(str(method), METHODS)}")
+    own, of_method = typing.get_type_hints(Config), typing.get_type_hints(METHODS[method].Settings)
+    del own["method_settings"]
+    hints = own | of_method
+    values = {}
+    for key, (value, where) in given.items():
+        if key not in hints:
+            raise UserError(f"{where}: there is no setting {key!r}{nearest(key, hints)}")
+        values[key] = _typed(value, hints[key], f"{where}: {key}")
+    method_settings = METHODS[method].Settings(**{key: values.pop(key) for key in of_method if key in values})
+    return replace(Config(), method_settings=method_settings, **values)
+
+
+def dump_config(config: Config) -> str:
+    """The config as TOML that `load_config` reads back; settings that are None are left out."""
+    # Numbers, strings, booleans and lists are written alike in JSON and TOML.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.flat().items() if value is not None)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value in ("none", "None") and type(None) in kinds:
+        return None
+    for kind in kinds:
+        if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+            return tuple(_typed(item, float, where) for item in value)
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is kind:
+            return value
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))
+    raise UserError(f"{where} is {value!r}; it must be of type {names}")

@@ -1,0 +1,68 @@
+"""Photometric changes of a batch, a factor per sample; the formulas are torchvision's (and Pillow's).
+
+Images are float (N, 3, H, W), RGB in 0..1, and stay in that range; factors are (N,) on the images' device.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_grey(x: Tensor) -> Tensor:
+    """Luma (ITU-R BT.601), (N, 1, H, W)."""
+    red, green, blue = x.unbind(dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """0: black, 1: unchanged."""
+    return (x * _per_sample(factor)).clamp(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """0: the image's mean grey everywhere, 1: unchanged."""
+    return _blend(x, to_grey(x).mean(dim=(1, 2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """0: grey, 1: unchanged."""
+    return _blend(x, to_grey(x), factor)
+
+
+def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift`, a fraction of the colour circle, -0.5..0.5; saturation and value stay."""
+    red, green, blue = x.unbind(dim=1)
+    value, chroma = x.amax(dim=1), x.amax(dim=1) - x.amin(dim=1)  # (N, H, W)
+    divisor = torch.where(chroma > 0, chroma, 1)  # a grey pixel has no hue; any will do, its chroma is 0
+    hue = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )  # in sixths of the circle
+    hue = hue + 6 * shift[:, None, None]
+    # Back to RGB without cases: each channel is `value`, less `chroma` where the hue is on the far side of it.
+    sector = torch.stack([(offset + hue) % 6 for offset in (5, 3, 1)], dim=1)  # (N, 3, H, W)
+    distance = torch.minimum(sector, 4 - sector).clamp(0, 1)
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * distance
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur with a (2 radius + 1)^2 Gaussian window of standard deviation `sigma` pixels, mirrored at the edges.
+
+    Needs radius < H, W.
+    """
+    images, channels, height, _ = x.shape
+    offsets = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)  # (N, 2 radius + 1), rows sum to 1
+    kernel = kernel.repeat_interleave(channels, dim=0)[:, None, None, :]  # a filter for each channel of each sample
+    padded = F.pad(x, (radius,) * 4, mode="reflect").reshape(1, images * channels, height + 2 * radius, -1)
+    rows = F.conv2d(padded, kernel, groups=images * channels)
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=images * channels).view_as(x)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(other.expand_as(x), x, _per_sample(factor)).clamp(0, 1)
+
+
+def _per_sample(factor: Tensor) -> Tensor:
+    return factor[:, None, None, None]

@@ -1,0 +1,41 @@
+"""Weighted k-nearest-neighbour classification (Wu et al. 2018, section 3.4): no training, no settings to tune."""
+
+import torch
+from torch.nn import functional as F
+
+from texturegen.errors import UserError
+
+CHUNK = 512
+
+
+def knn_predict(
+    bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, k: int = 20, tau: float = 0.07
+) -> torch.Tensor:
+    """Class scores by the k most similar bank features, each voting exp(cosine / tau).
+
+    Parameters
+    ----------
+    bank : float (M, C); bank_labels : int64 (M,), 0 or above. k above M means all M.
+    queries : float (N, C).
+
+    Returns
+    -------
+    float (N, classes): the votes; arg-max is the prediction.
+    """
+    if k < 1 or tau <= 0:
+        raise UserError(f"kNN with k {k} and tau {tau}: k must be at least 1 and tau above 0")
+    bank = F.normalize(bank, dim=1)
+    classes = int(bank_labels.max()) + 1
+    scores = []
+    for chunk in F.normalize(queries, dim=1).split(CHUNK):
+        similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)  # (n, k)
+        votes = torch.zeros(len(chunk), classes)
+        scores.append(votes.scatter_add(1, bank_labels[nearest], (similarity / tau).exp()))
+    return torch.cat(scores)
+
+
+def knn_accuracy(
+    bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor, k: int = 20
+) -> float:
+    """Top-1 accuracy of `knn_predict`, 0..1."""
+    return (knn_predict(bank, bank_labels, queries, k).argmax(1) == labels).float().mean().item()

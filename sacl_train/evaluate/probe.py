@@ -1,0 +1,83 @@
+"""From a run and two shard directories to the figures of a probe."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sacl_train.evaluate.features import extract_features
+from sacl_train.evaluate.knn import knn_predict
+from sacl_train.evaluate.linear import linear_predict
+from sacl_train.run import choose_device, load_encoder
+from texturegen.errors import UserError
+from texturegen.shards import Shards, open_shards
+
+# name -> (training features, their labels, test features, **settings) -> scores (N, classes)
+PROBES: dict[str, Callable[..., torch.Tensor]] = {"knn": knn_predict, "linear": linear_predict}
+
+
+def evaluate(
+    probe: str,
+    run: str | Path,
+    shards: str | Path,
+    test_shards: list[str | Path],
+    device: str = "auto",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Fit `probe` on the labelled images of `shards` and score it on each of `test_shards`.
+
+    Returns what was measured and how, ready for JSON: per test set top-1, top-5 (where there are more than five
+    classes) and, where the test images carry a `texture_label` (the `shapes` sets), the share of predictions that
+    follow the texture; all in 0..1.
+
+    Raises UserError when there is no checkpoint, or a set has no labels or another set's classes.
+    """
+    encoder, config, epochs = load_encoder(Path(run))
+    chosen = choose_device(device)
+    encoder = encoder.to(chosen)
+    bank = _labelled(shards)
+    features = extract_features(encoder, bank, config, chosen)
+    labels = torch.from_numpy(bank.labels)
+    keep = labels >= 0
+    results = []
+    for directory in test_shards:
+        test = _labelled(directory)
+        if test.classes != bank.classes:
+            raise UserError(f"{directory}: its classes {test.classes} are not those of {shards}, {bank.classes}")
+        queries = extract_features(encoder, test, config, chosen)
+        scores = PROBES[probe](features[keep], labels[keep], queries, **settings)
+        results.append({"shards": str(directory), "split": test.build["source"]["split"], **_score(test, scores)})
+    return {
+        "probe": probe,
+        "settings": settings,
+        "run": str(run),
+        "encoder": config.encoder,
+        "texture_role": config.method_settings.texture_role,
+        "trained_epochs": epochs,
+        "train_shards": str(shards),
+        "train_images": int(keep.sum()),
+        "test": results,
+    }
+
+
+def _labelled(directory: str | Path) -> Shards:
+    shards = open_shards(directory)
+    if len(shards) == 0 or shards.labels.max() < 0:
+        raise UserError(f"{directory}: no labelled images here; a probe needs labels")
+    return shards
+
+
+def _score(test: Shards, scores: torch.Tensor) -> dict[str, Any]:
+    labels = torch.from_numpy(test.labels)
+    keep = labels >= 0
+    scores, labels = scores[keep], labels[keep]
+    hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+    figures: dict[str, Any] = {"images": len(labels), "top1": hit[:, 0].float().mean().item()}
+    if scores.shape[1] > 5:
+        figures["top5"] = hit.any(1).float().mean().item()
+    textures = [meta.get("texture_label") for meta in test.metas()]
+    if None not in textures:
+        follows = scores.argmax(1) == torch.tensor(textures)[keep]
+        figures["texture_decisions"] = follows.float().mean().item()
+    return figures

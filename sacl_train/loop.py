@@ -1,0 +1,199 @@
+"""The training loop. It knows no method's insides: batch -> loss, step, `after_step`."""
+
+import csv
+import io
+import json
+import os
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sacl_train.checkpoint import load_checkpoint, save_checkpoint
+from sacl_train.config import Config, dump_config
+from sacl_train.data.stream import Stream, channel_statistics
+from sacl_train.evaluate.features import extract_features
+from sacl_train.evaluate.knn import knn_accuracy
+from sacl_train.methods import Method
+from sacl_train.optim import build_sgd, cosine_lr
+from sacl_train.report.curves import draw_curves
+from sacl_train.report.sheet import draw_views
+from sacl_train.run import build_method, choose_device, shards_digest
+from texturegen.console import Progress, warn
+from texturegen.errors import UserError
+from texturegen.shards import Shards, open_shards
+
+COLLAPSED = 0.1  # of the embedding_std of evenly spread embeddings
+KNN_SAMPLES = 2500  # training images the kNN score looks at: a fifth as queries, the rest as bank
+
+
+def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[str, Any]]:
+    """Train for `config.epochs` epochs into directory `out`, going on after the last epoch that is there.
+
+    Writes config.toml, checkpoint.pt, metrics.csv and metrics.jsonl (a row per epoch), curves.png and sheet.png.
+    `config.epochs = 0` writes an untrained encoder: the row that every result should be compared with.
+
+    Returns the rows of metrics. Raises UserError for a mistake of the user's or a loss that is not finite.
+    """
+    out = Path(out)
+    shards = open_shards(shards_dir)
+    stream = Stream(
+        shards,
+        config.batch_size,
+        config.seed,
+        config.method_settings.texture_role != "none",
+        config.threads,
+        config.cache_gb,
+    )
+    if config.batch_size > len(shards):
+        raise UserError(
+            f"batch_size is {config.batch_size}, but {shards.directory} holds {len(shards)} images; "
+            f"set a batch of at most {len(shards)}"
+        )
+    image_size = min(shards.image_size())
+    device = choose_device(config.device)
+    if config.mean is None or config.std is None:
+        mean, std = channel_statistics(shards)
+        config = replace(config, mean=config.mean or mean, std=config.std or std)
+
+    digest = shards_digest(shards)
+    method = build_method(config, image_size).to(device)
+    if config.channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    optimizer = build_sgd(method, config.lr, config.sgd_momentum, config.weight_decay)
+    rows: list[dict[str, Any]] = []
+    start = 0
+    if (state := load_checkpoint(out)) is not None:
+        _refuse_other_run(out, state, config, digest)
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        rows, start = state["metrics"], state["epoch"]
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.toml").write_text(dump_config(config))
+    draw_views(out / "sheet.png", shards, method.weak)
+
+    def save(epoch: int) -> None:
+        state = {
+            "epoch": epoch,
+            "method": method.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "metrics": rows,
+            "config": _comparable(config),
+            "shards": digest,
+            "image_size": image_size,
+        }
+        save_checkpoint(out, state)
+
+    if start == 0:
+        save(0)
+    steps = len(shards) // config.batch_size
+    progress = Progress(config.epochs * steps * config.batch_size, "samples", start * steps * config.batch_size)
+    try:
+        for epoch in range(start, config.epochs):
+            row = _train_epoch(method, optimizer, stream, config, epoch, steps, device, progress)
+            if config.knn_every and ((epoch + 1) % config.knn_every == 0 or epoch + 1 == config.epochs):
+                row["knn"] = _knn_score(method, shards, config, device)
+            rows.append(row)
+            if row["embedding_std"] < COLLAPSED:
+                warn(
+                    f"epoch {epoch + 1}: the embeddings have collapsed (their standard deviation is "
+                    f"{row['embedding_std']:.3f} of a spread one's); try a lower lr or momentum=0.99"
+                )
+            _write_metrics(out, rows)
+            save(epoch + 1)
+    finally:
+        progress.close()
+    if rows:
+        draw_curves(out / "curves.png", rows)
+    return rows
+
+
+def _train_epoch(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    stream: Stream,
+    config: Config,
+    epoch: int,
+    steps: int,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, Any]:
+    method.train()
+    sums: dict[str, float] = defaultdict(float)
+    begin = time.monotonic()
+    for i, batch in enumerate(stream.epoch(epoch)):
+        step = epoch * steps + i
+        lr = cosine_lr(step, config.epochs * steps, config.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        # The views depend on (seed, step) alone: a resumed run draws what the uninterrupted one would have.
+        generator = torch.Generator().manual_seed(
+            np.random.SeedSequence([config.seed, step]).generate_state(1)[0].item()
+        )
+        loss, stats = method({name: tensor.to(device) for name, tensor in batch.items()}, generator)
+        value = loss.item()
+        if not np.isfinite(value):
+            raise UserError(
+                f"step {step} (epoch {epoch + 1}): the loss is {value}; the last good checkpoint is of epoch {epoch}. "
+                "Try a lower lr"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        method.after_step()
+        for name, stat in stats.items():
+            sums[name] += float(stat)
+        progress(config.batch_size, f"epoch {epoch + 1}/{config.epochs}, loss {value:.3f}")
+    seconds = time.monotonic() - begin
+    means = {name: total / steps for name, total in sums.items()}
+    return {"epoch": epoch + 1, "lr": lr, **means, "samples_per_second": steps * config.batch_size / seconds}
+
+
+def _knn_score(method: Method, shards: Shards, config: Config, device: torch.device) -> float | None:
+    """kNN top-1 of training images among other training images; None where fewer than two classes are labelled."""
+    labelled = np.flatnonzero(shards.labels >= 0)
+    if len(np.unique(shards.labels[labelled])) < 2 or len(labelled) < 10:
+        return None
+    picked = np.random.default_rng(config.seed).permutation(labelled)[:KNN_SAMPLES]
+    features = extract_features(method.encoder, shards, config, device, picked)
+    labels = torch.from_numpy(shards.labels[picked])
+    split = len(picked) // 5
+    return knn_accuracy(features[split:], labels[split:], features[:split], labels[:split])
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    """What must be equal for a run to go on: all that decides the figures, not where and how fast they are made."""
+    return {key: value for key, value in config.flat().items() if key not in ("device", "threads", "cache_gb")}
+
+
+def _refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: str) -> None:
+    mine = _comparable(config)
+    there = state["config"]
+    differ = [f"{k} {there.get(k)!r} there, {mine.get(k)!r} asked" for k in mine if there.get(k) != mine.get(k)]
+    if state["shards"] != digest:
+        differ.append("other shards")
+    if differ:
+        raise UserError(
+            f"{out}: holds another run ({'; '.join(differ)}); choose another --out or give the same settings"
+        )
+
+
+def _write_metrics(out: Path, rows: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    # Whole files, from the rows the checkpoint holds: after a crash neither has a row that the other lacks.
+    for name, text in (
+        ("metrics.csv", table.getvalue()),
+        ("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
+    ):
+        temporary = out / f"{name}.tmp"
+        temporary.write_text(text)
+        os.replace(temporary, out / name)

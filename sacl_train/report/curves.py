@@ -1,0 +1,29 @@
+"""Training curves as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+PANELS = (
+    ("loss", ("loss",)),
+    ("similarity of a query to", ("positive_similarity", "negative_similarity", "texture_similarity")),
+    ("spread of embeddings (1: even, 0: collapsed)", ("embedding_std",)),
+    ("kNN top-1 on training images", ("knn",)),
+)
+
+
+def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a PNG of the metrics over epochs; `rows` are those of metrics.jsonl. Figures a run lacks are left out."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=(12, 2.8), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for name in names:
+            points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=name.removesuffix("_similarity"))
+        axes.set(title=title, xlabel="epoch")
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+        if len(names) > 1 and axes.lines:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,58 @@
+"""A run directory: what was trained on what, and the encoder that came out."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from sacl_train.checkpoint import load_checkpoint
+from sacl_train.config import Config, load_config
+from sacl_train.data.weak import WeakAugment, make_policy
+from sacl_train.methods import METHODS, Method
+from sacl_train.nets import Encoder, build_encoder
+from texturegen.errors import UserError
+from texturegen.shards import Shards
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU. UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}); try cpu") from None
+    return device
+
+
+def shards_digest(shards: Shards) -> str:
+    """One value that changes when any byte of the shards does."""
+    return hashlib.sha256("".join(shard["sha256"] for shard in shards.build["shards"]).encode()).hexdigest()
+
+
+def build_method(config: Config, image_size: int) -> Method:
+    """The method of `config` with freshly initialised networks, a function of the config (and its seed) alone."""
+    if config.mean is None or config.std is None:
+        raise ValueError("mean and std must be resolved before the networks are built")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config.encoder, config.stem, config.width, config.attention, image_size)
+        smallest, largest = config.crop_scale
+        policy = make_policy(config.weak, (smallest, largest), config.degrees, config.shift)
+        weak = WeakAugment(policy, config.mean, config.std)
+        return METHODS[config.method](encoder, weak, image_size, config.method_settings)
+
+
+def load_encoder(run: Path) -> tuple[Encoder, Config, int]:
+    """The trained (online) encoder of a run in eval mode, its config, and the epochs it was trained for.
+
+    Raises UserError when there is no finished epoch in `run`.
+    """
+    state = load_checkpoint(run)
+    if state is None:
+        raise UserError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
+    config = load_config(run / "config.toml", {})
+    method = build_method(config, state["image_size"])
+    method.load_state_dict(state["method"])
+    return method.encoder.eval(), config, state["epoch"]

@@ -1,0 +1,55 @@
+"""Shared builders: real photographs that scikit-image ships, small image folders, small shard directories."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage
+
+from texturegen.build import Recipe, build
+
+PHOTOS = Path(skimage.__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images beside the checkout; tests that need them skip without."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real images at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """uint8 (300, 451, 3) RGB: scikit-image's cat."""
+    return cv2.imread(str(PHOTOS / "chelsea.png"), cv2.IMREAD_COLOR_RGB)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, photo: np.ndarray) -> Path:
+    """Two classes of three 32 px PNG and JPEG images."""
+    folder = tmp_path / "images"
+    for label, name in enumerate(("cats", "eyes")):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            crop = photo[80 * label + 40 * i :, 60 * i + 50 :][:32, :32]
+            cv2.imwrite(str(folder / name / f"{i}.{'png' if i else 'jpg'}"), crop[..., ::-1])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 images of the embedded set with a texture each, in shards of 20. Read only: copy before you harm it."""
+    out = tmp_path_factory.mktemp("shapes") / "train"
+    build(Recipe("shapes", limit=64, shard_size=20), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def shapes_test_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images of the embedded set's `conflict` split, without textures."""
+    out = tmp_path_factory.mktemp("shapes") / "conflict"
+    build(Recipe("shapes", split="conflict", limit=40, per_image=0), out)
+    return out

@@ -1,0 +1,129 @@
+"""Probes against slow formulas and hand-made features."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sacl_train.config import load_config
+from sacl_train.data.weak import normalise
+from sacl_train.evaluate.features import extract_features
+from sacl_train.evaluate.knn import knn_accuracy, knn_predict
+from sacl_train.evaluate.linear import linear_predict
+from sacl_train.evaluate.probe import evaluate
+from sacl_train.loop import train
+from sacl_train.run import load_encoder
+from texturegen import open_shards
+from texturegen.build import Recipe, build
+from texturegen.errors import UserError
+
+TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "projector_hidden": 16, "epochs": 0}
+
+
+@pytest.fixture(scope="module")
+def run(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "untrained"
+    settings = {**TINY, "projector_out": 16, "predictor_hidden": 8, "device": "cpu", "batch_size": 16}
+    train(load_config(None, settings), shapes_shards, out)
+    return out
+
+
+def test_knn_equals_a_slow_vote() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(30, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    labels = torch.randint(0, 4, (30,), generator=generator)
+    scores = knn_predict(bank, labels, queries, k=6, tau=0.3)
+    for query, votes in zip(queries.tolist(), scores.tolist(), strict=True):
+        cosines = []
+        for row, label in zip(bank.tolist(), labels.tolist(), strict=True):
+            dot = sum(a * b for a, b in zip(query, row, strict=True))
+            cosines.append((dot / math.hypot(*query) / math.hypot(*row), label))
+        expected = [0.0] * 4
+        for cosine, label in sorted(cosines, reverse=True)[:6]:
+            expected[label] += math.exp(cosine / 0.3)
+        assert votes == pytest.approx(expected, rel=1e-4)
+
+
+def test_knn_of_a_bank_on_itself_is_perfect_with_one_neighbour() -> None:
+    bank = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))  # more than one chunk
+    labels = torch.arange(600) % 3
+    assert knn_accuracy(bank, labels, bank, labels, k=1) == 1.0
+    assert knn_predict(bank, labels, bank[:2], k=10_000).shape == (2, 3)
+    with pytest.raises(UserError, match="k must be at least 1"):
+        knn_predict(bank, labels, bank, k=0)
+
+
+def test_linear_learns_what_is_linear_and_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = 1e-3 * torch.randn(600, 10, generator=generator) + 5  # far from standardised
+    labels = ((features[:, 0] > 5).long() + (features[:, 1] > 5)).long()
+    noise = torch.randint(0, 3, (600,), generator=generator)
+    for target, low, high in ((labels, 0.85, 1.0), (noise, 0.15, 0.5)):
+        logits = linear_predict(features[:400], target[:400], features[400:], epochs=200)
+        assert low <= (logits.argmax(1) == target[400:]).float().mean() <= high
+
+
+def test_linear_uses_lars_that_adapts_and_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sacl_train.evaluate import linear
+
+    made = []
+    lars = linear.Lars
+    monkeypatch.setattr(linear, "Lars", lambda *a, **k: made.append(lars(*a, **k)) or made[-1])
+    features, labels = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 4
+    first, second = (linear_predict(features, labels, features, epochs=2, batch_size=16) for _ in range(2))
+    assert torch.equal(first, second)
+    assert made[0].defaults["always_adapt"] is True
+
+
+def test_features_are_those_of_whole_normalised_images_in_eval_mode(run: Path, shapes_shards: Path) -> None:
+    encoder, config, _ = load_encoder(run)
+    encoder.train()
+    shards = open_shards(shapes_shards)
+    features = extract_features(encoder, shards, config, torch.device("cpu"), np.array([3, 60, 5]))
+    assert encoder.training
+    encoder.eval()
+    images = torch.from_numpy(np.stack([shards[i].image for i in (3, 60, 5)])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(features, encoder(normalise(images, config.mean, config.std)))
+
+
+@pytest.mark.parametrize(("probe", "settings"), [("knn", {"k": 5}), ("linear", {"epochs": 5})])
+def test_a_probe_scores_every_test_set(
+    run: Path, shapes_shards: Path, shapes_test_shards: Path, probe: str, settings: dict
+) -> None:
+    figures = evaluate(probe, run, shapes_shards, [shapes_test_shards, shapes_shards], "cpu", **settings)
+    conflict, training = figures["test"]
+    assert (conflict["split"], conflict["images"], training["images"]) == ("conflict", 40, 64)
+    assert figures["settings"] == settings
+    for test in figures["test"]:
+        assert 0 <= test["top1"] <= test["top5"] <= 1
+    # No conflict image has the texture of its own class, so the two decisions exclude each other.
+    assert conflict["top1"] + conflict["texture_decisions"] <= 1
+    json.dumps(figures)
+
+
+def test_texture_decisions_count_predictions_of_the_fills_class(shapes_test_shards: Path) -> None:
+    from sacl_train.evaluate.probe import _score
+
+    test = open_shards(shapes_test_shards)
+    textures = torch.tensor([meta["texture_label"] for meta in test.metas()])
+    by_texture = _score(test, torch.nn.functional.one_hot(textures, 10).float())
+    by_shape = _score(test, torch.nn.functional.one_hot(torch.from_numpy(test.labels), 10).float())
+    assert (by_texture["top1"], by_texture["texture_decisions"]) == (0, 1)
+    assert (by_shape["top1"], by_shape["texture_decisions"]) == (1, 0)
+
+
+def test_sets_that_cannot_be_scored_are_named(
+    run: Path, shapes_shards: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    build(Recipe("folder", per_image=0), tmp_path / "named", root=str(image_folder))
+    build(Recipe("folder", per_image=0), tmp_path / "flat", root=str(image_folder / "cats"))
+    with pytest.raises(UserError, match=r"its classes .* are not those of"):
+        evaluate("knn", run, shapes_shards, [tmp_path / "named"], "cpu")
+    with pytest.raises(UserError, match="no labelled images"):
+        evaluate("knn", run, tmp_path / "flat", [shapes_shards], "cpu")
+    with pytest.raises(UserError, match="no checkpoint here"):
+        evaluate("knn", tmp_path, shapes_shards, [shapes_shards], "cpu")

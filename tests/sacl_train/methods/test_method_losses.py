@@ -1,0 +1,101 @@
+"""InfoNCE with texture negatives against SACL eq. 8, 10 written as loops over float64 numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sacl_train.methods.losses import embedding_std, info_nce
+
+Array = NDArray[np.float64]
+
+
+def slow_loss(p: Array, z: Array, t: Array | None, tau: float, alpha: float, scope: str) -> float:
+    def cosine(a: Array, b: Array) -> float:
+        return float(np.dot(a, b) / math.sqrt(np.dot(a, a) * np.dot(b, b)))
+
+    total = 0.0
+    combinations, images, _ = p.shape
+    for a in range(combinations):
+        for i in range(images):
+            candidates = sum(math.exp(cosine(p[a, i], z[b]) / tau) for b in range(images))
+            for b in range(images if t is not None else 0):
+                if scope == "own" and b != i:
+                    continue
+                candidates += sum(math.exp(alpha * cosine(p[a, i], key) / tau) for key in t[b])
+            total -= math.log(math.exp(cosine(p[a, i], z[i]) / tau) / candidates)
+    return total / (combinations * images)
+
+
+def inputs(combinations: int, images: int, per_image: int, dims: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(combinations + 10 * images + 100 * per_image)
+    shapes = [(combinations, images, dims), (images, dims), (images, per_image, dims)]
+    p, z, t = (3 * torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes)
+    return p, z, t
+
+
+@pytest.mark.parametrize("scope", ["batch", "own"])
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("per_image", [0, 1, 2])
+@pytest.mark.parametrize(("combinations", "images", "tau"), [(6, 5, 0.2), (1, 2, 0.07), (2, 1, 1.0)])
+def test_loss_equals_the_double_loop(
+    scope: str, alpha: float, per_image: int, combinations: int, images: int, tau: float
+) -> None:
+    p, z, textures = inputs(combinations, images, per_image)
+    t = textures if per_image else None
+    loss, _ = info_nce(p, z, t, tau, alpha, scope)
+    expected = slow_loss(p.numpy(), z.numpy(), None if t is None else t.numpy(), tau, alpha, scope)
+    assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("scope", ["batch", "own"])
+def test_gradient_equals_finite_differences(scope: str) -> None:
+    p, z, t = inputs(2, 3, 2, dims=4)
+    p.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda q: info_nce(q, z, t, 0.2, 2.0, scope)[0], (p,))
+
+
+def test_statistics_are_mean_cosines() -> None:
+    p, z, t = inputs(3, 4, 2)
+    _, stats = info_nce(p, z, t)
+    cosine = torch.nn.functional.cosine_similarity
+    positive = [cosine(p[a, i], z[i], dim=0) for a in range(3) for i in range(4)]
+    negative = [cosine(p[a, i], z[b], dim=0) for a in range(3) for i in range(4) for b in range(4) if b != i]
+    texture = [cosine(p[a, i], t[i, k], dim=0) for a in range(3) for i in range(4) for k in range(2)]
+    for name, values in (("positive", positive), ("negative", negative), ("texture", texture)):
+        torch.testing.assert_close(stats[f"{name}_similarity"], torch.stack(values).mean())
+    assert not any(value.requires_grad for value in stats.values())
+
+
+def test_one_image_without_textures_has_no_loss() -> None:
+    p, z, _ = inputs(6, 1, 1)
+    loss, stats = info_nce(p.requires_grad_(True), z)
+    loss.backward()
+    assert loss.item() == 0
+    assert not p.grad.any()
+    assert set(stats) == {"positive_similarity"}
+
+
+def test_half_precision_is_computed_in_float32_even_under_autocast() -> None:
+    p, z, t = (x.bfloat16() for x in inputs(6, 4, 1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = info_nce(p, z, t)
+    assert loss.dtype == torch.float32
+    expected = slow_loss(p.double().numpy(), z.double().numpy(), t.double().numpy(), 0.2, 1.0, "batch")
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_scope() -> None:
+    with pytest.raises(ValueError, match="scope"):
+        info_nce(*inputs(1, 2, 1), scope="all")
+
+
+def test_embedding_std_is_one_when_spread_and_zero_when_collapsed() -> None:
+    spread = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    assert embedding_std(spread).item() == pytest.approx(1, abs=0.02)
+    assert embedding_std(torch.ones(10, 64) * torch.arange(1, 11)[:, None]).item() == pytest.approx(0, abs=1e-6)
+    one_line = torch.randn(4000, 1) * torch.ones(64)  # two directions only, both of them far apart
+    assert embedding_std(one_line + 10).item() < 0.01

@@ -1,0 +1,171 @@
+"""The loop: it learns, it resumes exactly, and it says what is wrong."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sacl_train.checkpoint import load_checkpoint
+from sacl_train.config import Config, load_config
+from sacl_train.loop import train
+from sacl_train.methods import SACL
+from sacl_train.optim import build_sgd, cosine_lr
+from sacl_train.run import load_encoder
+from texturegen import open_shards
+from texturegen.build import Recipe, build
+from texturegen.errors import UserError
+
+TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "epochs": 3, "knn_every": 2}
+TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "device": "cpu"}
+
+
+def tiny(**changes: object) -> Config:
+    return load_config(None, {**TINY, **changes})
+
+
+def deterministic(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in rows]
+
+
+def test_a_run_writes_what_it_says(shapes_shards: Path, tmp_path: Path) -> None:
+    rows = train(tiny(), shapes_shards, tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert ["knn" in row for row in rows] == [False, True, True]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
+    with open(tmp_path / "metrics.csv") as f:
+        assert [float(row["loss"]) for row in csv.DictReader(f)] == [row["loss"] for row in rows]
+    for picture in ("curves.png", "sheet.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    config = load_config(tmp_path / "config.toml", {})
+    assert config.mean is not None
+    assert config.epochs == 3
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny(), shapes_shards, tmp_path / "whole")
+    step, steps = SACL.after_step, []
+
+    def interrupted(self: SACL) -> None:
+        steps.append(1)
+        if len(steps) == 7:  # in the second epoch of four steps
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(SACL, "after_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), shapes_shards, tmp_path / "resumed")
+    monkeypatch.undo()
+    resumed = train(tiny(), shapes_shards, tmp_path / "resumed")
+    assert deterministic(resumed) == deterministic(whole)
+    ours, theirs = (load_checkpoint(tmp_path / name) for name in ("whole", "resumed"))
+    assert ours is not None
+    assert theirs is not None
+    assert ours["method"].keys() == theirs["method"].keys()
+    assert all(torch.equal(ours["method"][name], theirs["method"][name]) for name in ours["method"])
+
+
+def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(), shapes_shards, tmp_path)
+    before = (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+    assert len(train(tiny(), shapes_shards, tmp_path)) == 3
+    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_another_run_in_the_directory_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=1), shapes_shards, tmp_path)
+    with pytest.raises(UserError, match=r"holds another run \(lr 0.1 there, 0.2 asked\)"):
+        train(tiny(epochs=1, lr=0.2), shapes_shards, tmp_path)
+    train(tiny(epochs=1, threads=1, device="auto"), shapes_shards, tmp_path)  # not a difference
+
+
+def test_other_shards_are_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 0, "texture_role": "none", "mean": [0.5] * 3, "std": [0.2] * 3}
+    train(tiny(**settings), shapes_shards, tmp_path)
+    with pytest.raises(UserError, match="other shards"):
+        train(tiny(**settings), shapes_test_shards, tmp_path)
+
+
+def test_no_epochs_write_an_untrained_encoder(shapes_shards: Path, tmp_path: Path) -> None:
+    assert train(tiny(epochs=0), shapes_shards, tmp_path) == []
+    encoder, _, epochs = load_encoder(tmp_path)
+    assert epochs == 0
+    assert not encoder.training
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, encoder.out_features)
+
+
+@pytest.mark.parametrize("role", ["positive", "none"])
+def test_the_other_roles_train(shapes_shards: Path, tmp_path: Path, role: str) -> None:
+    rows = train(tiny(texture_role=role, epochs=1), shapes_shards, tmp_path)
+    assert rows[0]["loss"] > 0
+    assert "texture_similarity" not in rows[0]
+
+
+def test_textures_that_are_not_there_are_asked_for(shapes_test_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="these shards hold no textures"):
+        train(tiny(), shapes_test_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(shapes_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_size is 65, but .* holds 64 images"):
+        train(tiny(batch_size=65), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_smaller_than_the_grid_or_not_divisible_by_it_are_refused(shapes_shards: Path, tmp_path: Path) -> None:
+    for grid in (33, 3):
+        with pytest.raises(UserError, match="grid"):
+            train(tiny(grid=grid), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step \d+ \(epoch \d\): the loss is (nan|inf); .* Try a lower lr"):
+        train(tiny(lr=1e30), shapes_shards, tmp_path)
+    assert load_checkpoint(tmp_path) is not None
+
+
+def test_a_collapse_is_warned_of(
+    shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sacl_train.loop
+
+    train(tiny(epochs=1), shapes_shards, tmp_path / "fine")
+    assert "collapsed" not in capsys.readouterr().err
+    monkeypatch.setattr(sacl_train.loop, "COLLAPSED", 1.5)
+    train(tiny(epochs=1), shapes_shards, tmp_path / "warned")
+    assert "the embeddings have collapsed" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=0), shapes_shards, tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match=r"checkpoint.pt: cannot be read"):
+        train(tiny(epochs=0), shapes_shards, tmp_path)
+
+
+def test_unlabelled_images_train_without_a_knn_score(image_folder: Path, tmp_path: Path) -> None:
+    build(Recipe("folder"), tmp_path / "s", root=str(image_folder / "cats"))
+    assert set(open_shards(tmp_path / "s").labels.tolist()) == {-1}
+    rows = train(tiny(epochs=1, batch_size=2, knn_every=1), tmp_path / "s", tmp_path / "run")
+    assert rows[0]["knn"] is None
+
+
+def test_the_rate_falls_along_half_a_cosine() -> None:
+    rates = [cosine_lr(step, 100, 0.4) for step in range(100)]
+    assert rates[0] == 0.4
+    assert rates[50] == pytest.approx(0.2)
+    assert rates[99] == pytest.approx(0.4 * 0.000246719, rel=1e-4)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_optimizer_leaves_the_target_alone() -> None:
+    module = torch.nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    assert build_sgd(module, 0.1, 0.9, 1e-4).param_groups[0]["params"] == [module.weight]

@@ -1,0 +1,175 @@
+"""The commands as a user types them: what they print, what they say of mistakes, their exit statuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from texturegen import __version__
+
+BIN = Path(sys.executable).parent
+TRAIN = ["--set", "width=4", "--set", "stem=cifar-stride2", "--set", "projector_hidden=16", "--set", "projector_out=16"]
+TRAIN += ["--encoder", "se_resnet8", "--batch-size", "16", "--device", "cpu"]
+
+
+def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
+    done = subprocess.run([BIN / command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(command: str, *arguments: str | Path) -> str:
+    """The one line on stderr of a command that must fail by the user's mistake."""
+    status, _, stderr = call(command, *arguments)
+    assert status == 1
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    return stderr
+
+
+@pytest.mark.parametrize("command", ["texturegen", "sacl-train", "sacl-eval"])
+def test_version_and_help(command: str) -> None:
+    assert __version__ in call(command, "--version")[1]
+    assert "Usage" in call(command, "--help")[1]
+
+
+def test_build_info_verify_preview(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    status, stdout, _ = call(
+        "texturegen", "build", "--dataset", "shapes", "--limit", 12, "--per-image", 2, "--out", out
+    )
+    assert status == 0
+    assert "12 images, 24 textures, 0 failed" in stdout
+    status, stdout, _ = call("texturegen", "info", out)
+    assert status == 0
+    assert "shapes, split train, 10 classes" in stdout
+    assert "24 (2 per image), coherent" in stdout
+    assert call("texturegen", "verify", out)[0] == 0
+    sheet = tmp_path / "sheet.png"
+    assert call("texturegen", "preview", out, "-o", sheet)[0] == 0
+    assert cv2.imread(str(sheet)).shape[1] > 3 * 96
+    tar = out / "shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    status, _, stderr = call("texturegen", "verify", out)
+    assert status == 1
+    assert "shard-000000.tar" in stderr
+    assert "shard-000000.tar" in refused("texturegen", "info", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "cifar"], "did you mean 'cifar10'"),
+        (["--dataset", "shapes", "--method", "efros"], "did you mean 'efros-leung'"),
+        (["--dataset", "shapes", "--split", "validation"], "validation"),
+        (["--dataset", "shapes", "--method-option", "size=3"], "size"),
+        (["--dataset", "shapes", "--source-option", "backgrund=photo"], "backgrund"),
+        (["--dataset", "shapes", "--source-option", "background=forest"], "forest"),
+        (["--dataset", "folder", "--root", "nowhere"], "nowhere"),
+        (["--dataset", "cifar10", "--root", "nowhere"], "--download"),
+        (["--dataset", "stl10", "--root", "nowhere"], "--download"),
+        (["--dataset", "folder"], "--root"),
+        (["--dataset", "shapes", "--per-image", "-1"], "--per-image"),
+        (["--dataset", "shapes", "--size", "0"], "size"),
+    ],
+)
+def test_a_wrong_build_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in refused("texturegen", "build", *arguments, "--out", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unreadable_option_is_a_usage_error(tmp_path: Path) -> None:
+    status, _, stderr = call(
+        "texturegen", "build", "--dataset", "shapes", "--method-option", "window", "--out", tmp_path
+    )
+    assert status == 2
+    assert "not of the form KEY=VALUE" in stderr
+
+
+def test_empty_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    refused("texturegen", "build", "--dataset", "folder", "--root", tmp_path / "images", "--out", tmp_path / "s")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    refused("texturegen", "build", "--dataset", "folder", "--root", tmp_path / "images", "--out", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_with_bad_files_is_built_without_them(image_folder: Path, tmp_path: Path, photo: np.ndarray) -> None:
+    from PIL import Image
+
+    good = Image.fromarray(photo[:32, :32])
+    folder = image_folder / "cats"
+    (folder / "notes.txt").write_text("no image")
+    good.save(folder / "whole.jpg")
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(data[: len(data) * 2 // 3])
+    cv2.imwrite(str(folder / "deep.png"), photo[:32, :32].astype(np.uint16) * 257)
+    good.convert("CMYK").save(folder / "cmyk.jpg")
+    good.save(folder / "moving.gif", save_all=True, append_images=[Image.fromarray(photo[40:72, 40:72])])
+    out = tmp_path / "s"
+    status, stdout, stderr = call("texturegen", "build", "--dataset", "folder", "--root", image_folder, "--out", out)
+    assert status == 3
+    assert "10 images, 10 textures, 1 failed" in stdout
+    assert "failed: cats-truncated" in stderr
+    assert "1 file was left out" in stderr
+    assert stderr.splitlines()[-1].startswith("error: 1 image")
+    assert call("texturegen", "verify", out)[0] == 0
+    again = call("texturegen", "build", "--dataset", "folder", "--root", image_folder, "--out", out)
+    assert (again[0], again[1]) == (3, stdout)
+
+
+def test_a_full_disk_is_one_sentence_and_the_build_can_go_on(tmp_path: Path) -> None:
+    # A file size limit stands for the full disk: the write fails in the same place with an OSError.
+    build = [str(BIN / "texturegen"), "build", "--dataset", "shapes", "--limit", "60", "--shard-size", "20"]
+    script = "import resource, signal, sys, os; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    script += "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", script, *build, "--workers", "1", "--out", str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "s").glob("*.tmp"))
+    assert (
+        call("texturegen", "build", "--dataset", "shapes", "--limit", 60, "--shard-size", 20, "--out", tmp_path / "s")[
+            0
+        ]
+        == 0
+    )
+
+
+def test_train_and_evaluate(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    status, stdout, stderr = call("sacl-train", "--shards", shapes_shards, "--out", run, "--epochs", 2, *TRAIN)
+    assert status == 0, stderr
+    assert "epoch 2, loss" in stdout
+    for probe in ("knn", "linear"):
+        options = ["--run", run, "--shards", shapes_shards, "--test-shards", shapes_test_shards, "--device", "cpu"]
+        status, stdout, stderr = call("sacl-eval", probe, *options)
+        assert status == 0, stderr
+        assert "texture_decisions" in stdout
+        figures = json.loads((run / f"eval-{probe}.json").read_text())
+        assert figures["probe"] == probe
+        assert figures["command"].startswith(f"sacl-eval {probe} --run")
+        assert f"{figures['test'][0]['top1']:.2%}" in stdout
+
+
+def test_wrong_training_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train = ["sacl-train", "--out", out, *TRAIN]
+    assert "hold no textures" in refused(*train, "--shards", shapes_test_shards, "--texture-role", "negative")
+    assert "batch_size is 100" in refused(*train, "--shards", shapes_shards, "--batch-size", 100)
+    assert "no shards here" in refused(*train, "--shards", tmp_path)
+    assert "did you mean 'se_resnet50'" in refused(*train, "--shards", shapes_shards, "--encoder", "se_resnet5")
+    assert "did you mean 'epochs'" in refused(*train, "--shards", shapes_shards, "--set", "epoch=3")
+    assert "nowhere.toml" in refused(*train, "--shards", shapes_shards, "--config", "nowhere.toml")
+    assert "cuda:7" in refused(*train, "--shards", shapes_shards, "--device", "cuda:7")
+    copy = Path(shutil.copytree(shapes_shards, tmp_path / "copy"))
+    data = (copy / "shard-000001.tar").read_bytes()
+    (copy / "shard-000001.tar").write_bytes(data[:3000] + data[3001:])
+    assert "shard-000001.tar" in refused(*train, "--shards", copy)
+    assert not out.exists()

@@ -1,0 +1,234 @@
+"""Builds: the same bytes whoever does the work, resumable, and no bad image passes silently."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from texturegen import open_shards
+from texturegen.build import Recipe, build
+from texturegen.build.engine import Stopped
+from texturegen.build.job import run_job
+from texturegen.build.recipe import make_plan, texture_seed
+from texturegen.errors import UserError
+from texturegen.shards import verify
+from texturegen.texture import synthesize
+
+TINY = Recipe("shapes", limit=12, shard_size=5)
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_one_and_four_workers_give_the_same_bytes(tmp_path: Path) -> None:
+    build(TINY, tmp_path / "one", workers=1)
+    build(TINY, tmp_path / "four", workers=4)
+    assert digests(tmp_path / "one") == digests(tmp_path / "four")
+    assert len(digests(tmp_path / "one")) == 5  # three shards, the manifest, build.json
+
+
+def test_a_texture_depends_on_seed_and_key_not_on_the_shards(tmp_path: Path) -> None:
+    build(TINY, tmp_path / "a")
+    build(Recipe("shapes", limit=7, shard_size=3), tmp_path / "b")
+    build(Recipe("shapes", limit=7, seed=1), tmp_path / "c")
+    a, b, c = (open_shards(tmp_path / name) for name in "abc")
+    assert a.keys[:7] == b.keys == c.keys
+    assert [s.texture_bytes for s in a][:7] == [s.texture_bytes for s in b]
+    assert [s.texture_bytes for s in b] != [s.texture_bytes for s in c]
+    assert [s.image_bytes for s in b] == [s.image_bytes for s in c]
+
+
+def test_a_texture_can_be_made_again_from_its_manifest_row(tmp_path: Path) -> None:
+    build(Recipe("shapes", limit=3, per_image=2, method="wei-levoy"), tmp_path / "s")
+    shards = open_shards(tmp_path / "s")
+    rows = shards.manifest.to_pylist()
+    assert [(row["key"], row["index"]) for row in rows] == [(key, i) for key in shards.keys for i in (0, 1)]
+    for number, row in enumerate(rows):
+        sample = shards[number // 2]
+        patches = [sample.image[y : y + h, x : x + w] for y, x, h, w in row["patches"]]
+        settings = shards.build["recipe"]["settings"]
+        again = synthesize(patches, (row["height"], row["width"]), row["method"], row["seed"], **settings)
+        np.testing.assert_array_equal(again.image, sample.textures[row["index"]])
+        assert row["seed"] == texture_seed(0, sample.key, row["index"])
+    assert len({row["seed"] for row in rows}) == 6
+
+
+def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    build(TINY, tmp_path / "whole")
+    made: list[int] = []
+
+    def stop_in_the_second_shard(total: int, already: int):
+        def progress(textures: int) -> None:
+            made.append(textures)
+            if sum(made) == 7:
+                raise KeyboardInterrupt
+
+        return progress
+
+    with pytest.raises(KeyboardInterrupt):
+        build(TINY, tmp_path / "stopped", progress=stop_in_the_second_shard)
+    assert [p.name for p in (tmp_path / "stopped").glob("shard*")] == ["shard-000000.tar"]
+    with pytest.raises(UserError, match="not finished"):
+        open_shards(tmp_path / "stopped")
+    first = (tmp_path / "stopped" / "shard-000000.tar").stat()
+    seen: list[int] = []
+    build(
+        TINY, tmp_path / "stopped", progress=lambda total, already: seen.extend((total, already)) or (lambda made: None)
+    )
+    assert seen == [12, 5]
+    assert (tmp_path / "stopped" / "shard-000000.tar").stat().st_mtime_ns == first.st_mtime_ns
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--limit", "300"]
+    command += ["--shard-size", "30", "--workers", "2", "--out"]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("shard-*.tar")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "build.json").exists()
+    time.sleep(1)  # the workers end with their parent
+    subprocess.run([*command, tmp_path / "killed"], check=True, capture_output=True)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path: Path, workers: str) -> None:
+    command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--size", "96", "--shard-size", "20"]
+    process = subprocess.Popen(
+        [*command, "--workers", workers, "--out", tmp_path / "s"], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "s").glob("shard-*.tar")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith("stopped;")
+    assert "Traceback" not in stderr
+    assert not list((tmp_path / "s").glob("*.tmp"))
+
+
+def test_a_job_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
+    plan, _ = make_plan(TINY)
+    with pytest.raises(Stopped):
+        run_job(plan, None, tmp_path, 0, lambda textures: False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_build_is_not_done_again(tmp_path: Path) -> None:
+    first = build(TINY, tmp_path / "s")
+    before = digests(tmp_path / "s")
+    again = build(TINY, tmp_path / "s", progress=lambda total, already: pytest.fail("worked again"))
+    assert again == first
+    assert digests(tmp_path / "s") == before
+
+
+def test_another_recipe_in_the_directory_is_refused_by_what_differs(tmp_path: Path) -> None:
+    build(TINY, tmp_path / "s")
+    before = digests(tmp_path / "s")
+    with pytest.raises(UserError, match=r"holds another build \(recipe.limit 12 there, 13 asked\)"):
+        build(Recipe("shapes", limit=13, shard_size=5), tmp_path / "s")
+    with pytest.raises(UserError, match=r"\(recipe.method 'coherent' there, 'efros-leung' asked\)"):
+        build(Recipe("shapes", limit=12, shard_size=5, method="efros-leung"), tmp_path / "s")
+    assert digests(tmp_path / "s") == before
+    (tmp_path / "s" / "build.json").unlink()
+    with pytest.raises(UserError, match="not a shard directory of this program"):
+        build(TINY, tmp_path / "s")
+
+
+def test_images_that_cannot_be_used_are_recorded_and_the_rest_is_built(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "cats" / "broken.png").write_text("no image")
+    (image_folder / "cats" / "notes.txt").write_text("not an image at all")
+    cv2.imwrite(str(image_folder / "eyes" / "small.png"), np.zeros((4, 4, 3), np.uint8))
+    out = tmp_path / "s"
+    result = build(Recipe("folder", shard_size=3), out, root=str(image_folder))
+    assert result.counts == {"samples": 6, "textures": 6, "failed": 2, "ignored": 1}
+    assert len(result.failures) == 2
+    shards = open_shards(out)
+    assert len(shards) == 6
+    failed = [row for row in shards.manifest.to_pylist() if row["status"] == "failed"]
+    assert sorted(row["key"].rsplit("-", 1)[0] for row in failed) == ["cats-broken", "eyes-small"]
+    assert all(row["error"] and row["shard"] is None for row in failed)
+    assert verify(out) == []
+    # The originals travel as they are.
+    names = {p.read_bytes() for p in image_folder.rglob("*.*")}
+    assert all(sample.image_bytes in names for sample in shards)
+    assert sorted(set(shards.manifest["image_ext"].to_pylist()) - {None}) == ["jpg", "png"]
+    assert shards.classes == ["cats", "eyes"]
+
+
+def test_a_changed_folder_is_another_build(image_folder: Path, tmp_path: Path) -> None:
+    build(Recipe("folder"), tmp_path / "s", root=str(image_folder))
+    shutil.copy(image_folder / "cats" / "1.png", image_folder / "cats" / "7.png")
+    with pytest.raises(UserError, match="holds another build"):
+        build(Recipe("folder"), tmp_path / "s", root=str(image_folder))
+
+
+def test_a_file_that_vanishes_during_the_build_is_recorded(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    plan, _ = make_plan(Recipe("folder"), root=str(image_folder))
+    removed = threading.Event()
+
+    def vanish(textures: int) -> bool:
+        if not removed.is_set():
+            removed.set()
+            os.unlink(image_folder / "eyes" / "2.png")
+        return True
+
+    stats = run_job(plan, str(image_folder), tmp_path, 0, vanish)
+    assert (stats["samples"], stats["failed"]) == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_image": -1}, "--per-image is -1"),
+        ({"shard_size": 0}, "--shard-size is 0"),
+        ({"limit": 0}, "--limit is 0"),
+        ({"method": "coherant"}, "did you mean 'coherent'"),
+        ({"settings": {"windw": 5}}, "windw"),
+        ({"dataset": "shape"}, "did you mean 'shapes'"),
+        ({"split": "tets"}, "tets"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_written(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(Recipe(**{"dataset": "shapes", **changes}), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_build_json_has_counts_versions_and_checksums(shapes_shards: Path) -> None:
+    content = json.loads((shapes_shards / "build.json").read_text())
+    assert content["counts"] == {"samples": 64, "textures": 64, "failed": 0, "ignored": 0}
+    assert [shard["samples"] for shard in content["shards"]] == [20, 20, 20, 4]
+    for shard in content["shards"]:
+        data = (shapes_shards / shard["name"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+    assert content["versions"]["numpy"] == np.__version__
+    assert not (shapes_shards / "parts").exists()

@@ -1,0 +1,185 @@
+"""The shard contract: written whole or not at all, read by us and by others, damage named."""
+
+import io
+import json
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from texturegen import open_shards
+from texturegen.errors import UserError
+from texturegen.images import decode_image, encode_png
+from texturegen.shards import ShardWriter, verify
+from texturegen.shards.schema import PARTS
+
+
+@pytest.fixture
+def copy(shapes_shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shapes_shards, tmp_path / "copy"))
+
+
+def _write_one(directory: Path, commit: bool = True) -> None:
+    (directory / PARTS).mkdir(parents=True, exist_ok=True)
+    image = encode_png(np.zeros((4, 4, 3), np.uint8))
+    with ShardWriter(directory, 0, "f") as writer:
+        for place in writer.add("a-1", image, "png", [image], 3):
+            writer.add_row(key="a-1", status="ok", meta="{}", **place)
+        if commit:
+            writer.commit()
+
+
+def test_a_shard_has_its_final_name_only_when_committed(tmp_path: Path) -> None:
+    _write_one(tmp_path / "left", commit=False)
+    assert [p.name for p in (tmp_path / "left").iterdir()] == [PARTS]
+    assert not list((tmp_path / "left" / PARTS).iterdir())
+    _write_one(tmp_path / "done")
+    assert sorted(p.name for p in (tmp_path / "done").rglob("*")) == [
+        "000000.json",
+        "000000.parquet",
+        PARTS,
+        "shard-000000.tar",
+    ]
+
+
+def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), ShardWriter(tmp_path, 0, "f"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "../a", "ä", "a" * 101])
+def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
+    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="does not match"):
+        writer.add(key, b"", "png", [], 0)
+
+
+def test_headers_tell_nothing_of_machine_or_hour(shapes_shards: Path) -> None:
+    with tarfile.open(shapes_shards / "shard-000000.tar") as tar:
+        for info in tar:
+            assert (info.mtime, info.uid, info.gid, info.uname, info.mode) == (0, 0, 0, "", 0o644)
+            assert not info.pax_headers
+
+
+def test_samples_read_by_offset_equal_those_of_webdataset(shapes_shards: Path) -> None:
+    shards = open_shards(shapes_shards)
+    urls = [str(path) for path in sorted(shapes_shards.glob("*.tar"))]
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert len(theirs) == len(shards) == 64
+    for mine, other in zip(shards, theirs, strict=True):
+        assert mine.key == other["__key__"]
+        assert mine.image_bytes == other["png"]
+        assert mine.texture_bytes == (other["texture0.png"],)
+        assert mine.label == int(other["cls"])
+        np.testing.assert_array_equal(mine.image, decode_image(other["png"]))
+        np.testing.assert_array_equal(mine.textures[0], decode_image(other["texture0.png"]))
+
+
+def test_samples_have_what_the_manifest_says(shapes_shards: Path) -> None:
+    shards = open_shards(shapes_shards)
+    rows = shards.manifest.to_pylist()
+    assert [row["key"] for row in rows] == shards.keys
+    for i in (0, 19, 20, 63, -1):
+        sample, row = shards[i], rows[i]
+        assert (sample.key, sample.label) == (row["key"], row["label"])
+        assert sample.meta == json.loads(row["meta"])
+        assert sample.image.shape == (row["height"], row["width"], 3)
+        assert sample.textures.shape == (1, row["height"], row["width"], 3)
+    assert shards.metas()[5] == shards[5].meta
+    with pytest.raises(IndexError):
+        shards[64]
+
+
+def test_shards_without_textures(shapes_test_shards: Path) -> None:
+    shards = open_shards(shapes_test_shards)
+    assert len(shards) == 40
+    assert shards[7].textures.shape == (0, 32, 32, 3)
+    assert shards.image_size() == (32, 32)
+    assert shards[7].meta["texture_label"] != shards[7].label
+
+
+def test_open_shards_travel_to_another_process(shapes_shards: Path) -> None:
+    shards = open_shards(shapes_shards)
+    first = shards[0].image
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards))[0].image, first)
+
+
+def test_verify_finds_nothing_in_a_good_build(shapes_shards: Path) -> None:
+    counted: list[int] = []
+    assert verify(shapes_shards, counted.append) == []
+    assert sum(counted) == 64
+
+
+def test_a_removed_byte_is_named(copy: Path) -> None:
+    tar = copy / "shard-000001.tar"
+    data = tar.read_bytes()
+    tar.write_bytes(data[:5000] + data[5001:])
+    with pytest.raises(UserError, match=r"shard-000001.tar: .* bytes where"):
+        open_shards(copy)
+    faults = verify(copy)
+    assert faults
+    assert all("shard-000001.tar" in fault for fault in faults)
+
+
+def test_a_changed_byte_is_named_with_its_member(copy: Path) -> None:
+    row = open_shards(copy).manifest.to_pylist()[30]
+    tar = copy / row["shard"]
+    data = bytearray(tar.read_bytes())
+    data[row["texture_offset"] + 50] ^= 0xFF
+    tar.write_bytes(data)
+    faults = verify(copy)
+    assert any("checksum" in fault for fault in faults)
+    assert any(f"{row['key']}.texture0.png" in fault for fault in faults)
+    with pytest.raises(UserError, match=row["key"]):
+        open_shards(copy)[30].textures  # noqa: B018 (decodes)
+
+
+def test_a_changed_label_is_found_by_the_checksum(copy: Path) -> None:
+    tar = copy / "shard-000000.tar"
+    with tarfile.open(tar) as opened:
+        member = next(info for info in opened if info.name.endswith(".cls"))
+    data = bytearray(tar.read_bytes())
+    data[member.offset_data] ^= 0x01
+    tar.write_bytes(data)
+    assert [fault for fault in verify(copy) if "checksum" in fault]
+
+
+def test_members_that_the_manifest_does_not_know_are_named(copy: Path) -> None:
+    with tarfile.open(copy / "shard-000002.tar", "a") as tar:
+        info = tarfile.TarInfo("../evil.pyd")
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"evil"))
+    assert any("../evil.pyd: not in the manifest" in fault for fault in verify(copy))
+
+
+def test_a_missing_shard_manifest_or_build_is_named(copy: Path, tmp_path: Path) -> None:
+    (copy / "shard-000002.tar").unlink()
+    assert [fault for fault in verify(copy) if "shard-000002.tar: missing" in fault]
+    with pytest.raises(UserError, match=r"shard-000002.tar: missing"):
+        open_shards(copy)
+    (copy / "manifest.parquet").write_bytes(b"PAR1 no more")
+    assert ["manifest.parquet: damaged" in fault for fault in verify(copy)] == [True]
+    (copy / "build.json").write_text("{")
+    with pytest.raises(UserError, match=r"build.json: damaged"):
+        open_shards(copy)
+    with pytest.raises(UserError, match="no shards here"):
+        open_shards(tmp_path)
+
+
+def test_a_build_that_names_a_shard_elsewhere_is_refused(copy: Path) -> None:
+    content = json.loads((copy / "build.json").read_text())
+    content["shards"][0]["name"] = "../shard-000000.tar"
+    (copy / "build.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="leads out of the directory"):
+        open_shards(copy)
+
+
+def test_wrong_counts_are_found(copy: Path) -> None:
+    table = pq.read_table(copy / "manifest.parquet")
+    pq.write_table(table.slice(0, 63), copy / "manifest.parquet")
+    assert any("63 samples" in fault for fault in verify(copy))

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from texturegen.errors import UserError
+from texturegen.texture import cut_patches
+
+
+def numbered(height, width):
+    return np.arange(height * width * 3).reshape(height, width, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("size", "side"), [((32, 32), 16), ((96, 96), 48), ((224, 224), 96), ((300, 21), 10)])
+def test_first_at_the_centre_then_random_all_inside(size, side):
+    image = numbered(*size)
+    patches, boxes = cut_patches(image, seed=7, count=4)
+    assert boxes[0] == ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
+    assert len(patches) == len(boxes) == 4
+    for patch, (y, x, high, wide) in zip(patches, boxes, strict=True):
+        assert high == wide == side
+        assert 0 <= y <= size[0] - side
+        assert 0 <= x <= size[1] - side
+        np.testing.assert_array_equal(patch, image[y : y + high, x : x + wide])
+    assert cut_patches(image, seed=7, count=4)[1] == boxes
+    assert cut_patches(image, seed=8, count=4)[1] != boxes
+
+
+def test_random_places_reach_every_corner():
+    image = numbered(18, 18)
+    places = {box[:2] for seed in range(200) for box in cut_patches(image, seed, side=16)[1][1:]}
+    assert places == {(y, x) for y in range(3) for x in range(3)}
+
+
+def test_side_may_be_the_whole_image():
+    patches, boxes = cut_patches(numbered(9, 12), seed=0, count=1, side=9)
+    assert boxes == [(0, 1, 9, 9)]
+    assert patches[0].shape == (9, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (numbered(15, 40), {}, "15x40 pixels: too small"),
+        (numbered(20, 30), {"side": 21}, "from 1 to the image's shorter side, 20"),
+        (numbered(20, 30), {"side": 0}, "side is 0"),
+        (numbered(20, 30), {"count": 0}, "count is 0"),
+        (numbered(20, 30)[..., 0], {}, "RGB"),
+        (numbered(20, 30).astype(float), {}, "float64, not uint8"),
+    ],
+)
+def test_refused(image, options, message):
+    with pytest.raises(UserError, match=message):
+        cut_patches(image, 0, **options)

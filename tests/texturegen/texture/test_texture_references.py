@@ -1,0 +1,80 @@
+"""Every method against its slow reference, pixel for pixel."""
+
+import numpy as np
+import pytest
+import texture_reference as reference
+
+from texturegen.texture import resolve_settings, synthesize
+
+
+def random_patches(sides, seed):
+    """Patches with structure (smooth ramps and edges) and with equal colours, so that ties occur."""
+    generator = np.random.default_rng(seed)
+    patches = []
+    for height, width in sides:
+        y, x = np.mgrid[:height, :width]
+        waves = np.sin(y[..., None] * generator.uniform(0.3, 2, 3) + x[..., None] * generator.uniform(0.3, 2, 3))
+        coarse = np.round(waves * 3 + generator.normal(0, 0.4, (height, width, 1))) * 35
+        patches.append(np.clip(coarse + 128, 0, 255).astype(np.uint8))
+    return patches
+
+
+def check(method, sides, size, seed, **settings):
+    patches = random_patches(sides, seed)
+    texture = synthesize(patches, size, method, seed, **settings)
+    expected = getattr(reference, method.replace("-", "_"))(
+        patches, size, seed, **{**resolve_settings(method, settings), **settings}
+    )
+    np.testing.assert_array_equal(texture.source, expected)
+    np.testing.assert_array_equal(texture.image, reference.look_up(patches, expected))
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "seed", "settings"),
+    [
+        ([(8, 8)], (9, 9), 0, {}),
+        ([(9, 12), (12, 8)], (7, 11), 1, {}),
+        ([(8, 9), (10, 8), (9, 9)], (8, 8), 2**63 - 1, {"window": 5}),
+        ([(8, 8), (11, 9)], (10, 6), 3, {"window": 3, "epsilon": 0.5}),
+        ([(8, 8)], (6, 6), 4, {"epsilon": 0}),
+        ([(8, 8)], (1, 12), 5, {}),
+        ([(8, 8)], (2, 2), 6, {}),
+    ],
+)
+def test_efros_leung(sides, size, seed, settings):
+    check("efros-leung", sides, size, seed, **settings)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "seed", "settings"),
+    [
+        ([(8, 8)], (9, 9), 0, {"levels": 1}),
+        ([(9, 9)], (8, 10), 1, {"levels": 2}),
+        ([(10, 13), (12, 9)], (11, 7), 2**63 - 1, {"levels": 2}),
+        ([(11, 11), (9, 14), (10, 10)], (9, 9), 3, {"levels": 2}),
+        ([(13, 13)], (6, 8), 4, {"levels": 2, "window": 7}),
+        ([(11, 9)], (7, 7), 5, {"levels": 2, "window": 3}),
+        ([(17, 18)], (7, 9), 6, {"levels": 3}),
+        ([(8, 8)], (1, 3), 7, {"levels": 1}),
+    ],
+)
+def test_wei_levoy(sides, size, seed, settings):
+    check("wei-levoy", sides, size, seed, **settings)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "seed", "settings"),
+    [
+        ([(8, 8)], (12, 12), 0, {"levels": 1}),
+        ([(9, 9)], (10, 12), 1, {"levels": 2}),
+        ([(10, 13), (12, 9)], (11, 11), 2**63 - 1, {"levels": 2, "block": 3}),
+        ([(11, 11), (9, 14), (10, 10)], (12, 9), 3, {"levels": 2, "random_candidates": 3}),
+        ([(14, 13)], (7, 8), 4, {"levels": 2, "window": 7, "random_candidates": 0}),
+        ([(8, 9)], (9, 8), 5, {"levels": 2, "window": 3, "first_passes": 1, "passes": 4}),
+        ([(17, 18)], (13, 9), 6, {"levels": 3}),
+        ([(8, 8)], (2, 3), 7, {"levels": 1}),
+        ([(8, 8), (9, 9)], (8, 11), 8, {"levels": 1, "block": 20, "first_passes": 1}),
+    ],
+)
+def test_coherent(sides, size, seed, settings):
+    check("coherent", sides, size, seed, **settings)

@@ -1,0 +1,3 @@
+from texturegen.cli import main
+
+main()

@@ -1,0 +1,112 @@
+"""What is to be built: the recipe, and the plan it gives on one data set.
+
+Everything that decides a byte of the shards is in here; workers, engines and places are not.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from texturegen import __version__
+from texturegen.errors import UserError
+from texturegen.shards.schema import FORMAT
+from texturegen.sources import Source, open_source
+from texturegen.texture import resolve_settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A build, apart from where its images lie and who does the work.
+
+    Attributes
+    ----------
+    dataset, split, source_options : what `texturegen.sources.open_source` takes; split None is the source's default.
+    size : side in pixels to which images are brought; None keeps the data set's own.
+    method, settings : of `texturegen.synthesize`.
+    per_image : K, textures per image; 0 writes images alone.
+    patch_size : side of the patches in pixels; None: half the short side, at most 96 (SACL §3.2, Ge et al. 2021).
+    limit : only the first so many images; None is all.
+    seed : every texture's seed is derived from it, the image's key and the texture's number.
+    shard_size : images per shard.
+    """
+
+    dataset: str
+    split: str | None = None
+    source_options: dict[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    method: str = "coherent"
+    settings: dict[str, Any] = field(default_factory=dict)
+    per_image: int = 1
+    patch_size: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    shard_size: int = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe resolved on its data set: `items` images in `shards` shards."""
+
+    recipe: Recipe
+    items: int
+    source: dict[str, Any]
+
+    @property
+    def shards(self) -> int:
+        return -(-self.items // self.recipe.shard_size)
+
+    def positions(self, number: int) -> range:
+        """Positions in the data set of the images of shard `number`."""
+        size = self.recipe.shard_size
+        return range(number * size, min((number + 1) * size, self.items))
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe and the data set as `build.json` records them; two equal descriptions give equal bytes."""
+        return {
+            "format": FORMAT,
+            "recipe": asdict(self.recipe),
+            "source": self.source,
+            "texturegen": __version__,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+
+
+def open_recipe_source(recipe: Recipe, root: str | None, download: bool = False, check: bool = True) -> Source:
+    return open_source(
+        recipe.dataset,
+        root=root,
+        split=recipe.split,
+        size=recipe.size,
+        download=download,
+        check=check,
+        **recipe.source_options,
+    )
+
+
+def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -> tuple[Plan, list[str]]:
+    """Open the data set once, with its checks, and fill in every default of the recipe.
+
+    Returns the plan and the names of the files that the source leaves out because they are no images.
+    Raises UserError for anything the recipe or the data set has wrong.
+    """
+    for name, least in (("per_image", 0), ("seed", 0), ("shard_size", 1), ("limit", 1), ("patch_size", 1)):
+        value = getattr(recipe, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    settings = resolve_settings(recipe.method, recipe.settings)
+    source = open_recipe_source(recipe, root, download)
+    recipe = replace(recipe, split=source.split, settings=settings)
+    items = len(source) if recipe.limit is None else min(recipe.limit, len(source))
+    about = {"name": source.name, "split": source.split, "items": items, "classes": list(source.classes)}
+    about["digest"] = source.digest
+    return Plan(recipe, items, about), list(getattr(source, "ignored", []))
+
+
+def texture_seed(seed: int, key: str, index: int) -> int:
+    """The seed of one texture: 0 <= value < 2**63, a hash of the build's seed, the image's key and the number."""
+    digest = hashlib.blake2b(f"{seed}/{key}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,138 @@
+"""The `texturegen` command. Heavy modules are imported by the commands that need them: `--help` answers at once."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from texturegen import __version__
+from texturegen.console import FriendlyGroup, Progress, fail, read_pairs
+
+FAILED_IMAGES = 3  # exit status of a build that finished without some images
+
+
+@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Turn the images of a data set into texture images (hard negatives), as WebDataset shards."""
+
+
+@main.command()
+@click.option("--dataset", required=True, metavar="NAME", help="shapes, cifar10, cifar100, stl10 or folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the shards.")
+@click.option("--root", type=click.Path(), help="Where the data set's files lie (all but shapes).")
+@click.option("--split", help="train, test, ...; what there is depends on the data set.")
+@click.option("--download", is_flag=True, help="Fetch the data set's official files into --root.")
+@click.option("--method", default="coherent", show_default=True, help="efros-leung, wei-levoy or coherent.")
+@click.option("--size", type=int, help="Bring images to this side: short side resized, centre cropped.")
+@click.option("--per-image", default=1, show_default=True, help="Textures per image; 0 writes images alone.")
+@click.option("--patch-size", type=int, help="Side of the two patches  [default: half the short side, at most 96]")
+@click.option("--limit", type=int, help="Only the first N images.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes  [default: the cores at hand]")
+@click.option("--shard-size", default=1000, show_default=True, help="Images per shard.")
+@click.option("--method-option", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE for the method.")
+@click.option(
+    "--source-option", "source_options", multiple=True, callback=read_pairs, help="KEY=VALUE for the data set."
+)
+def build(out: Path, root: str | None, download: bool, workers: int | None, **recipe: Any) -> None:
+    """Build shards. Run the same command again to resume; it never does a finished shard twice.
+
+    Exit status 3: finished, but some images could not be used (the manifest says which and why).
+    """
+    import texturegen.build as building
+
+    bars: list[Progress] = []
+
+    def progress(total: int, already: int) -> Callable[[int], object]:
+        bars.append(Progress(total, "textures" if recipe["per_image"] else "images", already))
+        return bars[0]
+
+    workers = workers or len(os.sched_getaffinity(0))
+    try:
+        result = building.build(building.Recipe(**recipe), out, root, download, workers, progress=progress)
+    finally:
+        for bar in bars:
+            bar.close()
+    counts = result.counts
+    print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
+    if counts["ignored"]:
+        print(f"{counts['ignored']} files were left out: not images by their extension", file=sys.stderr)
+    for key, error in result.failures:
+        print(f"failed: {key}: {error}", file=sys.stderr)
+    if counts["failed"]:
+        print(
+            f"error: {counts['failed']} images failed; the manifest has them all, with reasons",
+            file=sys.stderr,
+        )
+        sys.exit(FAILED_IMAGES)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def verify(directory: Path) -> None:
+    """Check counts, checksums, and that every image decodes; exit status 1 names each bad file."""
+    from texturegen.shards import verify as verify_shards
+
+    faults = verify_shards(directory)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        fail(f"{directory}: {len(faults)} faults")
+    print(f"{directory}: all is well")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def info(directory: Path) -> None:
+    """Print what a shard directory holds."""
+    import pyarrow.compute as pc
+
+    from texturegen.shards import open_shards
+    from texturegen.shards.schema import QUALITY
+
+    shards = open_shards(directory)
+    recipe, counts = shards.build["recipe"], shards.build["counts"]
+    sizes = sorted(set(zip(shards.heights.tolist(), shards.widths.tolist(), strict=True)))
+    size = f"{sizes[0][1]}x{sizes[0][0]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    lines = {
+        "data set": f"{recipe['dataset']}, split {recipe['split']}, {len(shards.classes)} classes",
+        "images": f"{counts['samples']} of {size} px, {counts['failed']} failed, {counts['ignored']} files ignored",
+        "textures": f"{counts['textures']} ({recipe['per_image']} per image), {recipe['method']} {recipe['settings']}",
+        "shards": f"{len(shards.build['shards'])}, {sum(s['bytes'] for s in shards.build['shards']) / 1e6:.1f} MB",
+        "seed": recipe["seed"],
+        "versions": ", ".join(f"{name} {number}" for name, number in shards.build["versions"].items()),
+    }
+    if counts["textures"]:
+        medians = {name: pc.quantile(shards.manifest[name], 0.5)[0].as_py() for name in QUALITY}
+        lines["quality"] = ", ".join(f"{name} {value:.3g}" for name, value in medians.items()) + " (medians)"
+    for name, value in lines.items():
+        print(f"{name:10}{value}")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
+@click.option("--count", default=24, show_default=True, type=click.IntRange(1), help="Images, evenly over the set.")
+def preview(directory: Path, output: Path, count: int) -> None:
+    """Write a contact sheet: each image beside its textures."""
+    import numpy as np
+
+    from texturegen.images import encode_png
+    from texturegen.preview import contact_sheet
+    from texturegen.shards import open_shards
+
+    shards = open_shards(directory)
+    shards_label = shards.classes
+    picked = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, min(count, len(shards))).astype(int))]
+    captions = [shards_label[s.label] if 0 <= s.label < len(shards_label) else s.key for s in picked]
+    sheet = contact_sheet([[s.image, *s.textures] for s in picked], captions, columns=4)
+    output.write_bytes(encode_png(sheet))
+    print(f"{output}: {len(picked)} images of {len(shards)}")
+
+
+if __name__ == "__main__":
+    main()

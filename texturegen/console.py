@@ -1,0 +1,93 @@
+"""What the three commands share: mistakes as one line on stderr, KEY=VALUE options, progress."""
+
+import contextlib
+import sys
+import time
+import tomllib
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from texturegen.errors import UserError
+
+LINE_SECONDS = 10.0
+
+
+class FriendlyCommand(click.Command):
+    """A click command that ends with one line on stderr and an exit status, not with a traceback.
+
+    1: the user's mistake, a full disk, a file that cannot be read. 2: a wrong option. 130: Ctrl-C.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except UserError as error:
+            fail(str(error))
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except (click.Abort, KeyboardInterrupt):
+            print("stopped; what is finished is kept: run the same command again to go on", file=sys.stderr)
+            sys.exit(130)
+
+
+class FriendlyGroup(FriendlyCommand, click.Group):
+    """A group of commands with the same manners."""
+
+
+def fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Callback of a repeated KEY=VALUE option: a dict, its values read as TOML reads them, else as plain text."""
+    pairs: dict[str, Any] = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", context, parameter)
+        pairs[key] = value
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            pairs[key] = tomllib.loads(f"value = {value}")["value"]
+    return pairs
+
+
+class Progress:
+    """Counts `unit`s up to `total`, `already` of them there at the start.
+
+    A bar on a terminal; elsewhere a plain line every ten seconds.
+    """
+
+    def __init__(self, total: int, unit: str, already: int = 0) -> None:
+        self.total, self.unit, self.already, self.done = total, unit, already, already
+        self._start = self._last = time.monotonic()
+        self._bar = tqdm(total=total, initial=already, unit=f" {unit}", dynamic_ncols=True, disable=not isatty())
+
+    def __call__(self, made: int, note: str = "") -> None:
+        """Count `made` more; `note` is shown behind the figures."""
+        self.done += made
+        if note and isatty():
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(made)
+        if not isatty() and time.monotonic() - self._last >= LINE_SECONDS:
+            self._last = time.monotonic()
+            rate = (self.done - self.already) / (self._last - self._start)
+            left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "no rate yet"
+            note = f", {note}" if note else ""
+            print(f"{self.done}/{self.total} {self.unit}, {rate:.0f}/s, {left}{note}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def isatty() -> bool:
+    return sys.stderr.isatty()
+
+
+def warn(message: str) -> None:
+    tqdm.write(f"warning: {message}", file=sys.stderr)  # does not break a bar

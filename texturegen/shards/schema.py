@@ -1,0 +1,53 @@
+"""The contract between builder and readers: names, members and manifest of a shard directory.
+
+DIR/shard-000000.tar ...   plain WebDataset tars: KEY.<ext>, KEY.texture0.png ..., KEY.cls
+DIR/manifest.parquet       one row per texture (one per image where there are no textures, or where it failed)
+DIR/build.json             the whole recipe, counts, versions, the sha256 of each shard; written last
+DIR/parts/                 only while a build is under way: the recipe, and per finished shard its rows and stats
+"""
+
+import re
+
+import pyarrow as pa
+
+FORMAT = 1
+MANIFEST = "manifest.parquet"
+BUILD = "build.json"
+PARTS = "parts"
+KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+# Image members that the reader decodes; anything else in a tar is not ours to open.
+IMAGE_EXTENSIONS = ("png", "jpg", "webp", "bmp", "gif", "tif", "ppm", "pgm")
+QUALITY = ("histogram", "autocorrelation", "coherence", "completeness", "verbatim")
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.string()),  # null: the sample failed and is in no shard
+        ("index", pa.int32()),  # number of the texture within its sample; null: a row about the image alone
+        ("position", pa.int64()),  # number of the image in its data set
+        ("label", pa.int64()),  # -1: unlabelled
+        ("width", pa.int32()),  # pixels
+        ("height", pa.int32()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("patches", pa.list_(pa.list_(pa.int32(), 4))),  # (row, column, height, width) in the image
+        *((figure, pa.float32()) for figure in QUALITY),
+        ("image_ext", pa.string()),
+        ("image_offset", pa.int64()),  # of the member's bytes in the tar
+        ("image_size", pa.int64()),
+        ("texture_offset", pa.int64()),
+        ("texture_size", pa.int64()),
+        ("status", pa.string()),  # "ok" or "failed"
+        ("error", pa.string()),
+        ("meta", pa.string()),  # JSON object: what the source knows beside the label
+    ]
+)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def texture_member(key: str, index: int) -> str:
+    return f"{key}.texture{index}.png"

@@ -1,0 +1,115 @@
+"""Write one shard so that it is there whole or not at all, with the same bytes on every machine.
+
+Commit order: temporary tar, fsync, rename; its manifest part; last its stats file, which is the commit mark.
+Python's tarfile writes the tar: importing webdataset for its TarWriter would load torch into every build worker.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from texturegen.shards.schema import IMAGE_EXTENSIONS, KEY, MANIFEST_SCHEMA, PARTS, shard_name, texture_member
+
+
+class ShardWriter:
+    """A context that collects samples and rows; `commit()` puts them under their final names.
+
+    Leaving the context without a commit removes the temporary file.
+    """
+
+    def __init__(self, directory: Path, number: int, fingerprint: str) -> None:
+        self.directory, self.number, self.fingerprint = directory, number, fingerprint
+        self.name = shard_name(number)
+        self.samples = 0
+        self._rows: list[dict[str, Any]] = []
+        self._temporary = directory / f"{self.name}.tmp"
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by commit or __exit__)
+        # PAX in name only: every header is plain ustar unless key and extension exceed 100 characters.
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+
+    def add(self, key: str, image: bytes, ext: str, textures: list[bytes], label: int) -> list[dict[str, Any]]:
+        """Append one sample; return the place of its members, as manifest columns: a dict per texture (or one)."""
+        if not KEY.fullmatch(key):
+            raise ValueError(f"key {key!r} does not match {KEY.pattern}")
+        if ext not in IMAGE_EXTENSIONS:
+            raise ValueError(f"{key}: a shard cannot hold images of type {ext!r}")
+        offset, size = self._member(f"{key}.{ext}", image)
+        place = {"shard": self.name, "image_ext": ext, "image_offset": offset, "image_size": size}
+        places = [place]
+        if textures:
+            members = [self._member(texture_member(key, i), data) for i, data in enumerate(textures)]
+            places = [{**place, "index": i, "texture_offset": o, "texture_size": s} for i, (o, s) in enumerate(members)]
+        self._member(f"{key}.cls", str(label).encode())
+        self.samples += 1
+        return places
+
+    def add_row(self, **columns: Any) -> None:
+        """Add one manifest row; columns not given are null."""
+        self._rows.append(columns)
+
+    def commit(self) -> dict[str, Any]:
+        """Make the shard final and return its stats (what `build.json` lists of it)."""
+        self._tar.close()
+        sync_close(self._file)
+        with open(self._temporary, "rb") as f:
+            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+        failed = sum(row["status"] != "ok" for row in self._rows)
+        stats = {
+            "name": self.name,
+            "sha256": sha256,
+            "bytes": self._temporary.stat().st_size,
+            "samples": self.samples,
+            "textures": sum(row["status"] == "ok" and row.get("index") is not None for row in self._rows),
+            "failed": failed,
+        }
+        os.replace(self._temporary, self.directory / self.name)
+        parts = self.directory / PARTS
+        table = pa.Table.from_pylist(self._rows, schema=MANIFEST_SCHEMA)
+        write_atomically(parts / f"{self.number:06d}.parquet", lambda f: pq.write_table(table, f))
+        write_json(parts / f"{self.number:06d}.json", {"fingerprint": self.fingerprint, **stats})
+        return stats
+
+    def _member(self, name: str, data: bytes) -> tuple[int, int]:
+        info = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: nothing of the machine or the hour
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return self._tar.offset - padded, len(data)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def sync_close(f: Any) -> None:
+    f.flush()
+    os.fsync(f.fileno())
+    f.close()
+
+
+def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
+    """Call `write(file)` on a temporary file, fsync it, and rename it to `path`."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            sync_close(f)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, lambda f: f.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode()))

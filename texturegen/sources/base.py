@@ -1,0 +1,87 @@
+"""What every source is made of: the Item it gives, the Source it is, the ImageError it raises."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from texturegen.errors import UserError
+
+
+class ImageError(UserError):
+    """One image of a source cannot be decoded; the others still can."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key = key
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is pickled by its message alone unless told otherwise; this one crosses processes.
+        return type(self), (self.key, self.reason)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a source.
+
+    Attributes
+    ----------
+    key : its name, in [A-Za-z0-9_-]{1,100}, unique in the source and the same in every run.
+    image : uint8 (H, W, 3) RGB.
+    label : class number; -1 when there is none.
+    data : the encoded file that `image` was decoded from; None when there is no such file.
+    ext : how `data` is to be named, lower case and without dot; "png" when data is None.
+    meta : whatever else is known, JSON-serialisable.
+    """
+
+    key: str
+    image: np.ndarray
+    label: int = -1
+    data: bytes | None = None
+    ext: str = "png"
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Images by index. Any process may ask for any index in any order: what comes depends on the arguments alone."""
+
+    name: str
+    split: str | None
+    size: int | None
+    classes: list[str]
+
+    def __getitem__(self, index: int) -> Item:
+        """Return item `index`, as a square when the source has a `size`; ImageError when it cannot be decoded."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images; there is no index {index}")
+        item = self._read(index)
+        if self.size is None:
+            return item
+        from texturegen.sources.resize import fit_item  # loads OpenCV
+
+        return fit_item(item, self.size)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what identifies the list of images, found without reading them."""
+        return hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """Return the key of item `index` without decoding it."""
+
+    @abstractmethod
+    def _read(self, index: int) -> Item:
+        """Return item `index` at its own size; the index is known to be in range."""
+
+    @abstractmethod
+    def _identity(self) -> Any:
+        """Return what `digest` is of: anything JSON can hold."""

@@ -1,0 +1,116 @@
+"""Any folder of images: flat, or with a folder per class."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from texturegen.errors import UserError
+from texturegen.sources.base import ImageError, Item, Source
+from texturegen.sources.decode import decode_image
+
+EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+
+
+class Folder(Source):
+    """The images under `root`, at any depth, in the order of their paths.
+
+    The sorted folders directly under `root` are the classes (an empty one too, so that the numbers of two parallel
+    folders agree); an image directly under `root` has label -1. Links are followed, but never back into a folder
+    they are in. Hidden files and folders are passed over. `ignored` lists what else is there: files without an image's
+    extension, broken links, and things that are no plain files.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: Path, split: None, size: int | None) -> None:
+        self.split, self.size = split, size
+        self._root = root
+        if not root.exists():
+            raise UserError(f"the image folder {root} does not exist")
+        if not root.is_dir():
+            raise UserError(f"{root} is a file; the data set 'folder' needs a folder of images")
+        try:
+            self.classes = sorted(e.name for e in os.scandir(root) if _kind(e) == "folder")
+            found = sorted(_walk(root, "", frozenset()))
+        except OSError as error:
+            raise UserError(f"the image folder {error.filename} cannot be read: {error.strerror}") from error
+        self._paths = [path for path, kind in found if kind == "file" and _extension(path) in EXTENSIONS]
+        images = set(self._paths)
+        self.ignored = [_printable(path) for path, _ in found if path not in images]
+        if not self._paths:
+            others = f"only {len(self.ignored)} other file(s)" if self.ignored else "it is empty"
+            raise UserError(f"no images in {root} ({others}); extensions: {', '.join(sorted(EXTENSIONS))}")
+        self._keys = [_make_key(path) for path in self._paths]
+        _require_unique(self._keys, self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
+    def _read(self, index: int) -> Item:
+        key, path = self._keys[index], self._paths[index]
+        shown = _printable(path)
+        try:
+            data = (self._root / path).read_bytes()
+            image = decode_image(data)
+        except OSError as error:
+            raise ImageError(key, f"{shown} cannot be read: {error.strerror}") from error
+        except UserError as error:
+            raise ImageError(key, f"{shown}: {error}") from error
+        top, _, rest = path.partition("/")
+        label = self.classes.index(top) if rest else -1
+        extension = _extension(path)
+        return Item(key, image, label, data, "jpg" if extension == "jpeg" else extension, {"path": shown})
+
+    def _identity(self) -> Any:
+        return [self.name, [[path, os.stat(self._root / path).st_size] for path in self._paths]]
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Yield (relative path with "/", kind) of all that is under `folder`; `above`: the real folders it is in."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in os.scandir(folder):
+        kind = _kind(entry)
+        if kind == "folder":
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real})
+        elif kind != "hidden":
+            yield prefix + entry.name, kind
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.name.startswith("."):
+        return "hidden"
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+    except OSError:  # a link to itself
+        return "other"
+
+
+def _extension(path: str) -> str:
+    return PurePosixPath(path).suffix[1:].lower()
+
+
+def _printable(path: str) -> str:
+    """File names may hold bytes that are no UTF-8; text must not."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _make_key(path: str) -> str:
+    """A readable part of the path for people, and a hash of all of it to keep it apart from the others."""
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", str(PurePosixPath(path).with_suffix("")).replace("/", "-"))
+    return f"{readable[:80]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+def _require_unique(keys: list[str], paths: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for key, path in zip(keys, paths, strict=True):
+        if key in seen:
+            raise UserError(f"the files {seen[key]} and {path} get the same key {key}; rename one of them")
+        seen[key] = path

@@ -1,0 +1,31 @@
+"""One way to bring any image to a square of a given side."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from texturegen.sources.base import Item
+
+
+def fit_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale so that the short side is `size`, then cut size x size from the centre.
+
+    Shrinking averages over areas (no aliasing, which would pass for texture); growing is cubic.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if (height, width) != (short, short):
+        # Cut before scaling (the same pixels, as the centre is the centre), so that no long image is scaled whole.
+        top, left = (height - short) // 2, (width - short) // 2
+        image = np.ascontiguousarray(image[top : top + short, left : left + short])
+    if short == size:
+        return image
+    method = cv2.INTER_AREA if short > size else cv2.INTER_CUBIC
+    return cv2.resize(image, (size, size), interpolation=method)
+
+
+def fit_item(item: Item, size: int) -> Item:
+    """The item with its image fitted; the encoded file is dropped when it no longer shows the same image."""
+    image = fit_square(item.image, size)
+    return item if image is item.image else replace(item, image=image, data=None, ext="png")

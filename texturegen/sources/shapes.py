@@ -1,0 +1,151 @@
+"""`shapes`: silhouettes filled with real textures. Deterministic, no download, made on the spot.
+
+After the stylised images of Geirhos et al. (ICLR 2019): an image has a shape, which is its label, and a texture. The
+textures are crops of photographs that lie inside scikit-image's wheel; an encoder that reads texture instead of shape
+does well on `train` and `test`, where texture k fills shape k four times in five, and fails on `conflict`, where it
+never does. The photographs are the same in all splits; crops, places, sizes and rotations are not.
+
+Image `index` of a split is a function of (VERSION, split, index, size, background). All that is random is read from
+the raw words of a counter-based generator, whose stream NumPy keeps stable, unlike that of its distributions.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from texturegen.errors import UserError, nearest
+from texturegen.sources.base import Item, Source
+from texturegen.sources.silhouettes import SILHOUETTES, draw_mask
+
+VERSION = 1  # to be raised when any pixel changes
+SPLITS = {"train": 4000, "test": 1000, "conflict": 1000}
+BACKGROUNDS = ("plain", "photo")
+SMALLEST = 16
+
+# Texture k belongs to shape k. Rows and columns limit the crops to where the photograph shows nothing else.
+TEXTURES = {
+    "brick": ("brick.png", slice(None), slice(None)),
+    "fur": ("chelsea.png", slice(20, None), slice(20, 300)),
+    "grass": ("grass.png", slice(None), slice(None)),
+    "retina": ("retina.jpg", slice(250, 1160), slice(250, 1160)),
+    "gravel": ("gravel.png", slice(None), slice(None)),
+    "tissue": ("ihc.png", slice(None), slice(None)),
+    "print": ("page.png", slice(None), slice(10, 350)),
+    "stars": ("hubble_deep_field.jpg", slice(None), slice(None)),
+    "coins": ("coins.png", slice(None), slice(None)),
+    "coffee": ("coffee.png", slice(None), slice(None)),
+}
+# None of these is a fill, so that a background tells nothing of the class.
+BACKDROPS = ("astronaut.png", "camera.png", "motorcycle_left.png", "rocket.jpg")
+CROP = 96  # pixels of a photograph; less shows no pattern, and more no detail in a small image
+
+
+class Shapes(Source):
+    """Ten silhouettes at random places, sizes and rotations.
+
+    size : side in pixels, 16 or more; None is 32.
+    background : "plain", a random colour with noise, or "photo", a crop of a photograph (much harder).
+    """
+
+    name = "shapes"
+    split: str
+    size: int
+
+    def __init__(self, split: str, size: int | None, background: str = "plain") -> None:
+        if background not in BACKGROUNDS:
+            raise UserError(
+                f"shapes has no background '{background}'{nearest(str(background), BACKGROUNDS)}; "
+                f"backgrounds: {', '.join(BACKGROUNDS)}"
+            )
+        if size is not None and size < SMALLEST:
+            raise UserError(f"shapes of {size} pixels cannot be told apart; size must be at least {SMALLEST}")
+        self.split, self.size, self.background = split, size or 32, background
+        self.classes = list(SILHOUETTES)
+
+    def __len__(self) -> int:
+        return SPLITS[self.split]
+
+    def key(self, index: int) -> str:
+        return f"shapes-{self.split}-{index:08d}"
+
+    def _read(self, index: int) -> Item:
+        draws = Draws(VERSION, list(SPLITS).index(self.split), index)
+        label = index % len(SILHOUETTES)  # balanced, also in any first part of the split
+        texture = draw_texture(draws, label, self.split)
+        shape, material = self.classes[label], list(TEXTURES)[texture]
+        mask = draw_mask(SILHOUETTES[shape], self.size, draws)[..., None].astype(np.uint16)
+        fill = cut_crop(load_texture(material), self.size, draws)
+        if self.background == "photo":
+            behind = cut_crop(load_photo(BACKDROPS[draws.below(len(BACKDROPS))]), self.size, draws)
+        else:
+            behind = make_plain(self.size, draws)
+        image = (mask * fill + (255 - mask) * behind + 127) // 255
+        meta = {"shape": shape, "texture": material, "texture_label": texture, "split": self.split}
+        return Item(self.key(index), image.astype(np.uint8), label, meta=meta)
+
+    def _identity(self) -> Any:
+        return [self.name, VERSION, self.split, len(self), self.size, self.background]
+
+
+class Draws:
+    """Random numbers of one image, in the order they are asked for."""
+
+    def __init__(self, *entropy: int) -> None:
+        self._raw = np.random.Philox(np.random.SeedSequence(entropy))
+
+    def below(self, limit: int) -> int:
+        """An integer of 0 .. limit - 1."""
+        return int(self._raw.random_raw()) % limit
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * self.below(2**32) / 2**32
+
+    def bytes(self, count: int) -> np.ndarray:
+        return self._raw.random_raw(-(-count // 8)).astype("<u8").view(np.uint8)[:count]
+
+
+def draw_texture(draws: Draws, label: int, split: str) -> int:
+    """The class whose texture fills a shape of class `label`: its own with probability 0.8, in `conflict` never."""
+    if split != "conflict" and draws.below(10) < 8:
+        return label
+    return (label + 1 + draws.below(len(TEXTURES) - 1)) % len(TEXTURES)
+
+
+def cut_crop(photo: np.ndarray, size: int, draws: Draws) -> np.ndarray:
+    """A random square of a photograph, scaled to `size`; larger images show more of it rather than less sharply."""
+    height, width = photo.shape[:2]
+    side = min(max(CROP, size), height, width)
+    top, left = draws.below(height - side + 1), draws.below(width - side + 1)
+    crop = photo[top : top + side, left : left + side]
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+
+
+def make_plain(size: int, draws: Draws) -> np.ndarray:
+    """A random colour with noise of +-24 in each channel."""
+    colour = draws.bytes(3).astype(np.int16)
+    noise = draws.bytes(size * size * 3).reshape(size, size, 3) % 49 - np.int16(24)
+    return np.clip(colour + noise, 0, 255).astype(np.uint8)
+
+
+@cache
+def load_texture(material: str) -> np.ndarray:
+    file, rows, columns = TEXTURES[material]
+    photo = load_photo(file)[rows, columns]
+    if material == "retina":  # at its own scale a crop is one flat red
+        photo = cv2.resize(photo, None, fx=1 / 3, fy=1 / 3, interpolation=cv2.INTER_AREA)
+    return photo
+
+
+@cache
+def load_photo(file: str) -> np.ndarray:
+    """A photograph of scikit-image's wheel, uint8 RGB, read where it lies: `skimage.data` could download others."""
+    package = find_spec("skimage")
+    path = Path(package.origin).parent / "data" / file if package and package.origin else None
+    if path is None or not path.is_file():
+        raise UserError(f"shapes needs {file} of scikit-image's wheel, which is not installed; reinstall scikit-image")
+    return np.array(Image.open(path).convert("RGB"))

@@ -1,0 +1,83 @@
+"""The ten outlines of `shapes`, and how one is drawn: at a random place, size and rotation, anti-aliased."""
+
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+SUPERSAMPLE = 8
+
+
+class Draws(Protocol):
+    """The random numbers that `draw_mask` asks for."""
+
+    def between(self, low: float, high: float) -> float: ...
+
+
+def draw_mask(outlines: list[np.ndarray], size: int, draws: Draws) -> np.ndarray:
+    """Return uint8 (size, size): 255 inside a silhouette that lies wholly in the image, 0 outside."""
+    radius = draws.between(0.30, 0.45) * size
+    angle = draws.between(0, 2 * np.pi)
+    # The nearest the centre may come to a border: the radius, and a pixel for the soft edge.
+    margin = min(radius + 1, size / 2)
+    centre = np.array([draws.between(margin, size - margin), draws.between(margin, size - margin)])
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * radius
+    points = [np.rint((outline @ turn + centre) * SUPERSAMPLE - 0.5).astype(np.int32) for outline in outlines]
+    large = np.zeros((size * SUPERSAMPLE, size * SUPERSAMPLE), np.uint8)
+    cv2.fillPoly(large, points, 255)  # even-odd: an outline inside another is a hole
+    return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _arc(start: float, end: float, radius: float = 1.0, x: float = 0.0) -> np.ndarray:
+    """64 points of a circle about (x, 0), angles in turns."""
+    angles = np.linspace(start, end, 64) * 2 * np.pi
+    return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def _polygon(*points: tuple[float, float]) -> np.ndarray:
+    return np.array(points, np.float64)
+
+
+def _star() -> np.ndarray:
+    angles = np.arange(10) / 10 * 2 * np.pi
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.where(np.arange(10) % 2, 0.4, 1.0)[:, None]
+
+
+def _crescent() -> np.ndarray:
+    # The rim of the unit disc, and back along a circle about (0.6, 0) through the same two ends.
+    rim = _arc(0.11, 0.89)
+    radius = float(np.hypot(rim[0, 0] - 0.6, rim[0, 1]))
+    end = float(np.arctan2(rim[0, 1], rim[0, 0] - 0.6)) / (2 * np.pi)
+    return np.concatenate([rim, _arc(1 - end, end, radius, 0.6)])
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, y], axis=1)
+
+
+def _fit(*outlines: np.ndarray) -> list[np.ndarray]:
+    """Centre the bounding box on the origin and scale into the unit disc: any rotation fits the same place."""
+    low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
+    moved = [outline - (low + high) / 2 for outline in outlines]
+    reach = np.hypot(*moved[0].T).max()
+    return [outline / reach for outline in moved]
+
+
+SILHOUETTES = {
+    "disc": _fit(_arc(0, 1)),
+    "square": _fit(_polygon((-1, -1), (1, -1), (1, 1), (-1, 1))),
+    "triangle": _fit(_arc(0, 1)[[0, 21, 42]]),
+    "star": _fit(_star()),
+    "cross": _fit(
+        _polygon(
+            (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1)
+        )
+    ),
+    "ring": _fit(_arc(0, 1), _arc(0, 1, 0.55)),
+    "crescent": _fit(_crescent()),
+    "heart": _fit(_heart()),
+    "arrow": _fit(_polygon((4, 0), (1, 3), (1, 1.2), (-4, 1.2), (-4, -1.2), (1, -1.2), (1, -3))),
+    "hourglass": _fit(_polygon((-3, 4), (3, 4), (0.6, 0), (3, -4), (-3, -4), (-0.6, 0))),
+}

@@ -1,0 +1,138 @@
+"""The exemplar side of every method: patches checked, smoothed into pyramids, laid out for the kernels.
+
+Pyramid levels stay uint8, so that every window distance is an exact integer and no result depends on the order
+in which a sum is taken.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from texturegen.errors import UserError
+
+
+class Stack(NamedTuple):
+    """The patches of one level, each with a reflected border, in one array of common row length.
+
+    A flat index into (P, H, W) names a source pixel in one number, and moving it by one row is adding W.
+    """
+
+    pixels: np.ndarray  # uint8 (P, H, W, 3); patch p starts at row and column `border`
+    sides: np.ndarray  # int64 (P, 2): height and width of every patch
+    border: int
+
+    @property
+    def stride(self) -> int:
+        return self.pixels.shape[2]
+
+
+def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1) -> None:
+    """Refuse patches with a side that, after halving `levels` - 1 times, is shorter than a window."""
+    least = (window - 1) * 2 ** (levels - 1) + 1
+    for number, patch in enumerate(patches):
+        if min(patch.shape[:2]) < least:
+            at = f" at {levels} levels" if levels > 1 else ""
+            raise UserError(
+                f"patch {number} is {patch.shape[0]}x{patch.shape[1]} pixels, too small for windows of "
+                f"{window}x{window}{at}: use patches with sides of {least} or more, a smaller window or fewer levels"
+            )
+
+
+def pyramid(patches: Sequence[np.ndarray], levels: int) -> list[list[np.ndarray]]:
+    """Return the patches at `levels` resolutions, finest first; every level halves the sides, rounding up."""
+    result = [list(patches)]
+    for _ in range(levels - 1):
+        result.append([halve(patch) for patch in result[-1]])
+    return result
+
+
+def count_levels(patches: Sequence[np.ndarray], least: int) -> int:
+    """Return how many pyramid levels keep the shortest side of all patches at `least` or more (at least one)."""
+    side = min(min(patch.shape[:2]) for patch in patches)
+    levels = 1
+    while (side + 1) // 2 >= least:
+        side = (side + 1) // 2
+        levels += 1
+    return levels
+
+
+def level_sizes(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
+    """Return the output's size at every level, finest first, halved like the patches."""
+    result = [size]
+    for _ in range(levels - 1):
+        height, width = result[-1]
+        result.append(((height + 1) // 2, (width + 1) // 2))
+    return result
+
+
+def stack(patches: Sequence[np.ndarray], border: int) -> Stack:
+    """Lay the patches of one level out in one array; sides must be larger than `border`."""
+    sides = np.array([patch.shape[:2] for patch in patches], dtype=np.int64)
+    height, width = (int(side) for side in sides.max(axis=0))
+    pixels = np.zeros((len(patches), height + 2 * border, width + 2 * border, 3), dtype=np.uint8)
+    for target, patch in zip(pixels, patches, strict=True):
+        _place(patch, border, target)
+    return Stack(pixels, sides, border)
+
+
+def interior(exemplar: Stack) -> np.ndarray:
+    """Return bool (P, H, W): which positions of the stack are pixels of a patch, not border or padding."""
+    result = np.zeros(exemplar.pixels.shape[:3], dtype=np.bool_)
+    skip = exemplar.border
+    for patch, (height, width) in zip(result, exemplar.sides, strict=True):
+        patch[skip : skip + height, skip : skip + width] = True
+    return result
+
+
+def unflatten(flat: np.ndarray, exemplar: Stack) -> np.ndarray:
+    """Turn flat indices (H, W) into a source map int32 (H, W, 3) of (patch, row, col)."""
+    patches, height, width = exemplar.pixels.shape[:3]
+    number, row, column = np.unravel_index(flat, (patches, height, width))
+    return np.stack([number, row - exemplar.border, column - exemplar.border], axis=-1).astype(np.int32)
+
+
+@njit(nogil=True, cache=True)
+def reflect(position: int, side: int) -> int:
+    """Mirror a position outside 0 .. side-1 at the edge pixel, which is not repeated; one mirroring deep."""
+    if position < 0:
+        position = -position
+    if position >= side:
+        position = 2 * side - 2 - position
+    return max(position, 0)
+
+
+@njit(nogil=True, cache=True)
+def halve(image: np.ndarray) -> np.ndarray:
+    """Smooth with the binomial kernel 1 4 6 4 1 and keep every second pixel (Burt and Adelson 1983)."""
+    height, width = image.shape[:2]
+    kernel = np.array([1, 4, 6, 4, 1])
+    across = np.empty((height, (width + 1) // 2, 3), dtype=np.int32)
+    for row in range(height):
+        for column in range(across.shape[1]):
+            for channel in range(3):
+                total = 0
+                for tap in range(5):
+                    total += kernel[tap] * image[row, reflect(2 * column + tap - 2, width), channel]
+                across[row, column, channel] = total
+    result = np.empty(((height + 1) // 2, across.shape[1], 3), dtype=np.uint8)
+    for row in range(result.shape[0]):
+        for column in range(result.shape[1]):
+            for channel in range(3):
+                total = 128
+                for tap in range(5):
+                    total += kernel[tap] * across[reflect(2 * row + tap - 2, height), column, channel]
+                result[row, column, channel] = total // 256
+    return result
+
+
+@njit(nogil=True, cache=True)
+def _place(patch: np.ndarray, border: int, target: np.ndarray) -> None:
+    height, width = patch.shape[:2]
+    for row in range(height + 2 * border):
+        from_row = reflect(row - border, height)
+        for column in range(width + 2 * border):
+            from_column = reflect(column - border, width)
+            for channel in range(3):
+                target[row, column, channel] = patch[from_row, from_column, channel]

@@ -1,0 +1,93 @@
+"""Which patches of an image a texture is made from (Ge et al., NeurIPS 2021, section 3.1; SACL section 3.2),
+and what is accepted as patches, images and sizes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from texturegen.errors import UserError
+
+MOST_SIDE = 96  # the patches of a 224 pixel image, in both papers
+_LEAST_SIDE = 8  # smaller patches hold no texture that a window could find
+
+Box = tuple[int, int, int, int]
+
+
+def cut_patches(
+    image: np.ndarray, seed: int, count: int = 2, side: int | None = None
+) -> tuple[list[np.ndarray], list[Box]]:
+    """Cut square patches: the first at the image's centre, the others at random places.
+
+    Parameters
+    ----------
+    image : uint8 (H, W, 3).
+    seed : 0 <= seed; decides the random places.
+    count : how many patches, 1 or more.
+    side : of the patches, in pixels; by default half the image's shorter side, at most 96.
+
+    Returns
+    -------
+    The patches, views into the image, and their boxes (y, x, height, width).
+
+    Raises
+    ------
+    UserError : an image that is not uint8 RGB or is too small, a count or side out of range.
+    """
+    check_image(image, "the image")
+    if count < 1:
+        raise UserError(f"count is {count}: at least one patch is needed")
+    height, width = image.shape[:2]
+    if side is None:
+        side = min(min(height, width) // 2, MOST_SIDE)
+        if side < _LEAST_SIDE:
+            raise UserError(
+                f"the image is {height}x{width} pixels: too small for patches of half its side "
+                f"({_LEAST_SIDE} or more); leave it out, enlarge it, or set side"
+            )
+    elif not 1 <= side <= min(height, width):
+        raise UserError(f"side is {side}: it must be from 1 to the image's shorter side, {min(height, width)}")
+    places = [((height - side) // 2, (width - side) // 2)]
+    generator = np.random.default_rng(seed)
+    for _ in range(count - 1):
+        places.append((int(generator.integers(height - side + 1)), int(generator.integers(width - side + 1))))
+    patches = [image[y : y + side, x : x + side] for y, x in places]
+    return patches, [(y, x, side, side) for y, x in places]
+
+
+def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Check patches and copy them: the kernels are compiled once, for contiguous and writable arrays."""
+    if isinstance(patches, np.ndarray) and patches.ndim != 4:
+        raise UserError("patches must be a list of arrays; for a single patch, pass [patch]")
+    if len(patches) == 0:
+        raise UserError("patches is empty: at least one patch is needed")
+    for number, patch in enumerate(patches):
+        check_image(patch, f"patch {number}")
+    return [np.array(patch, order="C") for patch in patches]
+
+
+def check_image(image: np.ndarray, name: str) -> None:
+    """Refuse what is not a uint8 RGB image; `name` says in the message which one it is."""
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{name} is a {type(image).__name__}, not a NumPy array")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"{name} has shape {image.shape}, not (height, width, 3): convert grey or transparent images to RGB first"
+        )
+    if image.dtype != np.uint8:
+        raise UserError(f"{name} is {image.dtype}, not uint8: scale it to 0 .. 255 and convert it")
+    if image.size == 0:
+        raise UserError(f"{name} has shape {image.shape}: it has no pixels")
+
+
+def read_size(size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        raise UserError(f"size must be (height, width), not {size!r}") from None
+    for side in (height, width):
+        if not isinstance(side, (int, np.integer)) or isinstance(side, bool) or side < 1:
+            raise UserError(f"size must be two whole numbers of 1 or more, not {size!r}")
+    if height * width >= 2**31:
+        raise UserError(f"size {size!r} has 2**31 pixels or more")
+    return int(height), int(width)
