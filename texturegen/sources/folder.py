@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from texturegen.errors import UserError
+from texturegen.images import decode_image
 from texturegen.sources.base import ImageError, Item, Source
-from texturegen.sources.decode import decode_image
 
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 

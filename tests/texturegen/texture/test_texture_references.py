@@ -20,7 +20,10 @@ def random_patches(sides, seed):
 
 
 def check(method, sides, size, seed, **settings):
-    patches = random_patches(sides, seed)
+    check_patches(method, random_patches(sides, seed), size, seed, **settings)
+
+
+def check_patches(method, patches, size, seed, **settings):
     texture = synthesize(patches, size, method, seed, **settings)
     expected = getattr(reference, method.replace("-", "_"))(
         patches, size, seed, **{**resolve_settings(method, settings), **settings}
@@ -78,3 +81,10 @@ def test_wei_levoy(sides, size, seed, settings):
 )
 def test_coherent(sides, size, seed, settings):
     check("coherent", sides, size, seed, **settings)
+
+
+@pytest.mark.parametrize(("method", "settings"), [("efros-leung", {"window": 3}), ("wei-levoy", {"levels": 1})])
+def test_ties_in_exemplars_larger_than_a_run(method, settings):
+    # Distances are taken in runs of 512 positions; every window of the first patch comes again in a later run.
+    patch = random_patches([(24, 25)], 0)[0]
+    check_patches(method, [patch, patch.copy()], (5, 6), 1, **settings)

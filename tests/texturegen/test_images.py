@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from texturegen.errors import UserError
-from texturegen.sources.decode import decode_image
+from texturegen.images import decode_image
 
 Encode = Callable[..., bytes]
 
