@@ -7,7 +7,9 @@ BIN := .venv/bin
 demo: setup
 	$(BIN)/python -m pipelines run shapes --out runs/demo
 
+# Numba does not notice that a function a cached kernel calls has changed in another module.
 test: lint
+	find texturegen -name '*.nb[ci]' -delete
 	$(BIN)/pytest
 
 lint: setup

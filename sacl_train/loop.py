@@ -78,7 +78,7 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
     draw_views(out / "sheet.png", shards, method.weak)
 
     def save(epoch: int) -> None:
-        state = {
+        content = {
             "epoch": epoch,
             "method": method.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -87,9 +87,9 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
             "shards": digest,
             "image_size": image_size,
         }
-        save_checkpoint(out, state)
+        save_checkpoint(out, content)
 
-    if start == 0:
+    if state is None:
         save(0)
     steps = len(shards) // config.batch_size
     progress = Progress(config.epochs * steps * config.batch_size, "samples", start * steps * config.batch_size)

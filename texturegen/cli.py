@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from texturegen import __version__
-from texturegen.console import FriendlyGroup, Progress, fail, read_pairs
+from texturegen.console import FriendlyGroup, Progress, fail, plural, read_pairs
 
 FAILED_IMAGES = 3  # exit status of a build that finished without some images
 
@@ -60,7 +60,7 @@ def build(out: Path, root: str | None, download: bool, workers: int | None, **re
     counts = result.counts
     print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
     if counts["ignored"]:
-        print(f"{counts['ignored']} files were left out: not images by their extension", file=sys.stderr)
+        print(f"left out, not images by their extension: {plural(counts['ignored'], 'file')}", file=sys.stderr)
     for key, error in result.failures:
         print(f"failed: {key}: {error}", file=sys.stderr)
     if counts["failed"]:
@@ -81,7 +81,7 @@ def verify(directory: Path) -> None:
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
-        fail(f"{directory}: {len(faults)} faults")
+        fail(f"{directory}: {plural(len(faults), 'fault')}")
     print(f"{directory}: all is well")
 
 

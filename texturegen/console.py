@@ -39,6 +39,10 @@ class FriendlyGroup(FriendlyCommand, click.Group):
     """A group of commands with the same manners."""
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

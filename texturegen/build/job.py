@@ -13,7 +13,7 @@ from texturegen.build.recipe import Plan, Recipe, open_recipe_source, texture_se
 from texturegen.errors import UserError
 from texturegen.images import encode_png
 from texturegen.shards import ShardWriter
-from texturegen.sources import Item, Source
+from texturegen.sources import ImageError, Item, Source
 from texturegen.texture import cut_patches, synthesize
 from texturegen.texture.quality import measure
 
@@ -43,7 +43,8 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
     except (UserError, OSError) as error:
         # OSError: the source's file vanished or cannot be read. The writer's own are not caught here.
         row = {"key": key, "position": position, "method": recipe.method if recipe.per_image else None}
-        writer.add_row(**row, label=-1, status="failed", error=str(error), meta="{}")
+        reason = error.reason if isinstance(error, ImageError) else str(error)  # the row has the key
+        writer.add_row(**row, label=-1, status="failed", error=reason, meta="{}")
         return
     about = {
         "key": key,

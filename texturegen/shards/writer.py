@@ -4,6 +4,7 @@ Commit order: temporary tar, fsync, rename; its manifest part; last its stats fi
 Python's tarfile writes the tar: importing webdataset for its TarWriter would load torch into every build worker.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -89,8 +90,9 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
         self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
 
 
 def sync_close(f: Any) -> None:
