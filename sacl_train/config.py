@@ -30,9 +30,11 @@ class Config:
     width: int | None = None  # of the first stage, CIFAR family only
     # the views
     weak: str = "geometric"  # geometric, mocov2, colour-geometric, none
-    crop_scale: tuple[float, ...] = (0.2, 1.0)  # smallest and largest area of a crop, of the image's
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # smallest and largest area of a crop, of the image's
     degrees: float = 15.0  # rotation to either side
     shift: float = 0.1  # translation to any side, of the view's side
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
+    grey: float = 0.2  # probability
     mean: tuple[float, ...] | None = None  # per channel, 0..1; measured on the shards when not given
     std: tuple[float, ...] | None = None
     # the optimisation
@@ -60,6 +62,10 @@ class Config:
             raise UserError(
                 f"crop_scale is {list(self.crop_scale)}; it must be two areas, 0 < smallest <= largest <= 1"
             )
+        if len(self.jitter) != 4 or not all(0 <= v <= 1 for v in self.jitter) or self.jitter[3] > 0.5:
+            raise UserError(f"jitter is {list(self.jitter)}; it must be three strengths in 0..1 and a hue in 0..0.5")
+        if not 0 <= self.grey <= 1:
+            raise UserError(f"grey is {self.grey}; it is a probability, 0..1")
         for key in ("mean", "std"):
             if (value := getattr(self, key)) is not None and len(value) != 3:
                 raise UserError(f"{key} has {len(value)} values; it must have 3, one per channel")

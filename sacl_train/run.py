@@ -38,8 +38,7 @@ def build_method(config: Config, image_size: int) -> Method:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         encoder = build_encoder(config.encoder, config.stem, config.width, config.attention, image_size)
-        smallest, largest = config.crop_scale
-        policy = make_policy(config.weak, (smallest, largest), config.degrees, config.shift)
+        policy = make_policy(config.weak, config.crop_scale, config.degrees, config.shift, config.jitter, config.grey)
         weak = WeakAugment(policy, config.mean, config.std)
         return METHODS[config.method](encoder, weak, image_size, config.method_settings)
 

@@ -38,7 +38,12 @@ class Policy:
 
 
 def make_policy(
-    name: str, crop_scale: tuple[float, float] = (0.2, 1.0), degrees: float = 15.0, shift: float = 0.1
+    name: str,
+    crop_scale: tuple[float, float] = (0.2, 1.0),
+    degrees: float = 15.0,
+    shift: float = 0.1,
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
+    grey: float = 0.2,
 ) -> Policy:
     """Return the policy of that name; UserError when there is none.
 
@@ -47,11 +52,12 @@ def make_policy(
     colour-geometric: geometric, then mocov2's colour jitter and grey.
     none: nothing but normalisation.
     crop_scale: area of the crop, fraction of the image; degrees: rotation to either side; shift: translation to
-    any side, fraction of the view. They apply wherever the policy has such an operation.
+    any side, fraction of the view; jitter: brightness, contrast, saturation, hue, and grey: its probability. They
+    apply wherever the policy has such an operation.
     """
     crop_flip = ((Crop(crop_scale), 1.0), (Flip(), 0.5))
     all_geometry = (*crop_flip, (Rotation(degrees), 1.0), (Translation(shift), 1.0))
-    jitter_grey = ((ColourJitter(), 0.8), (Grey(), 0.2))
+    jitter_grey = ((ColourJitter(*jitter), 0.8), (Grey(), grey))
     policies = {
         "geometric": Policy(all_geometry),
         "mocov2": Policy(crop_flip, (*jitter_grey, (Blur(), 0.5))),

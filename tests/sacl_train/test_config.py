@@ -47,6 +47,9 @@ def test_a_dumped_config_reads_back(tmp_path: Path) -> None:
         ({"texture_role": "negativ"}, "did you mean 'negative'"),
         ({"cells": 5}, "cells"),
         ({"crop_scale": [0.5, 0.2]}, "crop_scale is"),
+        ({"jitter": [0.4, 0.4, 0.4]}, "jitter is"),
+        ({"jitter": [0.4, 0.4, 0.4, 0.6]}, "jitter is"),
+        ({"grey": 1.5}, "grey is 1.5"),
         ({"batch_size": 1}, "batch_size is 1"),
     ],
 )

@@ -183,3 +183,13 @@ def test_wrong_counts_are_found(copy: Path) -> None:
     table = pq.read_table(copy / "manifest.parquet")
     pq.write_table(table.slice(0, 63), copy / "manifest.parquet")
     assert any("63 samples" in fault for fault in verify(copy))
+
+
+def test_the_readmes_lines_for_webdataset_give_pixels(shapes_shards: Path) -> None:
+    urls = [str(path) for path in sorted(shapes_shards.glob("*.tar"))]
+    data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    pairs = list(data.decode("rgb8").to_tuple("png", "texture0.png", "cls"))
+    for mine, (image, texture, label) in zip(open_shards(shapes_shards), pairs, strict=True):
+        np.testing.assert_array_equal(image, mine.image)
+        np.testing.assert_array_equal(texture, mine.textures[0])
+        assert label == mine.label

