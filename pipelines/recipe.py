@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sacl_train.evaluate.probe import PROBES
 from texturegen.errors import UserError, nearest
 
 HERE = Path(__file__).parent
@@ -50,19 +51,29 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Journey:
         raise UserError(f"{path}: not a TOML file ({error})") from None
     for place, value in changes.items():
         *sections, key = place.split(".")
+        if not sections:
+            raise UserError(f"--set {place}: write SECTION.KEY=VALUE, with a section of {', '.join(SECTIONS)}")
         table = content
         for section in sections:
             table = table.setdefault(section, {})
-        if not sections:
-            raise UserError(f"--set {place}: write SECTION.KEY=VALUE, with a section of {', '.join(SECTIONS)}")
+            if not isinstance(table, dict):
+                raise UserError(f"--set {place}: {section} is a value, not a section")
         table[key] = value
     if unknown := [section for section in content if section not in SECTIONS]:
         raise UserError(f"{path}: there is no section [{unknown[0]}]{nearest(unknown[0], SECTIONS)}")
+    named = [content.get(section, {}) for section in ("sets", "runs", "evaluate")]
+    tables = [content.get(section, {}) for section in SECTIONS]
+    tables += [entry for table in named if isinstance(table, dict) for entry in table.values()]
+    if not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: every section must be a table, and so must every set, run and probe in it")
     if "train" not in content.get("sets", {}) or len(content["sets"]) < 2 or not content.get("runs"):
         raise UserError(f"{path}: needs [sets.train], at least one other set to test on, and at least one run")
+    probes = content.get("evaluate", {"linear": {}})
+    if unknown := [probe for probe in probes if probe not in PROBES]:
+        raise UserError(f"{path}: there is no probe {unknown[0]!r}{nearest(unknown[0], PROBES)}")
     return Journey(
         path.stem,
         {name: {**content.get("build", {}), **options} for name, options in content["sets"].items()},
         {name: {**content.get("train", {}), **settings} for name, settings in content["runs"].items()},
-        content.get("evaluate", {"linear": {}}),
+        probes,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipelines.recipe import Journey
+from texturegen.files import write_atomically
 
 UNTRAINED = 0  # epochs of the run that everything is compared with
 CLEAR = 2.0  # standard errors from which a difference between two runs is called one
@@ -43,9 +44,9 @@ def write_report(
         f"On {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}.",
     ]
     lines += ["", "```", *(f"{line}   # {seconds:.0f} s" for line, seconds in steps), "```", ""]
-    (out / "report.json").write_text(json.dumps({"recipe": journey.name, "results": results}, indent=2) + "\n")
+    write_atomically(out / "report.json", json.dumps({"recipe": journey.name, "results": results}, indent=2) + "\n")
     path = out / "report.md"
-    path.write_text("\n".join(lines))
+    write_atomically(path, "\n".join(lines))
     return path
 
 

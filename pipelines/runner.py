@@ -1,4 +1,4 @@
-"""Take a recipe from images to figures, by the real commands. What is finished already is not done again."""
+"""Take a recipe from images to figures, by the real commands. Finished builds and trainings are not done again."""
 
 import json
 import shlex
@@ -11,6 +11,8 @@ from typing import Any
 from pipelines.recipe import Journey
 from pipelines.report import write_report
 from texturegen.errors import UserError
+from texturegen.files import write_json
+from texturegen.sources import SOURCES
 
 FINISHED = {"texturegen": (0, 3)}  # 3: a build that finished without some images, and said so
 
@@ -22,6 +24,9 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     has said why.
     """
     steps: list[tuple[str, float]] = []  # command line, seconds
+    # A command that finds its work done takes no time: what is told is the longest that each has taken.
+    times_path = out / "times.json"
+    times: dict[str, float] = json.loads(times_path.read_text()) if times_path.is_file() else {}
 
     def call(command: str, *arguments: str) -> None:
         line = shlex.join([command, *arguments])
@@ -32,11 +37,15 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
             raise KeyboardInterrupt
         if done.returncode not in FINISHED.get(command, (0,)):
             raise UserError(f"`{line}` failed (exit status {done.returncode}); mend it and run the same command again")
-        steps.append((line, time.monotonic() - begin))
+        times[line] = max(times.get(line, 0.0), time.monotonic() - begin)
+        steps.append((line, times[line]))
+        write_json(times_path, times)
 
+    out.mkdir(parents=True, exist_ok=True)
     shards = {name: out / "shards" / name for name in journey.sets}
     for name, options in journey.sets.items():
-        rooted = {"root": root} if root and options["dataset"] != "shapes" else {}
+        entry = SOURCES.get(options["dataset"])
+        rooted = {"root": root} if root and entry and entry.needs_root else {}
         call("texturegen", "build", "--out", str(shards[name]), *_flags({**options, **rooted}))
     call("texturegen", "preview", str(shards["train"]), "-o", str(out / "preview.png"))
 

@@ -1,27 +1,19 @@
 """Checkpoints: written whole or not at all, read without unpickling code."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from texturegen.errors import UserError
+from texturegen.files import write_atomically
 
 NAME = "checkpoint.pt"
 
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
-    """Write RUN/checkpoint.pt: temporary name, fsync, rename. OSError leaves the one before in place."""
-    temporary = run / f"{NAME}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, run / NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write RUN/checkpoint.pt; OSError (a full disk, say) leaves the one before in place."""
+    write_atomically(run / NAME, lambda f: torch.save(state, f))
 
 
 def load_checkpoint(run: Path) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from texturegen import __version__
-from texturegen.console import FriendlyCommand, FriendlyGroup, read_pairs
+from texturegen.console import FriendlyCommand, FriendlyGroup, read_pairs, warn
+from texturegen.files import write_atomically
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -18,7 +19,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings.")
 @click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; goes before --config.")
-@click.option("--encoder", help="se_resnet18, 34 or 50, se_resnet20, se_resnet8  [default: se_resnet50]")
+@click.option("--encoder", help="se_resnet18, 34, 50, 101, se_resnet20 or se_resnet8  [default: se_resnet50]")
 @click.option("--epochs", type=int, help="0 writes an untrained encoder  [default: 200]")
 @click.option("--batch-size", type=int, help="[default: 128]")
 @click.option("--texture-role", help="negative, positive or none  [default: negative]")
@@ -70,7 +71,7 @@ def _probe_options(command: Any) -> Any:
 
 @eval_main.command()
 @_probe_options
-@click.option("--k", default=20, show_default=True, help="Neighbours.")
+@click.option("--k", default=20, show_default=True, type=click.IntRange(1), help="Neighbours.")
 @click.option("--tau", default=0.07, show_default=True, help="Temperature of the votes.")
 def knn(**options: Any) -> None:
     """Weighted k nearest neighbours (Wu et al. 2018)."""
@@ -79,9 +80,9 @@ def knn(**options: Any) -> None:
 
 @eval_main.command()
 @_probe_options
-@click.option("--epochs", default=200, show_default=True)
-@click.option("--lr", default=0.9, show_default=True)
-@click.option("--batch-size", default=128, show_default=True)
+@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--lr", default=0.9, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
 def linear(**options: Any) -> None:
     """A linear layer on frozen features, trained by LARS (SACL section 3.2)."""
@@ -102,7 +103,11 @@ def _evaluate(
     figures = evaluate(probe, run, shards, list(test_shards), device, **settings)
     figures["command"] = " ".join(["sacl-eval", *sys.argv[1:]])
     output = output or run / f"eval-{probe}.json"
-    output.write_text(json.dumps(figures, indent=2) + "\n")
+    write_atomically(output, json.dumps(figures, indent=2) + "\n")
+    trained, planned = figures["trained_epochs"], figures["planned_epochs"]
+    print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
+    if trained < planned:
+        warn(f"{run} is not finished: {trained} of {planned} epochs")
     columns = [name for name in ("top1", "top5", "texture_decisions") if any(name in test for test in figures["test"])]
     names = [f"{test['split']} ({test['shards']})" for test in figures["test"]]
     wide = max(map(len, names))

@@ -5,6 +5,7 @@ To the user they are one flat list of keys.
 """
 
 import json
+import math
 import tomllib
 import types
 import typing
@@ -15,6 +16,8 @@ from typing import Any
 from sacl_train.methods import METHODS
 from sacl_train.methods.sacl import SACLSettings
 from texturegen.errors import UserError, nearest
+
+KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,12 @@ class Config:
 
     def __post_init__(self) -> None:
         least = {"epochs": 0, "batch_size": 2, "knn_every": 0, "threads": 1, "seed": 0, "cache_gb": 0}
+        least |= {"sgd_momentum": 0, "weight_decay": 0, "degrees": 0, "shift": 0}
         for key, bound in least.items():
             if getattr(self, key) < bound:
                 raise UserError(f"{key} is {getattr(self, key)}; it must be at least {bound}")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}; it must be below 2**63")
         if self.lr <= 0:
             raise UserError(f"lr is {self.lr}; it must be above 0")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -69,6 +75,8 @@ class Config:
         for key in ("mean", "std"):
             if (value := getattr(self, key)) is not None and len(value) != 3:
                 raise UserError(f"{key} has {len(value)} values; it must have 3, one per channel")
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"std is {list(self.std)}; it must be above 0")
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its key, the method's own among them, as JSON and TOML hold them (tuples as lists)."""
@@ -85,22 +93,22 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
     given: dict[str, tuple[Any, str]] = {}  # key -> value, where it was given
     if path is not None:
         try:
-            given.update({key: (value, str(path)) for key, value in tomllib.loads(Path(path).read_text()).items()})
+            given.update({key: (value, f"{path}: ") for key, value in tomllib.loads(Path(path).read_text()).items()})
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a TOML file ({error})") from None
-    given.update({key: (value, "--set") for key, value in settings.items()})
+    given.update({key: (value, "") for key, value in settings.items()})
 
     method, where = given.get("method", ("sacl", ""))
-    if method not in METHODS:
-        raise UserError(f"{where}: there is no method {method!r}{nearest(str(method), METHODS)}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise UserError(f"{where}there is no method {method!r}{nearest(str(method), METHODS)}")
     own, of_method = typing.get_type_hints(Config), typing.get_type_hints(METHODS[method].Settings)
     del own["method_settings"]
     hints = own | of_method
     values = {}
     for key, (value, where) in given.items():
         if key not in hints:
-            raise UserError(f"{where}: there is no setting {key!r}{nearest(key, hints)}")
-        values[key] = _typed(value, hints[key], f"{where}: {key}")
+            raise UserError(f"{where}there is no setting {key!r}{nearest(key, hints)}")
+        values[key] = _typed(value, hints[key], f"{where}{key}")
     method_settings = METHODS[method].Settings(**{key: values.pop(key) for key in of_method if key in values})
     return replace(Config(), method_settings=method_settings, **values)
 
@@ -118,9 +126,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     for kind in kinds:
         if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
             return tuple(_typed(item, float, where) for item in value)
-        if kind is float and type(value) is int:
+        if kind is float and type(value) in (int, float) and math.isfinite(value):
             return float(value)
-        if type(value) is kind:
+        if type(value) is kind and kind is not float:
             return value
-    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))
-    raise UserError(f"{where} is {value!r}; it must be of type {names}")
+    names = " or ".join(KINDS.get(kind, "a list of numbers") for kind in kinds)
+    raise UserError(f"{where} is {value!r}; it must be {names}")

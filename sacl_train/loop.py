@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -25,6 +24,7 @@ from sacl_train.report.sheet import draw_views
 from sacl_train.run import build_method, choose_device, shards_digest
 from texturegen.console import Progress, warn
 from texturegen.errors import UserError
+from texturegen.files import write_atomically
 from texturegen.shards import Shards, open_shards
 
 COLLAPSED = 0.1  # of the embedding_std of evenly spread embeddings
@@ -54,7 +54,7 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
             f"batch_size is {config.batch_size}, but {shards.directory} holds {len(shards)} images; "
             f"set a batch of at most {len(shards)}"
         )
-    image_size = min(shards.image_size())
+    image_size = shards.image_size()
     device = choose_device(config.device)
     if config.mean is None or config.std is None:
         mean, std = channel_statistics(shards)
@@ -72,9 +72,10 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         rows, start = state["metrics"], state["epoch"]
+        _write_metrics(out, rows)  # a crash may have come between the checkpoint and them
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.toml").write_text(dump_config(config))
+    write_atomically(out / "config.toml", dump_config(config))
     draw_views(out / "sheet.png", shards, method.weak)
 
     def save(epoch: int) -> None:
@@ -102,10 +103,11 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
             if row["embedding_std"] < COLLAPSED:
                 warn(
                     f"epoch {epoch + 1}: the embeddings have collapsed (their standard deviation is "
-                    f"{row['embedding_std']:.3f} of a spread one's); try a lower lr or momentum=0.99"
+                    f"{row['embedding_std']:.3f} of a spread one's); try a lower lr"
                 )
-            _write_metrics(out, rows)
+            _refuse_broken(method, epoch)
             save(epoch + 1)
+            _write_metrics(out, rows)
     finally:
         progress.close()
     if rows:
@@ -135,12 +137,14 @@ def _train_epoch(
         generator = torch.Generator().manual_seed(
             np.random.SeedSequence([config.seed, step]).generate_state(1)[0].item()
         )
-        loss, stats = method({name: tensor.to(device) for name, tensor in batch.items()}, generator)
+        loss, stats = method(
+            {name: batch[name].to(device) for name in ("image", "texture") if name in batch}, generator
+        )
         value = loss.item()
         if not np.isfinite(value):
             raise UserError(
                 f"step {step} (epoch {epoch + 1}): the loss is {value}; the last good checkpoint is of epoch {epoch}. "
-                "Try a lower lr"
+                "Try a lower lr, into another --out"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -189,11 +193,15 @@ def _write_metrics(out: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(table, names)
     writer.writeheader()
     writer.writerows(rows)
-    # Whole files, from the rows the checkpoint holds: after a crash neither has a row that the other lacks.
-    for name, text in (
-        ("metrics.csv", table.getvalue()),
-        ("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
-    ):
-        temporary = out / f"{name}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, out / name)
+    # Whole files, from the rows the checkpoint holds: after a crash they follow the checkpoint again.
+    write_atomically(out / "metrics.csv", table.getvalue())
+    write_atomically(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _refuse_broken(method: Method, epoch: int) -> None:
+    """The last step of an epoch can destroy the weights unseen: no loss is computed after it."""
+    if not all(bool(tensor.isfinite().all()) for tensor in method.state_dict().values()):
+        raise UserError(
+            f"epoch {epoch + 1}: weights are no longer finite; the last good checkpoint is of epoch {epoch}. "
+            "Try a lower lr, into another --out"
+        )

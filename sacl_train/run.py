@@ -31,27 +31,27 @@ def shards_digest(shards: Shards) -> str:
     return hashlib.sha256("".join(shard["sha256"] for shard in shards.build["shards"]).encode()).hexdigest()
 
 
-def build_method(config: Config, image_size: int) -> Method:
+def build_method(config: Config, image_size: tuple[int, int]) -> Method:
     """The method of `config` with freshly initialised networks, a function of the config (and its seed) alone."""
     if config.mean is None or config.std is None:
         raise ValueError("mean and std must be resolved before the networks are built")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        encoder = build_encoder(config.encoder, config.stem, config.width, config.attention, image_size)
+        encoder = build_encoder(config.encoder, config.stem, config.width, config.attention, min(image_size))
         policy = make_policy(config.weak, config.crop_scale, config.degrees, config.shift, config.jitter, config.grey)
         weak = WeakAugment(policy, config.mean, config.std)
         return METHODS[config.method](encoder, weak, image_size, config.method_settings)
 
 
 def load_encoder(run: Path) -> tuple[Encoder, Config, int]:
-    """The trained (online) encoder of a run in eval mode, its config, and the epochs it was trained for.
+    """The online encoder of a run in eval mode, its config, and the epochs it has been trained for so far.
 
-    Raises UserError when there is no finished epoch in `run`.
+    Raises UserError when there is no checkpoint in `run`.
     """
     state = load_checkpoint(run)
     if state is None:
         raise UserError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
-    config = load_config(run / "config.toml", {})
+    config = load_config(None, state["config"])  # not config.toml: that one may have been edited since
     method = build_method(config, state["image_size"])
     method.load_state_dict(state["method"])
     return method.encoder.eval(), config, state["epoch"]

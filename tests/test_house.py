@@ -16,6 +16,7 @@ KNOWN_TO_TRAINER = (
     "texturegen.errors",
     "texturegen.console",
     "texturegen.images",
+    "texturegen.files",
 )
 FORBIDDEN = [
     ("texturegen/texture", ("texturegen.sources", "texturegen.shards", "texturegen.build")),

@@ -33,7 +33,12 @@ def main() -> None:
 @click.option("--limit", type=int, help="Only the first N images.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Processes  [default: the cores at hand]")
-@click.option("--shard-size", default=1000, show_default=True, help="Images per shard.")
+@click.option(
+    "--shard-size",
+    default=1000,
+    show_default=True,
+    help="Images per shard. A shard is the work of one worker at a time.",
+)
 @click.option("--method-option", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE for the method.")
 @click.option(
     "--source-option", "source_options", multiple=True, callback=read_pairs, help="KEY=VALUE for the data set."
@@ -52,6 +57,8 @@ def build(out: Path, root: str | None, download: bool, workers: int | None, **re
         return bars[0]
 
     workers = workers or len(os.sched_getaffinity(0))
+    for options in (recipe["settings"], recipe["source_options"]):
+        options.update({key: None for key, value in options.items() if value in ("none", "None")})
     try:
         result = building.build(building.Recipe(**recipe), out, root, download, workers, progress=progress)
     finally:
@@ -77,7 +84,9 @@ def verify(directory: Path) -> None:
     """Check counts, checksums, and that every image decodes; exit status 1 names each bad file."""
     from texturegen.shards import verify as verify_shards
 
-    faults = verify_shards(directory)
+    progress = Progress(None, "images")
+    faults = verify_shards(directory, progress)
+    progress.close()
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
@@ -121,16 +130,19 @@ def preview(directory: Path, output: Path, count: int) -> None:
     """Write a contact sheet: each image beside its textures."""
     import numpy as np
 
+    from texturegen.files import write_atomically
     from texturegen.images import encode_png
     from texturegen.preview import contact_sheet
     from texturegen.shards import open_shards
 
     shards = open_shards(directory)
+    if not len(shards):
+        fail(f"{directory}: holds no images")
     shards_label = shards.classes
     picked = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, min(count, len(shards))).astype(int))]
     captions = [shards_label[s.label] if 0 <= s.label < len(shards_label) else s.key for s in picked]
     sheet = contact_sheet([[s.image, *s.textures] for s in picked], captions, columns=4)
-    output.write_bytes(encode_png(sheet))
+    write_atomically(output, encode_png(sheet))
     print(f"{output}: {len(picked)} images of {len(shards)}")
 
 

@@ -62,12 +62,12 @@ def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple
 
 
 class Progress:
-    """Counts `unit`s up to `total`, `already` of them there at the start.
+    """Counts `unit`s up to `total` (None: not known), `already` of them there at the start.
 
     A bar on a terminal; elsewhere a plain line every ten seconds.
     """
 
-    def __init__(self, total: int, unit: str, already: int = 0) -> None:
+    def __init__(self, total: int | None, unit: str, already: int = 0) -> None:
         self.total, self.unit, self.already, self.done = total, unit, already, already
         self._start = self._last = time.monotonic()
         self._bar = tqdm(total=total, initial=already, unit=f" {unit}", dynamic_ncols=True, disable=not isatty())
@@ -81,9 +81,12 @@ class Progress:
         if not isatty() and time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             rate = (self.done - self.already) / (self._last - self._start)
-            left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "no rate yet"
-            note = f", {note}" if note else ""
-            print(f"{self.done}/{self.total} {self.unit}, {rate:.0f}/s, {left}{note}", file=sys.stderr, flush=True)
+            line = f"{self.done} {self.unit}, {rate:.0f}/s"
+            if self.total is not None and rate:
+                line = (
+                    f"{self.done}/{self.total} {self.unit}, {rate:.0f}/s, {(self.total - self.done) / rate:.0f} s left"
+                )
+            print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._bar.close()

@@ -20,6 +20,7 @@ from texturegen.errors import UserError
 MAX_PIXELS = 89_000_000
 TOO_LARGE = f"the image has more than the limit of {MAX_PIXELS // 10**6} million pixels"
 
+EXIF_ORIENTATION = 0x0112
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 # No others: Pillow knows formats that start outside programs.
@@ -50,6 +51,20 @@ def decode_image(data: bytes) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def original_extension(data: bytes) -> str | None:
+    """Extension for passing the bytes of a decodable image on as they are; None where they are better encoded anew.
+
+    Kept are 8-bit RGB or grey JPEG, PNG and WebP of one upright frame: every reader shows of them what `decode_image`
+    does. Readers differ on EXIF orientation, 16 bits, palettes, alpha, CMYK and animation.
+    """
+    header = _read_header(data)
+    extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}.get(header.format or "")
+    deep = header.format == "PNG" and data[24] != 8  # Pillow calls 16-bit RGB plain RGB
+    upright = header.getexif().get(EXIF_ORIENTATION, 1) == 1
+    plain = header.mode in ("RGB", "L") and not deep and upright and getattr(header, "n_frames", 1) == 1
+    return extension if plain else None
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """Encode uint8 (H, W, 3) RGB as PNG, without loss."""
     done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -64,7 +79,7 @@ def _decode_png(data: bytes) -> np.ndarray:
     if width * height > MAX_PIXELS:
         raise UserError(TOO_LARGE)
     # OpenCV finds this too, but libpng then writes to stderr by itself.
-    if b"IEND" not in data[-64:]:
+    if b"IEND" not in data:
         raise UserError("the PNG file is truncated")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:

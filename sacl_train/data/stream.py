@@ -17,9 +17,9 @@ AHEAD = 3  # batches decoded ahead of the consumer
 class Stream:
     """Batches of one shard directory.
 
-    A batch is a dict: `image` uint8 (N, 3, H, W); `texture` uint8 (N, K, 3, H, W) when textures are asked for; `label`
-    int64 (N,); `index` int64 (N,), numbers of the samples in the shards. The order of epoch e depends on (seed, e)
-    only, so a run goes on at any epoch with the batches it would have had.
+    A batch is a dict: `image` uint8 (N, 3, H, W); `texture` uint8 (N, K, 3, H, W) when textures are asked for; `index`
+    int64 (N,), numbers of the samples in the shards. The order of epoch e depends on (seed, e) only, so a run goes on
+    at any epoch with the batches it would have had.
     Images are decoded once and kept as uint8 where all of them fit into `cache_gb`, else on every use.
 
     Raises UserError when the images are of different sizes, or textures are asked for and there are none.
@@ -78,7 +78,6 @@ class Stream:
             pixels = self._cache[indices]
         planes = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()  # (N, 1 + K, 3, H, W)
         batch = {"image": planes[:, 0], "index": torch.from_numpy(indices)}
-        batch["label"] = torch.from_numpy(self.shards.labels[indices])
         if planes.shape[1] > 1:
             batch["texture"] = planes[:, 1:]
         return batch

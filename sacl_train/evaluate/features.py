@@ -7,6 +7,7 @@ from torch import nn
 from sacl_train.config import Config
 from sacl_train.data.stream import Stream
 from sacl_train.data.weak import normalise
+from texturegen.errors import UserError
 from texturegen.shards import Shards
 
 BATCH = 256
@@ -20,7 +21,7 @@ def extract_features(
 
     `config` gives mean and std of the normalisation the encoder was trained with.
 
-    Returns float32 (N, C) on the CPU. The encoder's mode is left as it was.
+    Returns float32 (N, C) on the CPU. The encoder's mode is left as it was. UserError when they are not finite.
     """
     assert config.mean is not None
     assert config.std is not None
@@ -32,4 +33,7 @@ def extract_features(
         for batch in stream.in_order(indices)
     ]
     encoder.train(training)
-    return torch.cat(features)
+    result = torch.cat(features)
+    if not bool(result.isfinite().all()):
+        raise UserError("the encoder's features are not finite: training has destroyed it; train again with a lower lr")
+    return result

@@ -11,7 +11,9 @@ CHUNK = 512
 def knn_predict(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, k: int = 20, tau: float = 0.07
 ) -> torch.Tensor:
-    """Class scores by the k most similar bank features, each voting exp(cosine / tau).
+    """Class scores by the k most similar bank features, each voting exp((cosine - largest cosine) / tau).
+
+    Relative to each query's largest cosine: the order of the classes is the same, and no vote overflows.
 
     Parameters
     ----------
@@ -22,7 +24,7 @@ def knn_predict(
     -------
     float (N, classes): the votes; arg-max is the prediction.
     """
-    if k < 1 or tau <= 0:
+    if k < 1 or not tau > 0:
         raise UserError(f"kNN with k {k} and tau {tau}: k must be at least 1 and tau above 0")
     bank = F.normalize(bank, dim=1)
     classes = int(bank_labels.max()) + 1
@@ -30,7 +32,7 @@ def knn_predict(
     for chunk in F.normalize(queries, dim=1).split(CHUNK):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)  # (n, k)
         votes = torch.zeros(len(chunk), classes)
-        scores.append(votes.scatter_add(1, bank_labels[nearest], (similarity / tau).exp()))
+        scores.append(votes.scatter_add(1, bank_labels[nearest], ((similarity - similarity[:, :1]) / tau).exp()))
     return torch.cat(scores)
 
 

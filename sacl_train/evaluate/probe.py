@@ -31,7 +31,7 @@ def evaluate(
     classes) and, where the test images carry a `texture_label` (the `shapes` sets), the share of predictions that
     follow the texture; all in 0..1.
 
-    Raises UserError when there is no checkpoint, or a set has no labels or another set's classes.
+    Raises UserError when there is no checkpoint, a set has no labels, or the sets differ in classes or image size.
     """
     encoder, config, epochs = load_encoder(Path(run))
     chosen = choose_device(device)
@@ -40,11 +40,16 @@ def evaluate(
     features = extract_features(encoder, bank, config, chosen)
     labels = torch.from_numpy(bank.labels)
     keep = labels >= 0
+    size = bank.image_size()
     results = []
     for directory in test_shards:
         test = _labelled(directory)
         if test.classes != bank.classes:
             raise UserError(f"{directory}: its classes {test.classes} are not those of {shards}, {bank.classes}")
+        if test.image_size() != size:
+            raise UserError(
+                f"{directory}: images of {test.image_size()} px, but {size} px in {shards}; build with --size"
+            )
         queries = extract_features(encoder, test, config, chosen)
         scores = PROBES[probe](features[keep], labels[keep], queries, **settings)
         results.append({"shards": str(directory), "split": test.build["source"]["split"], **_score(test, scores)})
@@ -55,6 +60,7 @@ def evaluate(
         "encoder": config.encoder,
         "texture_role": config.method_settings.texture_role,
         "trained_epochs": epochs,
+        "planned_epochs": config.epochs,
         "train_shards": str(shards),
         "train_images": int(keep.sum()),
         "test": results,

@@ -55,7 +55,8 @@ def embedding_std(z: Tensor) -> Tensor:
     """Collapse monitor of embeddings (N, D): 1 for well spread, 0 when all are the same (Chen & He 2021 §4.1).
 
     Standard deviation over the batch of the L2-normalised embeddings, mean over dimensions, times sqrt(D): unit
-    vectors without a preferred direction have 1/sqrt(D) in each.
+    vectors without a preferred direction have 1/sqrt(D) in each. It sees embeddings that became constant; a BatchNorm
+    before them hides a collapse that leaves any noise to blow up, which a kNN score at chance then shows.
     """
     return _unit(z).std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
 

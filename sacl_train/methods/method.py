@@ -11,16 +11,17 @@ from sacl_train.nets.encoder import Encoder
 class Method(nn.Module):
     """A method owns its networks and says what a batch's loss is and what follows the optimizer's step.
 
-    Constructed as Method(encoder, weak, image_size, settings). The optimizer takes the parameters that require a
-    gradient; a checkpoint is the state_dict.
+    Constructed as Method(encoder, weak, (H, W) of the images, settings). The optimizer takes the parameters that
+    require a gradient; a checkpoint is the state_dict.
     """
 
-    Settings: ClassVar[type[Any]]  # a frozen dataclass, all fields with defaults
+    # A frozen dataclass, all fields with defaults, `texture_role` among them.
+    Settings: ClassVar[type[Any]]
     encoder: Encoder  # the one to evaluate
     weak: WeakAugment  # what makes its views
 
     def forward(self, batch: dict[str, Tensor], generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """uint8 batch -> the loss (0-d) and its metrics (detached, 0-d, on the device)."""
+        """uint8 batch -> the loss (0-d) and its metrics (detached, 0-d): "loss" and "embedding_std", at least."""
         raise NotImplementedError
 
     def after_step(self) -> None:

@@ -44,6 +44,9 @@ class SACLSettings:
         _check_choice("scope", self.scope, SCOPES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be from 1 to grid*grid; got cells {self.cells} of grid {self.grid}")
+        for width in ("projector_hidden", "projector_out", "predictor_hidden"):
+            if getattr(self, width) < 1:
+                raise UserError(f"{width} must be at least 1, not {getattr(self, width)}")
         if not self.tau > 0:
             raise UserError(f"tau must be positive, not {self.tau}")
         if not 0 <= self.momentum <= 1:
@@ -53,18 +56,18 @@ class SACLSettings:
 class SACL(Method):
     """The method's networks and its step. `encoder` is the online encoder, the one to evaluate.
 
-    image_size: side of the images in pixels, checked against the grid at once (UserError).
+    image_size: (H, W) of the images in pixels, checked against the grid at once (UserError).
     The optimizer takes the parameters with requires_grad; the target has none.
     """
 
     Settings = SACLSettings
 
     def __init__(
-        self, encoder: Encoder, weak: WeakAugment, image_size: int, settings: SACLSettings | None = None
+        self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: SACLSettings | None = None
     ) -> None:
         super().__init__()
         self.settings = settings or SACLSettings()
-        check_grid(self.settings.grid, image_size, image_size)
+        check_grid(self.settings.grid, *image_size)
         self.weak = weak
         self.encoder = encoder  # f
         self.projector = projector(

@@ -46,8 +46,8 @@ def build_encoder(
         )
     settings: dict[str, int] = {}
     if width is not None:
-        if name not in ("se_resnet20", "se_resnet8"):
-            raise UserError(f"encoder '{name}' has a fixed width; width applies to se_resnet20 and se_resnet8")
+        if getattr(ENCODERS[name], "func", None) is not CifarResNet:
+            raise UserError(f"encoder '{name}' has a fixed width; only those of the CIFAR family take one")
         if width < 1:
             raise UserError(f"width must be at least 1, not {width}")
         settings["width"] = width

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from texturegen.files import write_atomically
+
 PANELS = (
     ("loss", ("loss",)),
     ("similarity of a query to", ("positive_similarity", "negative_similarity", "texture_similarity")),
@@ -26,4 +28,4 @@ def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
         axes.grid(alpha=0.3)
         if len(names) > 1 and axes.lines:
             axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda f: figure.savefig(f, format="png", dpi=110))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sacl_train.data.weak import WeakAugment
+from texturegen.files import write_atomically
 from texturegen.images import encode_png
 from texturegen.shards import Shards
 
@@ -32,4 +33,4 @@ def draw_views(path: Path, shards: Shards, weak: WeakAugment) -> None:
     lines = [torch.nn.functional.pad(line, (0, 4 * GAP), value=255) for line in lines]
     lines += [torch.full_like(lines[0], 255)] * (-len(lines) % COLUMNS)
     rows = [torch.cat(lines[i : i + COLUMNS], -1) for i in range(0, len(lines), COLUMNS)]
-    path.write_bytes(encode_png(torch.cat(rows, -2).permute(1, 2, 0).contiguous().numpy()))
+    write_atomically(path, encode_png(torch.cat(rows, -2).permute(1, 2, 0).contiguous().numpy()))

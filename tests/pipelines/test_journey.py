@@ -73,6 +73,9 @@ def test_every_shipped_recipe_can_be_read() -> None:
         ("shape", {}, "did you mean 'shapes'"),
         ("shapes", {"epochs": 3}, "write SECTION.KEY=VALUE"),
         ("shapes", {"trian.epochs": 3}, "did you mean 'train'"),
+        ("shapes", {"train.encoder.x": 3}, "encoder is a value, not a section"),
+        ("shapes", {"runs.x": 1}, "every section must be a table"),
+        ("shapes", {"evaluate.linaer.epochs": 1}, "did you mean 'linear'"),
     ],
 )
 def test_a_wrong_recipe_is_named(name: str, changes: dict, message: str) -> None:

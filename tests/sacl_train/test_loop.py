@@ -4,9 +4,12 @@ import csv
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
+import sacl_train.loop
 from sacl_train.checkpoint import load_checkpoint
 from sacl_train.config import Config, load_config
 from sacl_train.loop import train
@@ -134,13 +137,56 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: 
 def test_a_collapse_is_warned_of(
     shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sacl_train.loop
-
     train(tiny(epochs=1), shapes_shards, tmp_path / "fine")
     assert "collapsed" not in capsys.readouterr().err
-    monkeypatch.setattr(sacl_train.loop, "COLLAPSED", 1.5)
-    train(tiny(epochs=1), shapes_shards, tmp_path / "warned")
+    build_method = sacl_train.loop.build_method
+
+    def collapsed(*args: object) -> SACL:
+        method = build_method(*args)
+        last = method.target_projector[-1]  # its scale gone, its shift left: the same key for every image
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.ones_(last.bias)
+        return method
+
+    monkeypatch.setattr(sacl_train.loop, "build_method", collapsed)
+    rows = train(tiny(epochs=1, momentum=1.0), shapes_shards, tmp_path / "collapsed")
+    assert rows[0]["embedding_std"] < 1e-3
     assert "the embeddings have collapsed" in capsys.readouterr().err
+
+
+def test_weights_that_the_last_step_destroyed_are_not_saved(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = SACL.after_step, []
+
+    def destroy(self: SACL) -> None:
+        step(self)
+        steps.append(1)
+        if len(steps) == 8:  # the last of the second epoch
+            next(self.encoder.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(SACL, "after_step", destroy)
+    with pytest.raises(
+        UserError, match=r"epoch 2: weights are no longer finite; the last good checkpoint is of epoch 1"
+    ):
+        train(tiny(), shapes_shards, tmp_path)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in state["method"].values())
+
+
+def test_images_that_are_not_square_train_where_the_grid_fits(
+    image_folder: Path, tmp_path: Path, photo: np.ndarray
+) -> None:
+    for folder in image_folder.iterdir():
+        for path in folder.iterdir():
+            cv2.imwrite(str(path), photo[:32, :33])
+    build(Recipe("folder"), tmp_path / "s", root=str(image_folder))
+    with pytest.raises(UserError, match="32x33 pixels do not split into a 2x2 grid"):
+        train(tiny(batch_size=4, epochs=1), tmp_path / "s", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(tiny(batch_size=4, epochs=1, grid=1, cells=1), tmp_path / "s", tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_named(shapes_shards: Path, tmp_path: Path) -> None:

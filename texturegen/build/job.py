@@ -33,6 +33,24 @@ def run_job(plan: Plan, root: str | None, directory: Path, number: int, tick: Ca
         return writer.commit()
 
 
+def try_first(plan: Plan, root: str | None) -> None:
+    """Make the first texture, where all images are of one size, so that a recipe that suits none is refused at once.
+
+    Raises UserError. An image that cannot be decoded proves nothing; the next is tried, up to three.
+    """
+    recipe = plan.recipe
+    source = open_recipe_source(recipe, root, check=False)
+    if recipe.per_image == 0 or not source.one_size:
+        return
+    for position in range(min(plan.items, 3)):
+        try:
+            item = source[position]
+        except ImageError:
+            continue
+        _make_texture(recipe, item, 0)
+        return
+
+
 def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: int) -> None:
     """Read, synthesise, write; a bad image becomes a row with its error."""
     key = source.key(position)

@@ -1,5 +1,6 @@
 """From a recipe to a finished shard directory: check, plan, map the missing jobs, join the parts."""
 
+import hashlib
 import json
 import platform
 import shutil
@@ -15,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from texturegen.build.engine import ENGINES
-from texturegen.build.job import run_job
+from texturegen.build.job import run_job, try_first
 from texturegen.build.recipe import Plan, Recipe, make_plan
 from texturegen.errors import UserError
+from texturegen.files import write_atomically, write_json
+from texturegen.shards.reader import check_size
 from texturegen.shards.schema import BUILD, MANIFEST, PARTS
-from texturegen.shards.writer import write_atomically, write_json
 
 RECIPE = "recipe.json"
 # Packages that decide bytes; recorded, so that a difference between two machines can be explained.
@@ -60,6 +62,8 @@ def build(
     """
     out = Path(out)
     plan, ignored = make_plan(recipe, root, download)
+    if not (out / PARTS).exists() and not (out / BUILD).exists():
+        try_first(plan, root)
     if _claim(out, plan):
         return _result(out)
     finished = {number: stats for number in range(plan.shards) if (stats := _stats(out, plan, number))}
@@ -84,15 +88,17 @@ def _claim(out: Path, plan: Plan) -> bool:
         if path.is_file():
             _refuse_other(path, plan)
             if path.name == BUILD:
+                for shard in json.loads(path.read_text())["shards"]:
+                    check_size(out / shard["name"], shard["bytes"])
                 shutil.rmtree(parts, ignore_errors=True)  # left when an earlier run died between its last two steps
                 return True
             break
     else:
-        if out.exists() and (not out.is_dir() or any(out.glob("shard-*.tar"))):
-            raise UserError(f"{out}: not a shard directory of this program; choose another --out")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: exists and holds other things; choose another --out")
         parts.mkdir(parents=True, exist_ok=True)
         write_json(parts / RECIPE, plan.describe())
-    for leftover in [*out.glob("*.tmp"), *parts.glob("*.tmp")]:
+    for leftover in [*out.glob("shard-*.tar.tmp"), *parts.glob("*.tmp")]:
         leftover.unlink()
     return False
 
@@ -115,7 +121,12 @@ def _refuse_other(path: Path, plan: Plan) -> None:
             differ = [name for name in differ if not name.startswith(follows)]
     if differ:
         where = path.parent if path.name == BUILD else path.parent.parent
-        said = "; ".join(f"{name} {old.get(name)!r} there, {new.get(name)!r} asked" for name in differ)
+        said = "; ".join(
+            "the data set's images differ"
+            if name == "source.digest"
+            else f"{name} {old.get(name)!r} there, {new.get(name)!r} asked"
+            for name in differ
+        )
         raise UserError(f"{where}: holds another build ({said}); choose another --out or give the same options")
 
 
@@ -143,12 +154,19 @@ def _finish(out: Path, plan: Plan, ignored: list[str]) -> None:
     tables = [pq.read_table(out / PARTS / f"{number:06d}.parquet") for number in range(plan.shards)]
     manifest = pa.concat_tables(tables)
     _refuse_repeated_keys(manifest)
-    write_atomically(out / MANIFEST, lambda f: pq.write_table(manifest, f))
     counts = {name: sum(stats[name] for stats in shards if stats) for name in ("samples", "textures", "failed")}
+    if not counts["samples"]:
+        reason = manifest["error"][0].as_py()
+        for path in [*out.glob("shard-*.tar"), *(out / PARTS).iterdir()]:
+            path.unlink()
+        (out / PARTS).rmdir()
+        raise UserError(f"none of the {counts['failed']} images could be used; the first: {reason}")
+    write_atomically(out / MANIFEST, lambda f: pq.write_table(manifest, f))
     content = {
         **plan.describe(),
         "counts": {**counts, "ignored": len(ignored)},
         "shards": shards,
+        "manifest_sha256": hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
     }
     write_json(out / BUILD, content)

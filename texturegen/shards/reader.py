@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from texturegen.errors import UserError
 from texturegen.images import decode_image
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, PARTS
+from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Shards:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.build = _read_build(self.directory)
-        self.manifest = _read_manifest(self.directory / MANIFEST)
+        self.build = read_build(self.directory)
+        self.manifest = read_manifest(self.directory / MANIFEST)
         for shard in self.build["shards"]:
-            _check_size(self.directory / shard["name"], shard["bytes"])
+            check_size(self.directory / shard["name"], shard["bytes"])
 
         ok = self.manifest.filter(pc.equal(self.manifest["status"], "ok"))
         self.textures_per_image: int = self.build["recipe"]["per_image"]
@@ -158,7 +158,7 @@ def open_shards(directory: str | Path) -> Shards:
     return Shards(directory)
 
 
-def _read_build(directory: Path) -> dict[str, Any]:
+def read_build(directory: Path) -> dict[str, Any]:
     path = directory / BUILD
     if not path.is_file():
         if (directory / PARTS).is_dir():
@@ -176,20 +176,24 @@ def _read_build(directory: Path) -> dict[str, Any]:
     return build
 
 
-def _read_manifest(path: Path) -> pa.Table:
+def read_manifest(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, memory_map=True)
+        table = pq.read_table(path)
+        if not table.schema.equals(MANIFEST_SCHEMA):
+            raise UserError(f"{path}: its columns are not those of a manifest; copy it again or build again")
+        return table
     except FileNotFoundError:
         raise UserError(f"{path}: missing; build again into a new directory") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: damaged ({error}); build again into a new directory") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged ({reason}); copy it again or build again into a new directory") from None
 
 
-def _check_size(path: Path, size: int) -> None:
+def check_size(path: Path, size: int) -> None:
     if not path.is_file():
-        raise UserError(f"{path}: missing; copy it again or rebuild")
+        raise UserError(f"{path}: missing; copy it again, or build again into a new directory")
     if path.stat().st_size != size:
         raise UserError(
             f"{path}: {path.stat().st_size} bytes where {size} were written; "
-            "copy it again or rebuild (`texturegen verify` lists all damage)"
+            "copy it again, or build again into a new directory (`texturegen verify` lists all damage)"
         )

@@ -17,7 +17,7 @@ PARTS = "parts"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 # Image members that the reader decodes; anything else in a tar is not ours to open.
-IMAGE_EXTENSIONS = ("png", "jpg", "webp", "bmp", "gif", "tif", "ppm", "pgm")
+IMAGE_EXTENSIONS = ("png", "jpg", "webp")
 QUALITY = ("histogram", "autocorrelation", "coherence", "completeness", "verbatim")
 
 MANIFEST_SCHEMA = pa.schema(

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from texturegen.errors import UserError
 from texturegen.images import decode_image
-from texturegen.shards.reader import _read_build, _read_manifest
+from texturegen.shards.reader import read_build, read_manifest
 from texturegen.shards.schema import MANIFEST, texture_member
 
 
@@ -21,12 +21,15 @@ def verify(directory: str | Path, progress: Callable[[int], object] = lambda sam
     Raises UserError when there is no finished build to check.
     """
     directory = Path(directory)
-    build = _read_build(directory)
+    build = read_build(directory)
     faults: list[str] = []
+    path = directory / MANIFEST
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != build["manifest_sha256"]:
+        faults.append(f"{path}: checksum differs from build.json: the file was changed or damaged")
     try:
-        manifest = _read_manifest(directory / MANIFEST)
+        manifest = read_manifest(path)
     except UserError as error:
-        return [str(error)]
+        return [*faults, str(error)]
     ok = manifest.filter(pc.equal(manifest["status"], "ok"))
     counted = {
         "samples": pc.count_distinct(ok["key"]).as_py(),
@@ -35,7 +38,7 @@ def verify(directory: str | Path, progress: Callable[[int], object] = lambda sam
     }
     for name, count in counted.items():
         if build["counts"][name] != count:
-            faults.append(f"{directory / MANIFEST}: {count} {name}, but build.json counts {build['counts'][name]}")
+            faults.append(f"{path}: {count} {name}, but build.json counts {build['counts'][name]}")
     for shard in build["shards"]:
         rows = ok.filter(pc.equal(ok["shard"], shard["name"])).to_pylist()
         faults += _verify_shard(directory / shard["name"], shard["sha256"], rows)

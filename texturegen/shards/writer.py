@@ -7,10 +7,8 @@ Python's tarfile writes the tar: importing webdataset for its TarWriter would lo
 import contextlib
 import hashlib
 import io
-import json
 import os
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from texturegen.files import write_atomically, write_json
 from texturegen.shards.schema import IMAGE_EXTENSIONS, KEY, MANIFEST_SCHEMA, PARTS, shard_name, texture_member
 
 
@@ -60,7 +59,9 @@ class ShardWriter:
     def commit(self) -> dict[str, Any]:
         """Make the shard final and return its stats (what `build.json` lists of it)."""
         self._tar.close()
-        sync_close(self._file)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
         with open(self._temporary, "rb") as f:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         failed = sum(row["status"] != "ok" for row in self._rows)
@@ -93,25 +94,3 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
-
-
-def sync_close(f: Any) -> None:
-    f.flush()
-    os.fsync(f.fileno())
-    f.close()
-
-
-def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
-    """Call `write(file)` on a temporary file, fsync it, and rename it to `path`."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            write(f)
-            sync_close(f)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, lambda f: f.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode()))

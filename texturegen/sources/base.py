@@ -54,6 +54,7 @@ class Source(ABC):
     split: str | None
     size: int | None
     classes: list[str]
+    one_size: bool = True  # all images are of the same size
 
     def __getitem__(self, index: int) -> Item:
         """Return item `index`, as a square when the source has a `size`; ImageError when it cannot be decoded."""

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from texturegen.errors import UserError
-from texturegen.images import decode_image
+from texturegen.images import decode_image, original_extension
 from texturegen.sources.base import ImageError, Item, Source
 
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
@@ -26,7 +26,7 @@ class Folder(Source):
     name = "folder"
 
     def __init__(self, root: Path, split: None, size: int | None) -> None:
-        self.split, self.size = split, size
+        self.split, self.size, self.one_size = split, size, size is not None
         self._root = root
         if not root.exists():
             raise UserError(f"the image folder {root} does not exist")
@@ -64,8 +64,9 @@ class Folder(Source):
             raise ImageError(key, f"{shown}: {error}") from error
         top, _, rest = path.partition("/")
         label = self.classes.index(top) if rest else -1
-        extension = _extension(path)
-        return Item(key, image, label, data, "jpg" if extension == "jpeg" else extension, {"path": shown})
+        extension = original_extension(data)
+        original = data if extension else None
+        return Item(key, image, label, original, extension or "png", {"path": shown})
 
     def _identity(self) -> Any:
         return [self.name, [[path, os.stat(self._root / path).st_size] for path in self._paths]]
@@ -105,7 +106,7 @@ def _printable(path: str) -> str:
 def _make_key(path: str) -> str:
     """A readable part of the path for people, and a hash of all of it to keep it apart from the others."""
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", str(PurePosixPath(path).with_suffix("")).replace("/", "-"))
-    return f"{readable[:80]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    return f"{readable[:70]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
 def _require_unique(keys: list[str], paths: list[str]) -> None:

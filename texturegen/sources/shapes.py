@@ -46,7 +46,7 @@ CROP = 96  # pixels of a photograph; less shows no pattern, and more no detail i
 
 
 class Shapes(Source):
-    """Ten silhouettes at random places, sizes and rotations.
+    """Ten silhouettes at random places, sizes and rotations (within 30 degrees of upright).
 
     size : side in pixels, 16 or more; None is 32.
     background : "plain", a random colour with noise, or "photo", a crop of a photograph (much harder).

@@ -1,4 +1,4 @@
-"""The ten outlines of `shapes`, and how one is drawn: at a random place, size and rotation, anti-aliased."""
+"""The ten outlines of `shapes`, and how one is drawn: at a random place, size and rotation within 30 degrees."""
 
 from typing import Protocol
 
@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 SUPERSAMPLE = 8
-TILT = np.pi / 6  # things in photographs stand upright, more or less; at any angle the shapes took far longer to learn
+# Upright, more or less, as things in photographs are; at any angle the shapes take far longer to learn.
+TILT = np.pi / 6
 
 
 class Draws(Protocol):
@@ -23,7 +24,7 @@ def draw_mask(outlines: list[np.ndarray], size: int, draws: Draws) -> np.ndarray
     margin = min(radius + 1, size / 2)
     centre = np.array([draws.between(margin, size - margin), draws.between(margin, size - margin)])
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * radius
-    points = [np.rint((outline @ turn + centre) * SUPERSAMPLE - 0.5).astype(np.int32) for outline in outlines]
+    points = [np.rint((outline * (1, -1) @ turn + centre) * SUPERSAMPLE - 0.5).astype(np.int32) for outline in outlines]
     large = np.zeros((size * SUPERSAMPLE, size * SUPERSAMPLE), np.uint8)
     cv2.fillPoly(large, points, 255)  # even-odd: an outline inside another is a hole
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
@@ -40,7 +41,7 @@ def _polygon(*points: tuple[float, float]) -> np.ndarray:
 
 
 def _star() -> np.ndarray:
-    angles = np.arange(10) / 10 * 2 * np.pi
+    angles = (np.arange(10) / 10 + 0.25) * 2 * np.pi
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.where(np.arange(10) % 2, 0.4, 1.0)[:, None]
 
 
@@ -69,7 +70,7 @@ def _fit(*outlines: np.ndarray) -> list[np.ndarray]:
 SILHOUETTES = {
     "disc": _fit(_arc(0, 1)),
     "square": _fit(_polygon((-1, -1), (1, -1), (1, 1), (-1, 1))),
-    "triangle": _fit(_arc(0, 1)[[0, 21, 42]]),
+    "triangle": _fit(_arc(0.25, 1.25)[[0, 21, 42]]),
     "star": _fit(_star()),
     "cross": _fit(
         _polygon(

@@ -43,7 +43,7 @@ def test_knn_equals_a_slow_vote() -> None:
             cosines.append((dot / math.hypot(*query) / math.hypot(*row), label))
         expected = [0.0] * 4
         for cosine, label in sorted(cosines, reverse=True)[:6]:
-            expected[label] += math.exp(cosine / 0.3)
+            expected[label] += math.exp((cosine - max(cosines)[0]) / 0.3)
         assert votes == pytest.approx(expected, rel=1e-4)
 
 
@@ -52,6 +52,7 @@ def test_knn_of_a_bank_on_itself_is_perfect_with_one_neighbour() -> None:
     labels = torch.arange(600) % 3
     assert knn_accuracy(bank, labels, bank, labels, k=1) == 1.0
     assert knn_predict(bank, labels, bank[:2], k=10_000).shape == (2, 3)
+    assert torch.equal(knn_predict(bank, labels, bank, k=5, tau=1e-4).argmax(1), labels)
     with pytest.raises(UserError, match="k must be at least 1"):
         knn_predict(bank, labels, bank, k=0)
 

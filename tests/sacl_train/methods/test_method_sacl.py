@@ -21,7 +21,7 @@ SMALL = {"projector_hidden": 24, "projector_out": 16, "predictor_hidden": 8}
 def make(weak: str = "geometric", **settings: object) -> SACL:
     torch.manual_seed(0)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=8)
-    return SACL(encoder, WeakAugment(weak, MEAN, STD), 16, SACLSettings(**{**SMALL, **settings}))
+    return SACL(encoder, WeakAugment(weak, MEAN, STD), (16, 16), SACLSettings(**{**SMALL, **settings}))
 
 
 def make_batch(images: int = 8, per_image: int = 1) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Builds: the same bytes whoever does the work, resumable, and no bad image passes silently."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from texturegen import open_shards
 from texturegen.build import Recipe, build
@@ -22,6 +24,7 @@ from texturegen.build.job import run_job
 from texturegen.build.recipe import make_plan, texture_seed
 from texturegen.errors import UserError
 from texturegen.shards import verify
+from texturegen.sources.folder import EXTENSIONS
 from texturegen.texture import synthesize
 
 TINY = Recipe("shapes", limit=12, shard_size=5)
@@ -158,7 +161,7 @@ def test_another_recipe_in_the_directory_is_refused_by_what_differs(tmp_path: Pa
         build(Recipe("shapes", limit=12, shard_size=5, method="efros-leung"), tmp_path / "s")
     assert digests(tmp_path / "s") == before
     (tmp_path / "s" / "build.json").unlink()
-    with pytest.raises(UserError, match="not a shard directory of this program"):
+    with pytest.raises(UserError, match="exists and holds other things"):
         build(TINY, tmp_path / "s")
 
 
@@ -232,3 +235,59 @@ def test_build_json_has_counts_versions_and_checksums(shapes_shards: Path) -> No
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
     assert content["versions"]["numpy"] == np.__version__
     assert not (shapes_shards / "parts").exists()
+
+
+def test_a_directory_with_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "notes.tmp").write_text("mine")
+    (tmp_path / "parts" / "thesis.txt").write_text("mine too")
+    before = digests(tmp_path)
+    with pytest.raises(UserError, match="exists and holds other things"):
+        build(TINY, tmp_path)
+    assert digests(tmp_path) == before
+
+
+def test_a_finished_build_that_lost_a_shard_is_not_called_complete(tmp_path: Path) -> None:
+    build(TINY, tmp_path / "s")
+    (tmp_path / "s" / "shard-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard-000001.tar: missing; .* into a new directory"):
+        build(TINY, tmp_path / "s")
+
+
+def test_a_recipe_that_suits_no_image_is_refused_and_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="64"):
+        build(Recipe("shapes", patch_size=64), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(UserError, match=r"none of the 6 images could be used; the first: .*64"):
+        build(Recipe("folder", patch_size=64), tmp_path / "s", root=str(image_folder))
+    build(Recipe("folder"), tmp_path / "s", root=str(image_folder))  # the directory is free for a better recipe
+    assert len(open_shards(tmp_path / "s")) == 6
+
+
+def test_a_folder_of_every_extension_is_built_and_only_plain_originals_are_kept(
+    tmp_path: Path, photo: np.ndarray
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    image = Image.fromarray(photo[:40, :32])
+    formats = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "tiff": "TIFF", "pgm": "PPM", "ppm": "PPM"}
+    for extension in EXTENSIONS:
+        image.convert("L" if extension == "pgm" else "RGB").save(
+            folder / f"{extension}-file.{extension}", formats.get(extension, extension.upper())
+        )
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(folder / "turned.jpg", exif=turned)
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("RGBA").save(folder / "alpha.png")
+    cv2.imwrite(str(folder / "deep.png"), photo[:40, :32].astype(np.uint16) * 257)
+    build(Recipe("folder"), tmp_path / "s", root=str(folder))
+    assert verify(tmp_path / "s") == []
+    shards = open_shards(tmp_path / "s")
+    assert len(shards) == len(EXTENSIONS) + 4
+    kept = sorted(s.meta["path"] for s in shards if s.image_bytes == (folder / s.meta["path"]).read_bytes())
+    assert kept == ["jpeg-file.jpeg", "jpg-file.jpg", "png-file.png", "webp-file.webp"]
+    for sample in shards:  # the shard shows everybody the image that the textures were made from
+        with Image.open(io.BytesIO(sample.image_bytes)) as opened:
+            assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - sample.image).max() <= 8
+            assert sample.textures.shape[1:] == sample.image.shape

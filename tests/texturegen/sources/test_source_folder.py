@@ -126,7 +126,8 @@ def test_bad_files_are_named_and_the_others_still_read(tmp_path: Path, encode: E
     assert all(item.image.shape == photo.shape and item.label == 1 for item in good)
     names = ["1-bit.png", "16-bit.png", "animated.gif", "cmyk.jpg", "liar.jpg", "rgba.png"]
     assert [item.meta["path"] for item in good] == [f"good/{name}" for name in names]
-    assert [item.ext for item in good] == ["png", "png", "gif", "jpg", "jpg", "png"]
+    # Only the liar's bytes, in truth an 8-bit RGB PNG, may be passed on: readers differ on all others.
+    assert [(item.ext, item.data is None) for item in good] == [("png", name != "liar.jpg") for name in names]
     assert source.ignored == ["good/notes.txt"]
 
 

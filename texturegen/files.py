@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], object]) -> None:
+    """Write bytes, text, or whatever `content(file)` writes, under a temporary name; fsync; rename to `path`.
+
+    OSError (a full disk, say) leaves what was at `path` before, and no temporary file.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            if callable(content):
+                content(f)
+            else:
+                f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON with sorted keys, so that equal contents are equal bytes."""
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
