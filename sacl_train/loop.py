@@ -97,6 +97,7 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
     try:
         for epoch in range(start, config.epochs):
             row = _train_epoch(method, optimizer, stream, config, epoch, steps, device, progress)
+            _refuse_broken(method, epoch)
             if config.knn_every and ((epoch + 1) % config.knn_every == 0 or epoch + 1 == config.epochs):
                 row["knn"] = _knn_score(method, shards, config, device)
             rows.append(row)
@@ -105,7 +106,6 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
                     f"epoch {epoch + 1}: the embeddings have collapsed (their standard deviation is "
                     f"{row['embedding_std']:.3f} of a spread one's); try a lower lr"
                 )
-            _refuse_broken(method, epoch)
             save(epoch + 1)
             _write_metrics(out, rows)
     finally:

@@ -196,7 +196,7 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 def test_registry_builds_with_settings() -> None:
     encoder, weak = build_encoder("se_resnet8", "cifar", width=4), WeakAugment("none", MEAN, STD)
     kind = METHODS["sacl"]
-    method = kind(encoder, weak, 16, kind.Settings(**SMALL, tau=0.1))
+    method = kind(encoder, weak, (16, 16), kind.Settings(**SMALL, tau=0.1))
     assert isinstance(method, SACL)
     assert method.settings.tau == 0.1
     assert method.encoder is encoder
