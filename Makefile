@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint setup
 
 demo: setup
-	$(BIN)/python -m pipelines run shapes --out runs/demo
+	$(BIN)/python -m pipelines run shapes --out runs/demo --jobs 2
 
 # Numba does not notice that a function a cached kernel calls has changed in another module.
 test: lint

@@ -19,12 +19,13 @@ def main() -> None:
 @click.option("--root", help="Where the data set's files lie.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--set", "changes", multiple=True, callback=read_pairs, help="SECTION.KEY=VALUE, over the recipe's.")
-def run(recipe: str, out: Path, root: str | None, device: str, changes: dict[str, Any]) -> None:
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs that train at once.")
+def run(recipe: str, out: Path, root: str | None, device: str, changes: dict[str, Any], jobs: int) -> None:
     """Build, train, evaluate and report RECIPE: shapes, cifar10, or the path of a TOML file."""
     from pipelines.recipe import load_recipe
     from pipelines.runner import run as run_journey
 
-    report = run_journey(load_recipe(recipe, changes), out, root, device)
+    report = run_journey(load_recipe(recipe, changes), out, root, device, jobs)
     print(f"\n{report.read_text()}\nwritten to {report}")
 
 

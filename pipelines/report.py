@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def write_report(
     lines += [
         "## Commands",
         "",
-        f"On {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}.",
+        f"On {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}.",
     ]
     lines += ["", "```", *(f"{line}   # {seconds:.0f} s" for line, seconds in steps), "```", ""]
     write_atomically(out / "report.json", json.dumps({"recipe": journey.name, "results": results}, indent=2) + "\n")

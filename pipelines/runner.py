@@ -1,10 +1,12 @@
 """Take a recipe from images to figures, by the real commands. Finished builds and trainings are not done again."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +19,73 @@ from texturegen.sources import SOURCES
 FINISHED = {"texturegen": (0, 3)}  # 3: a build that finished without some images, and said so
 
 
-def run(journey: Journey, out: Path, root: str | None = None, device: str = "auto") -> Path:
+class Commands:
+    """Runs commands and keeps their times in OUT/times.json."""
+
+    def __init__(self, out: Path, threads: int) -> None:
+        self.path = out / "times.json"
+        self.times: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.lines: list[str] = []
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+
+    def call(self, name: str, command: str, *arguments: str) -> None:
+        """Run a command, its output marked with `name` where several run at once; UserError when it fails."""
+        line = shlex.join([command, *arguments])
+        mark = f"[{name}] " if name else ""
+        print(f"{mark}$ {line}", flush=True)
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name(command)), *arguments],
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE if name else None,
+            stderr=subprocess.STDOUT if name else None,
+        )
+        for text in process.stdout or ():
+            print(f"{mark}{text}", end="", flush=True)
+        status = process.wait()
+        if status == 130:
+            raise KeyboardInterrupt
+        if status not in FINISHED.get(command, (0,)):
+            raise UserError(f"`{line}` failed (exit status {status}); mend it and run the same command again")
+        # A command that finds its work done takes no time: what is told is the longest that each has taken.
+        self.times[line] = max(self.times.get(line, 0.0), time.monotonic() - begin)
+        self.lines.append(line)
+        write_json(self.path, dict(self.times))
+
+
+def run(journey: Journey, out: Path, root: str | None = None, device: str = "auto", jobs: int = 1) -> Path:
     """Build the sets, train the runs, evaluate each on every test set; return the path of the report.
 
+    `jobs` runs train at once, with an equal share of the cores: on a CPU, small batches do not fill two cores.
     Layout: OUT/shards/SET, OUT/runs/RUN, OUT/report.md. Raises UserError when a command fails, after the command
     has said why.
     """
-    steps: list[tuple[str, float]] = []  # command line, seconds
-    # A command that finds its work done takes no time: what is told is the longest that each has taken.
-    times_path = out / "times.json"
-    times: dict[str, float] = json.loads(times_path.read_text()) if times_path.is_file() else {}
-
-    def call(command: str, *arguments: str) -> None:
-        line = shlex.join([command, *arguments])
-        print(f"$ {line}", flush=True)
-        begin = time.monotonic()
-        done = subprocess.run([str(Path(sys.executable).with_name(command)), *arguments], check=False)
-        if done.returncode == 130:
-            raise KeyboardInterrupt
-        if done.returncode not in FINISHED.get(command, (0,)):
-            raise UserError(f"`{line}` failed (exit status {done.returncode}); mend it and run the same command again")
-        times[line] = max(times.get(line, 0.0), time.monotonic() - begin)
-        steps.append((line, times[line]))
-        write_json(times_path, times)
-
     out.mkdir(parents=True, exist_ok=True)
+    commands = Commands(out, max(1, len(os.sched_getaffinity(0)) // jobs))
     shards = {name: out / "shards" / name for name in journey.sets}
     for name, options in journey.sets.items():
         entry = SOURCES.get(options["dataset"])
         rooted = {"root": root} if root and entry and entry.needs_root else {}
-        call("texturegen", "build", "--out", str(shards[name]), *_flags({**options, **rooted}))
-    call("texturegen", "preview", str(shards["train"]), "-o", str(out / "preview.png"))
+        commands.call("", "texturegen", "build", "--out", str(shards[name]), *_flags({**options, **rooted}))
+    commands.call("", "texturegen", "preview", str(shards["train"]), "-o", str(out / "preview.png"))
 
-    results: dict[str, dict[str, Any]] = {}
-    for name, settings in journey.runs.items():
+    def train_and_evaluate(name: str) -> dict[str, Any]:
         run_dir = out / "runs" / name
-        sets = [text for key, value in settings.items() for text in ("--set", f"{key}={json.dumps(value)}")]
-        call("sacl-train", "--shards", str(shards["train"]), "--out", str(run_dir), "--device", device, *sets)
+        mark = name if jobs > 1 else ""
+        sets = [text for key, value in journey.runs[name].items() for text in ("--set", f"{key}={json.dumps(value)}")]
+        place = ["--shards", str(shards["train"]), "--device", device]
+        commands.call(mark, "sacl-train", "--out", str(run_dir), *place, *sets)
+        figures = {}
         for probe, options in journey.probes.items():
             tests = [text for test in journey.tests for text in ("--test-shards", str(shards[test]))]
-            call(
-                *("sacl-eval", probe, "--run", str(run_dir), "--shards", str(shards["train"]), *tests),
-                *("--device", device, *_flags(options)),
-            )
-            figures = json.loads((run_dir / f"eval-{probe}.json").read_text())
-            results.setdefault(name, {})[probe] = figures
-    return write_report(out, journey, results, steps)
+            commands.call(mark, "sacl-eval", probe, "--run", str(run_dir), *place, *tests, *_flags(options))
+            figures[probe] = json.loads((run_dir / f"eval-{probe}.json").read_text())
+        return figures
+
+    with ThreadPoolExecutor(jobs) as pool:
+        results = dict(zip(journey.runs, pool.map(train_and_evaluate, journey.runs), strict=True))
+    return write_report(out, journey, results, [(line, commands.times[line]) for line in commands.lines])
 
 
 def _flags(options: dict[str, Any]) -> list[str]:
