@@ -10,7 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from sacl_train.nets import ENCODERS
 from texturegen import __version__
+from texturegen.sources import SOURCES
+from texturegen.texture import METHODS
 
 BIN = Path(sys.executable).parent
 TRAIN = ["--set", "width=4", "--set", "stem=cifar-stride2", "--set", "projector_hidden=16", "--set", "projector_out=16"]
@@ -36,6 +39,14 @@ def refused(command: str, *arguments: str | Path) -> str:
 def test_version_and_help(command: str) -> None:
     assert __version__ in call(command, "--version")[1]
     assert "Usage" in call(command, "--help")[1]
+
+
+def test_help_names_every_source_method_and_encoder() -> None:
+    build, train = call("texturegen", "build", "--help")[1], call("sacl-train", "--help")[1]
+    for name in [*SOURCES, *METHODS]:
+        assert name in build
+    for name in ENCODERS:
+        assert name in train or name.removeprefix("se_resnet") in train
 
 
 def test_build_info_verify_preview(tmp_path: Path) -> None:

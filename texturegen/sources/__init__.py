@@ -25,7 +25,6 @@ class Entry:
     Attributes
     ----------
     place : "module:class" inside this package.
-    about : one line for people.
     splits : names that `split` may take; empty when the source has no splits.
     default_split : what split=None means.
     needs_root : whether it reads files under `root`.
@@ -34,7 +33,6 @@ class Entry:
     """
 
     place: str
-    about: str
     splits: tuple[str, ...] = ()
     default_split: str | None = None
     needs_root: bool = False
@@ -45,14 +43,12 @@ class Entry:
 SOURCES: dict[str, Entry] = {
     "shapes": Entry(
         "shapes:Shapes",
-        "10 silhouettes filled with real textures, made on the spot; no download",
         splits=("train", "test", "conflict"),
         default_split="train",
         options=("background",),
     ),
     "cifar10": Entry(
         "cifar:Cifar10",
-        "CIFAR-10: 10 classes, 32 px, 50,000 + 10,000 images",
         splits=("train", "test"),
         default_split="train",
         needs_root=True,
@@ -60,7 +56,6 @@ SOURCES: dict[str, Entry] = {
     ),
     "cifar100": Entry(
         "cifar:Cifar100",
-        "CIFAR-100: 100 fine classes, 32 px, 50,000 + 10,000 images",
         splits=("train", "test"),
         default_split="train",
         needs_root=True,
@@ -68,13 +63,12 @@ SOURCES: dict[str, Entry] = {
     ),
     "stl10": Entry(
         "stl10:Stl10",
-        "STL-10: 10 classes, 96 px, 5,000 + 8,000 labelled and 100,000 unlabelled images",
         splits=("train", "test", "unlabeled", "train+unlabeled"),
         default_split="train",
         needs_root=True,
         official=True,
     ),
-    "folder": Entry("folder:Folder", "any folder of images, flat or with a folder per class", needs_root=True),
+    "folder": Entry("folder:Folder", needs_root=True),
 }
 
 

@@ -39,24 +39,15 @@ class Method:
 
     module: str
     function: str
-    summary: str
 
     def load(self) -> Callable[..., np.ndarray]:
         return getattr(import_module(self.module), self.function)
 
 
 METHODS: dict[str, Method] = {
-    "coherent": Method(
-        "texturegen.texture.coherent",
-        "coherent",
-        "coarse-to-fine source coordinates (Ashikhmin 2001 and later)",
-    ),
-    "efros-leung": Method(
-        "texturegen.texture.efros_leung", "efros_leung", "non-parametric sampling (Efros and Leung 1999)"
-    ),
-    "wei-levoy": Method(
-        "texturegen.texture.wei_levoy", "wei_levoy", "multi-resolution neighbourhoods (Wei and Levoy 2000)"
-    ),
+    "coherent": Method("texturegen.texture.coherent", "coherent"),
+    "efros-leung": Method("texturegen.texture.efros_leung", "efros_leung"),
+    "wei-levoy": Method("texturegen.texture.wei_levoy", "wei_levoy"),
 }
 
 
