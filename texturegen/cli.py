@@ -72,7 +72,7 @@ def build(out: Path, root: str | None, download: bool, workers: int | None, **re
         print(f"failed: {key}: {error}", file=sys.stderr)
     if counts["failed"]:
         print(
-            f"error: {counts['failed']} images failed; the manifest has them all, with reasons",
+            f"error: {plural(counts['failed'], 'image')} failed; the manifest has them all, with reasons",
             file=sys.stderr,
         )
         sys.exit(FAILED_IMAGES)

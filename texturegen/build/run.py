@@ -70,15 +70,11 @@ def build(
     missing = [number for number in range(plan.shards) if number not in finished]
     per_image = max(plan.recipe.per_image, 1)
     made = progress(plan.items * per_image, sum(len(plan.positions(n)) for n in finished) * per_image)
-    job = partial(_job, plan, root, out)
+    job = partial(run_job, plan, root, out)
     for _ in ENGINES[engine](job, missing, workers, made):
         pass
     _finish(out, plan, ignored)
     return _result(out)
-
-
-def _job(plan: Plan, root: str | None, out: Path, number: int, tick: Callable[[int], bool]) -> dict[str, Any]:
-    return run_job(plan, root, out, number, tick)
 
 
 def _claim(out: Path, plan: Plan) -> bool:
