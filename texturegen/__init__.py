@@ -1,6 +1,7 @@
 """texturegen: images in, texture images (hard negatives) out, as WebDataset shards.
 
     texture = texturegen.synthesize([patch, other_patch], size=(96, 96), seed=0)
+    textures = texturegen.synthesize_batch([[patch], [other_patch]], size=(96, 96), seeds=[0, 1])
     for sample in texturegen.open_shards("shards/"):
         sample.image, sample.textures, sample.label
 
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from texturegen.shards import Sample, Shards, open_shards
-    from texturegen.texture import Texture, synthesize
+    from texturegen.texture import Texture, synthesize, synthesize_batch
 
 __version__ = "0.1.0"
-__all__ = ["Sample", "Shards", "Texture", "open_shards", "synthesize"]
+__all__ = ["Sample", "Shards", "Texture", "open_shards", "synthesize", "synthesize_batch"]
 
 _HOME = {
     "Texture": "texturegen.texture",
     "synthesize": "texturegen.texture",
+    "synthesize_batch": "texturegen.texture",
     "Sample": "texturegen.shards",
     "Shards": "texturegen.shards",
     "open_shards": "texturegen.shards",

@@ -1,8 +1,8 @@
 """The `texturegen` command. Heavy modules are imported by the commands that need them: `--help` answers at once."""
 
-import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,27 @@ import click
 
 from texturegen import __version__
 from texturegen.console import FriendlyGroup, Progress, fail, plural, read_pairs
+from texturegen.threads import count_cpus
 
 FAILED_IMAGES = 3  # exit status of a build that finished without some images
+# The registry is not read for this: `--help` would load NumPy. A test compares the two.
+METHODS_HELP = "coherent, efros-leung, patch-shuffle, quilting, wang-tiles or wei-levoy."
+
+
+def read_settings(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Callback of a repeated KEY=VALUE option whose values may be None, which TOML has no word for."""
+    pairs = read_pairs(context, parameter, values)
+    return {key: None if value in ("none", "None") else value for key, value in pairs.items()}
+
+
+def read_side_or_sides(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """Callback of a size: N, or HEIGHTxWIDTH."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise click.BadParameter(f"{text!r} is neither N nor HEIGHTxWIDTH, in pixels", context, parameter)
+    return int(sides[0]), int(sides[-1])
 
 
 @click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,7 +45,7 @@ def main() -> None:
 @click.option("--root", type=click.Path(), help="Where the data set's files lie (all but shapes).")
 @click.option("--split", help="train, test, ...; what there is depends on the data set.")
 @click.option("--download", is_flag=True, help="Fetch the data set's official files into --root.")
-@click.option("--method", default="coherent", show_default=True, help="efros-leung, wei-levoy or coherent.")
+@click.option("--method", default="coherent", show_default=True, help=METHODS_HELP)
 @click.option("--size", type=int, help="Bring images to this side: short side resized, centre cropped.")
 @click.option("--per-image", default=1, show_default=True, help="Textures per image; 0 writes images alone.")
 @click.option("--patch-size", type=int, help="Side of the two patches  [default: half the short side, at most 96]")
@@ -39,9 +58,9 @@ def main() -> None:
     show_default=True,
     help="Images per shard. A shard is the work of one worker at a time.",
 )
-@click.option("--method-option", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE for the method.")
+@click.option("--method-option", "settings", multiple=True, callback=read_settings, help="KEY=VALUE for the method.")
 @click.option(
-    "--source-option", "source_options", multiple=True, callback=read_pairs, help="KEY=VALUE for the data set."
+    "--source-option", "source_options", multiple=True, callback=read_settings, help="KEY=VALUE for the data set."
 )
 def build(out: Path, root: str | None, download: bool, workers: int | None, **recipe: Any) -> None:
     """Build shards. Run the same command again to resume; it never does a finished shard twice.
@@ -56,9 +75,7 @@ def build(out: Path, root: str | None, download: bool, workers: int | None, **re
         bars.append(Progress(total, "textures" if recipe["per_image"] else "images", already))
         return bars[0]
 
-    workers = workers or len(os.sched_getaffinity(0))
-    for options in (recipe["settings"], recipe["source_options"]):
-        options.update({key: None for key, value in options.items() if value in ("none", "None")})
+    workers = workers or count_cpus()
     try:
         result = building.build(building.Recipe(**recipe), out, root, download, workers, progress=progress)
     finally:
@@ -76,6 +93,47 @@ def build(out: Path, root: str | None, download: bool, workers: int | None, **re
             file=sys.stderr,
         )
         sys.exit(FAILED_IMAGES)
+
+
+@main.command()
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file to write: .png and .webp keep every pixel, .jpg is lossy. One that is there is replaced.",
+)
+@click.option(
+    "--size", metavar="N|HxW", callback=read_side_or_sides, help="N, or HEIGHTxWIDTH  [default: the first picture's]"
+)
+@click.option("--method", default="coherent", show_default=True, help=METHODS_HELP)
+@click.option("--seed", default=0, show_default=True, help="Another seed gives another texture.")
+@click.option("--method-option", "settings", multiple=True, callback=read_settings, help="KEY=VALUE for the method.")
+def texture(
+    pictures: tuple[Path, ...],
+    output: Path,
+    size: tuple[int, int] | None,
+    method: str,
+    seed: int,
+    settings: dict[str, Any],
+) -> None:
+    """Make one texture of PICTURES, each taken whole.
+
+    A texture of grey pictures is grey. EXIF orientation is applied, transparency dropped. efros-leung and wei-levoy
+    compare each pixel they make with every pixel of the pictures: give them small ones, or expect minutes to hours.
+    """
+    try:
+        from texturegen.pictures import make_texture
+
+        made = make_texture(pictures, output, size, method, seed, settings)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in asdict(made.quality).items())
+    height, width = made.size
+    source = plural(len(pictures), "picture")
+    print(f"{output}: {height}x{width} from {source} by {method} in {made.seconds:.1f} s; {figures}")
 
 
 @main.command()

@@ -83,7 +83,7 @@ def _make_texture(recipe: Recipe, item: Item, index: int) -> tuple[bytes, dict[s
     image = np.ascontiguousarray(item.image)
     patches, boxes = cut_patches(image, seed, side=recipe.patch_size)
     texture = synthesize(patches, image.shape[:2], recipe.method, seed, **recipe.settings)
-    quality = measure(patches, texture.image, seed)
+    quality = measure(patches, texture.image, seed, source=texture.source)
     columns = {
         "method": recipe.method,
         "seed": seed,

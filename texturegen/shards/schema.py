@@ -18,7 +18,7 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 # Image members that the reader decodes; anything else in a tar is not ours to open.
 IMAGE_EXTENSIONS = ("png", "jpg", "webp")
-QUALITY = ("histogram", "autocorrelation", "coherence", "completeness", "verbatim")
+QUALITY = ("histogram", "autocorrelation", "coherence", "completeness", "verbatim", "largest_copy")
 
 MANIFEST_SCHEMA = pa.schema(
     [

@@ -62,7 +62,11 @@ def _verify_shard(path: Path, sha256: str, rows: list[dict]) -> list[str]:
                     row["texture_offset"],
                     row["texture_size"],
                 )
+        length = path.stat().st_size
         for name, (offset, size) in places.items():
+            if not 0 <= offset <= offset + size <= length:
+                faults.append(f"{path}: {name}: the manifest places it outside the file")
+                continue
             f.seek(offset)
             try:
                 decode_image(f.read(size))

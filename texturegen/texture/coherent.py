@@ -1,11 +1,15 @@
 """Coherent synthesis, the default: every output pixel carries the coordinates of an exemplar pixel, coarse to fine.
 
 A candidate for a pixel is where a neighbour came from, moved by the offset between the two (Ashikhmin,
-"Synthesizing natural textures", I3D 2001, section 3), plus a random one in place of the precomputed similar windows
-of Tong et al., SIGGRAPH 2002 (k-coherence). Coordinates go from level to level and are corrected there in passes,
-as in Lefebvre and Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3. Passes take the pixels
-in random order: in scan order the nearest window is most often a flat one, and the texture collapses. More random
-candidates do the same. Windows wrap around the output, so it tiles.
+"Synthesizing natural textures", I3D 2001, section 3), plus a few random ones in place of the precomputed similar
+windows of Tong et al., SIGGRAPH 2002 (k-coherence). Coordinates go from level to level and are corrected there in
+passes of four interleaved subpasses, as in Lefebvre and Hoppe, "Parallel controllable texture synthesis", SIGGRAPH
+2005, section 3: in scan order the nearest window is most often a flat one, and the texture collapses.
+
+A greedy search still prefers flat regions and long copies. Two prices work against that: `reuse`, which every use of an
+exemplar pixel adds to the next one (the uniformity of Kaspar et al., "Self tuning texture optimization", Eurographics
+2015, section 4), and `novelty`, which a pixel pays for staying where it is. docs/synthesis.md has what each of them
+gave. Windows wrap around the output, so it tiles.
 """
 
 from collections.abc import Sequence
@@ -26,9 +30,14 @@ from texturegen.texture.exemplar import (
 )
 from texturegen.texture.rand import derive, draw, shuffle
 from texturegen.texture.settings import Whole
+from texturegen.texture.simd import LANES, run_distance
 
-# With patches smaller than this at the coarsest level, a block there is a whole patch and objects survive.
-_LEAST_SIDE = 24
+# The coarsest patches: smaller ones say nothing any more, and from larger ones more of an object survives.
+_LEAST_SIDE = 8
+# Prices are in parts of a grey level, so that the price of one use among very many is not rounded to nothing.
+_PARTS = 256
+# The price of what is no pixel of a patch; no real one comes near it.
+_FORBIDDEN = np.int64(1 << 60)
 
 
 def coherent(
@@ -38,17 +47,23 @@ def coherent(
     *,
     window: Annotated[int, Whole(3, 15, odd=True)] = 5,
     levels: Annotated[int | None, Whole(1, 8, automatic=True)] = None,
-    block: Annotated[int, Whole(1, 256)] = 8,
-    first_passes: Annotated[int, Whole(0, 20)] = 3,
-    passes: Annotated[int, Whole(0, 20)] = 2,
-    random_candidates: Annotated[int, Whole(0, 50)] = 1,
+    block: Annotated[int, Whole(1, 256)] = 4,
+    first_passes: Annotated[int, Whole(0, 50)] = 10,
+    passes: Annotated[int, Whole(0, 50)] = 2,
+    last_passes: Annotated[int, Whole(0, 50)] = 1,
+    candidates: Annotated[int, Whole(0, 50)] = 1,
+    reuse: Annotated[int, Whole(0, 255)] = 6,
+    novelty: Annotated[int, Whole(0, 255)] = 4,
 ) -> np.ndarray:
     """Return the source map int32 (H, W, 3) of a texture that tiles.
 
     window: side of the compared neighbourhoods. levels: of the pyramid; automatically as many as leave the smallest
-    patch 24 pixels. block: side of the random blocks that the coarsest level starts from; larger ones copy more of
-    a patch verbatim. first_passes, passes: corrections at the coarsest and at the other levels.
-    random_candidates: exemplar pixels tried per visit besides the neighbours'.
+    patch 8 pixels. block: side of the random blocks that the coarsest level starts from; larger ones copy more of
+    a patch verbatim. first_passes, last_passes, passes: corrections at the coarsest, the finest and the other levels
+    (a single level counts as the coarsest). candidates: random exemplar pixels tried per visit at the finest level,
+    twice as many at each coarser one.
+    reuse: grey levels that an exemplar pixel's fair share of the output adds to its windows' mean difference.
+    novelty: grey levels by which another candidate may be worse than the present one and still replace it.
     """
     if levels is None:
         levels = count_levels(patches, max(_LEAST_SIDE, window))
@@ -58,55 +73,47 @@ def coherent(
     # Exemplar pixels near an edge are candidates too, with reflected windows: small patches have few others.
     border = window // 2
     exemplar = stack(scales[-1], border)
+    values = 3 * window**2
     key = np.uint64(seed)
     for level in range(levels - 1, -1, -1):
         level_key = np.uint64(derive(key, level))
         if level == levels - 1:
             flat = _tile(exemplar, sizes[level], block, np.uint64(derive(level_key, 0)))
+            count = first_passes
         else:
             coarse, exemplar = exemplar, stack(scales[level], border)
             flat = _refine(flat, coarse, exemplar, sizes[level])
-        count = first_passes if level == levels - 1 else passes
-        _correct(flat, _pack(exemplar, interior(exemplar)), border, count, random_candidates, level_key)
+            count = passes if level else last_passes
+        inside = interior(exemplar).reshape(-1)
+        pixels = np.flatnonzero(inside).astype(np.int32)
+        # Of an exemplar larger than the output, no pixel need be used twice.
+        share = reuse * values * _PARTS * len(pixels) // max(len(pixels), flat.size)
+        prices = np.where(inside, np.int64(0), _FORBIDDEN)
+        colours = np.append(exemplar.pixels.reshape(-1), np.zeros(_slack(border), np.uint8))
+        side = _Exemplar(colours, exemplar.stride, pixels, prices, share)
+        _correct(flat, side, border, count, candidates << level, novelty * values * _PARTS, level_key)
     return unflatten(flat, exemplar)
 
 
-class _Windows(NamedTuple):
-    """The exemplar side of one level, by flat position. A colour is one uint32: red, green, blue, nothing."""
+class _Exemplar(NamedTuple):
+    """The exemplar side of one level, by flat position."""
 
-    colours: np.ndarray  # uint32 (M,)
-    inside: np.ndarray  # bool (M,): a pixel of a patch, so a candidate
-    pixels: np.ndarray  # int32 (N,): the positions that are inside
-    windows: np.ndarray  # uint32 (M, L): each candidate's window in one piece, then zeros
+    colours: np.ndarray  # uint8 (3 * M + slack,)
     stride: int
+    pixels: np.ndarray  # int32 (N,): the positions inside a patch, which are the candidates
+    prices: np.ndarray  # int64 (M,): what is added to the distance of a candidate; _FORBIDDEN outside the patches
+    share: int  # what one use adds to the price
 
 
-@njit(nogil=True, cache=True)
-def _pack(exemplar: Stack, inside: np.ndarray) -> _Windows:
-    channels = exemplar.pixels.reshape(-1, 3)
-    colours = np.empty(len(channels), dtype=np.uint32)
-    for position in range(len(channels)):
-        red, green, blue = channels[position]
-        colours[position] = red | green << 8 | blue << 16
-    flat_inside = inside.reshape(-1)
-    pixels = np.flatnonzero(flat_inside).astype(np.int32)
-    stride = exemplar.pixels.shape[2]
-    side = 2 * exemplar.border + 1
-    windows = np.zeros((len(colours), _window_length(side)), dtype=np.uint32)
-    for pixel in pixels:
-        window = windows[pixel]
-        corner = pixel - exemplar.border * (stride + 1)
-        for row in range(side):
-            line = colours[corner + row * stride : corner + row * stride + side]
-            for column in range(side):
-                window[row * side + column] = line[column]
-    return _Windows(colours, flat_inside, pixels, windows, stride)
+class _Output(NamedTuple):
+    """The output with a margin that repeats the opposite side, so that no window needs to wrap."""
 
-
-@njit(nogil=True, cache=True)
-def _window_length(side: int) -> int:
-    """A window's colours, rounded up to whole vectors of four."""
-    return (side * side + 3) // 4 * 4
+    source: np.ndarray  # int32 (rows * stride,): flat positions in the exemplar
+    colours: np.ndarray  # uint8 (3 * rows * stride + slack,)
+    height: int
+    width: int
+    border: int
+    stride: int
 
 
 @njit(nogil=True, cache=True)
@@ -151,63 +158,101 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
 
 @njit(nogil=True, cache=True)
 def _correct(
-    flat: np.ndarray, exemplar: _Windows, border: int, passes: int, random_candidates: int, key: np.uint64
+    flat: np.ndarray, exemplar: _Exemplar, border: int, passes: int, candidates: int, novelty: int, key: np.uint64
 ) -> None:
-    """Visit every pixel, in random order, and replace its position by the candidate with the nearest window."""
+    """Visit every pixel and replace its position by the candidate with the least distance and price."""
     height, width = flat.shape
-    side = 2 * border + 1
-    source = flat.reshape(-1)
-    image = exemplar.colours[source]
-    # Row and column of the window pixel at i + a, j + b: the output wraps around.
-    lines = (np.arange(height + 2 * border) - border) % height * width
-    columns = (np.arange(width + 2 * border) - border) % width
-    window = np.zeros(_window_length(side), dtype=np.uint32)
-    tried = np.empty(10, dtype=np.int32)
-    order = np.arange(height * width)
+    stride = width + 2 * border
+    cells = (height + 2 * border) * stride
+    colours = np.zeros(3 * cells + _slack(border), dtype=np.uint8)
+    output = _Output(np.empty(cells, dtype=np.int32), colours, height, width, border, stride)
+    for row in range(height):
+        for column in range(width):
+            exemplar.prices[flat[row, column]] += exemplar.share
+            _put(output, row, column, flat[row, column], exemplar.colours)
+    mask = np.zeros(_slack(border), dtype=np.uint8)
+    mask[: 3 * (2 * border + 1)] = 255
+    tried = np.empty(9, dtype=np.int32)
+    subpasses = np.arange(4)
     for number in range(passes):
         pass_key = derive(key, number + 1)
-        shuffle(order, len(order), derive(pass_key, 0))
+        shuffle(subpasses, 4, derive(pass_key, 0))
         random_key = derive(pass_key, 1)
-        for pixel in order:
-            row, column = pixel // width, pixel % width
-            for a in range(side):
-                line = lines[row + a]
-                for b in range(side):
-                    window[a * side + b] = image[line + columns[column + b]]
-            own = source[pixel]
-            best, least = own, _distance(exemplar.windows[own], window)
-            tried[0] = own
-            count = 1
-            for dy in range(-1, 2):
-                line = lines[row + border + dy]
-                for dx in range(-1, 2):
-                    candidate = source[line + columns[column + border + dx]] - dy * exemplar.stride - dx
-                    # Moved across a patch's edge it is in the border; moved inside one area, it is known already.
-                    new = exemplar.inside[candidate]
-                    for k in range(count):
-                        new = new and tried[k] != candidate
-                    if new:
-                        tried[count] = candidate
-                        count += 1
-                        distance = _distance(exemplar.windows[candidate], window)
-                        if distance < least:
-                            best, least = candidate, distance
-            for k in range(random_candidates):
-                draw_number = pixel * random_candidates + k
-                candidate = exemplar.pixels[draw(random_key, draw_number, len(exemplar.pixels))]
-                distance = _distance(exemplar.windows[candidate], window)
-                if distance < least:
-                    best, least = candidate, distance
-            source[pixel] = best
-            image[pixel] = exemplar.colours[best]
+        for subpass in subpasses:
+            for row in range(subpass // 2, height, 2):
+                for column in range(subpass % 2, width, 2):
+                    at = (row + border) * stride + column + border
+                    own = output.source[at]
+                    exemplar.prices[own] -= exemplar.share
+                    best, least = own, _cost(exemplar, own, output, at, border, mask) + novelty
+                    tried[0] = own
+                    count = 1
+                    for dy in range(-1, 2):
+                        for dx in range(-1, 2):
+                            candidate = np.int32(output.source[at + dy * stride + dx] - dy * exemplar.stride - dx)
+                            # Moved across a patch's edge it is forbidden; moved inside one area, it is known already.
+                            new = exemplar.prices[candidate] < _FORBIDDEN
+                            for k in range(count):
+                                new = new and tried[k] != candidate
+                            if new:
+                                tried[count] = candidate
+                                count += 1
+                                cost = _cost(exemplar, candidate, output, at, border, mask)
+                                if cost < least:
+                                    best, least = candidate, cost
+                    for k in range(candidates):
+                        place = draw(random_key, (row * width + column) * candidates + k, len(exemplar.pixels))
+                        candidate = exemplar.pixels[place]
+                        cost = _cost(exemplar, candidate, output, at, border, mask)
+                        if cost < least:
+                            best, least = candidate, cost
+                    exemplar.prices[best] += exemplar.share
+                    if best != own:
+                        _put(output, row, column, best, exemplar.colours)
+    for row in range(height):
+        for column in range(width):
+            flat[row, column] = output.source[(row + border) * stride + column + border]
 
 
 @njit(nogil=True, cache=True)
-def _distance(window: np.ndarray, other: np.ndarray) -> np.int32:
-    """Squared distance of two packed windows. Taken whole: vectors are faster than an early exit."""
-    ours, theirs = window.view(np.uint8), other.view(np.uint8)
+def _put(output: _Output, row: int, column: int, position: int, colours: np.ndarray) -> None:
+    """Write a pixel wherever it stands: once, and again for every margin that repeats it."""
+    for i in range((row + output.border) % output.height, output.height + 2 * output.border, output.height):
+        for j in range((column + output.border) % output.width, output.stride, output.width):
+            at = i * output.stride + j
+            output.source[at] = position
+            for channel in range(3):
+                output.colours[3 * at + channel] = colours[3 * position + channel]
+
+
+@njit(nogil=True, cache=True)
+def _cost(exemplar: _Exemplar, candidate: np.int32, output: _Output, at: int, border: int, mask: np.ndarray) -> int:
+    """Sum of absolute differences of the windows around two positions, in parts, and the candidate's price."""
+    # Unsigned, because an index that may be negative costs a test each time.
+    ours = np.uint64(3 * (candidate - border * (exemplar.stride + 1)))
+    theirs = np.uint64(3 * (at - border * (output.stride + 1)))
+    line, other_line = np.uint64(3 * exemplar.stride), np.uint64(3 * output.stride)
     total = np.int32(0)
-    for k in range(len(ours)):
-        difference = np.int32(np.int32(ours[k]) - np.int32(theirs[k]))
-        total += np.int32(difference * difference)
-    return total
+    if border == 2:
+        # The default window in five steps that the compiler knows: half the time of the loop below.
+        for row in range(5):
+            step = np.uint64(row)
+            run = run_distance(
+                exemplar.colours, ours + step * line, output.colours, theirs + step * other_line, mask, np.uint64(0)
+            )
+            total = np.int32(total + run)
+        return _PARTS * np.int64(total) + exemplar.prices[candidate]
+    for _ in range(2 * border + 1):
+        for start in range(0, len(mask), LANES):
+            step = np.uint64(start)
+            run = run_distance(exemplar.colours, ours + step, output.colours, theirs + step, mask, step)
+            total = np.int32(total + run)
+        ours += line
+        theirs += other_line
+    return _PARTS * np.int64(total) + exemplar.prices[candidate]
+
+
+@njit(nogil=True, cache=True)
+def _slack(border: int) -> int:
+    """A window row's bytes rounded up to whole vectors: so much is read at once, and must exist behind the last."""
+    return (3 * (2 * border + 1) + LANES - 1) // LANES * LANES

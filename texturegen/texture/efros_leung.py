@@ -6,15 +6,21 @@ weights of the known pixels, which is the same for all candidates of a pixel and
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from texturegen.texture.exemplar import check_sides, stack, unflatten
+from texturegen.texture.exemplar import Stack, check_sides, stack, unflatten
 from texturegen.texture.rand import derive, draw, shuffle
 from texturegen.texture.settings import Fraction, Whole
 from texturegen.texture.windows import BARRIER, MOST_WEIGHT, RUN, add_taps, barrier, planes
+
+# Taps that a run of candidates takes at once, and the share of it (one in so many) that is few enough to go on singly.
+_TOGETHER = 4
+_FEW = 32
+# Output pixels without a source: to be filled, and beyond the edges.
+_EMPTY, _OUTSIDE = -1, -2
 
 
 def efros_leung(
@@ -33,20 +39,44 @@ def efros_leung(
     """
     check_sides(patches, window)
     exemplar = stack(patches, 0)
+    return unflatten(_grow(_lay_out(exemplar, window), exemplar.sides, size, epsilon, np.uint64(seed)), exemplar)
+
+
+class _Exemplar(NamedTuple):
+    """The candidates, by flat position in the stack of patches, and the taps of a window."""
+
+    planes: np.ndarray  # uint8 (3, M)
+    start: np.ndarray  # int32 (M,): 0 at candidates, else BARRIER
+    first: int  # candidate
+    last: int
+    rows: int  # of a patch in the stack
+    stride: int
+    margin: int  # of a window, around its own pixel
+    steps: np.ndarray  # int64 (T, 2): (down, right) to the pixels of a window, those of the largest weight first
+    offsets: np.ndarray  # int64 (T,): the same in the stack
+    weights: np.ndarray  # int32 (T,)
+
+
+class _Window(NamedTuple):
+    """Room for one output pixel's window, its known pixels only, and for a run of distances to it."""
+
+    offsets: np.ndarray  # int64 (T,), in the stack
+    values: np.ndarray  # int32 (T, 3)
+    weights: np.ndarray  # int32 (T,)
+    distances: np.ndarray  # int32 (RUN,)
+
+
+def _lay_out(exemplar: Stack, window: int) -> _Exemplar:
     margin = window // 2
-    flat = _grow(
-        planes(exemplar.pixels),
-        barrier(exemplar, margin, margin, margin, margin),
-        exemplar.sides,
-        exemplar.pixels.shape[1],
-        exemplar.stride,
-        quantised_gaussian(window),
-        size[0],
-        size[1],
-        epsilon,
-        np.uint64(seed),
-    )
-    return unflatten(flat, exemplar)
+    start = barrier(exemplar, margin, margin, margin, margin)
+    candidates = np.flatnonzero(start == 0)
+    weights = quantised_gaussian(window).reshape(-1)
+    order = np.argsort(-weights, kind="stable")[1:]  # the first is the window's own pixel, never known
+    steps = np.stack([order // window - margin, order % window - margin], axis=1)
+    rows, stride = exemplar.pixels.shape[1:3]
+    first, last = int(candidates[0]), int(candidates[-1])
+    offsets = steps[:, 0] * stride + steps[:, 1]
+    return _Exemplar(planes(exemplar.pixels), start, first, last, rows, stride, margin, steps, offsets, weights[order])
 
 
 def quantised_gaussian(window: int) -> np.ndarray:
@@ -62,130 +92,188 @@ def quantised_gaussian(window: int) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _grow(
-    planes: np.ndarray,
-    start: np.ndarray,
-    sides: np.ndarray,
-    rows: int,
-    stride: int,
-    weights: np.ndarray,
-    height: int,
-    width: int,
-    epsilon: float,
-    key: np.uint64,
-) -> np.ndarray:
-    source = np.full((height, width), -1, dtype=np.int32)
-    newest = _plant(source, sides, rows, stride, derive(key, 0))
+def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon: float, key: np.uint64) -> np.ndarray:
+    """Return flat source positions int32 (H, W)."""
+    height, width = size
+    margin = exemplar.margin
+    # With a margin outside, all of a window can be looked at.
+    padded = np.full((height + 2 * margin, width + 2 * margin), _OUTSIDE, dtype=np.int32)
+    padded[margin : margin + height, margin : margin + width] = _EMPTY
+    source, stride = padded.reshape(-1), padded.shape[1]
+    centre = (margin + height // 2) * stride + margin + width // 2
+    newest = _plant(source, stride, centre, sides, exemplar, derive(key, 0))
     pick_key, round_key = derive(key, 1), derive(key, 2)
-    # Positions before the first candidate and after the last one need no distances.
-    candidates = np.flatnonzero(start == 0)
-    first, last = candidates[0], candidates[-1]
-    distances = np.empty(last - first + 1, dtype=np.int32)
+    steps = exemplar.steps[:, 0] * stride + exemplar.steps[:, 1]
+    taps = len(steps)
+    room = _Window(
+        np.empty(taps, dtype=np.int64),
+        np.empty((taps, 3), dtype=np.int32),
+        np.empty(taps, dtype=np.int32),
+        np.empty(RUN, dtype=np.int32),
+    )
+    near = np.empty((2, exemplar.last - exemplar.first + 1), dtype=np.int32)
     number = 0
     while len(newest) > 0:
-        ring = _ring(source, newest)
+        ring = _ring(source, stride, newest)
         shuffle(ring, len(ring), derive(round_key, number))
-        for pixel in _most_neighbours_first(source, ring):
-            distances[:] = start[first : last + 1]
-            _measure(source, pixel, planes, weights, stride, first, distances)
-            choice = _pick(distances, epsilon, pick_key, pixel)
-            source[pixel // width, pixel % width] = first + choice
+        for pixel in _most_neighbours_first(source, stride, ring):
+            known = _gather(source, pixel, steps, exemplar, room)
+            window = _Window(room.offsets[:known], room.values[:known], room.weights[:known], room.distances)
+            least = _continue_neighbours(source, stride, pixel, exemplar, window)
+            count = _near(exemplar, window, least, epsilon, near)
+            place = (pixel // stride - margin) * width + pixel % stride - margin
+            source[pixel] = near[0, draw(pick_key, place, count)]
         newest = ring
         number += 1
-    return source
+    return padded[margin : margin + height, margin : margin + width]
 
 
 @njit(nogil=True, cache=True)
-def _plant(source: np.ndarray, sides: np.ndarray, rows: int, stride: int, key: np.uint64) -> np.ndarray:
+def _plant(
+    source: np.ndarray, stride: int, centre: int, sides: np.ndarray, exemplar: _Exemplar, key: np.uint64
+) -> np.ndarray:
     """Copy 3x3 pixels, taken from a random place, to the centre; return the output pixels filled."""
-    height, width = source.shape
     patch = draw(key, 0, len(sides))
     top, left = draw(key, 1, sides[patch, 0] - 2), draw(key, 2, sides[patch, 1] - 2)
     filled = []
     for i in range(3):
         for j in range(3):
-            row, column = height // 2 - 1 + i, width // 2 - 1 + j
-            if 0 <= row < height and 0 <= column < width:
-                source[row, column] = (patch * rows + top + i) * stride + left + j
-                filled.append(row * width + column)
+            pixel = centre + (i - 1) * stride + j - 1
+            if source[pixel] == _EMPTY:
+                source[pixel] = (patch * exemplar.rows + top + i) * exemplar.stride + left + j
+                filled.append(pixel)
     return np.array(filled)
 
 
 @njit(nogil=True, cache=True)
-def _ring(source: np.ndarray, newest: np.ndarray) -> np.ndarray:
+def _ring(source: np.ndarray, stride: int, newest: np.ndarray) -> np.ndarray:
     """Return the unfilled pixels next to filled ones, in scan order: those next to the newest ones."""
-    height, width = source.shape
     found = np.empty(8 * len(newest), dtype=np.int64)
     count = 0
     for pixel in newest:
-        row, column = pixel // width, pixel % width
-        for i in range(max(row - 1, 0), min(row + 2, height)):
-            for j in range(max(column - 1, 0), min(column + 2, width)):
-                if source[i, j] < 0:
-                    found[count] = i * width + j
+        for down in range(-1, 2):
+            for right in range(-1, 2):
+                neighbour = pixel + down * stride + right
+                if source[neighbour] == _EMPTY:
+                    found[count] = neighbour
                     count += 1
     return np.unique(found[:count])
 
 
 @njit(nogil=True, cache=True)
-def _most_neighbours_first(source: np.ndarray, ring: np.ndarray) -> np.ndarray:
+def _most_neighbours_first(source: np.ndarray, stride: int, ring: np.ndarray) -> np.ndarray:
     """Sort pixels by their number of filled neighbours, keeping the order of those with as many."""
-    height, width = source.shape
-    empty = np.zeros(len(ring), dtype=np.int64)
+    missing = np.zeros(len(ring), dtype=np.int64)
     for n in range(len(ring)):
-        row, column = ring[n] // width, ring[n] % width
-        for i in range(row - 1, row + 2):
-            for j in range(column - 1, column + 2):
-                inside = 0 <= i < height and 0 <= j < width
-                if not inside or source[i, j] < 0:
-                    empty[n] += 1
-    return ring[np.argsort(empty, kind="mergesort")]  # a stable sort
+        for down in range(-1, 2):
+            for right in range(-1, 2):
+                missing[n] += source[ring[n] + down * stride + right] < 0
+    return ring[np.argsort(missing, kind="mergesort")]  # a stable sort
 
 
 @njit(nogil=True, cache=True)
-def _measure(
-    source: np.ndarray,
-    pixel: int,
-    planes: np.ndarray,
-    weights: np.ndarray,
-    stride: int,
-    first: int,
-    distances: np.ndarray,
-) -> None:
-    """Add the distances of the known part of a pixel's window to all candidates' windows."""
-    height, width = source.shape
-    margin = len(weights) // 2
-    row, column = pixel // width, pixel % width
-    offsets = np.empty(weights.size, dtype=np.int64)
-    values = np.empty((weights.size, 3), dtype=np.int32)
-    tap_weights = np.empty(weights.size, dtype=np.int32)
-    taps = 0
-    for i in range(max(row - margin, 0), min(row + margin + 1, height)):
-        for j in range(max(column - margin, 0), min(column + margin + 1, width)):
-            if source[i, j] >= 0:
-                offsets[taps] = (i - row) * stride + j - column
-                for channel in range(3):
-                    values[taps, channel] = planes[channel, source[i, j]]
-                tap_weights[taps] = weights[i - row + margin, j - column + margin]
-                taps += 1
-    for begin in range(0, len(distances), RUN):
-        run = distances[begin : begin + RUN]
-        add_taps(planes, offsets[:taps], values, tap_weights, first + begin, run)
+def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exemplar, window: _Window) -> int:
+    """Collect the known pixels of an output pixel's window, in the order of the taps; return how many they are."""
+    known = 0
+    for tap in range(len(steps)):
+        position = source[pixel + steps[tap]]
+        if position >= 0:
+            window.offsets[known] = exemplar.offsets[tap]
+            window.weights[known] = exemplar.weights[tap]
+            for channel in range(3):
+                window.values[known, channel] = exemplar.planes[channel, position]
+            known += 1
+    return known
 
 
 @njit(nogil=True, cache=True)
-def _pick(distances: np.ndarray, epsilon: float, key: np.uint64, pixel: int) -> int:
-    """Draw one of the candidates whose distance is at most 1 + epsilon times the smallest."""
-    limit = np.int32(min(np.int64(distances.min() * (1 + epsilon)), np.int64(BARRIER) - 1))
-    count = 0
+def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float, near: np.ndarray) -> int:
+    """Find the candidates whose distance is at most 1 + epsilon times the smallest; return how many they are.
+
+    Positions, ascending, and distances are written to near int32 (2, n). least: some candidate's distance, or BARRIER.
+    A candidate whose sum over the heaviest taps is beyond the limit already is dismissed, which changes no choice. Runs
+    of candidates share the taps, for the sake of vector code, until few are left, which go on one by one.
+    """
+    limit = _limit(least, epsilon)
+    found = 0
+    for begin in range(exemplar.first, exemplar.last + 1, RUN):
+        run = window.distances[: min(RUN, exemplar.last + 1 - begin)]
+        start = exemplar.start[begin : begin + len(run)]
+        for k in range(len(run)):  # several times faster than assigning the slice
+            run[k] = start[k]
+        done = 0
+        left = len(run)
+        while done < len(window.offsets) and left * _FEW > len(run):
+            now = slice(done, done + _TOGETHER)
+            add_taps(exemplar.planes, window.offsets[now], window.values[now], window.weights[now], begin, run)
+            done += _TOGETHER
+            left = _count_within(run, limit)
+        if left == 0:
+            continue
+        for k in range(len(run)):
+            if run[k] <= limit:
+                distance = _finish(exemplar.planes, window, done, begin + k, run[k], limit)
+                if distance <= limit:
+                    near[0, found], near[1, found] = begin + k, distance
+                    found += 1
+                    if distance < least:
+                        least = distance
+                        limit = _limit(least, epsilon)
+    # The limit fell on the way.
+    kept = 0
+    for k in range(found):
+        if near[1, k] <= limit:
+            near[0, kept], near[1, kept] = near[0, k], near[1, k]
+            kept += 1
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def _limit(least: np.int32, epsilon: float) -> np.int32:
+    return np.int32(min(np.int64(least * (1 + epsilon)), np.int64(BARRIER) - 1))
+
+
+@njit(nogil=True, cache=True)
+def _count_within(distances: np.ndarray, limit: np.int32) -> int:
+    count = np.int32(0)
     for k in range(len(distances)):
-        count += distances[k] <= limit
-    wanted = draw(key, pixel, count)
-    choice = 0
-    for k in range(len(distances)):
-        if distances[k] <= limit:
-            if wanted == 0:
-                choice = k
-                break
-            wanted -= 1
-    return choice
+        count += np.int32(distances[k] <= limit)
+    return int(count)
+
+
+@njit(nogil=True, cache=True)
+def _finish(
+    planes: np.ndarray, window: _Window, done: int, position: int, distance: np.int32, limit: np.int32
+) -> np.int32:
+    """Add the taps from `done` on to one candidate's distance, until it is beyond the limit."""
+    for tap in range(done, len(window.offsets)):
+        if distance > limit:
+            break
+        place = position + window.offsets[tap]
+        total = np.int32(0)
+        for channel in range(3):
+            difference = np.int32(np.int32(planes[channel, place]) - window.values[tap, channel])
+            total += np.int32(difference * difference)
+        distance += np.int32(window.weights[tap] * total)
+    return distance
+
+
+@njit(nogil=True, cache=True)
+def _continue_neighbours(source: np.ndarray, stride: int, pixel: int, exemplar: _Exemplar, window: _Window) -> np.int32:
+    """Return the smallest distance of the candidates that continue a filled neighbour's source, BARRIER if none does.
+
+    It is near the smallest of all, so that few candidates need all their taps.
+    """
+    nearest, least = -1, BARRIER
+    for down in range(-1, 2):
+        for right in range(-1, 2):
+            neighbour = source[pixel + down * stride + right]
+            position = neighbour - down * exemplar.stride - right
+            # Neighbours copied from one place are continued by the same candidate.
+            if neighbour < 0 or position == nearest or not 0 <= position < len(exemplar.start):
+                continue
+            if exemplar.start[position] == 0:
+                distance = _finish(exemplar.planes, window, 0, position, np.int32(0), least)
+                if distance < least:
+                    nearest, least = position, distance
+    return least

@@ -28,15 +28,19 @@ class Stack(NamedTuple):
         return self.pixels.shape[2]
 
 
-def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1) -> None:
-    """Refuse patches with a side that, after halving `levels` - 1 times, is shorter than a window."""
+def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1, unit: str = "window") -> None:
+    """Refuse patches with a side that, after halving `levels` - 1 times, is shorter than a window.
+
+    unit: what the method calls its windows: the setting to make smaller.
+    """
     least = (window - 1) * 2 ** (levels - 1) + 1
     for number, patch in enumerate(patches):
         if min(patch.shape[:2]) < least:
             at = f" at {levels} levels" if levels > 1 else ""
+            ways = f"a smaller {unit} or fewer levels" if unit == "window" else f"or a smaller {unit}"
             raise UserError(
-                f"patch {number} is {patch.shape[0]}x{patch.shape[1]} pixels, too small for windows of "
-                f"{window}x{window}{at}: use patches with sides of {least} or more, a smaller window or fewer levels"
+                f"patch {number} is {patch.shape[0]}x{patch.shape[1]} pixels, too small for {unit}s of "
+                f"{window}x{window}{at}: use patches with sides of {least} or more, {ways}"
             )
 
 
@@ -86,11 +90,20 @@ def interior(exemplar: Stack) -> np.ndarray:
     return result
 
 
+@njit(nogil=True, cache=True)
 def unflatten(flat: np.ndarray, exemplar: Stack) -> np.ndarray:
     """Turn flat indices (H, W) into a source map int32 (H, W, 3) of (patch, row, col)."""
-    patches, height, width = exemplar.pixels.shape[:3]
-    number, row, column = np.unravel_index(flat, (patches, height, width))
-    return np.stack([number, row - exemplar.border, column - exemplar.border], axis=-1).astype(np.int32)
+    height, width = flat.shape
+    rows, stride = exemplar.pixels.shape[1:3]
+    source = np.empty((height, width, 3), dtype=np.int32)
+    for i in range(height):
+        for j in range(width):
+            line, column = divmod(flat[i, j], stride)
+            patch, row = divmod(line, rows)
+            source[i, j, 0] = patch
+            source[i, j, 1] = row - exemplar.border
+            source[i, j, 2] = column - exemplar.border
+    return source
 
 
 @njit(nogil=True, cache=True)

@@ -21,7 +21,7 @@ def cut_patches(
 
     Parameters
     ----------
-    image : uint8 (H, W, 3).
+    image : uint8, RGB (H, W, 3) or grey (H, W) or (H, W, 1).
     seed : 0 <= seed; decides the random places.
     count : how many patches, 1 or more.
     side : of the patches, in pixels; by default half the image's shorter side, at most 96.
@@ -32,7 +32,7 @@ def cut_patches(
 
     Raises
     ------
-    UserError : an image that is not uint8 RGB or is too small, a count or side out of range.
+    UserError : an image that is not uint8 RGB or grey or is too small, a count or side out of range.
     """
     check_image(image, "the image")
     if count < 1:
@@ -56,23 +56,39 @@ def cut_patches(
 
 
 def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Check patches and copy them: the kernels are compiled once, for contiguous and writable arrays."""
+    """Check patches, all RGB or all grey, and copy them as RGB uint8 (h, w, 3), grey as three equal channels.
+
+    The kernels are compiled once, for contiguous and writable arrays of three channels. Raises UserError for no
+    patches, for grey beside RGB, and for what `check_image` refuses.
+    """
     if isinstance(patches, np.ndarray) and patches.ndim != 4:
-        raise UserError("patches must be a list of arrays; for a single patch, pass [patch]")
+        # Of three dimensions it may be many grey patches, but then also a single one, whose rows are no patches.
+        raise UserError(
+            f"patches is one array of shape {patches.shape}, not a list of arrays; for a single patch, pass [patch]"
+        )
+    if not isinstance(patches, (Sequence, np.ndarray)):
+        raise UserError(f"patches is a {type(patches).__name__}, not a list of arrays")
     if len(patches) == 0:
         raise UserError("patches is empty: at least one patch is needed")
     for number, patch in enumerate(patches):
         check_image(patch, f"patch {number}")
-    return [np.array(patch, order="C") for patch in patches]
+        if is_grey(patch) != is_grey(patches[0]):
+            kinds = ("grey", "RGB") if is_grey(patch) else ("RGB", "grey")
+            raise UserError(f"patch {number} is {kinds[0]}, patch 0 {kinds[1]}: convert them to one kind first")
+    return [_copy_as_rgb(patch) for patch in patches]
 
 
 def check_image(image: np.ndarray, name: str) -> None:
-    """Refuse what is not a uint8 RGB image; `name` says in the message which one it is."""
+    """Refuse what is not a uint8 image, RGB (h, w, 3) or grey (h, w) or (h, w, 1), of one pixel or more.
+
+    Raises UserError; `name` says in the message which image it is.
+    """
     if not isinstance(image, np.ndarray):
         raise UserError(f"{name} is a {type(image).__name__}, not a NumPy array")
-    if image.ndim != 3 or image.shape[2] != 3:
+    if image.ndim < 2 or image.shape[2:] not in ((), (1,), (3,)):
         raise UserError(
-            f"{name} has shape {image.shape}, not (height, width, 3): convert grey or transparent images to RGB first"
+            f"{name} has shape {image.shape}, not (height, width, 3) for RGB or (height, width) for grey: "
+            "convert it first, a transparent image by dropping its alpha channel"
         )
     if image.dtype != np.uint8:
         raise UserError(f"{name} is {image.dtype}, not uint8: scale it to 0 .. 255 and convert it")
@@ -80,7 +96,19 @@ def check_image(image: np.ndarray, name: str) -> None:
         raise UserError(f"{name} has shape {image.shape}: it has no pixels")
 
 
+def is_grey(image: np.ndarray) -> bool:
+    """Say whether an image that `check_image` accepts has one channel."""
+    return image.shape[2:] != (3,)
+
+
+def _copy_as_rgb(image: np.ndarray) -> np.ndarray:
+    copy = np.empty((*image.shape[:2], 3), dtype=np.uint8)
+    copy[:] = image if image.ndim == 3 else image[..., None]
+    return copy
+
+
 def read_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) as plain ints; UserError unless they are 1 or more and give fewer than 2**31 pixels."""
     try:
         height, width = size
     except (TypeError, ValueError):

@@ -59,6 +59,21 @@ class Fraction:
         return float(value)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.names)}"
+
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.names:
+            raise ValueError
+        return value
+
+
 def resolve(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings of the method `name`: those given, checked, and the function's defaults for the rest."""
     hints = get_type_hints(function, include_extras=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -24,8 +25,10 @@ from texturegen.build.job import run_job
 from texturegen.build.recipe import make_plan, texture_seed
 from texturegen.errors import UserError
 from texturegen.shards import verify
+from texturegen.shards.schema import QUALITY
 from texturegen.sources.folder import EXTENSIONS
 from texturegen.texture import synthesize
+from texturegen.texture.quality import measure
 
 TINY = Recipe("shapes", limit=12, shard_size=5)
 
@@ -69,6 +72,9 @@ def test_a_texture_can_be_made_again_from_its_manifest_row(tmp_path: Path) -> No
         again = synthesize(patches, (row["height"], row["width"]), row["method"], row["seed"], **settings)
         np.testing.assert_array_equal(again.image, sample.textures[row["index"]])
         assert row["seed"] == texture_seed(0, sample.key, row["index"])
+        quality = asdict(measure(patches, again.image, row["seed"], source=again.source))
+        assert list(quality) == list(QUALITY)
+        assert [row[figure] for figure in QUALITY] == pytest.approx(list(quality.values()))
     assert len({row["seed"] for row in rows}) == 6
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from texturegen.errors import UserError
 from texturegen.texture import cut_patches
+from texturegen.texture.patches import is_grey, read_patches
 
 
 def numbered(height, width):
@@ -36,6 +37,34 @@ def test_side_may_be_the_whole_image():
     assert patches[0].shape == (9, 9, 3)
 
 
+def test_grey_images_give_grey_patches_from_the_same_places():
+    image = numbered(20, 30)
+    patches, boxes = cut_patches(image, seed=3)
+    for grey in (image[..., 0], image[..., :1]):
+        found, places = cut_patches(grey, seed=3)
+        assert places == boxes
+        for patch, rgb in zip(found, patches, strict=True):
+            np.testing.assert_array_equal(patch, rgb[..., 0].reshape(patch.shape))
+            assert patch.shape == (10, 10, *grey.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "grey"),
+    [((4, 3), True), ((4, 5, 1), True), ((4, 5, 3), False), ((1, 1, 3), False)],
+)
+def test_patches_are_copied_as_rgb(shape, grey):
+    patch = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
+    (copy,) = read_patches([patch])
+    assert is_grey(patch) == grey
+    assert copy.shape == (*shape[:2], 3)
+    assert copy.flags.c_contiguous
+    assert copy.flags.writeable
+    for channel in range(3):
+        np.testing.assert_array_equal(copy[..., channel], patch.reshape(shape[:2]) if grey else patch[..., channel])
+    copy[:] = 255
+    assert patch.max() < 255
+
+
 @pytest.mark.parametrize(
     ("image", "options", "message"),
     [
@@ -43,7 +72,8 @@ def test_side_may_be_the_whole_image():
         (numbered(20, 30), {"side": 21}, "from 1 to the image's shorter side, 20"),
         (numbered(20, 30), {"side": 0}, "side is 0"),
         (numbered(20, 30), {"count": 0}, "count is 0"),
-        (numbered(20, 30)[..., 0], {}, "RGB"),
+        (numbered(20, 30)[..., :2], {}, r"the image has shape \(20, 30, 2\), not \(height, width, 3\) for RGB"),
+        (numbered(20, 30)[0, 0], {}, r"shape \(3,\)"),
         (numbered(20, 30).astype(float), {}, "float64, not uint8"),
     ],
 )

@@ -4,6 +4,7 @@ Patches are integer arrays, positions are (patch, row, column), windows are gath
 """
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -109,7 +110,60 @@ def efros_leung(patches, size, seed, window, epsilon):
     return [[filled[i, j] for j in range(width)] for i in range(height)]
 
 
-def wei_levoy(patches, size, seed, window, levels):
+def tsvq_tree(vectors, leaves):
+    """(codewords, first child or None, vector nearest to the codeword) of every node, breadth first."""
+    vectors = vectors.astype(int)
+
+    def centroid(group):
+        return np.floor(vectors[group].sum(axis=0) / len(group) + 0.5).astype(int)
+
+    def distance(member, codeword):
+        return int(((vectors[member] - codeword) ** 2).sum())
+
+    def split(group):
+        spread = (len(group) * (vectors[group] ** 2).sum(axis=0)) - vectors[group].sum(axis=0) ** 2
+        if spread.max() == 0:
+            return None
+        values = vectors[:, int(np.argmax(spread))]
+        left = [m for m in group if values[m] * len(group) <= values[group].sum()]
+        for _ in range(4):
+            right = [m for m in group if m not in left]
+            first, second = centroid(left), centroid(right)
+            nearer = [m for m in group if distance(m, first) <= distance(m, second)]
+            if not 0 < len(nearer) < len(group):
+                break
+            left = nearer
+        return left, [m for m in group if m not in left]
+
+    groups, nodes, count = [list(range(len(vectors)))], [], 1
+    for group in groups:  # grows on the way
+        halves = split(group) if count < leaves else None
+        codeword = centroid(group)
+        nodes.append((codeword, len(groups) if halves else None, min(group, key=lambda m: (distance(m, codeword), m))))
+        if halves:
+            groups += halves
+            count += 1
+    return nodes
+
+
+def tsvq_find(nodes, query, backtrack):
+    def distance(node):
+        return int(((nodes[node][0] - query) ** 2).sum())
+
+    passed, found = {(distance(0), 0)}, []
+    while passed and len(found) < backtrack:
+        best = min(passed)
+        passed.remove(best)
+        node = best[1]
+        while nodes[node][1] is not None:
+            near, far = sorted((distance(child), child) for child in (nodes[node][1], nodes[node][1] + 1))
+            passed.add(far)
+            node = near[1]
+        found.append((distance(node), nodes[node][2]))
+    return min(found)[1]
+
+
+def wei_levoy(patches, size, seed, window, levels, search, codebook, backtrack):
     scales, sizes = scales_and_sizes(patches, size, levels)
     reach = window // 2
     parent = None
@@ -121,6 +175,19 @@ def wei_levoy(patches, size, seed, window, levels):
         image = look_up(exemplars, noise)
         causal = [(dy, dx) for dy in range(-reach, 1) for dx in range(-reach, reach + 1) if (dy, dx) < (0, 0)]
         around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        candidates, windows = [], []
+        for p, y, x in pixels:
+            side = exemplars[p].shape
+            if y < reach or x < reach or x >= side[1] - reach:
+                continue
+            if parent is not None and not (2 <= y < side[0] - 2 and 2 <= x < side[1] - 2):
+                continue
+            found = [exemplars[p][y + dy, x + dx] for dy, dx in causal]
+            if parent is not None:
+                found += [scales[level + 1][p][y // 2 + dy, x // 2 + dx] for dy, dx in around]
+            candidates.append((p, y, x))
+            windows.append(np.concatenate(found))
+        tree = tsvq_tree(np.array(windows), max(1, round(codebook * len(windows)))) if search == "tsvq" else None
         source = [[None] * width for _ in range(height)]
         for i in range(height):
             for j in range(width):
@@ -128,25 +195,17 @@ def wei_levoy(patches, size, seed, window, levels):
                 if parent is not None:
                     high, wide = parent.shape[:2]
                     wanted += [parent[(i // 2 + dy) % high, (j // 2 + dx) % wide] for dy, dx in around]
-                least = math.inf
-                for p, y, x in pixels:
-                    side = exemplars[p].shape
-                    if y < reach or x < reach or x >= side[1] - reach:
-                        continue
-                    if parent is not None and not (2 <= y < side[0] - 2 and 2 <= x < side[1] - 2):
-                        continue
-                    found = [exemplars[p][y + dy, x + dx] for dy, dx in causal]
-                    if parent is not None:
-                        found += [scales[level + 1][p][y // 2 + dy, x // 2 + dx] for dy, dx in around]
-                    distance = int(((np.array(found) - np.array(wanted)) ** 2).sum())
-                    if distance < least:
-                        least, source[i][j] = distance, (p, y, x)
+                if tree is None:
+                    chosen = int(np.argmin(((np.array(windows) - np.concatenate(wanted)) ** 2).sum(axis=1)))
+                else:
+                    chosen = tsvq_find(tree, np.concatenate(wanted), backtrack)
+                source[i][j] = candidates[chosen]
                 image[i, j] = exemplars[source[i][j][0]][source[i][j][1:]]
         parent = image
     return source
 
 
-def coherent(patches, size, seed, window, levels, block, first_passes, passes, random_candidates):
+def coherent(patches, size, seed, window, levels, block, first_passes, passes, last_passes, candidates, reuse, novelty):
     scales, sizes = scales_and_sizes(patches, size, levels)
     reach = window // 2
     source = []
@@ -174,29 +233,39 @@ def coherent(patches, size, seed, window, levels, block, first_passes, passes, r
                     y, x = 2 * y + i % 2, 2 * x + j % 2
                     source[i][j] = (p, min(y, exemplars[p].shape[0] - 1), min(x, exemplars[p].shape[1] - 1))
         pixels = pixel_list(exemplars)
-        order = list(range(height * width))
-        for number in range(first_passes if level == levels - 1 else passes):
+        values = 3 * window**2
+        share = reuse * values * 256 * len(pixels) // max(len(pixels), height * width)
+        uses = Counter(position for line in source for position in line)
+        subpasses = [0, 1, 2, 3]
+        for number in range(first_passes if level == levels - 1 else passes if level else last_passes):
             pass_key = derive(key, number + 1)
-            order = shuffled(order, derive(pass_key, 0))
-            for pixel in order:
-                i, j = divmod(pixel, width)
+            subpasses = shuffled(subpasses, derive(pass_key, 0))
+            for i, j in [(i, j) for s in subpasses for i in range(s // 2, height, 2) for j in range(s % 2, width, 2)]:
                 image = look_up(exemplars, source)
                 rows = [(i + dy) % height for dy in range(-reach, reach + 1)]
                 columns = [(j + dx) % width for dx in range(-reach, reach + 1)]
                 wanted = image[np.ix_(rows, columns)]
-                candidates = [source[i][j]]
+                own = source[i][j]
+                uses[own] -= 1
+                tries = [own]
                 for dy in (-1, 0, 1):
                     for dx in (-1, 0, 1):
                         p, y, x = source[(i + dy) % height][(j + dx) % width]
-                        candidates.append((p, y - dy, x - dx))
-                for k in range(random_candidates):
-                    candidates.append(pixels[draw(derive(pass_key, 1), pixel * random_candidates + k, len(pixels))])
-                least = math.inf
-                for p, y, x in candidates:
-                    if 0 <= y < exemplars[p].shape[0] and 0 <= x < exemplars[p].shape[1]:
-                        distance = int(((padded[p][y : y + window, x : x + window] - wanted) ** 2).sum())
-                        if distance < least:
-                            least, source[i][j] = distance, (p, y, x)
+                        tries.append((p, y - dy, x - dx))
+                count = candidates * 2**level
+                for k in range(count):
+                    tries.append(pixels[draw(derive(pass_key, 1), (i * width + j) * count + k, len(pixels))])
+                costs = []
+                for place, (p, y, x) in enumerate(tries):
+                    cost = math.inf
+                    # The present position, come by again from a neighbour, still pays for staying.
+                    again = 0 < place < 10 and (p, y, x) == own
+                    if not again and 0 <= y < exemplars[p].shape[0] and 0 <= x < exemplars[p].shape[1]:
+                        difference = np.abs(padded[p][y : y + window, x : x + window] - wanted).sum()
+                        cost = 256 * int(difference) + share * uses[p, y, x]
+                    costs.append(cost + novelty * values * 256 * (place == 0))
+                source[i][j] = tries[int(np.argmin(costs))]
+                uses[source[i][j]] += 1
     return source
 
 
@@ -247,3 +316,23 @@ def autocorrelation(images, dy, dx):
         return math.nan
     variance = (np.var(first) + np.var(second)) / 2
     return 1.0 if variance == 0 else np.mean((first - np.mean(first)) * (second - np.mean(second))) / variance
+
+
+def largest_copy(patches, source):
+    """Flood fill of the pixels with one patch and offset; every region's share of its patch's area, the largest."""
+    height, width = source.shape[:2]
+    offsets = {(i, j): tuple(source[i, j] - (0, i, j)) for i in range(height) for j in range(width)}
+    share, left = 0, dict(offsets)
+    while left:
+        at, offset = left.popitem()
+        region, open_ends = 1, [at]
+        while open_ends:
+            i, j = open_ends.pop()
+            for neighbour in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                if left.get(neighbour) == offset:
+                    del left[neighbour]
+                    region += 1
+                    open_ends.append(neighbour)
+        height_of_patch, width_of_patch = patches[offset[0]].shape[:2]
+        share = max(share, region / (height_of_patch * width_of_patch))
+    return share

@@ -1,0 +1,120 @@
+"""Normalised autocorrelation of the luminance, compared between a texture and its patches, for the quality figures.
+
+At a shift it is the covariance of the pixel pairs over the mean of their variances. All sums are of integers.
+"""
+
+import numpy as np
+from numba import njit
+
+_SHIFT = 4
+# That many products of two luminances can be added in 32 bits.
+_PIECE = 2**31 // 255**2
+
+
+@njit(nogil=True, cache=True)
+def autocorrelation_distance(
+    pixels: np.ndarray, sides: np.ndarray, texture_pixels: np.ndarray, texture_sides: np.ndarray
+) -> float:
+    """Mean absolute difference of the normalised autocorrelations at shifts of up to 4 pixels (0 .. 2).
+
+    Takes the pixels uint8 (M, 3) of all patches, one after the other, with their sides int64 (P, 2), and the
+    same of the texture. The patches' pairs of pixels count as one set; shifts without pairs in one of the two are left
+    out, and without any shift the result is NaN.
+    """
+    ours, theirs = _moments(texture_pixels, texture_sides), _moments(pixels, sides)
+    total, known = 0.0, 0
+    for down in range(_SHIFT + 1):
+        for right in range(-_SHIFT, _SHIFT + 1):
+            if (down, right) > (0, 0):
+                difference = abs(_correlation(ours[down, right]) - _correlation(theirs[down, right]))
+                if not np.isnan(difference):
+                    total += difference
+                    known += 1
+    return total / known if known > 0 else np.nan
+
+
+@njit(nogil=True, cache=True)
+def _correlation(moments: np.ndarray) -> float:
+    """Covariance over variance of the pixel pairs at one shift."""
+    count, left, right, product, left_square, right_square = moments.astype(np.float64)
+    if count == 0:
+        return np.nan  # without pairs nothing is known
+    variance = (count * left_square - left**2 + count * right_square - right**2) / 2
+    # Without variance every pixel says all about its neighbours.
+    return 1.0 if variance == 0 else (count * product - left * right) / variance
+
+
+@njit(nogil=True, cache=True)
+def _moments(pixels: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Sums over the pairs of pixels (a, b = a + shift): count, a, b, a * b, a * a, b * b.
+
+    Returns int64 (5, 9, 6) by the shift down and right, negative indices being shifts to the left.
+    """
+    moments = np.zeros((_SHIFT + 1, 2 * _SHIFT + 1, 6), dtype=np.int64)
+    start = 0
+    for height, width in sides:
+        # Rows end in zeros, and so does the last one: at any shift, pairs that leave the image add nothing.
+        stride = width + _SHIFT
+        area = height * stride
+        luminance = np.zeros(area + _SHIFT * stride + _SHIFT, dtype=np.int16)
+        for row in range(height):
+            _fill_luminance(pixels[start : start + width], luminance[row * stride : row * stride + width])
+            start += width
+        sums = _row_sums(luminance, height, width)
+        for down in range(min(_SHIFT + 1, height)):
+            for right in range(-min(_SHIFT, width - 1), min(_SHIFT + 1, width)):
+                offset = down * stride + right
+                if offset <= 0:
+                    continue
+                cell = moments[down, right]
+                cell[0] += (height - down) * (width - abs(right))
+                for power in range(2):
+                    of_left, of_right = sums[:, right, power], sums[:, -right, power]
+                    cell[1 + 3 * power] += of_left[height - down]
+                    cell[2 + 3 * power] += of_right[height] - of_right[down]
+                for first in range(0, area, _PIECE):
+                    last = min(first + _PIECE, area)
+                    cell[3] += _dot(luminance[first:last], luminance[first + offset : last + offset])
+    return moments
+
+
+@njit(nogil=True, cache=True)
+def _fill_luminance(pixels: np.ndarray, luminance: np.ndarray) -> None:
+    for k in range(len(pixels)):
+        red, green, blue = np.uint32(pixels[k, 0]), np.uint32(pixels[k, 1]), np.uint32(pixels[k, 2])
+        luminance[k] = np.uint32(299 * red + 587 * green + 114 * blue + 500) // np.uint32(1000)
+
+
+@njit(nogil=True, cache=True)
+def _row_sums(luminance: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Sums over the first n rows, without what a shift moves out of them at one side; luminance as in `_moments`.
+
+    Returns int64 (H+1, 9, 2) by n, the shift to the right (negative: to the left), and the power 1 or 2.
+    """
+    sums = np.zeros((height + 1, 2 * _SHIFT + 1, 2), dtype=np.int64)
+    for row in range(height):
+        line = luminance[row * (width + _SHIFT) : row * (width + _SHIFT) + width]
+        total, squares = 0, 0
+        for k in range(width):
+            total += line[k]
+            squares += line[k] * line[k]
+        sums[row + 1] = sums[row]
+        sums[row + 1, 0, 0] += total
+        sums[row + 1, 0, 1] += squares
+        for side in (1, -1):
+            kept, kept_squares = total, squares
+            for shift in range(1, min(_SHIFT + 1, width)):
+                edge = int(line[width - shift] if side > 0 else line[shift - 1])
+                kept -= edge
+                kept_squares -= edge * edge
+                sums[row + 1, side * shift, 0] += kept
+                sums[row + 1, side * shift, 1] += kept_squares
+    return sums
+
+
+@njit(nogil=True, cache=True)
+def _dot(left: np.ndarray, right: np.ndarray) -> np.int32:
+    total = np.int32(0)
+    for k in range(len(left)):
+        total = np.int32(total + np.int32(np.int32(left[k]) * np.int32(right[k])))
+    return total
