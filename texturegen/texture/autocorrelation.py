@@ -98,7 +98,9 @@ def _row_sums(luminance: np.ndarray, height: int, width: int) -> np.ndarray:
         for k in range(width):
             total += line[k]
             squares += line[k] * line[k]
-        sums[row + 1] = sums[row]
+        for k in range(2 * _SHIFT + 1):
+            for power in range(2):
+                sums[row + 1, k, power] = sums[row, k, power]
         sums[row + 1, 0, 0] += total
         sums[row + 1, 0, 1] += squares
         for side in (1, -1):

@@ -159,8 +159,11 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
 @njit(nogil=True, cache=True)
 def _correct(
     flat: np.ndarray, exemplar: _Exemplar, border: int, passes: int, candidates: int, novelty: int, key: np.uint64
-) -> None:
-    """Visit every pixel and replace its position by the candidate with the least distance and price."""
+) -> int:
+    """Visit every pixel and replace its position by the candidate with the least distance and price.
+
+    Returns how many windows were compared, which benchmarks/synthesis.py reports.
+    """
     height, width = flat.shape
     stride = width + 2 * border
     cells = (height + 2 * border) * stride
@@ -174,6 +177,7 @@ def _correct(
     mask[: 3 * (2 * border + 1)] = 255
     tried = np.empty(9, dtype=np.int32)
     subpasses = np.arange(4)
+    comparisons = 0
     for number in range(passes):
         pass_key = derive(key, number + 1)
         shuffle(subpasses, 4, derive(pass_key, 0))
@@ -206,12 +210,14 @@ def _correct(
                         cost = _cost(exemplar, candidate, output, at, border, mask)
                         if cost < least:
                             best, least = candidate, cost
+                    comparisons += count + candidates
                     exemplar.prices[best] += exemplar.share
                     if best != own:
                         _put(output, row, column, best, exemplar.colours)
     for row in range(height):
         for column in range(width):
             flat[row, column] = output.source[(row + border) * stride + column + border]
+    return comparisons
 
 
 @njit(nogil=True, cache=True)

@@ -89,33 +89,23 @@ def measure(
         raise UserError(f"the source map is {found}: it must be int32 {image.shape}, as `synthesize` returns it")
     pixels = np.concatenate([patch.reshape(-1, 3) for patch in copies])
     sides = np.array([patch.shape[:2] for patch in copies])
-    figures = _measure(pixels, sides, image, np.require(source, requirements=["C", "W"]), np.uint64(seed), samples)
-    if figures[-1] < 0:
-        raise UserError("the source map names a pixel outside of the patches: give the patches it was made from")
-    return Quality(*figures)
-
-
-@njit(nogil=True, cache=True)
-def _measure(
-    pixels: np.ndarray, sides: np.ndarray, image: np.ndarray, source: np.ndarray, key: np.uint64, samples: int
-) -> tuple[float, float, float, float, float, float]:
-    """The figures, in one kernel, because entering one takes as long as a figure of a small texture.
-
-    pixels uint8 (M, 3) of all patches, one after the other; sides int64 (P, 2) of each; source may have no pixels.
-    """
     texture_pixels, texture_sides = image.reshape(-1, 3), np.array([image.shape[:2]])
-    coherence, completeness, verbatim = _window_figures(pixels, sides, texture_pixels, texture_sides, key, samples)
-    return (
-        _histogram_distance(pixels, texture_pixels),
-        autocorrelation_distance(pixels, sides, texture_pixels, texture_sides),
-        coherence,
-        completeness,
-        verbatim,
-        _largest_copy(source, sides) if source.size > 0 else np.nan,
+    largest = _largest_copy(np.require(source, requirements=["C", "W"]), sides) if source.size > 0 else np.nan
+    if largest < 0:
+        raise UserError("the source map names a pixel outside of the patches: give the patches it was made from")
+    coherence, completeness, verbatim = _window_figures(
+        pixels, sides, texture_pixels, texture_sides, np.uint64(seed), samples
+    )
+    return Quality(
+        histogram=_histogram_distance(pixels, texture_pixels),
+        autocorrelation=autocorrelation_distance(pixels, sides, texture_pixels, texture_sides),
+        coherence=coherence,
+        completeness=completeness,
+        verbatim=verbatim,
+        largest_copy=largest,
     )
 
 
-@njit(nogil=True, cache=True)
 def _window_figures(
     pixels: np.ndarray,
     sides: np.ndarray,
@@ -128,13 +118,13 @@ def _window_figures(
     exemplar, output = lay_out(pixels, sides), lay_out(texture_pixels, texture_sides)
     if exemplar.total == 0 or output.total == 0:
         return np.nan, np.nan, np.nan
-    to_exemplar, adjacent = find_nearest(output, exemplar, samples, derive(key, 0), True)
-    to_output, _ = find_nearest(exemplar, output, samples, derive(key, 1), False)
+    to_exemplar, adjacent = find_nearest(output, exemplar, samples, np.uint64(derive(key, 0)), True)
+    to_output, _ = find_nearest(exemplar, output, samples, np.uint64(derive(key, 1)), False)
     pairs = adjacent[adjacent >= 0]
     return (
-        np.sqrt(to_exemplar / (3 * WINDOW**2)).mean(),
-        np.sqrt(to_output / (3 * WINDOW**2)).mean(),
-        pairs.mean() if len(pairs) > 0 else np.nan,
+        float(np.sqrt(to_exemplar / (3 * WINDOW**2)).mean()),
+        float(np.sqrt(to_output / (3 * WINDOW**2)).mean()),
+        float(pairs.mean()) if len(pairs) > 0 else np.nan,
     )
 
 

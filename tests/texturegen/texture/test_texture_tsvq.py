@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import texture_reference as reference
 
-from texturegen.texture.tsvq import LANES, _lloyd, build_tree, find, pad
+from texturegen.texture.tsvq import LANES, Tree, _lloyd, build_tree, find, pad
 
 
 def some_vectors(count, length, seed=0, levels=256):
@@ -35,7 +35,7 @@ shapes = pytest.mark.parametrize(
         (80, 40, 2, 80),
         (40, 3, 3, 40),
         (70, 1, 4, 9),
-        (200, 9, 2, 200),
+        (90, 8, 2, 90),
     ],
 )
 
@@ -68,6 +68,15 @@ def test_visiting_all_leaves_finds_the_nearest_codeword(count, length, levels, l
         distances = ((tree.codewords[ends].astype(int) - query) ** 2).sum(axis=1)
         found = find(tree, query, len(ends), room(tree))
         assert distances[list(tree.vectors[ends]).index(found)] == distances.min()
+
+
+def test_of_nodes_passed_by_equally_near_the_lowest_is_next():
+    codewords = np.array([100, 100, 103, 100, 104, 101, 96, 100, 120], np.uint8)[:, None]
+    children = np.array([1, 3, -1, 5, 7, -1, -1, -1, -1], np.int32)
+    tree = Tree(codewords, children, np.arange(9, dtype=np.int32))
+    query = np.array([100], np.uint8)
+    # Leaf 5 comes first, then 2; nodes 4, which leads to 7, and 6 are left.
+    assert [find(tree, query, backtrack, room(tree)) for backtrack in (1, 2, 3)] == [5, 5, 7]
 
 
 def test_a_full_codebook_holds_every_different_vector_and_finds_it():
