@@ -29,7 +29,7 @@ def naive_efros_leung(
     return _efros_leung(exemplar.pixels, exemplar.sides, size, np.uint64(seed), weights, epsilon)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _wei_levoy(pixels: np.ndarray, sides: np.ndarray, size: tuple[int, int], key: np.uint64, reach: int) -> np.ndarray:
     height, width = size
     source = np.empty((height, width, 3), dtype=np.int32)
@@ -67,7 +67,7 @@ def _wei_levoy(pixels: np.ndarray, sides: np.ndarray, size: tuple[int, int], key
     return source
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _efros_leung(
     pixels: np.ndarray, sides: np.ndarray, size: tuple[int, int], key: np.uint64, weights: np.ndarray, epsilon: float
 ) -> np.ndarray:
@@ -132,7 +132,7 @@ def _efros_leung(
     return source
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _count_neighbours(filled: np.ndarray) -> np.ndarray:
     """Return int64 (H, W): how many of its eight neighbours are filled, 0 for a pixel that is so itself."""
     height, width = filled.shape

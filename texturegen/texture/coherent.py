@@ -47,13 +47,13 @@ def coherent(
     *,
     window: Annotated[int, Whole(3, 15, odd=True)] = 5,
     levels: Annotated[int | None, Whole(1, 8, automatic=True)] = None,
-    block: Annotated[int, Whole(1, 256)] = 4,
+    block: Annotated[int, Whole(1, 256)] = 5,
     first_passes: Annotated[int, Whole(0, 50)] = 10,
     passes: Annotated[int, Whole(0, 50)] = 2,
     last_passes: Annotated[int, Whole(0, 50)] = 1,
     candidates: Annotated[int, Whole(0, 50)] = 1,
     reuse: Annotated[int, Whole(0, 255)] = 6,
-    novelty: Annotated[int, Whole(0, 255)] = 4,
+    novelty: Annotated[int, Whole(0, 255)] = 5,
 ) -> np.ndarray:
     """Return the source map int32 (H, W, 3) of a texture that tiles.
 
