@@ -34,6 +34,8 @@ from texturegen.texture.simd import LANES, run_distance
 
 # The coarsest patches: smaller ones say nothing any more, and from larger ones more of an object survives.
 _LEAST_SIDE = 8
+# The coarsest output: from a patch much larger than the output, a smaller one would be copied in one piece.
+_LEAST_OUTPUT = 16
 # Prices are in parts of a grey level, so that the price of one use among very many is not rounded to nothing.
 _PARTS = 256
 # The price of what is no pixel of a patch; no real one comes near it.
@@ -58,15 +60,15 @@ def coherent(
     """Return the source map int32 (H, W, 3) of a texture that tiles.
 
     window: side of the compared neighbourhoods. levels: of the pyramid; automatically as many as leave the smallest
-    patch 8 pixels. block: side of the random blocks that the coarsest level starts from; larger ones copy more of
-    a patch verbatim. first_passes, last_passes, passes: corrections at the coarsest, the finest and the other levels
-    (a single level counts as the coarsest). candidates: random exemplar pixels tried per visit at the finest level,
-    twice as many at each coarser one.
+    patch 8 pixels and the output 16. block: side of the random blocks that the coarsest level starts from; larger ones
+    copy more of a patch verbatim. first_passes, last_passes, passes: corrections at the coarsest, the finest and the
+    other levels (a single level counts as the coarsest). candidates: random exemplar pixels tried per visit at the
+    finest level, twice as many at each coarser one.
     reuse: grey levels that an exemplar pixel's fair share of the output adds to its windows' mean difference.
     novelty: grey levels by which another candidate may be worse than the present one and still replace it.
     """
     if levels is None:
-        levels = count_levels(patches, max(_LEAST_SIDE, window))
+        levels = min(count_levels(patches, max(_LEAST_SIDE, window)), max(1, (min(size) // _LEAST_OUTPUT).bit_length()))
     check_sides(patches, window, levels)
     scales = pyramid(patches, levels)
     sizes = level_sizes(size, levels)

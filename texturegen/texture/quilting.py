@@ -153,7 +153,7 @@ def _boundary(
             leftward[wide - 1 - j, i] = _difference(planes, corner + i * stride + j, place[i, j])
     up, along = accumulate(upward), accumulate(leftward)
     if before > 0 and above > 0:
-        # "The minimal paths meet in the middle and the overall minimum is chosen for the cut" (section 2.1).
+        # The two minimal paths meet, and the overall minimum is the cut (section 2.1).
         row, column = 0, 0
         least = _NO_CUT
         for i in range(above):

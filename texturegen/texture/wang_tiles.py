@@ -5,9 +5,9 @@ sample of the patches; a tile is the diamonds of its four edges' samples, merged
 cuts (section 3.2), so half of a sample's diamond lies on this side of an edge and half on the other, and the pixels run
 on across it as they do in the patch. Of several random sets of samples the one with the cheapest cuts is taken.
 
-The set is complete: every combination of four colours is a tile. So in a stochastic tiling, which takes
-in scan order one of the tiles that match those above and to the left, the edges' colours are independent draws; drawn
-as such, they may as well match around the output. The SACL paper cites Han et al., "Wang tile based geometric texture
+The set is complete: every combination of four colours is a tile. So in a stochastic tiling, which takes in scan order
+one of the tiles that match those above and to the left, the edges' colours are independent draws; drawn as such, they
+may as well match around the output. The SACL paper cites Han et al., "Wang tile based geometric texture
 synthesis", Journal of Software 20(12), 2009, which fills such tiles with geometry instead of images.
 """
 

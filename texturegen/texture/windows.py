@@ -1,4 +1,4 @@
-"""Exhaustive window distances, shared by the exhaustive methods and by the quality figures.
+"""Exhaustive window distances, shared by the methods that look at every candidate.
 
 Candidates are flat positions of a stack (see `exemplar.Stack`): one pixel of the window lies at the same offset from
 every candidate, so a run of contiguous memory adds that pixel's difference to many candidates at once, which the
