@@ -22,7 +22,6 @@ from texturegen.texture.exemplar import (
     Stack,
     check_sides,
     count_levels,
-    interior,
     level_sizes,
     pyramid,
     stack,
@@ -32,7 +31,7 @@ from texturegen.texture.rand import derive, draw, shuffle
 from texturegen.texture.settings import Whole
 from texturegen.texture.simd import LANES, run_distance
 
-# The coarsest patches: smaller ones say nothing any more, and from larger ones more of an object survives.
+# The coarsest patches: in smaller ones a window covers nearly all there is, and whole objects survive.
 _LEAST_SIDE = 8
 # The coarsest output: from a patch much larger than the output, a smaller one would be copied in one piece.
 _LEAST_OUTPUT = 16
@@ -86,13 +85,7 @@ def coherent(
             coarse, exemplar = exemplar, stack(scales[level], border)
             flat = _refine(flat, coarse, exemplar, sizes[level])
             count = passes if level else last_passes
-        inside = interior(exemplar).reshape(-1)
-        pixels = np.flatnonzero(inside).astype(np.int32)
-        # Of an exemplar larger than the output, no pixel need be used twice.
-        share = reuse * values * _PARTS * len(pixels) // max(len(pixels), flat.size)
-        prices = np.where(inside, np.int64(0), _FORBIDDEN)
-        colours = np.append(exemplar.pixels.reshape(-1), np.zeros(_slack(border), np.uint8))
-        side = _Exemplar(colours, exemplar.stride, pixels, prices, share)
+        side = _lay_out(exemplar, reuse * values * _PARTS, flat.size)
         _correct(flat, side, border, count, candidates << level, novelty * values * _PARTS, level_key)
     return unflatten(flat, exemplar)
 
@@ -116,6 +109,28 @@ class _Output(NamedTuple):
     width: int
     border: int
     stride: int
+
+
+@njit(nogil=True, cache=True)
+def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
+    """`reuse` is the price of a fair share of an output of `output` pixels."""
+    rows, stride = exemplar.pixels.shape[1:3]
+    prices = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
+    pixels = np.empty(np.sum(exemplar.sides[:, 0] * exemplar.sides[:, 1]), dtype=np.int32)
+    number = 0
+    for patch in range(len(exemplar.sides)):
+        height, width = exemplar.sides[patch]
+        for row in range(height):
+            start = (patch * rows + row + exemplar.border) * stride + exemplar.border
+            for position in range(start, start + width):
+                prices[position] = 0
+                pixels[number] = position
+                number += 1
+    colours = np.zeros(exemplar.pixels.size + _slack(exemplar.border), dtype=np.uint8)
+    colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
+    # Of an exemplar larger than the output, no pixel need be used twice.
+    share = reuse * len(pixels) // max(len(pixels), output)
+    return _Exemplar(colours, stride, pixels, prices, share)
 
 
 @njit(nogil=True, cache=True)
