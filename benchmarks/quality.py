@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from synthesis import VARIANTS, make_patches
 
-from texturegen.images import decode_image, encode_png
+from texturegen.images import decode_image
 from texturegen.texture import METHODS, synthesize
 from texturegen.texture.quality import measure
 
@@ -60,7 +60,7 @@ def main(
             print(f"| {size} | {name} | {' | '.join(means)} |", flush=True)
     if sheets:
         for name in methods.split(","):
-            write_sheet(strips[name], len(images), sheets / f"synthesis-{name.replace(' ', '-')}.png")
+            write_sheet(strips[name], len(images), sheets / f"synthesis-{name.replace(' ', '-')}.jpg")
 
 
 def control(patches: list[np.ndarray], size: int, name: str, seed: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def write_sheet(strips: list[np.ndarray], count: int, path: Path) -> None:
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_png(np.concatenate(rows)))
+    cv2.imwrite(str(path), np.concatenate(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     print(f"wrote {path}")
 
 
