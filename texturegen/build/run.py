@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from texturegen.build.engine import ENGINES
 from texturegen.build.job import run_job, try_first
+from texturegen.build.lock import take
 from texturegen.build.recipe import Plan, Recipe, make_plan
 from texturegen.errors import UserError
 from texturegen.files import write_atomically, write_json
@@ -57,15 +58,32 @@ def build(
 
     Raises
     ------
-    UserError : a fault of the recipe or the data set, `out` holds another build, a worker died.
+    UserError : a fault of the recipe or the data set, `out` holds another build, or one that is still being made, a
+        worker died.
     OSError : `out` cannot be written; the finished shards are kept.
     """
     out = Path(out)
     plan, ignored = make_plan(recipe, root, download)
     if not (out / PARTS).exists() and not (out / BUILD).exists():
         try_first(plan, root)
-    if _claim(out, plan):
+    lock = _claim(out, plan)
+    if lock is None:
         return _result(out)
+    with lock:
+        _make(plan, out, root, workers, engine, progress)
+        _finish(out, plan, ignored)
+    return _result(out)
+
+
+def _make(
+    plan: Plan,
+    out: Path,
+    root: str | None,
+    workers: int,
+    engine: str,
+    progress: Callable[[int, int], Callable[[int], object]],
+) -> None:
+    """Map the jobs of the shards that are not there yet."""
     finished = {number: stats for number in range(plan.shards) if (stats := _stats(out, plan, number))}
     missing = [number for number in range(plan.shards) if number not in finished]
     per_image = max(plan.recipe.per_image, 1)
@@ -73,12 +91,13 @@ def build(
     job = partial(run_job, plan, root, out)
     for _ in ENGINES[engine](job, missing, workers, made):
         pass
-    _finish(out, plan, ignored)
-    return _result(out)
 
 
-def _claim(out: Path, plan: Plan) -> bool:
-    """Make `out` this plan's own; True when it is finished already. UserError when it holds anything else."""
+def _claim(out: Path, plan: Plan) -> IO[str] | None:
+    """Make `out` this plan's own and lock it; None when it is finished already.
+
+    UserError when it holds anything else, or another process is at work there.
+    """
     parts = out / PARTS
     for path in (out / BUILD, parts / RECIPE):
         if path.is_file():
@@ -87,16 +106,17 @@ def _claim(out: Path, plan: Plan) -> bool:
                 for shard in json.loads(path.read_text())["shards"]:
                     check_size(out / shard["name"], shard["bytes"])
                 shutil.rmtree(parts, ignore_errors=True)  # left when an earlier run died between its last two steps
-                return True
+                return None
             break
     else:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out}: exists and holds other things; choose another --out")
         parts.mkdir(parents=True, exist_ok=True)
         write_json(parts / RECIPE, plan.describe())
+    lock = take(parts / "lock")
     for leftover in [*out.glob("shard-*.tar.tmp"), *parts.glob("*.tmp")]:
         leftover.unlink()
-    return False
+    return lock
 
 
 def _refuse_other(path: Path, plan: Plan) -> None:

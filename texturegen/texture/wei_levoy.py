@@ -47,8 +47,8 @@ def wei_levoy(
     window: side of the causal window, the same at every level. levels: of the pyramid; automatically as many as
     leave the smallest patch twice as wide as a window.
     search: "exhaustive", or "tsvq" for the tree, which has two settings. codebook: codewords as a share of a level's
-    exemplar windows (at least one); in the paper a tenth does without visible loss. backtrack: leaves of the tree
-    visited per pixel; with all of them and a full codebook the result is that of the exhaustive search.
+    exemplar windows (at least one); a tenth is faster, and gives flatter textures. backtrack: leaves visited per
+    pixel; with all of them and a full codebook the result is that of the exhaustive search.
     """
     least = max(window, 2 * _PARENT_REACH + 1)
     if levels is None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from texturegen import open_shards
 from texturegen.build import Recipe, build
 from texturegen.build.engine import Stopped
 from texturegen.build.job import run_job
+from texturegen.build.lock import take
 from texturegen.build.recipe import make_plan, texture_seed
 from texturegen.errors import UserError
 from texturegen.shards import verify
@@ -141,6 +143,30 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path: Path, workers: str) ->
     assert stderr.splitlines()[-1].startswith("stopped;")
     assert "Traceback" not in stderr
     assert not list((tmp_path / "s").glob("*.tmp"))
+
+
+def test_a_second_build_in_a_directory_leaves_the_first_alone(tmp_path: Path) -> None:
+    build(TINY, tmp_path / "alone")
+
+    def start_another(total: int, already: int) -> Callable[[int], None]:
+        (tmp_path / "s" / "shard-000000.tar.tmp").write_bytes(b"being written")
+        with pytest.raises(UserError, match=rf"s: process {os.getpid()} on .* is building there"):
+            build(TINY, tmp_path / "s")
+        assert (tmp_path / "s" / "shard-000000.tar.tmp").read_bytes() == b"being written"
+        return lambda made: None
+
+    build(TINY, tmp_path / "s", progress=start_another)
+    assert digests(tmp_path / "s") == digests(tmp_path / "alone")
+
+
+def test_the_lock_of_a_process_that_died_does_not_block(tmp_path: Path) -> None:
+    holder = "from texturegen.build.lock import take; import os, sys; from pathlib import Path; "
+    holder += "lock = take(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    path = tmp_path / "lock"
+    assert subprocess.run([sys.executable, "-c", holder, path]).returncode == -signal.SIGKILL
+    assert path.read_text().startswith("process ")
+    with take(path):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_job_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:

@@ -166,3 +166,13 @@ def test_a_number_of_numpy_is_read_as_a_plain_one():
 def test_import_loads_no_compiler():
     code = "import sys, texturegen.texture; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "levels"), [(16, 32, 2), (48, 96, 3), (96, 224, 4), (200, 16, 1), (200, 40, 2)]
+)
+def test_coherent_takes_the_levels_that_leave_patches_8_and_the_output_16_pixels(side, size, levels):
+    patch = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    automatic = synthesize([patch], (size, size))
+    np.testing.assert_array_equal(automatic.source, synthesize([patch], (size, size), levels=levels).source)
+    assert (automatic.source != synthesize([patch], (size, size), levels=levels + 1, window=3).source).any()

@@ -1,0 +1,41 @@
+"""One build at a time in a directory: a lock that the operating system drops with the process, however that ends."""
+
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from texturegen.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two builds on one directory are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+
+def take(path: Path) -> IO[str]:
+    """Lock the file `path`, made if need be, until the file returned is closed or the process ends.
+
+    Raises UserError that says who holds it. Network file systems without locks let everybody through.
+    """
+    f = open(path, "a+")  # noqa: SIM115 - it is the lock, and lives as long
+    try:
+        if fcntl is not None:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        f.seek(0)
+        holder = f.read().strip() or "another process"
+        f.close()
+        raise UserError(
+            f"{path.parent.parent}: {holder} is building there; let it finish or stop it, or choose another --out"
+        ) from None
+    except OSError:
+        pass
+    # The holder of a moment ago may have finished and removed the file that is locked now.
+    if not path.exists() or not os.path.samestat(os.fstat(f.fileno()), path.stat()):
+        f.close()
+        raise UserError(f"{path.parent.parent}: another build has just finished there; run the same command again")
+    f.truncate(0)
+    f.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    f.flush()
+    return f
