@@ -1,5 +1,6 @@
 """Shared builders: real photographs that scikit-image ships, small image folders, small shard directories."""
 
+import signal
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,9 @@ import pytest
 import skimage
 
 from texturegen.build import Recipe, build
+
+# In the background of a script, shells start programs deaf to Ctrl-C, and they would start ours so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 
