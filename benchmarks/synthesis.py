@@ -24,6 +24,8 @@ from naive import naive_efros_leung, naive_wei_levoy
 from numba import njit
 
 import texturegen.texture.coherent as coherent_module
+from texturegen.build import Recipe, job
+from texturegen.build.recipe import make_plan
 from texturegen.images import decode_image
 from texturegen.texture import METHODS, cut_patches, synthesize, synthesize_batch
 from texturegen.texture.quality import measure
@@ -49,6 +51,7 @@ def main(photos: Path, sizes: str, methods: str, naive: bool, plot: Path | None)
     wanted = [int(size) for size in sizes.split(",")]
     report_methods(images, wanted, chosen, naive)
     report_comparisons(images, wanted)
+    report_build(images, wanted)
     report_threads(images, wanted)
     report_compilation()
     if plot:
@@ -154,6 +157,45 @@ def _calibrate(left: np.ndarray, right: np.ndarray, mask: np.ndarray, times: int
             place = np.uint64(start)
             total += run_distance(left, place, right, place, mask, np.uint64(0))
     return total
+
+
+def report_build(images: list[np.ndarray], sizes: list[int]) -> None:
+    """Where a build's CPU time goes: one job over squares of the photographs, as PNG files."""
+    print("\n| build, CPU ms per image | all | synthesis | quality figures | their share |")
+    print("| --- |" + " --- |" * 4)
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as directory:
+            root, out = Path(directory, "images"), Path(directory, "shards")
+            (out / "parts").mkdir(parents=True)
+            root.mkdir()
+            for number in range(6000 // size):
+                side = min(images[number % len(images)].shape[:2])
+                square = images[number % len(images)][:side, :side]
+                small = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+                cv2.imwrite(str(root / f"{number:03d}.png"), small[..., ::-1])
+            plan, _ = make_plan(Recipe("folder", size=size), str(root))
+            spent = {"synthesize": 0.0, "measure": 0.0}
+            originals = {name: getattr(job, name) for name in spent}
+
+            def timed(name: str, originals: dict = originals, spent: dict = spent) -> Callable[..., object]:
+                def call(*arguments: object, **settings: object) -> object:
+                    begin = time.process_time()
+                    result = originals[name](*arguments, **settings)
+                    spent[name] += 1000 * (time.process_time() - begin)
+                    return result
+
+                return call
+
+            for name in spent:
+                setattr(job, name, timed(name))
+            try:
+                total = spend(partial(job.run_job, plan, str(root), out, 0, lambda made: True))
+            finally:
+                for name, original in originals.items():
+                    setattr(job, name, original)
+        cells = [total / plan.items, spent["synthesize"] / plan.items, spent["measure"] / plan.items]
+        share = 100 * spent["measure"] / total
+        print(f"| {size} px | {' | '.join(f'{cell:.3g}' for cell in cells)} | {share:.0f} % |")
 
 
 def report_threads(images: list[np.ndarray], sizes: list[int]) -> None:
