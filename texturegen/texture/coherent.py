@@ -111,12 +111,22 @@ class _Output(NamedTuple):
     stride: int
 
 
-@njit(nogil=True, cache=True)
 def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
     """`reuse` is the price of a fair share of an output of `output` pixels."""
-    rows, stride = exemplar.pixels.shape[1:3]
     prices = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
-    pixels = np.empty(np.sum(exemplar.sides[:, 0] * exemplar.sides[:, 1]), dtype=np.int32)
+    pixels = np.empty(int(exemplar.sides.prod(axis=1).sum()), dtype=np.int32)
+    _fill(exemplar, prices, pixels)
+    colours = np.zeros(exemplar.pixels.size + _slack(exemplar.border), dtype=np.uint8)
+    colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
+    # Of an exemplar larger than the output, no pixel need be used twice.
+    share = reuse * len(pixels) // max(len(pixels), output)
+    return _Exemplar(colours, exemplar.stride, pixels, prices, share)
+
+
+@njit(nogil=True, cache=True)
+def _fill(exemplar: Stack, prices: np.ndarray, pixels: np.ndarray) -> None:
+    """List the pixels inside the patches, and allow them."""
+    rows, stride = exemplar.pixels.shape[1:3]
     number = 0
     for patch in range(len(exemplar.sides)):
         height, width = exemplar.sides[patch]
@@ -126,11 +136,6 @@ def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
                 prices[position] = 0
                 pixels[number] = position
                 number += 1
-    colours = np.zeros(exemplar.pixels.size + _slack(exemplar.border), dtype=np.uint8)
-    colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
-    # Of an exemplar larger than the output, no pixel need be used twice.
-    share = reuse * len(pixels) // max(len(pixels), output)
-    return _Exemplar(colours, stride, pixels, prices, share)
 
 
 @njit(nogil=True, cache=True)
