@@ -152,7 +152,7 @@ def _train_epoch(
         method.after_step()
         for name, stat in stats.items():
             sums[name] += float(stat)
-        progress(config.batch_size, f"epoch {epoch + 1}/{config.epochs}, loss {value:.3f}")
+        progress(config.batch_size, note=f"epoch {epoch + 1}/{config.epochs}, loss {value:.3f}")
     seconds = time.monotonic() - begin
     means = {name: total / steps for name, total in sums.items()}
     return {"epoch": epoch + 1, "lr": lr, **means, "samples_per_second": steps * config.batch_size / seconds}

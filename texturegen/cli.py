@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from texturegen import __version__
-from texturegen.console import FriendlyGroup, Progress, fail, plural, read_pairs
+from texturegen.console import FriendlyGroup, Progress, emit, fail, plural, read_pairs
 from texturegen.threads import count_cpus
 
 FAILED_IMAGES = 3  # exit status of a build that finished without some images
 # The registry is not read for this: `--help` would load NumPy. A test compares the two.
+SOURCES_HELP = "shapes, cifar10, cifar100, stl10, imagenet100, webdataset or folder."
 METHODS_HELP = "coherent, efros-leung, patch-shuffle, quilting, wang-tiles or wei-levoy."
 
 
@@ -33,36 +34,85 @@ def read_side_or_sides(context: click.Context, parameter: click.Parameter, text:
     return int(sides[0]), int(sides[-1])
 
 
+def read_part(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """Callback of I/N, 1 <= I <= N."""
+    if text is None:
+        return None
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N", context, parameter)
+    return int(i), int(n)
+
+
 @click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Turn the images of a data set into texture images (hard negatives), as WebDataset shards."""
 
 
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that decide the bytes: the fields of `build.Recipe`, and where the images lie."""
+    options = (
+        click.option("--dataset", required=True, metavar="NAME", help=SOURCES_HELP),
+        click.option("--root", help="Where the data set's files lie (all but shapes)."),
+        click.option("--split", help="train, test, ...; what there is depends on the data set."),
+        click.option("--method", default="coherent", show_default=True, help=METHODS_HELP),
+        click.option("--size", type=int, help="Bring images to this side: short side resized, centre cropped."),
+        click.option("--per-image", default=1, show_default=True, help="Textures per image; 0 writes images alone."),
+        click.option(
+            "--patch-size", type=int, help="Side of the two patches  [default: half the short side, at most 96]"
+        ),
+        click.option("--encoding", default="png", show_default=True, help="Of what is written: png, webp or jpeg."),
+        click.option("--limit", type=int, help="Only the first N images."),
+        click.option("--seed", default=0, show_default=True),
+        click.option(
+            "--shard-size",
+            default=1000,
+            show_default=True,
+            help="Images per shard. A shard is the work of one worker at a time.",
+        ),
+        click.option(
+            "--method-option", "settings", multiple=True, callback=read_settings, help="KEY=VALUE for the method."
+        ),
+        click.option(
+            "--source-option",
+            "source_options",
+            multiple=True,
+            callback=read_settings,
+            help="KEY=VALUE for the data set.",
+        ),
+        click.option("--workers", type=click.IntRange(1), help="Processes  [default: the cores at hand]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option("--dataset", required=True, metavar="NAME", help="shapes, cifar10, cifar100, stl10 or folder.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the shards.")
-@click.option("--root", type=click.Path(), help="Where the data set's files lie (all but shapes).")
-@click.option("--split", help="train, test, ...; what there is depends on the data set.")
+@recipe_options
 @click.option("--download", is_flag=True, help="Fetch the data set's official files into --root.")
-@click.option("--method", default="coherent", show_default=True, help=METHODS_HELP)
-@click.option("--size", type=int, help="Bring images to this side: short side resized, centre cropped.")
-@click.option("--per-image", default=1, show_default=True, help="Textures per image; 0 writes images alone.")
-@click.option("--patch-size", type=int, help="Side of the two patches  [default: half the short side, at most 96]")
-@click.option("--limit", type=int, help="Only the first N images.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Processes  [default: the cores at hand]")
+@click.option("--engine", default="processes", show_default=True, help="processes, or ray (a cluster).")
+@click.option("--ray-address", help="Of the cluster for --engine ray  [default: $RAY_ADDRESS]")
 @click.option(
-    "--shard-size",
-    default=1000,
-    show_default=True,
-    help="Images per shard. A shard is the work of one worker at a time.",
+    "--shard-range",
+    "part",
+    metavar="I/N",
+    callback=read_part,
+    help="Only the I-th of N parts, I from 1: for job arrays. `texturegen finish` joins them.",
 )
-@click.option("--method-option", "settings", multiple=True, callback=read_settings, help="KEY=VALUE for the method.")
-@click.option(
-    "--source-option", "source_options", multiple=True, callback=read_settings, help="KEY=VALUE for the data set."
-)
-def build(out: Path, root: str | None, download: bool, workers: int | None, **recipe: Any) -> None:
+@click.option("--log-json", is_flag=True, help="Progress and result as JSON lines on stdout.")
+def build(
+    out: Path,
+    root: str | None,
+    download: bool,
+    workers: int | None,
+    engine: str,
+    ray_address: str | None,
+    part: tuple[int, int] | None,
+    log_json: bool,
+    **recipe: Any,
+) -> None:
     """Build shards. Run the same command again to resume; it never does a finished shard twice.
 
     Exit status 3: finished, but some images could not be used (the manifest says which and why).
@@ -71,19 +121,79 @@ def build(out: Path, root: str | None, download: bool, workers: int | None, **re
 
     bars: list[Progress] = []
 
-    def progress(total: int, already: int) -> Callable[[int], object]:
-        bars.append(Progress(total, "textures" if recipe["per_image"] else "images", already))
+    def progress(total: int, already: int) -> Progress:
+        bars.append(Progress(total, "textures" if recipe["per_image"] else "images", already, log_json))
         return bars[0]
 
-    workers = workers or count_cpus()
+    if ray_address is not None and engine != "ray":
+        fail(f"--ray-address is for --engine ray, but the engine is {engine}")
+    options = {"address": ray_address} if engine == "ray" else {}
     try:
-        result = building.build(building.Recipe(**recipe), out, root, download, workers, progress=progress)
+        result = building.build(
+            building.Recipe(**recipe), out, root, download, workers or count_cpus(), engine, options, part, progress
+        )
     finally:
         for bar in bars:
             bar.close()
+    _print_result(out, result, log_json)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--log-json", is_flag=True, help="The result as a JSON line on stdout.")
+def finish(directory: Path, log_json: bool) -> None:
+    """Join what a job array (`build --shard-range`) has made, once all its parts have ended."""
+    import texturegen.build as building
+
+    _print_result(directory, building.finish(directory), log_json)
+
+
+@main.command()
+@recipe_options
+@click.option("--seconds", default=10.0, show_default=True, help="How long to try.")
+def plan(root: str | None, workers: int | None, seconds: float, **recipe: Any) -> None:
+    """Say what a build of these options would take: images, shards, bytes, CPU hours, wall time. Writes nothing.
+
+    Made of a short trial on images spread over the set, with all workers at work.
+    """
+    from texturegen.build import Recipe
+    from texturegen.build.trial import estimate
+
+    made = estimate(Recipe(**recipe), root, workers or count_cpus(), seconds)
+    lines = {
+        "images": f"{made.images:,}",
+        "textures": f"{made.textures:,}",
+        "shards": f"{made.shards:,}",
+        "size": f"{made.bytes / 1e9:,.2f} GB",
+        "CPU time": f"{made.cpu_hours:,.3g} hours",
+        "wall time": f"{_duration(made.wall_seconds)} with {plural(made.workers, 'worker')}",
+        "tried": f"{plural(made.tried, 'image')}, {made.failed} failed",
+    }
+    for name, value in lines.items():
+        print(f"{name:11}{value}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _print_result(out: Path, result: Any, as_json: bool) -> None:
+    """Print what a build made, and leave with FAILED_IMAGES when it made less than it was to."""
     counts = result.counts
-    print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
-    if counts["ignored"]:
+    if as_json:
+        emit(
+            "part" if result.missing is not None else "finished", out=str(out), missing_shards=result.missing, **counts
+        )
+    else:
+        print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
+    if result.missing is not None:
+        others = (
+            f"{plural(result.missing, 'shard')} of other parts to come" if result.missing else "all shards are there"
+        )
+        print(f"{others}; then: texturegen finish {out}", file=sys.stderr)
+    if counts.get("ignored"):
         print(f"left out, not images by their extension: {plural(counts['ignored'], 'file')}", file=sys.stderr)
     for key, error in result.failures:
         print(f"failed: {key}: {error}", file=sys.stderr)

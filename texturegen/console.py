@@ -1,6 +1,7 @@
 """What the three commands share: mistakes as one line on stderr, KEY=VALUE options, progress."""
 
 import contextlib
+import json
 import sys
 import time
 import tomllib
@@ -64,32 +65,48 @@ def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple
 class Progress:
     """Counts `unit`s up to `total` (None: not known), `already` of them there at the start.
 
-    A bar on a terminal; elsewhere a plain line every ten seconds.
+    A bar on a terminal; elsewhere a plain line every ten seconds. With `as_json` neither, but a JSON object per line
+    on stdout, as often: event, done, total, unit, per_second, seconds_left, failed.
     """
 
-    def __init__(self, total: int | None, unit: str, already: int = 0) -> None:
-        self.total, self.unit, self.already, self.done = total, unit, already, already
+    def __init__(self, total: int | None, unit: str, already: int = 0, as_json: bool = False) -> None:
+        self.total, self.unit, self.already, self.done, self.failed = total, unit, already, already, 0
         self._start = self._last = time.monotonic()
-        self._bar = tqdm(total=total, initial=already, unit=f" {unit}", dynamic_ncols=True, disable=not isatty())
+        self._json, quiet = as_json, as_json or not isatty()
+        self._bar = tqdm(total=total, initial=already, unit=f" {unit}", dynamic_ncols=True, disable=quiet)
 
-    def __call__(self, made: int, note: str = "") -> None:
-        """Count `made` more; `note` is shown behind the figures."""
+    def __call__(self, made: int, failed: int = 0, note: str = "") -> None:
+        """Count `made` more, `failed` of them in vain; `note` is shown behind the figures."""
         self.done += made
-        if note and isatty():
+        self.failed += failed
+        if self.failed:
+            note = f"{self.failed} failed{', ' if note else ''}{note}"
+        if note and not self._bar.disable:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(made)
-        if not isatty() and time.monotonic() - self._last >= LINE_SECONDS:
+        if self._bar.disable and time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            rate = (self.done - self.already) / (self._last - self._start)
-            line = f"{self.done} {self.unit}, {rate:.0f}/s"
-            if self.total is not None and rate:
-                line = (
-                    f"{self.done}/{self.total} {self.unit}, {rate:.0f}/s, {(self.total - self.done) / rate:.0f} s left"
-                )
-            print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+            self._report(note)
+
+    def _report(self, note: str) -> None:
+        rate = (self.done - self.already) / (self._last - self._start)
+        left = (self.total - self.done) / rate if self.total is not None and rate > 0 else None
+        if self._json:
+            figures = {"done": self.done, "total": self.total, "unit": self.unit, "failed": self.failed}
+            emit("progress", **figures, per_second=round(rate, 2), seconds_left=left and round(left, 1))
+            return
+        line = f"{self.done} {self.unit}, {rate:.0f}/s"
+        if left is not None:
+            line = f"{self.done}/{self.total} {self.unit}, {rate:.0f}/s, {left:.0f} s left"
+        print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._bar.close()
+
+
+def emit(event: str, **content: Any) -> None:
+    """Print one event as a JSON object on a line of stdout, at once."""
+    print(json.dumps({"event": event, **content}), flush=True)
 
 
 def isatty() -> bool:

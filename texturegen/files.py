@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,7 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
 
     OSError (a full disk, say) leaves what was at `path` before, and no temporary file.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as f:
             if callable(content):
@@ -24,6 +25,11 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """PATH.<random>.tmp: two processes that write the same file at once do not write into each other's."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -26,6 +26,10 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 # No others: Pillow knows formats that start outside programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
+# What shards are written in, and the extension of each.
+ENCODINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+OPTIONS = {"png": [], "webp": [cv2.IMWRITE_WEBP_QUALITY, 101], "jpeg": [cv2.IMWRITE_JPEG_QUALITY, 95]}
+
 # Where OpenCV keeps setLogLevel, which returns the level before: at the top in 4, in a module of its own in 5.
 LOG: Any = getattr(cv2.utils, "logging", cv2)
 
@@ -63,6 +67,14 @@ def original_extension(data: bytes) -> str | None:
     upright = header.getexif().get(EXIF_ORIENTATION, 1) == 1
     plain = header.mode in ("RGB", "L") and not deep and upright and getattr(header, "n_frames", 1) == 1
     return extension if plain else None
+
+
+def encode_image(image: np.ndarray, encoding: str = "png") -> bytes:
+    """Encode uint8 (H, W, 3) RGB as one of ENCODINGS; png and webp are without loss."""
+    done, data = cv2.imencode(f".{ENCODINGS[encoding]}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), OPTIONS[encoding])
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape}")
+    return data.tobytes()
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -1,6 +1,6 @@
 """Recipe -> plan -> jobs -> engine -> shard directory."""
 
 from texturegen.build.recipe import Recipe
-from texturegen.build.run import Result, build
+from texturegen.build.run import Result, build, finish
 
-__all__ = ["Recipe", "Result", "build"]
+__all__ = ["Recipe", "Result", "build", "finish"]

@@ -1,83 +1,135 @@
 """Engines map jobs over shard numbers, and know nothing of what a job does.
 
-    for stats in ENGINES["processes"](job, numbers, workers, progress): ...
+    for outcome in ENGINES["processes"](job, numbers, workers, progress): ...
 
-A job is called as `job(number, tick)`; it must be picklable. `progress(textures)` is called about twice a second with
-what was made since. On Ctrl-C an engine asks its jobs to stop, waits for them, and lets KeyboardInterrupt pass.
+A job is called as `job(number, tick)`; it must be picklable. It calls `tick(made, failed)` after every image, and stops
+with Stopped when that returns False. `progress(made, failed)` is called about twice a second with what came since.
+An engine yields the jobs' results as they finish, and a Lost for each job that no worker lived to finish. On Ctrl-C it
+asks its jobs to stop, waits for them, and lets KeyboardInterrupt pass; an exception in a job ends the others likewise.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any
 
-from texturegen.errors import UserError
-
-Tick = Callable[[int], bool]
+Tick = Callable[[int, int], bool]
 Job = Callable[[int, Tick], dict[str, Any]]
-Engine = Callable[[Job, list[int], int, Callable[[int], object]], Iterator[dict[str, Any]]]
+Progress = Callable[[int, int], object]
 
 POLL_SECONDS = 0.5
+ATTEMPTS = 3
 
 
 class Stopped(Exception):
     """Raised by a job whose `tick` returned False: the build was asked to stop."""
 
 
-_shared: dict[str, Any] = {}  # of a worker process: the counter and the stop flag it was started with
+@dataclass(frozen=True)
+class Lost:
+    """A job whose worker process died every time it was tried.
+
+    `made` has, per attempt, what the job had ticked off when its worker died; empty where the engine cannot know.
+    """
+
+    number: int
+    made: tuple[int, ...] = ()
 
 
-def run_in_processes(
-    job: Job, numbers: list[int], workers: int, progress: Callable[[int], object]
-) -> Iterator[dict[str, Any]]:
+Engine = Callable[..., Iterator[dict[str, Any] | Lost]]
+
+
+def run_in_processes(job: Job, numbers: list[int], workers: int, progress: Progress) -> Iterator[dict[str, Any] | Lost]:
     """Run jobs in `workers` spawned processes, in this one when a single worker is asked for.
 
-    Yields the jobs' results as they finish. Raises UserError when a worker process dies.
+    Each worker is a pool of its own: the death of one (killed, out of memory) then breaks no other's job, and tells
+    which job it had. That job is tried again, ATTEMPTS times in all, in a new process.
     """
-    if workers == 1 or len(numbers) == 1:
+    if workers == 1:
 
-        def tick(textures: int) -> bool:
-            progress(textures)
+        def tick(made: int, failed: int) -> bool:
+            progress(made, failed)
             return True
 
         yield from (job(number, tick) for number in numbers)
         return
 
-    context = multiprocessing.get_context("spawn")  # fork is unsafe beside the threads of OpenCV and Arrow
-    made, stop = context.Value("q", 0), context.Event()
-    seen = 0
-    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start_worker, (made, stop))
+    waiting, idle = deque(numbers), [_Worker() for _ in range(min(workers, len(numbers)))]
+    running: dict[Future, tuple[_Worker, int]] = {}
+    deaths: defaultdict[int, list[int]] = defaultdict(list)
+    everybody = list(idle)
+    seen: Counter[str] = Counter()
     try:
-        pending: set[Future] = {pool.submit(_call, job, number) for number in numbers}
-        while pending:
-            done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            progress(made.value - seen)
-            seen = made.value
+        while waiting or running:
+            while waiting and idle:
+                worker, number = idle.pop(), waiting.popleft()
+                running[worker.submit(job, number)] = worker, number
+            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            now = Counter(made=sum(w.made.value for w in everybody), failed=sum(w.failed.value for w in everybody))
+            progress(now["made"] - seen["made"], now["failed"] - seen["failed"])
+            seen = now
             for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process died (killed, or out of memory?); the finished shards are kept: "
-            "run the same command again to go on, with fewer --workers if memory was short"
-        ) from None
+                worker, number = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    worker.close()
+                    idle.append(_Worker())
+                    everybody.append(idle[-1])
+                    made, failed = worker.made.value - worker.before[0], worker.failed.value - worker.before[1]
+                    progress(-made, -failed)  # it is not there: that shard has to be begun again
+                    deaths[number].append(made)
+                    if len(deaths[number]) == ATTEMPTS:
+                        yield Lost(number, tuple(deaths[number]))
+                    else:
+                        waiting.append(number)
+                else:
+                    idle.append(worker)
+                    yield result
     finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in everybody:
+            worker.stop.value = 1
+        for worker in everybody:
+            worker.close()
 
 
-ENGINES: dict[str, Engine] = {"processes": run_in_processes}
+class _Worker:
+    """One spawned process, and what it shares with this one: counters and a stop flag.
+
+    Raw values, without the locks of `multiprocessing.Value` and `Event`, which would stay locked if the process died
+    while it held them. Each has one writer.
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # fork is unsafe beside the threads of OpenCV and Arrow
+        self.made, self.failed, self.stop = (context.RawValue("q", 0) for _ in range(3))
+        self._pool = ProcessPoolExecutor(1, context, _start_worker, ((self.made, self.failed, self.stop),))
+        self.before = 0, 0
+
+    def submit(self, job: Job, number: int) -> Future:
+        self.before = self.made.value, self.failed.value
+        return self._pool.submit(_call, job, number)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(made: Any, stop: Any) -> None:
+_shared: list[Any] = []  # of a worker process: the values it was started with
+
+
+def _start_worker(values: tuple[Any, ...]) -> None:
     import cv2
 
     cv2.setNumThreads(1)
+    os.environ["NUMBA_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it sets the stop flag
-    _shared.update(made=made, stop=stop)
+    _shared[:] = values
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -89,12 +141,23 @@ def _start_worker(made: Any, stop: Any) -> None:
 
 
 def _call(job: Job, number: int) -> dict[str, Any] | None:
-    def tick(textures: int) -> bool:
-        with _shared["made"].get_lock():
-            _shared["made"].value += textures
-        return not _shared["stop"].is_set()
+    made_sofar, failed_sofar, stop = _shared
+
+    def tick(made: int, failed: int) -> bool:
+        made_sofar.value += made
+        failed_sofar.value += failed
+        return not stop.value
 
     try:
         return job(number, tick)
     except Stopped:
         return None
+
+
+def _run_on_ray(*arguments: Any, **options: Any) -> Iterator[dict[str, Any] | Lost]:
+    from texturegen.build.ray_engine import run_on_ray  # the extra [ray]
+
+    return run_on_ray(*arguments, **options)
+
+
+ENGINES: dict[str, Engine] = {"processes": run_in_processes, "ray": _run_on_ray}

@@ -1,7 +1,8 @@
 """One job = one shard: a pure function of (plan, shard number)."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,73 @@ import numpy as np
 from texturegen.build.engine import Stopped
 from texturegen.build.recipe import Plan, Recipe, open_recipe_source, texture_seed
 from texturegen.errors import UserError
-from texturegen.images import encode_png
+from texturegen.images import ENCODINGS, encode_image
 from texturegen.shards import ShardWriter
 from texturegen.sources import ImageError, Item, Source
 from texturegen.texture import cut_patches, synthesize
 from texturegen.texture.quality import measure
 
+STAGES = ("read", "synthesise", "quality", "encode", "write")
 
-def run_job(plan: Plan, root: str | None, directory: Path, number: int, tick: Callable[[int], bool]) -> dict[str, Any]:
+
+class Stopwatch(dict[str, float]):
+    """Seconds per stage; `lap(stage)` adds what passed since the last lap to it."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(STAGES, 0.0))
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self[stage] += now - self.last
+        self.last = now
+
+
+def run_job(
+    plan: Plan,
+    root: str | None,
+    directory: Path,
+    poison: Mapping[int, str],
+    number: int,
+    tick: Callable[[int, int], bool],
+) -> dict[str, Any]:
     """Build shard `number` and return its stats.
 
-    `tick(textures)` is called after each image with what it was to give (an image alone counts as one); when it
-    returns False the job leaves nothing behind and raises Stopped.
+    `tick(made, failed)` is called after each image with what it was to give (an image alone counts as one) and whether
+    it failed; when it returns False the job leaves nothing behind and raises Stopped.
+    `poison`: positions that are not to be touched but recorded as failed, each with its reason.
+    Raises OSError when the shard cannot be written.
     """
     source = open_recipe_source(plan.recipe, root, check=False)
-    with ShardWriter(directory, number, plan.fingerprint) as writer:
-        for position in plan.positions(number):
-            _add_sample(writer, plan.recipe, source, position)
-            if not tick(max(plan.recipe.per_image, 1)):
-                raise Stopped
-        return writer.commit()
+    return write_shard(plan, source, directory, number, plan.positions(number), poison, tick)
+
+
+def write_shard(
+    plan: Plan,
+    source: Source,
+    directory: Path,
+    number: int,
+    positions: Iterable[int],
+    poison: Mapping[int, str],
+    tick: Callable[[int, int], bool],
+) -> dict[str, Any]:
+    """Make the samples at `positions` of `source` into shard `number`; for the rest see `run_job`."""
+    watch = Stopwatch()
+    try:
+        with ShardWriter(directory, number, plan.fingerprint) as writer:
+            for position in positions:
+                failure = poison.get(position)
+                if failure is None:
+                    failure = _add_sample(writer, plan.recipe, source, position, watch)
+                if failure is not None:
+                    _add_failure(writer, plan.recipe, source.key(position), position, failure)
+                if not tick(max(plan.recipe.per_image, 1), int(failure is not None)):
+                    raise Stopped
+            return writer.commit(watch)
+    except OSError as error:
+        # A full disk tells neither tarfile nor Arrow which file it was.
+        error.filename = error.filename or str(directory)
+        raise
 
 
 def try_first(plan: Plan, root: str | None) -> None:
@@ -47,25 +95,29 @@ def try_first(plan: Plan, root: str | None) -> None:
             item = source[position]
         except ImageError:
             continue
-        _make_texture(recipe, item, 0)
+        _make_texture(recipe, item, 0, Stopwatch())
         return
 
 
-def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: int) -> None:
-    """Read, synthesise, write; a bad image becomes a row with its error."""
-    key = source.key(position)
+def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: int, watch: Stopwatch) -> str | None:
+    """Read, synthesise, write. A bad image is not added: why, is returned."""
     try:
         item = source[position]
-        made = [_make_texture(recipe, item, index) for index in range(recipe.per_image)]
-        image = encode_png(item.image) if item.data is None else item.data
+        watch.lap("read")
+        made = [_make_texture(recipe, item, index, watch) for index in range(recipe.per_image)]
+        image, ext = item.data, item.ext
+        if image is None:
+            image, ext = encode_image(item.image, recipe.encoding), ENCODINGS[recipe.encoding]
+            watch.lap("encode")
+    except ImageError as error:
+        return error.reason  # the row has the key
     except (UserError, OSError) as error:
         # OSError: the source's file vanished or cannot be read. The writer's own are not caught here.
-        row = {"key": key, "position": position, "method": recipe.method if recipe.per_image else None}
-        reason = error.reason if isinstance(error, ImageError) else str(error)  # the row has the key
-        writer.add_row(**row, label=-1, status="failed", error=reason, meta="{}")
-        return
+        return str(error)
+    finally:
+        watch.lap("read")  # of a failure; else nothing has passed
     about = {
-        "key": key,
+        "key": item.key,
         "position": position,
         "label": item.label,
         "width": item.image.shape[1],
@@ -73,21 +125,43 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
         "status": "ok",
         "meta": json.dumps(item.meta, sort_keys=True),
     }
-    places = writer.add(key, image, item.ext, [data for data, _ in made], item.label)
+    try:
+        places = writer.add(
+            item.key,
+            image,
+            ext,
+            [data for data, _ in made],
+            item.label,
+            texture_ext=ENCODINGS[recipe.encoding],
+            members=item.members,
+        )
+    except ValueError as error:  # a key or a member that no shard can hold
+        return str(error)
     for place, columns in zip(places, [columns for _, columns in made] or [{}], strict=True):
         writer.add_row(**about, **place, **columns)
+    watch.lap("write")
+    return None
 
 
-def _make_texture(recipe: Recipe, item: Item, index: int) -> tuple[bytes, dict[str, Any]]:
+def _add_failure(writer: ShardWriter, recipe: Recipe, key: str, position: int, reason: str) -> None:
+    method = recipe.method if recipe.per_image else None
+    writer.add_row(key=key, position=position, method=method, label=-1, status="failed", error=reason, meta="{}")
+
+
+def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> tuple[bytes, dict[str, Any]]:
     seed = texture_seed(recipe.seed, item.key, index)
     image = np.ascontiguousarray(item.image)
     patches, boxes = cut_patches(image, seed, side=recipe.patch_size)
     texture = synthesize(patches, image.shape[:2], recipe.method, seed, **recipe.settings)
+    watch.lap("synthesise")
     quality = measure(patches, texture.image, seed, source=texture.source)
+    watch.lap("quality")
+    data = encode_image(texture.image, recipe.encoding)
+    watch.lap("encode")
     columns = {
         "method": recipe.method,
         "seed": seed,
         "patches": [list(box) for box in boxes],
         **asdict(quality),
     }
-    return encode_png(texture.image), columns
+    return data, columns

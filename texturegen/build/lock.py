@@ -13,15 +13,17 @@ except ImportError:  # Windows: two builds on one directory are then not noticed
     fcntl = None  # type: ignore[assignment]
 
 
-def take(path: Path) -> IO[str]:
+def take(path: Path, shared: bool = False) -> IO[str]:
     """Lock the file `path`, made if need be, until the file returned is closed or the process ends.
+
+    shared : any number of processes may hold it so at once, while none holds it alone.
 
     Raises UserError that says who holds it. Network file systems without locks let everybody through.
     """
     f = open(path, "a+")  # noqa: SIM115 - it is the lock, and lives as long
     try:
         if fcntl is not None:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         f.seek(0)
         holder = f.read().strip() or "another process"

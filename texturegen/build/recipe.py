@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from texturegen import __version__
-from texturegen.errors import UserError
+from texturegen.errors import UserError, nearest
+from texturegen.images import ENCODINGS
 from texturegen.shards.schema import FORMAT
 from texturegen.sources import Source, open_source
 from texturegen.texture import resolve_settings
@@ -29,6 +30,7 @@ class Recipe:
     limit : only the first so many images; None is all.
     seed : every texture's seed is derived from it, the image's key and the texture's number.
     shard_size : images per shard.
+    encoding : of the textures, and of the images that have no file of their own: a key of `images.ENCODINGS`.
     """
 
     dataset: str
@@ -42,6 +44,7 @@ class Recipe:
     limit: int | None = None
     seed: int = 0
     shard_size: int = 1000
+    encoding: str = "png"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class Plan:
             "texturegen": __version__,
         }
 
+    @classmethod
+    def from_description(cls, content: dict[str, Any]) -> "Plan":
+        """The plan that described itself so. Raises KeyError or TypeError when something else did."""
+        return cls(Recipe(**content["recipe"]), content["source"]["items"], content["source"])
+
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
@@ -97,6 +105,9 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -
         value = getattr(recipe, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if recipe.encoding not in ENCODINGS:
+        close = nearest(recipe.encoding, ENCODINGS)
+        raise UserError(f"unknown encoding '{recipe.encoding}'{close}; there are: {', '.join(ENCODINGS)}")
     settings = resolve_settings(recipe.method, recipe.settings)
     source = open_recipe_source(recipe, root, download)
     recipe = replace(recipe, split=source.split, settings=settings)

@@ -4,37 +4,51 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from texturegen.build.engine import ENGINES
-from texturegen.build.job import run_job, try_first
+from texturegen.build.engine import ATTEMPTS, ENGINES, Lost
+from texturegen.build.job import STAGES, run_job, try_first
 from texturegen.build.lock import take
 from texturegen.build.recipe import Plan, Recipe, make_plan
-from texturegen.errors import UserError
+from texturegen.errors import UserError, nearest
 from texturegen.files import write_atomically, write_json
 from texturegen.shards.reader import check_size
-from texturegen.shards.schema import BUILD, MANIFEST, PARTS
+from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA, PARTS
 
 RECIPE = "recipe.json"
 # Packages that decide bytes; recorded, so that a difference between two machines can be explained.
 RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 
+Progress = Callable[[int, int], object]
+StartProgress = Callable[[int, int], Progress]
+
 
 @dataclass(frozen=True)
 class Result:
-    """What a build made: counts of samples, textures, failed and ignored, and up to ten reasons of failures."""
+    """What a build made.
+
+    Attributes
+    ----------
+    counts : samples, textures, failed and ignored.
+    failures : (key, reason) of up to ten failed images.
+    seconds : per stage (read, synthesise, quality, encode, write), added up over the workers.
+    missing : of one part of an array, how many shards the others have still to make; None: the build is finished.
+    """
 
     counts: dict[str, int]
     failures: list[tuple[str, str]]
+    seconds: dict[str, float]
+    missing: int | None = None
 
 
 def build(
@@ -44,7 +58,9 @@ def build(
     download: bool = False,
     workers: int = 1,
     engine: str = "processes",
-    progress: Callable[[int, int], Callable[[int], object]] = lambda total, already: lambda made: None,
+    engine_options: Mapping[str, Any] | None = None,
+    part: tuple[int, int] | None = None,
+    progress: StartProgress = lambda total, already: lambda made, failed: None,
 ) -> Result:
     """Build the shards of `recipe` in directory `out`; finished shards of an earlier run of it are kept.
 
@@ -53,70 +69,160 @@ def build(
     root : where the data set's files lie, for sources that have files.
     download : fetch missing files of the data set.
     workers : processes; the bytes do not depend on it.
+    engine, engine_options : a name in `engine.ENGINES`, and what that one takes beside jobs and workers.
+    part : (i, n), 1 <= i <= n: only the i-th of n equal parts of the shards, as one of n processes that share `out`;
+        when all have ended, `finish(out)` makes it a finished build.
     progress : called once with (textures in all, textures there already); what it returns is called with each number
-        of textures made.
+        of textures made and of images failed; a negative number takes back what a worker had made when it died.
 
     Raises
     ------
-    UserError : a fault of the recipe or the data set, `out` holds another build, or one that is still being made, a
-        worker died.
+    UserError : a fault of the recipe or the data set, `out` holds another build, or one that is still being made, or
+        shards were lost because their workers died again and again. What is finished is kept.
     OSError : `out` cannot be written; the finished shards are kept.
     """
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine '{engine}'{nearest(engine, ENGINES)}; there are: {', '.join(ENGINES)}")
     out = Path(out)
     plan, ignored = make_plan(recipe, root, download)
+    numbers = range(plan.shards) if part is None else _numbers(plan, *part)
     if not (out / PARTS).exists() and not (out / BUILD).exists():
         try_first(plan, root)
-    lock = _claim(out, plan)
-    if lock is None:
+    if _is_finished(out, plan):
         return _result(out)
-    with lock:
-        _make(plan, out, root, workers, engine, progress)
-        _finish(out, plan, ignored)
-    return _result(out)
+    _claim(out, plan, ignored)
+    with ExitStack() as locks:
+        locks.enter_context(take(out / PARTS / "lock", shared=part is not None))
+        if part is not None:
+            locks.enter_context(take(out / PARTS / f"lock-{numbers.start}-{numbers.stop}"))
+        _remove_leftovers(out, None if part is None else numbers)
+        run = partial(ENGINES[engine], workers=workers, **(engine_options or {}))
+        _make(plan, numbers, out, root, run, progress)
+        if part is None:
+            return _finish(out, plan, len(ignored))
+    stats = {number: _stats(out, plan, number) for number in range(plan.shards)}
+    mine = [stats[number] for number in numbers]
+    failures = _failures(*(out / PARTS / f"{number:06d}.parquet" for number in numbers))
+    return Result(_count(mine), failures, _add_seconds(mine), sum(found is None for found in stats.values()))
+
+
+def finish(out: str | Path) -> Result:
+    """Join the parts that an array of builds left in `out`; a finished build is left as it is.
+
+    Raises UserError when there is no build, one is still being made, or shards are missing (it says which).
+    """
+    out = Path(out)
+    if (out / BUILD).is_file():
+        return _result(out)
+    path = out / PARTS / RECIPE
+    if not path.is_file():
+        raise UserError(f"{out}: no build to finish here; start one with `texturegen build`")
+    try:
+        content = json.loads(path.read_text())
+        plan, ignored = Plan.from_description(content), int(content["ignored"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; run the same `texturegen build` into another directory") from None
+    if plan.describe() != {name: value for name, value in content.items() if name != "ignored"}:
+        made_by = f"format {content.get('format')}, texturegen {content.get('texturegen')}"
+        raise UserError(f"{out}: was begun by another version ({made_by}); finish it with that one")
+    with take(out / PARTS / "lock"):
+        _remove_leftovers(out, None)
+        return _finish(out, plan, ignored)
+
+
+def _numbers(plan: Plan, i: int, n: int) -> range:
+    if not 1 <= i <= n:
+        raise UserError(f"part {i} of {n}: the parts are counted from 1 to {n}")
+    return range(plan.shards * (i - 1) // n, plan.shards * i // n)
 
 
 def _make(
     plan: Plan,
+    numbers: range,
     out: Path,
     root: str | None,
-    workers: int,
-    engine: str,
-    progress: Callable[[int, int], Callable[[int], object]],
+    run: Callable[..., Any],
+    progress: StartProgress,
 ) -> None:
-    """Map the jobs of the shards that are not there yet."""
-    finished = {number: stats for number in range(plan.shards) if (stats := _stats(out, plan, number))}
-    missing = [number for number in range(plan.shards) if number not in finished]
-    per_image = max(plan.recipe.per_image, 1)
-    made = progress(plan.items * per_image, sum(len(plan.positions(n)) for n in finished) * per_image)
-    job = partial(run_job, plan, root, out)
-    for _ in ENGINES[engine](job, missing, workers, made):
-        pass
+    """Map the jobs of the shards that are not there yet.
 
-
-def _claim(out: Path, plan: Plan) -> IO[str] | None:
-    """Make `out` this plan's own and lock it; None when it is finished already.
-
-    UserError when it holds anything else, or another process is at work there.
+    An image on which a worker dies every time costs itself only: its shard is made again without it.
     """
-    parts = out / PARTS
-    for path in (out / BUILD, parts / RECIPE):
-        if path.is_file():
-            _refuse_other(path, plan)
-            if path.name == BUILD:
-                for shard in json.loads(path.read_text())["shards"]:
-                    check_size(out / shard["name"], shard["bytes"])
-                shutil.rmtree(parts, ignore_errors=True)  # left when an earlier run died between its last two steps
-                return None
-            break
+    finished = [number for number in numbers if _stats(out, plan, number)]
+    missing = sorted({*numbers} - {*finished})
+    per_image = max(plan.recipe.per_image, 1)
+    total, already = (sum(len(plan.positions(n)) for n in some) * per_image for some in (numbers, finished))
+    tell = progress(total, already)
+    poison: dict[int, str] = {}
+    lost: list[int] = []
+    while missing:
+        job = partial(run_job, plan, root, out, poison)
+        again = []
+        for outcome in run(job, missing, progress=tell):
+            if isinstance(outcome, Lost):
+                position = _position_of_death(plan, outcome)
+                if position is None or position in poison:
+                    lost.append(outcome.number)
+                else:
+                    poison[position] = f"{ATTEMPTS} worker processes died at this image (out of memory, or a crash)"
+                    again.append(outcome.number)
+        missing = again
+    if lost:
+        raise UserError(
+            f"{out}: {len(lost)} of {plan.shards} shards could not be made, because their worker processes died "
+            f"{ATTEMPTS} times (killed, or out of memory?): {_list(lost)}; the others are finished and kept: run the "
+            "same command again to go on, with fewer --workers if memory was short"
+        )
+
+
+def _position_of_death(plan: Plan, lost: Lost) -> int | None:
+    """The image at which the workers died; None when it is not known, or was not the same every time."""
+    if len({*lost.made}) != 1:
+        return None
+    position = plan.positions(lost.number).start + lost.made[0] // max(plan.recipe.per_image, 1)
+    return position if position in plan.positions(lost.number) else None
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)[:10])) + (", ..." if len(numbers) > 10 else "")
+
+
+def _is_finished(out: Path, plan: Plan) -> bool:
+    """Whether `out` holds this plan's finished build; UserError when it holds another's, or one that lost a shard."""
+    if not (out / BUILD).is_file():
+        return False
+    _refuse_other(out / BUILD, plan)
+    for shard in json.loads((out / BUILD).read_text())["shards"]:
+        check_size(out / shard["name"], shard["bytes"])
+    shutil.rmtree(out / PARTS, ignore_errors=True)  # left when an earlier run died between its last two steps
+    return True
+
+
+def _claim(out: Path, plan: Plan, ignored: list[str]) -> None:
+    """Make `out` this plan's own; UserError when it holds anything else."""
+    path = out / PARTS / RECIPE
+    if path.is_file():
+        _refuse_other(path, plan)
+    # Of an array's parts that start together, another may be at this same point.
+    elif out.exists() and (not out.is_dir() or any(entry.name != PARTS for entry in out.iterdir()) or _foreign(out)):
+        raise UserError(f"{out}: exists and holds other things; choose another --out")
     else:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: exists and holds other things; choose another --out")
-        parts.mkdir(parents=True, exist_ok=True)
-        write_json(parts / RECIPE, plan.describe())
-    lock = take(parts / "lock")
-    for leftover in [*out.glob("shard-*.tar.tmp"), *parts.glob("*.tmp")]:
-        leftover.unlink()
-    return lock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**plan.describe(), "ignored": len(ignored)})
+
+
+def _foreign(out: Path) -> bool:
+    parts = out / PARTS
+    names = [entry.name for entry in parts.iterdir()] if parts.is_dir() else []
+    return any(not name.startswith((RECIPE, "lock")) for name in names)
+
+
+def _remove_leftovers(out: Path, numbers: range | None) -> None:
+    """Remove temporary files of runs that were killed; under the lock, so that they are nobody's. None: of all."""
+    for path in [*out.glob("shard-*.tmp"), *(out / PARTS).glob("*.tmp")]:
+        number = path.name.removeprefix("shard-").partition(".")[0]
+        if numbers is None or (number.isdecimal() and int(number) in numbers):
+            path.unlink()
 
 
 def _refuse_other(path: Path, plan: Plan) -> None:
@@ -161,36 +267,61 @@ def _stats(out: Path, plan: Plan, number: int) -> dict[str, Any] | None:
     return stats if stats.pop("fingerprint") == plan.fingerprint and (out / stats["name"]).is_file() else None
 
 
-def _finish(out: Path, plan: Plan, ignored: list[str]) -> None:
+def _finish(out: Path, plan: Plan, ignored: int) -> Result:
     """Join the parts into the manifest, then write `build.json`, which makes the build a finished one."""
-    shards = [_stats(out, plan, number) for number in range(plan.shards)]
-    lost = [number for number, stats in enumerate(shards) if stats is None]
+    found = {number: _stats(out, plan, number) for number in range(plan.shards)}
+    lost = [number for number, stats in found.items() if stats is None]
     if lost:
-        raise UserError(f"{out}: shards {lost[:5]} are missing; run the same command again to make them")
-    tables = [pq.read_table(out / PARTS / f"{number:06d}.parquet") for number in range(plan.shards)]
-    manifest = pa.concat_tables(tables)
-    _refuse_repeated_keys(manifest)
-    counts = {name: sum(stats[name] for stats in shards if stats) for name in ("samples", "textures", "failed")}
+        raise UserError(
+            f"{out}: {len(lost)} of {plan.shards} shards are missing ({_list(lost)}); run the same `texturegen build` "
+            "again (of an array: those parts) to make them"
+        )
+    shards = [stats for stats in found.values() if stats]
+    parts = [out / PARTS / f"{number:06d}.parquet" for number in found]
+    _refuse_repeated_keys(parts)
+    counts = _count(shards)
     if not counts["samples"]:
-        reason = manifest["error"][0].as_py()
+        reason = _failures(*parts)[0][1]
         for path in [*out.glob("shard-*.tar"), *(out / PARTS).iterdir()]:
             path.unlink()
         (out / PARTS).rmdir()
         raise UserError(f"none of the {counts['failed']} images could be used; the first: {reason}")
-    write_atomically(out / MANIFEST, lambda f: pq.write_table(manifest, f))
+    write_atomically(out / MANIFEST, partial(_join, parts))
+    with open(out / MANIFEST, "rb") as f:
+        manifest_sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     content = {
         **plan.describe(),
-        "counts": {**counts, "ignored": len(ignored)},
-        "shards": shards,
-        "manifest_sha256": hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest(),
+        "counts": {**counts, "ignored": ignored},
+        "shards": [{name: value for name, value in stats.items() if name != "seconds"} for stats in shards],
+        "manifest_sha256": manifest_sha256,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
+        # All that another run of the same recipe may have otherwise.
+        "run": {"seconds": _add_seconds(shards)},
     }
     write_json(out / BUILD, content)
     shutil.rmtree(out / PARTS)
+    return _result(out)
 
 
-def _refuse_repeated_keys(manifest: pa.Table) -> None:
-    first = manifest.filter(pc.equal(pc.fill_null(manifest["index"], 0), 0))
+def _join(parts: list[Path], f: Any) -> None:
+    """Write the manifest of all parts, one at a time, so that memory does not grow with the data set."""
+    with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
+        for part in parts:
+            manifest.write_table(pq.read_table(part))
+
+
+def _count(shards: Sequence[dict[str, Any] | None]) -> dict[str, int]:
+    return {name: sum(stats[name] for stats in shards if stats) for name in ("samples", "textures", "failed")}
+
+
+def _add_seconds(shards: Sequence[dict[str, Any] | None]) -> dict[str, float]:
+    return {stage: round(sum(stats["seconds"][stage] for stats in shards if stats), 3) for stage in STAGES}
+
+
+def _refuse_repeated_keys(parts: list[Path]) -> None:
+    columns = [pq.read_table(part, columns=["key", "index"]) for part in parts]
+    rows = pa.concat_tables(columns)
+    first = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
     if pc.count_distinct(first["key"]).as_py() != first.num_rows:
         repeated = first["key"].value_counts().to_pylist()
         name = next(entry["values"] for entry in repeated if entry["counts"] > 1)
@@ -199,8 +330,14 @@ def _refuse_repeated_keys(manifest: pa.Table) -> None:
 
 def _result(out: Path) -> Result:
     content = json.loads((out / BUILD).read_text())
+    return Result(content["counts"], _failures(out / MANIFEST), content["run"]["seconds"])
+
+
+def _failures(*tables: Path) -> list[tuple[str, str]]:
+    """(key, reason) of the first ten failed rows."""
     failures: list[tuple[str, str]] = []
-    if content["counts"]["failed"]:
-        manifest = pq.read_table(out / MANIFEST, columns=["key", "error"], filters=[("status", "=", "failed")])
-        failures = [(row["key"], row["error"]) for row in manifest.slice(0, 10).to_pylist()]
-    return Result(content["counts"], failures)
+    for path in tables:
+        if len(failures) < 10 and path.is_file():
+            rows = pq.read_table(path, columns=["key", "error"], filters=[("status", "=", "failed")])
+            failures += [(row["key"], row["error"]) for row in rows.slice(0, 10 - len(failures)).to_pylist()]
+    return failures

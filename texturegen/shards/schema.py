@@ -1,6 +1,8 @@
 """The contract between builder and readers: names, members and manifest of a shard directory.
 
-DIR/shard-000000.tar ...   plain WebDataset tars: KEY.<ext>, KEY.texture0.png ..., KEY.cls
+docs/shards.md is the whole contract, for people.
+
+DIR/shard-000000.tar ...   plain WebDataset tars: KEY.<ext>, KEY.texture0.<ext> ..., KEY.cls, members passed through
 DIR/manifest.parquet       one row per texture (one per image where there are no textures, or where it failed)
 DIR/build.json             the whole recipe, counts, versions, the sha256 of each shard; written last
 DIR/parts/                 only while a build is under way: the recipe, and per finished shard its rows and stats
@@ -10,16 +12,20 @@ import re
 
 import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.parquet"
 BUILD = "build.json"
 PARTS = "parts"
-KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+# Segments with "/" between them, as WebDataset has it; short enough for a ustar header with any extension of ours.
+KEY = re.compile(r"(?=.{1,80}\Z)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 # Image members that the reader decodes; anything else in a tar is not ours to open.
 IMAGE_EXTENSIONS = ("png", "jpg", "webp")
+# Extensions of members that are passed through from a source's own tars.
+MEMBER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 QUALITY = ("histogram", "autocorrelation", "coherence", "completeness", "verbatim", "largest_copy")
 
+PLACE = [("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.binary(32))]
 MANIFEST_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -36,8 +42,13 @@ MANIFEST_SCHEMA = pa.schema(
         ("image_ext", pa.string()),
         ("image_offset", pa.int64()),  # of the member's bytes in the tar
         ("image_size", pa.int64()),
+        ("image_sha256", pa.binary(32)),
+        ("texture_ext", pa.string()),
         ("texture_offset", pa.int64()),
         ("texture_size", pa.int64()),
+        ("texture_sha256", pa.binary(32)),
+        # "cls" and what is passed through; null in all but the first row of a sample
+        ("members", pa.list_(pa.struct(PLACE))),
         ("status", pa.string()),  # "ok" or "failed"
         ("error", pa.string()),
         ("meta", pa.string()),  # JSON object: what the source knows beside the label
@@ -49,5 +60,5 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def texture_member(key: str, index: int) -> str:
-    return f"{key}.texture{index}.png"
+def texture_member(key: str, index: int, ext: str) -> str:
+    return f"{key}.texture{index}.{ext}"

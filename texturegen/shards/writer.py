@@ -8,7 +8,9 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,8 +18,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from texturegen.files import write_atomically, write_json
-from texturegen.shards.schema import IMAGE_EXTENSIONS, KEY, MANIFEST_SCHEMA, PARTS, shard_name, texture_member
+from texturegen.files import temporary_name, write_atomically, write_json
+from texturegen.shards.schema import (
+    IMAGE_EXTENSIONS,
+    KEY,
+    MANIFEST_SCHEMA,
+    MEMBER,
+    PARTS,
+    shard_name,
+    texture_member,
+)
+
+# Extensions that are this contract's own: a member passed through cannot have them.
+RESERVED = re.compile(rf"cls|({'|'.join(IMAGE_EXTENSIONS)})|texture\d+\..*")
 
 
 class ShardWriter:
@@ -31,33 +44,50 @@ class ShardWriter:
         self.name = shard_name(number)
         self.samples = 0
         self._rows: list[dict[str, Any]] = []
-        self._temporary = directory / f"{self.name}.tmp"
+        self._temporary = temporary_name(directory / self.name)
         self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by commit or __exit__)
-        # PAX in name only: every header is plain ustar unless key and extension exceed 100 characters.
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
-    def add(self, key: str, image: bytes, ext: str, textures: list[bytes], label: int) -> list[dict[str, Any]]:
-        """Append one sample; return the place of its members, as manifest columns: a dict per texture (or one)."""
+    def add(
+        self,
+        key: str,
+        image: bytes,
+        ext: str,
+        textures: list[bytes],
+        label: int,
+        texture_ext: str = "png",
+        members: Mapping[str, bytes] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Append one sample; return the place of its members, as manifest columns: a dict per texture (or one).
+
+        `members`: extension -> bytes, passed through as they are. Raises ValueError, before anything is written, for a
+        key, extension or member that the contract does not allow.
+        """
+        members = members or {}
         if not KEY.fullmatch(key):
             raise ValueError(f"key {key!r} does not match {KEY.pattern}")
-        if ext not in IMAGE_EXTENSIONS:
-            raise ValueError(f"{key}: a shard cannot hold images of type {ext!r}")
-        offset, size = self._member(f"{key}.{ext}", image)
-        place = {"shard": self.name, "image_ext": ext, "image_offset": offset, "image_size": size}
-        places = [place]
+        if not {ext, texture_ext} <= {*IMAGE_EXTENSIONS}:
+            raise ValueError(f"{key}: a shard cannot hold images of type {ext!r} or {texture_ext!r}")
+        for name in members:
+            if not MEMBER.fullmatch(name) or RESERVED.fullmatch(name) or len(f"{key}.{name}") > tarfile.LENGTH_NAME:
+                raise ValueError(f"{key}: a member with the extension {name!r} cannot be passed through")
+        image_place = _columns("image", ext, self._member(f"{key}.{ext}", image))
+        places: list[dict[str, Any]] = [{}]
         if textures:
-            members = [self._member(texture_member(key, i), data) for i, data in enumerate(textures)]
-            places = [{**place, "index": i, "texture_offset": o, "texture_size": s} for i, (o, s) in enumerate(members)]
-        self._member(f"{key}.cls", str(label).encode())
+            written = [self._member(texture_member(key, i, texture_ext), data) for i, data in enumerate(textures)]
+            places = [{"index": i, **_columns("texture", texture_ext, place)} for i, place in enumerate(written)]
+        others = {"cls": str(label).encode(), **members}
+        first = [{"ext": name, **self._member(f"{key}.{name}", data)} for name, data in sorted(others.items())]
         self.samples += 1
-        return places
+        places[0]["members"] = first
+        return [{"shard": self.name, **image_place, **place} for place in places]
 
     def add_row(self, **columns: Any) -> None:
         """Add one manifest row; columns not given are null."""
         self._rows.append(columns)
 
-    def commit(self) -> dict[str, Any]:
-        """Make the shard final and return its stats (what `build.json` lists of it)."""
+    def commit(self, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Make the shard final and return its stats: what `build.json` lists of it, and the `seconds` per stage."""
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -72,6 +102,7 @@ class ShardWriter:
             "samples": self.samples,
             "textures": sum(row["status"] == "ok" and row.get("index") is not None for row in self._rows),
             "failed": failed,
+            "seconds": dict(seconds or {}),
         }
         os.replace(self._temporary, self.directory / self.name)
         parts = self.directory / PARTS
@@ -80,12 +111,12 @@ class ShardWriter:
         write_json(parts / f"{self.number:06d}.json", {"fingerprint": self.fingerprint, **stats})
         return stats
 
-    def _member(self, name: str, data: bytes) -> tuple[int, int]:
+    def _member(self, name: str, data: bytes) -> dict[str, Any]:
         info = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: nothing of the machine or the hour
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
         padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        return self._tar.offset - padded, len(data)
+        return {"offset": self._tar.offset - padded, "size": len(data), "sha256": hashlib.sha256(data).digest()}
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -94,3 +125,7 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
+
+
+def _columns(member: str, ext: str, place: dict[str, Any]) -> dict[str, Any]:
+    return {f"{member}_ext": ext, **{f"{member}_{name}": value for name, value in place.items()}}

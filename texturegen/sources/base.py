@@ -37,6 +37,7 @@ class Item:
     data : the encoded file that `image` was decoded from; None when there is no such file.
     ext : how `data` is to be named, lower case and without dot; "png" when data is None.
     meta : whatever else is known, JSON-serialisable.
+    members : what else the source's own tar holds of this key, extension -> raw bytes; passed through, never opened.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Item:
     data: bytes | None = None
     ext: str = "png"
     meta: dict[str, Any] = field(default_factory=dict)
+    members: dict[str, bytes] = field(default_factory=dict)
 
 
 class Source(ABC):

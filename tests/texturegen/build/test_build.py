@@ -1,9 +1,11 @@
 """Builds: the same bytes whoever does the work, resumable, and no bad image passes silently."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,12 +23,14 @@ import pytest
 from PIL import Image
 
 from texturegen import open_shards
-from texturegen.build import Recipe, build
+from texturegen.build import Recipe, build, finish
 from texturegen.build.engine import Stopped
-from texturegen.build.job import run_job
+from texturegen.build.job import STAGES, run_job
 from texturegen.build.lock import take
 from texturegen.build.recipe import make_plan, texture_seed
+from texturegen.build.trial import estimate
 from texturegen.errors import UserError
+from texturegen.images import decode_image
 from texturegen.shards import verify
 from texturegen.shards.schema import QUALITY
 from texturegen.sources.folder import EXTENSIONS
@@ -36,11 +41,17 @@ TINY = Recipe("shapes", limit=12, shard_size=5)
 
 
 def digests(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    """SHA-256 of every file; of build.json without what may differ between runs."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "build.json":
+                content = json.loads(data)
+                assert set(content.pop("run")["seconds"]) == {*STAGES}
+                data = json.dumps(content).encode()
+            found[str(path.relative_to(directory))] = hashlib.sha256(data).hexdigest()
+    return found
 
 
 @pytest.mark.slow
@@ -85,7 +96,7 @@ def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) ->
     made: list[int] = []
 
     def stop_in_the_second_shard(total: int, already: int):
-        def progress(textures: int) -> None:
+        def progress(textures: int, failed: int) -> None:
             made.append(textures)
             if sum(made) == 7:
                 raise KeyboardInterrupt
@@ -100,7 +111,9 @@ def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) ->
     first = (tmp_path / "stopped" / "shard-000000.tar").stat()
     seen: list[int] = []
     build(
-        TINY, tmp_path / "stopped", progress=lambda total, already: seen.extend((total, already)) or (lambda made: None)
+        TINY,
+        tmp_path / "stopped",
+        progress=lambda total, already: seen.extend((total, already)) or (lambda made, failed: None),
     )
     assert seen == [12, 5]
     assert (tmp_path / "stopped" / "shard-000000.tar").stat().st_mtime_ns == first.st_mtime_ns
@@ -148,12 +161,14 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path: Path, workers: str) ->
 def test_a_second_build_in_a_directory_leaves_the_first_alone(tmp_path: Path) -> None:
     build(TINY, tmp_path / "alone")
 
-    def start_another(total: int, already: int) -> Callable[[int], None]:
-        (tmp_path / "s" / "shard-000000.tar.tmp").write_bytes(b"being written")
+    def start_another(total: int, already: int) -> Callable[[int, int], None]:
+        writing = tmp_path / "s" / "shard-000000.tar.1a2b3c4d.tmp"
+        writing.write_bytes(b"being written")
         with pytest.raises(UserError, match=rf"s: process {os.getpid()} on .* is building there"):
             build(TINY, tmp_path / "s")
-        assert (tmp_path / "s" / "shard-000000.tar.tmp").read_bytes() == b"being written"
-        return lambda made: None
+        assert writing.read_bytes() == b"being written"
+        writing.unlink()
+        return lambda made, failed: None
 
     build(TINY, tmp_path / "s", progress=start_another)
     assert digests(tmp_path / "s") == digests(tmp_path / "alone")
@@ -172,7 +187,7 @@ def test_the_lock_of_a_process_that_died_does_not_block(tmp_path: Path) -> None:
 def test_a_job_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
     plan, _ = make_plan(TINY)
     with pytest.raises(Stopped):
-        run_job(plan, None, tmp_path, 0, lambda textures: False)
+        run_job(plan, None, tmp_path, {}, 0, lambda made, failed: False)
     assert not list(tmp_path.iterdir())
 
 
@@ -230,13 +245,13 @@ def test_a_file_that_vanishes_during_the_build_is_recorded(image_folder: Path, t
     plan, _ = make_plan(Recipe("folder"), root=str(image_folder))
     removed = threading.Event()
 
-    def vanish(textures: int) -> bool:
+    def vanish(made: int, failed: int) -> bool:
         if not removed.is_set():
             removed.set()
             os.unlink(image_folder / "eyes" / "2.png")
         return True
 
-    stats = run_job(plan, str(image_folder), tmp_path, 0, vanish)
+    stats = run_job(plan, str(image_folder), tmp_path, {}, 0, vanish)
     assert (stats["samples"], stats["failed"]) == (5, 1)
 
 
@@ -323,3 +338,145 @@ def test_a_folder_of_every_extension_is_built_and_only_plain_originals_are_kept(
         with Image.open(io.BytesIO(sample.image_bytes)) as opened:
             assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - sample.image).max() <= 8
             assert sample.textures.shape[1:] == sample.image.shape
+
+
+@pytest.mark.slow
+def test_the_parts_of_an_array_join_to_the_same_bytes(tmp_path: Path) -> None:
+    recipe = Recipe("shapes", limit=28, shard_size=4)
+    build(recipe, tmp_path / "whole")
+    command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--limit", "28", "--shard-size", "4"]
+    command += ["--workers", "1", "--out", str(tmp_path / "array"), "--shard-range"]
+    array = [subprocess.Popen([*command, f"{i}/3"], stdout=subprocess.PIPE, text=True) for i in (1, 2, 3)]
+    counted = [int(process.communicate(timeout=120)[0].split(": ")[1].split()[0]) for process in array]
+    assert [process.returncode for process in array] == [0, 0, 0]
+    assert counted == [8, 8, 12]
+    with pytest.raises(UserError, match="not finished"):
+        open_shards(tmp_path / "array")
+    assert finish(tmp_path / "array").counts["samples"] == 28
+    assert digests(tmp_path / "array") == digests(tmp_path / "whole")
+    assert finish(tmp_path / "array").counts["samples"] == 28  # again does no harm
+
+
+def test_what_an_array_has_not_made_is_named(tmp_path: Path) -> None:
+    recipe = Recipe("shapes", limit=28, shard_size=4)
+    assert build(recipe, tmp_path / "s", part=(2, 3)).missing == 5
+    with pytest.raises(UserError, match=r"5 of 7 shards are missing \(0, 1, 4, 5, 6\)"):
+        finish(tmp_path / "s")
+    with pytest.raises(UserError, match="counted from 1 to 3"):
+        build(recipe, tmp_path / "s", part=(4, 3))
+    with pytest.raises(UserError, match="no build to finish"):
+        finish(tmp_path / "other")
+    build(recipe, tmp_path / "s")  # a build of all takes up what the part has made
+    assert len(open_shards(tmp_path / "s")) == 28
+
+
+def test_a_whole_build_and_a_part_do_not_run_at_once(tmp_path: Path) -> None:
+    def start_others(total: int, already: int) -> Callable[[int, int], None]:
+        with pytest.raises(UserError, match="is building there"):
+            build(TINY, tmp_path / "s")
+        with pytest.raises(UserError, match="is building there"):
+            build(TINY, tmp_path / "s", part=(1, 2))
+        with pytest.raises(UserError, match="is building there"):
+            finish(tmp_path / "s")
+        build(TINY, tmp_path / "s", part=(2, 2))
+        return lambda made, failed: None
+
+    build(TINY, tmp_path / "s", part=(1, 2), progress=start_others)
+    assert finish(tmp_path / "s").counts["samples"] == 12
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_every_worker_is_recorded_and_the_rest_is_built(
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Workers import this module, and with it the decoder that one image kills.
+    monkeypatch.setenv("TEST_DEADLY_IMAGE", hashlib.sha256((image_folder / "cats" / "2.png").read_bytes()).hexdigest())
+    monkeypatch.setattr("texturegen.build.run.run_job", run_deadly_job)
+    result = build(Recipe("folder", shard_size=2), tmp_path / "s", root=str(image_folder), workers=2)
+    assert result.counts == {"samples": 5, "textures": 5, "failed": 1, "ignored": 0}
+    ((key, reason),) = result.failures
+    assert key.startswith("cats-2-")
+    assert reason.startswith("3 worker processes died at this image")
+    assert verify(tmp_path / "s") == []
+
+
+def run_deadly_job(*arguments: Any) -> dict[str, Any]:
+    import texturegen.sources.folder as folder
+
+    def decode(data: bytes) -> np.ndarray:
+        if hashlib.sha256(data).hexdigest() == os.environ["TEST_DEADLY_IMAGE"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode_image(data)
+
+    folder.decode_image = decode
+    return run_job(*arguments)
+
+
+@pytest.mark.parametrize(("encoding", "start"), [("webp", b"RIFF"), ("jpeg", b"\xff\xd8")])
+def test_textures_and_drawn_images_are_written_in_the_encoding_asked_for(
+    tmp_path: Path, encoding: str, start: bytes
+) -> None:
+    build(TINY, tmp_path / "png")
+    build(replace(TINY, encoding=encoding), tmp_path / "s")
+    for sample, lossless in zip(open_shards(tmp_path / "s"), open_shards(tmp_path / "png"), strict=True):
+        assert sample.image_bytes.startswith(start)
+        assert sample.texture_bytes[0].startswith(start)
+        assert np.abs(sample.textures[0].astype(int) - lossless.textures[0]).mean() <= 16 * (encoding == "jpeg")
+    assert verify(tmp_path / "s") == []
+
+
+def test_an_estimate_counts_what_the_build_will_make(tmp_path: Path) -> None:
+    recipe = Recipe("shapes", limit=60, shard_size=25, per_image=2)
+    estimated = estimate(recipe, workers=1, seconds=0.5)
+    build(recipe, tmp_path / "s")
+    assert (estimated.images, estimated.textures, estimated.shards) == (60, 120, 3)
+    assert 0 < estimated.cpu_hours < 1
+    assert 0 < estimated.wall_seconds < 3600
+    size = sum(path.stat().st_size for path in (tmp_path / "s").iterdir() if path.name != "build.json")
+    assert estimated.bytes == pytest.approx(size, rel=0.15)
+
+
+@pytest.mark.slow
+def test_a_build_killed_at_twenty_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--size", "96", "--limit", "2500"]
+    command += ["--shard-size", "25", "--workers", "2", "--out"]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    moments = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen(
+            [*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(moments.uniform(0.05, 3.5))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    subprocess.run([*command, tmp_path / "killed"], check=True, capture_output=True)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert kills >= 10  # a fast machine is done before the twentieth
+
+
+def test_a_full_disk_is_named_and_the_finished_shards_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    class Full(io.BufferedWriter):
+        def write(self, data: Any) -> int:
+            written.append(len(data))
+            if sum(written) > 60_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    def open_full(path: Path, mode: str = "r") -> Any:
+        return Full(io.FileIO(path, "w")) if mode == "wb" else open(path, mode)
+
+    build(TINY, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("texturegen.shards.writer.open", open_full, raising=False)
+        with pytest.raises(OSError, match="No space left") as caught:
+            build(TINY, tmp_path / "s")
+    assert caught.value.filename == str(tmp_path / "s")
+    assert [p.name for p in (tmp_path / "s").iterdir() if p.name != "parts"] == ["shard-000000.tar"]
+    build(TINY, tmp_path / "s")
+    assert digests(tmp_path / "s") == digests(tmp_path / "whole")

@@ -1,6 +1,7 @@
 """The shard contract: written whole or not at all, read by us and by others, damage named."""
 
 import contextlib
+import hashlib
 import io
 import json
 import pickle
@@ -54,10 +55,32 @@ def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("key", ["", "a.b", "a/b", "../a", "ä", "a" * 101])
+@pytest.mark.parametrize("key", ["", "a.b", "/a", "a/", "a//b", "a/../b", "../a", "a\n", "ä", "a" * 81])
 def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
     with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="does not match"):
         writer.add(key, b"", "png", [], 0)
+
+
+@pytest.mark.parametrize("name", ["cls", "png", "texture0.png", "a/b", "", ".json", "x" * 99])
+def test_a_member_that_would_pass_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="cannot be passed through"):
+        writer.add("a", b"", "png", [], 0, members={name: b""})
+
+
+def test_members_are_passed_through_where_the_manifest_says(tmp_path: Path) -> None:
+    (tmp_path / PARTS).mkdir()
+    with ShardWriter(tmp_path, 0, "f") as writer:
+        first, second = writer.add("a/b-1", b"i", "png", [b"t", b"u"], 7, members={"seg.npy": b"n", "json": b"{}"})
+        writer.commit()
+    data = (tmp_path / "shard-000000.tar").read_bytes()
+    assert "members" not in second  # only in a sample's first row
+    found = {m["ext"]: data[m["offset"] : m["offset"] + m["size"]] for m in first["members"]}
+    assert found == {"cls": b"7", "json": b"{}", "seg.npy": b"n"}
+    assert all(hashlib.sha256(found[m["ext"]]).digest() == m["sha256"] for m in first["members"])
+    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
+        assert tar.getnames() == [
+            f"a/b-1.{e}" for e in ("png", "texture0.png", "texture1.png", "cls", "json", "seg.npy")
+        ]
 
 
 def test_headers_tell_nothing_of_machine_or_hour(shapes_shards: Path) -> None:
