@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from texturegen import __version__
+from texturegen import __version__, cli_shards
 from texturegen.console import FriendlyGroup, Progress, emit, fail, plural, read_pairs
 from texturegen.threads import count_cpus
 
@@ -132,6 +132,9 @@ def build(
         result = building.build(
             building.Recipe(**recipe), out, root, download, workers or count_cpus(), engine, options, part, progress
         )
+    except OSError as error:  # a full disk, most often
+        kept = "what is finished is kept: run the same command again to go on"
+        fail(f"{error.filename or out}: {error.strerror or error}; {kept}")
     finally:
         for bar in bars:
             bar.close()
@@ -164,7 +167,7 @@ def plan(root: str | None, workers: int | None, seconds: float, **recipe: Any) -
         "images": f"{made.images:,}",
         "textures": f"{made.textures:,}",
         "shards": f"{made.shards:,}",
-        "size": f"{made.bytes / 1e9:,.2f} GB",
+        "size": f"{made.bytes / 1e9:,.1f} GB" if made.bytes >= 1e9 else f"{made.bytes / 1e6:,.1f} MB",
         "CPU time": f"{made.cpu_hours:,.3g} hours",
         "wall time": f"{_duration(made.wall_seconds)} with {plural(made.workers, 'worker')}",
         "tried": f"{plural(made.tried, 'image')}, {made.failed} failed",
@@ -183,9 +186,8 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
     """Print what a build made, and leave with FAILED_IMAGES when it made less than it was to."""
     counts = result.counts
     if as_json:
-        emit(
-            "part" if result.missing is not None else "finished", out=str(out), missing_shards=result.missing, **counts
-        )
+        event = "finished" if result.missing is None else "part"
+        emit(event, out=str(out), **counts, missing_shards=result.missing or 0, seconds=result.seconds)
     else:
         print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
     if result.missing is not None:
@@ -248,22 +250,6 @@ def texture(
 
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-def verify(directory: Path) -> None:
-    """Check counts, checksums, and that every image decodes; exit status 1 names each bad file."""
-    from texturegen.shards import verify as verify_shards
-
-    progress = Progress(None, "images")
-    faults = verify_shards(directory, progress)
-    progress.close()
-    for fault in faults:
-        print(fault, file=sys.stderr)
-    if faults:
-        fail(f"{directory}: {plural(len(faults), 'fault')}")
-    print(f"{directory}: all is well")
-
-
-@main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
 def info(directory: Path) -> None:
     """Print what a shard directory holds."""
     import pyarrow.compute as pc
@@ -312,6 +298,10 @@ def preview(directory: Path, output: Path, count: int) -> None:
     sheet = contact_sheet([[s.image, *s.textures] for s in picked], captions, columns=4)
     write_atomically(output, encode_png(sheet))
     print(f"{output}: {len(picked)} images of {len(shards)}")
+
+
+for command in cli_shards.COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

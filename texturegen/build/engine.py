@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,6 +26,7 @@ Progress = Callable[[int, int], object]
 
 POLL_SECONDS = 0.5
 ATTEMPTS = 3
+PATIENCE_SECONDS = 1.0  # how long a job that is to stop may take to its next tick
 
 
 class Stopped(Exception):
@@ -46,12 +48,12 @@ Engine = Callable[..., Iterator[dict[str, Any] | Lost]]
 
 
 def run_in_processes(job: Job, numbers: list[int], workers: int, progress: Progress) -> Iterator[dict[str, Any] | Lost]:
-    """Run jobs in `workers` spawned processes, in this one when a single worker is asked for.
+    """Run jobs in `workers` spawned processes; with 0 in this one, one after the other.
 
     Each worker is a pool of its own: the death of one (killed, out of memory) then breaks no other's job, and tells
     which job it had. That job is tried again, ATTEMPTS times in all, in a new process.
     """
-    if workers == 1:
+    if workers == 0:
 
         def tick(made: int, failed: int) -> bool:
             progress(made, failed)
@@ -130,6 +132,7 @@ def _start_worker(values: tuple[Any, ...]) -> None:
     os.environ["NUMBA_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it sets the stop flag
     _shared[:] = values
+    stop = values[2]
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -137,7 +140,14 @@ def _start_worker(values: tuple[Any, ...]) -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    def end_when_told() -> None:
+        while not stop.value:
+            time.sleep(0.1)
+        time.sleep(PATIENCE_SECONDS)
+        os._exit(1)  # some methods take minutes for an image
+
+    for target in (end_with_parent, end_when_told):
+        threading.Thread(target=target, daemon=True).start()
 
 
 def _call(job: Job, number: int) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def build(
     out: str | Path,
     root: str | None = None,
     download: bool = False,
-    workers: int = 1,
+    workers: int = 0,
     engine: str = "processes",
     engine_options: Mapping[str, Any] | None = None,
     part: tuple[int, int] | None = None,
@@ -68,7 +68,7 @@ def build(
     ----------
     root : where the data set's files lie, for sources that have files.
     download : fetch missing files of the data set.
-    workers : processes; the bytes do not depend on it.
+    workers : processes, 0: this one does all the work; the bytes do not depend on it.
     engine, engine_options : a name in `engine.ENGINES`, and what that one takes beside jobs and workers.
     part : (i, n), 1 <= i <= n: only the i-th of n equal parts of the shards, as one of n processes that share `out`;
         when all have ended, `finish(out)` makes it a finished build.
@@ -97,7 +97,10 @@ def build(
             locks.enter_context(take(out / PARTS / f"lock-{numbers.start}-{numbers.stop}"))
         _remove_leftovers(out, None if part is None else numbers)
         run = partial(ENGINES[engine], workers=workers, **(engine_options or {}))
-        _make(plan, numbers, out, root, run, progress)
+        try:
+            _make(plan, numbers, out, root, run, progress)
+        finally:
+            _remove_leftovers(out, None if part is None else numbers)
         if part is None:
             return _finish(out, plan, len(ignored))
     stats = {number: _stats(out, plan, number) for number in range(plan.shards)}

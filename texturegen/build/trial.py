@@ -16,6 +16,9 @@ from texturegen.build.recipe import Plan, Recipe, make_plan, open_recipe_source
 from texturegen.errors import UserError
 from texturegen.shards.schema import PARTS
 
+# Images that are tried one after the other, as a build does: sources read ahead or keep the file that was read last.
+RUN = 250
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -47,7 +50,7 @@ def estimate(recipe: Recipe, root: str | None = None, workers: int = 1, seconds:
     Raises UserError for a fault of the recipe or the data set, or when the trial's workers die.
     """
     plan, _ = make_plan(recipe, root)
-    workers = min(workers, plan.shards)
+    workers = max(1, min(workers, plan.shards))
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / PARTS).mkdir()
         begin = time.perf_counter()
@@ -83,9 +86,11 @@ def _try(
     number: int,
     tick: Callable[[int, int], bool],
 ) -> dict[str, Any]:
-    """Shard `number` of a trial: images at random places, for as long as there is time."""
+    """Shard `number` of a trial: runs of images from places in random order, for as long as there is time."""
     source = open_recipe_source(plan.recipe, root, check=False)
-    mine = np.random.default_rng(number).permutation(np.arange(number, plan.items, workers)).tolist()
+    runs = [range(start, min(start + RUN, plan.items)) for start in range(0, plan.items, RUN)]
+    order = np.random.default_rng(0).permutation(len(runs))
+    mine = [position for run in np.roll(order, number * len(runs) // workers) for position in runs[run]]
     write_shard(plan, source, directory, workers + number, mine[:2], {}, tick)  # loads the kernels
     begin, cpu = time.perf_counter(), time.process_time()
 
