@@ -24,7 +24,8 @@ from naive import naive_efros_leung, naive_wei_levoy
 from numba import njit
 
 import texturegen.texture.coherent as coherent_module
-from texturegen.build import Recipe, job
+from texturegen.build import Recipe
+from texturegen.build.job import run_job
 from texturegen.build.recipe import make_plan
 from texturegen.images import decode_image
 from texturegen.texture import METHODS, cut_patches, synthesize, synthesize_batch
@@ -174,28 +175,12 @@ def report_build(images: list[np.ndarray], sizes: list[int]) -> None:
                 small = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
                 cv2.imwrite(str(root / f"{number:03d}.png"), small[..., ::-1])
             plan, _ = make_plan(Recipe("folder", size=size), str(root))
-            spent = {"synthesize": 0.0, "measure": 0.0}
-            originals = {name: getattr(job, name) for name in spent}
-
-            def timed(name: str, originals: dict = originals, spent: dict = spent) -> Callable[..., object]:
-                def call(*arguments: object, **settings: object) -> object:
-                    begin = time.process_time()
-                    result = originals[name](*arguments, **settings)
-                    spent[name] += 1000 * (time.process_time() - begin)
-                    return result
-
-                return call
-
-            for name in spent:
-                setattr(job, name, timed(name))
-            try:
-                total = spend(partial(job.run_job, plan, str(root), out, 0, lambda made: True))
-            finally:
-                for name, original in originals.items():
-                    setattr(job, name, original)
-        cells = [total / plan.items, spent["synthesize"] / plan.items, spent["measure"] / plan.items]
-        share = 100 * spent["measure"] / total
-        print(f"| {size} px | {' | '.join(f'{cell:.3g}' for cell in cells)} | {share:.0f} % |")
+            begin = time.process_time()
+            stats = run_job(plan, str(root), out, {}, 0, lambda made, failed: True)
+            total = 1000 * (time.process_time() - begin)
+        synthesis, quality = (1000 * stats["seconds"][stage] for stage in ("synthesise", "quality"))
+        cells = [total / plan.items, synthesis / plan.items, quality / plan.items]
+        print(f"| {size} px | {' | '.join(f'{cell:.3g}' for cell in cells)} | {100 * quality / total:.0f} % |")
 
 
 def report_threads(images: list[np.ndarray], sizes: list[int]) -> None:

@@ -489,3 +489,32 @@ def test_a_full_disk_is_named_and_the_finished_shards_are_kept(tmp_path: Path, m
     assert [p.name for p in (tmp_path / "s").iterdir() if p.name != "parts"] == ["shard-000000.tar"]
     build(TINY, tmp_path / "s")
     assert digests(tmp_path / "s") == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_workers_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
+    # The unlabelled part of STL-10: 100,000 images, 2.7 GB, here of zeros that take no room on the disk.
+    peaks = []
+    for images in (1000, 100_000):
+        folder = tmp_path / str(images) / "stl10_binary"
+        folder.mkdir(parents=True)
+        with open(folder / "unlabeled_X.bin", "wb") as f:
+            f.truncate(images * 3 * 96 * 96)
+        program = f"""
+import resource, sys
+from pathlib import Path
+from texturegen.build.job import run_job
+from texturegen.build.recipe import Plan, Recipe
+recipe = Recipe("stl10", split="unlabeled", per_image=0, shard_size=500)
+plan = Plan(recipe, {images}, {{}})
+out = Path({str(tmp_path / str(images))!r})
+(out / "parts").mkdir()
+for number in (0, plan.shards // 2, plan.shards - 1):
+    run_job(plan, str(out), out, {{}}, number, lambda made, failed: True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)  # MiB
+    # The pages of the file that were read count as memory, and are the system's to take back: 1500 images, 40 MiB.
+    assert abs(peaks[1] - peaks[0]) < 50
+    assert peaks[1] < 600
