@@ -5,98 +5,172 @@ in the directory itself, are opened.
 """
 
 import json
-import mmap
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from texturegen.errors import UserError
-from texturegen.images import decode_image
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
+from texturegen.images import decode_member
+from texturegen.shards.rows import COLUMNS, Rows, check_rows, read_manifest
+from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, PARTS
+from texturegen.shards.store import Chunk, Maps, Remote
+
+SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-@dataclass(frozen=True)
 class Sample:
-    """One image with its textures. Pixels are decoded on first use.
+    """One image with its textures. Bytes are read, pixels decoded and texts parsed on use.
 
     Attributes
     ----------
-    key : unique name of the image in its data set.
+    key : unique name of the image in its data set; may hold "/".
     label : class number, -1 where the data set has none.
     meta : what the source knows beside the label (`shapes`: shape, texture, texture_label, split).
-    image_bytes, texture_bytes : the encoded members, as in the tar.
+    shard : path or URL of the tar.
+    image_bytes, texture_bytes : the encoded members, as in the tar; bytes and a tuple of K bytes.
+    members : extension -> bytes of what was passed through from the source's own tars.
     """
 
-    key: str
-    label: int
-    meta: dict[str, Any]
-    shard: str
-    image_bytes: bytes = field(repr=False)
-    texture_bytes: tuple[bytes, ...] = field(repr=False)
+    __slots__ = ("_image", "_row", "_rows", "_store", "_textures")
 
-    @cached_property
+    def __init__(self, rows: Rows, row: int, store: Maps | Chunk) -> None:
+        self._rows, self._row, self._store = rows, row, store
+        self._image: np.ndarray | None = None
+        self._textures: np.ndarray | None = None
+
+    @property
+    def key(self) -> str:
+        return self._rows.keys[self._row]
+
+    @property
+    def label(self) -> int:
+        return self._rows.label[self._row]
+
+    @property
+    def shard(self) -> str:
+        return self._rows.files[self._rows.number[self._row]]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Parsed anew on each use. UserError when it is no JSON object."""
+        return _parse(self._rows, self._row)
+
+    @property
+    def image_bytes(self) -> bytes:
+        rows, row = self._rows, self._row
+        at = row * rows.stride
+        return self._store.read(rows.number[row], rows.place[at], rows.place[at + 1])
+
+    @property
+    def texture_bytes(self) -> tuple[bytes, ...]:
+        rows, row = self._rows, self._row
+        number, place, read = rows.number[row], rows.place, self._store.read
+        at = row * rows.stride
+        return tuple([read(number, place[i], place[i + 1]) for i in range(at + 2, at + rows.stride, 2)])
+
+    @property
+    def members(self) -> dict[str, bytes]:
+        number, members = self._rows.number[self._row], self._rows.members[self._row].as_py()
+        return {m["ext"]: self._store.read(number, m["offset"], m["size"]) for m in members if m["ext"] != "cls"}
+
+    @property
     def image(self) -> np.ndarray:
-        """uint8 (H, W, 3), RGB. UserError when the bytes are damaged."""
-        return self._decode(self.image_bytes, "image")
+        """uint8 (H, W, 3), RGB, decoded once. UserError when the bytes are damaged."""
+        if self._image is None:
+            self._image = self._decode(self.image_bytes, "image")
+        return self._image
 
-    @cached_property
+    @property
     def textures(self) -> np.ndarray:
-        """uint8 (K, H, W, 3), RGB; K = 0 for shards built with `--per-image 0`."""
-        if not self.texture_bytes:
-            return np.empty((0, *self.image.shape), np.uint8)
-        return np.stack([self._decode(data, f"texture{i}") for i, data in enumerate(self.texture_bytes)])
+        """uint8 (K, H, W, 3), RGB, decoded once; K = 0 for shards built with `--per-image 0`."""
+        if self._textures is None:
+            found = [self._decode(data, f"texture{i}") for i, data in enumerate(self.texture_bytes)]
+            if len(found) == 1:
+                self._textures = found[0][None]
+            elif found:
+                self._textures = np.stack(found)
+            else:
+                self._textures = np.empty((0, *self.image.shape), np.uint8)
+        return self._textures
 
     def _decode(self, data: bytes, member: str) -> np.ndarray:
+        rows, row = self._rows, self._row
         try:
-            return decode_image(data)
+            image = decode_member(data)
         except UserError as error:
-            raise UserError(
-                f"{self.shard}: {self.key}: {member}: {error}; `texturegen verify` lists all damage"
-            ) from None
+            raise self._fault(member, str(error)) from None
+        height, width, _ = image.shape
+        if height != rows.height[row] or width != rows.width[row]:
+            fault = f"{width}x{height} pixels, the manifest says {rows.width[row]}x{rows.height[row]}"
+            raise self._fault(member, fault)
+        return image
+
+    def _fault(self, member: str, fault: str) -> UserError:
+        return UserError(f"{self.shard}: {self.key}: {member}: {fault}; `texturegen verify` lists all damage")
+
+    def __repr__(self) -> str:
+        return f"Sample(key={self.key!r}, label={self.label}, shard={self.shard!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process go this sample's bytes, not the directory.
+        start, end = self._rows.ranges[self._row].tolist()
+        data = self._store.read(self._rows.number[self._row], start, end - start)
+        return Sample, (self._rows.one(self._row), 0, Chunk(data, start))
 
 
 class Shards:
     """A finished shard directory as a sequence of samples, in the data set's order.
 
+    Local shards are mapped; of remote ones an index fetches the sample's bytes in one request, and iteration reads
+    some MB ahead. Any number of threads may read; pickled, it opens the files anew where it arrives.
+
     Attributes
     ----------
-    manifest : pyarrow.Table, one row per texture, failed images included (schema.py describes the columns).
+    directory : Path, or the URL.
+    manifest : pyarrow.Table, one row per texture, failed images included (schema.py describes the columns); read on
+        first use.
     build : what `build.json` holds (recipe, source, counts, versions, shards).
     keys, labels : of the samples, in order; labels is int64 (N,).
+    widths, heights : int64 (N,), pixels.
     textures_per_image : K, the same for every sample.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        self.build = read_build(self.directory)
-        self.manifest = read_manifest(self.directory / MANIFEST)
-        for shard in self.build["shards"]:
-            check_size(self.directory / shard["name"], shard["bytes"])
+    directory: Any  # Path | str, but who copies or builds knows that it is a Path
 
-        ok = self.manifest.filter(pc.equal(self.manifest["status"], "ok"))
+    def __init__(self, directory: str | Path) -> None:
+        self._remote: Remote | None = None
+        self._maps: Maps | None = None
+        if isinstance(directory, str) and "://" in directory:
+            self.directory = directory.rstrip("/")
+            self._remote = Remote(self.directory)
+            self.build = _read_remote_build(self._remote)
+        else:
+            self.directory = Path(directory)
+            self.build = read_build(self.directory)
+        self._names = [shard["name"] for shard in self.build["shards"]]
+        table = read_manifest(self._manifest_source(), f"{self.directory}/{MANIFEST}", COLUMNS)
+        sizes = [shard["bytes"] for shard in self.build["shards"]]
+        files = [f"{self.directory}/{name}" for name in self._names]
+        if self._remote is None:
+            for file, size in zip(files, sizes, strict=True):
+                check_size(Path(file), size)
+            self._maps = Maps(files, sizes)
+        else:
+            for file, size, found in zip(files, sizes, self._remote.sizes(self._names), strict=True):
+                _compare_size(file, found, size)
+        self._rows = check_rows(table, self.build, f"{self.directory}/{MANIFEST}", files)
+        self.keys, self.labels = self._rows.keys, self._rows.labels
+        self.widths, self.heights = self._rows.widths, self._rows.heights
         self.textures_per_image: int = self.build["recipe"]["per_image"]
-        per_sample = max(self.textures_per_image, 1)
-        rows = ok.num_rows // per_sample
-        # The rows of a sample are adjacent: the image's columns stand in the first, a texture in each.
-        first = ok.take(np.arange(0, ok.num_rows, per_sample))
-        self.keys: list[str] = first["key"].to_pylist()
-        self.labels = first["label"].to_numpy().copy()  # Arrow's own memory is read-only
-        self.widths, self.heights = first["width"].to_numpy(), first["height"].to_numpy()
-        self._shard: list[str] = first["shard"].to_pylist()
-        self._image = np.stack([first["image_offset"].to_numpy(), first["image_size"].to_numpy()], 1)
-        self._texture = np.empty((rows, 0, 2), np.int64)
-        if self.textures_per_image:
-            offsets, sizes = ok["texture_offset"].to_numpy(), ok["texture_size"].to_numpy()
-            self._texture = np.stack([offsets, sizes], 1).reshape(rows, per_sample, 2)
-        self._meta: list[str] = first["meta"].to_pylist()
-        self._maps: dict[str, mmap.mmap] = {}
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        return read_manifest(self._manifest_source(), f"{self.directory}/{MANIFEST}")
 
     @property
     def classes(self) -> list[str]:
@@ -105,95 +179,132 @@ class Shards:
 
     def image_size(self) -> tuple[int, int]:
         """(H, W) of all images; UserError when they differ or there are none."""
-        sizes = sorted(set(zip(self.heights.tolist(), self.widths.tolist(), strict=True)))
+        sizes = np.unique(np.stack([self.heights, self.widths], 1), axis=0).tolist()
         if len(sizes) != 1:
-            found = "there are no images" if not sizes else f"images of {len(sizes)} sizes, {sizes[0]} to {sizes[-1]}"
+            ends = f"{tuple(sizes[0])} to {tuple(sizes[-1])}" if sizes else ""
+            found = "there are no images" if not sizes else f"images of {len(sizes)} sizes, {ends}"
             raise UserError(
                 f"{self.directory}: {found}, and a batch needs one size; build with --size to resize them all"
             )
-        return sizes[0]
+        return sizes[0][0], sizes[0][1]
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, i: int) -> Sample:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)} in {self.directory}")
-        shard = self._map(self._shard[i])
-
-        def read(offset: int, size: int) -> bytes:
-            return shard[offset : offset + size]
-
-        return Sample(
-            key=self.keys[i],
-            label=int(self.labels[i]),
-            meta=json.loads(self._meta[i]),
-            shard=str(self.directory / self._shard[i]),
-            image_bytes=read(*self._image[i].tolist()),
-            texture_bytes=tuple(read(*place) for place in self._texture[i].tolist()),
-        )
+        count = len(self.keys)
+        if not -count <= i < count:
+            raise IndexError(f"sample {i} of {count} in {self.directory}")
+        if i < 0:
+            i += count
+        if self._maps is not None:
+            return Sample(self._rows, i, self._maps)
+        assert self._remote is not None
+        chunk = self._remote.sample(self._names[self._rows.number[i]], *self._rows.ranges[i].tolist())
+        return Sample(self._rows, i, chunk)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[i] for i in range(len(self)))
+        rows = self._rows
+        if self._maps is not None:
+            maps = self._maps
+            return (Sample(rows, i, maps) for i in range(len(self)))
+        assert self._remote is not None
+        chunks = self._remote.samples(self._names, rows.numbers, rows.ranges)
+        return (Sample(rows, i, chunk) for i, chunk in enumerate(chunks))
 
     def metas(self) -> list[dict[str, Any]]:
         """The `.meta` of every sample, without touching the tars."""
-        return [json.loads(meta) for meta in self._meta]
+        return [_parse(self._rows, row) for row in range(len(self))]
 
-    def _map(self, name: str) -> mmap.mmap:
-        if name not in self._maps:
-            with open(self.directory / name, "rb") as f:
-                self._maps[name] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[name]
+    def _manifest_source(self) -> Any:
+        if self._remote is None:
+            return self.directory / MANIFEST
+        data = self._remote.fetch(MANIFEST)
+        if data is None:
+            raise UserError(f"{self.directory}/{MANIFEST}: missing; build again into a new directory")
+        return pa.BufferReader(data)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a map does not travel to another process; it opens its own
+        return {name: value for name, value in self.__dict__.items() if name != "manifest"}
 
 
 def open_shards(directory: str | Path) -> Shards:
     """Open a finished shard directory; it has a length, indexing and iteration over `Sample`, and `.manifest`.
 
-    Raises UserError when the directory is missing, unfinished, of a newer format, or a shard's size is wrong.
+    A URL (s3://bucket/train, gs://...) is read through fsspec, for which the URL's driver must be installed.
+
+    Raises UserError when the directory is missing, unfinished, of another format or damaged, or a shard's size wrong.
     """
     return Shards(directory)
 
 
 def read_build(directory: Path) -> dict[str, Any]:
+    """What build.json of a local directory holds; UserError when it is missing, damaged or of another format."""
     path = directory / BUILD
     if not path.is_file():
-        if (directory / PARTS).is_dir():
-            raise UserError(f"{directory}: this build is not finished; run the same `texturegen build` again")
-        raise UserError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
+        raise _no_build(directory, (directory / PARTS).is_dir())
     try:
-        build = json.loads(path.read_text())
-        if build["format"] > FORMAT:
-            raise UserError(f"{path}: format {build['format']} is newer than this version reads ({FORMAT}); upgrade")
-        for shard in build["shards"]:
-            if Path(shard["name"]).name != shard["name"]:
-                raise UserError(f"{path}: shard name {shard['name']!r} leads out of the directory; not opened")
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); build again into a new directory") from None
-    return build
-
-
-def read_manifest(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-        if not table.schema.equals(MANIFEST_SCHEMA):
-            raise UserError(f"{path}: its columns are not those of a manifest; copy it again or build again")
-        return table
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; build again into a new directory") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged ({reason}); copy it again or build again into a new directory") from None
+        return _parse_build(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def check_size(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: missing; copy it again, or build again into a new directory")
-    if path.stat().st_size != size:
+    """UserError when the file is missing or has not `size` bytes."""
+    _compare_size(str(path), path.stat().st_size if path.is_file() else None, size)
+
+
+def _compare_size(file: str, found: int | None, size: int) -> None:
+    if found is None:
+        raise UserError(f"{file}: missing; copy it again, or build again into a new directory")
+    if found != size:
         raise UserError(
-            f"{path}: {path.stat().st_size} bytes where {size} were written; "
+            f"{file}: {found} bytes where {size} were written; "
             "copy it again, or build again into a new directory (`texturegen verify` lists all damage)"
         )
+
+
+def _read_remote_build(remote: Remote) -> dict[str, Any]:
+    data = remote.fetch(BUILD)
+    if data is None:
+        raise _no_build(remote.url, remote.exists(PARTS))
+    return _parse_build(data, f"{remote.url}/{BUILD}")
+
+
+def _no_build(directory: str | Path, unfinished: bool) -> UserError:
+    if unfinished:
+        return UserError(f"{directory}: this build is not finished; run the same `texturegen build` again")
+    return UserError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
+
+
+def _parse_build(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        build = json.loads(data)
+        if build["format"] > FORMAT:
+            raise UserError(f"{name}: format {build['format']} is newer than this version reads ({FORMAT}); upgrade")
+        if build["format"] < FORMAT:
+            raise UserError(f"{name}: built by an earlier version (format {build['format']}): build again")
+        numbers = [build["recipe"]["per_image"], build["counts"]["samples"]]
+        for shard in build["shards"]:
+            if not SHARD.fullmatch(shard["name"]):
+                raise UserError(f"{name}: shard name {shard['name']!r} leads out of the directory; not opened")
+            numbers.append(shard["bytes"])
+        if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+            raise ValueError("a count or size is none")
+        if not isinstance(build["source"]["classes"], list):
+            raise ValueError("its classes are no list")
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{name}: damaged ({error!r}); build again into a new directory") from None
+    return build
+
+
+def _parse(rows: Rows, row: int) -> dict[str, Any]:
+    try:
+        meta = json.loads(rows.metas[row].as_py())
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(f"{rows.files[rows.number[row]]}: {rows.keys[row]}: the manifest's meta is no JSON object")
+    return meta

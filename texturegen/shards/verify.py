@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from texturegen.errors import UserError
 from texturegen.images import MAX_PIXELS, decode_image
 from texturegen.shards.reader import read_build
-from texturegen.shards.schema import MANIFEST, MANIFEST_SCHEMA
+from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA
 from texturegen.shards.tars import CHUNK, hash_and_compare, printable, walk
 from texturegen.threads import count_cpus, run_in_threads
 
@@ -76,15 +76,17 @@ def inspect(
     Raises UserError when there is no finished build to check.
     """
     directory = Path(directory)
-    build = read_build(directory)
+    build = _read_build(directory)
     faults: dict[str, list[str]] = {}
     manifest, of_manifest = _read_manifest(directory / MANIFEST, build["manifest_sha256"])
     listed = [shard["name"] for shard in build["shards"]]
     rows: dict[str, list[pa.Table]] = {}
     if manifest is not None:
-        ok = manifest.filter(pc.equal(manifest["status"], "ok"))
-        of_manifest += _compare_counts(ok, manifest.num_rows - ok.num_rows, build)
-        rows = _rows_by_shard(ok)
+        is_ok = pc.fill_null(pc.equal(manifest["status"], "ok"), False)
+        failed = manifest.num_rows - pc.sum(is_ok).as_py() if manifest.num_rows else 0
+        manifest = manifest.filter(is_ok) if failed else manifest  # a filter copies, and it can be a gigabyte
+        of_manifest += _compare_counts(manifest, failed, build)
+        rows = _rows_by_shard(manifest)
         strange = sorted(rows.keys() - {*listed})
         of_manifest += [f"it has rows of {printable(name.encode())}, not listed by build.json" for name in strange]
     if of_manifest:
@@ -107,6 +109,20 @@ def inspect(
         if path.name not in listed:
             faults[path.name] = [f"{path}: not in build.json, but tools that read *.tar read it; remove it"]
     return Report(faults, [number for number, (damaged, _) in enumerate(results) if damaged])
+
+
+def _read_build(directory: Path) -> dict[str, Any]:
+    """build.json, with all in it that is asked of it here; UserError when something is missing or makes no sense."""
+    build = read_build(directory)
+    try:
+        wanted = [build["manifest_sha256"], *(shard[name] for shard in build["shards"] for name in ("name", "sha256"))]
+        numbers = [build["recipe"]["per_image"], *(build["counts"][name] for name in ("samples", "textures", "failed"))]
+        numbers += [shard[name] for shard in build["shards"] for name in ("bytes", "samples")]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{directory / BUILD}: damaged ({error!r}); copy it again or build again") from None
+    if not all(isinstance(text, str) for text in wanted) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        raise UserError(f"{directory / BUILD}: damaged (a value is of the wrong kind); copy it again or build again")
+    return build
 
 
 def _read_manifest(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]:

@@ -1,0 +1,306 @@
+"""merge, split and the filter: bytes copied, samples whole, damage and mistakes refused, nothing left half made."""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from tests.texturegen.shards.test_verify import flip, make, reseal, rows_of
+from texturegen import open_shards
+from texturegen.errors import UserError
+from texturegen.shards.filter import rows_that_pass
+from texturegen.shards.merge import merge, split
+from texturegen.shards.schema import BUILD, MANIFEST
+from texturegen.shards.verify import verify
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    return make(tmp_path / "two", textures=2)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*"))}
+
+
+def samples(directory: Path) -> list[tuple[Any, ...]]:
+    return [(s.key, s.label, s.meta, s.image_bytes, s.texture_bytes) for s in open_shards(directory)]
+
+
+def test_a_split_merged_again_has_the_tars_it_came_from(shapes_shards: Path, tmp_path: Path) -> None:
+    keys = open_shards(shapes_shards).keys
+    first = ", ".join(repr(key) for key in keys[:27])
+    a, b, c = (tmp_path / name for name in "abc")
+    counts = split(shapes_shards, a, b, where=f"key in ({first})")
+    assert [one["samples"] for one in counts] == [27, 37]
+    assert samples(a) == samples(shapes_shards)[:27]
+    assert samples(b) == samples(shapes_shards)[27:]
+    assert merge([a, b], c)["samples"] == 64
+    for tar in sorted(shapes_shards.glob("*.tar")):
+        assert (c / tar.name).read_bytes() == tar.read_bytes()
+    assert pq.read_table(c / MANIFEST).equals(pq.read_table(shapes_shards / MANIFEST))
+    for directory in (a, b, c):
+        assert verify(directory, deep=True) == []
+    urls = [str(path) for path in sorted(b.glob("*.tar"))]
+    assert [s["__key__"] for s in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)] == keys[27:]
+
+
+def test_the_same_inputs_give_the_same_bytes(two: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        split(two, tmp_path / name / "kept", tmp_path / name / "rest", share=0.5, seed=3)
+        merge([tmp_path / name / "kept", tmp_path / name / "rest"], tmp_path / name / "joined")
+    assert contents(tmp_path / "a" / "joined") == contents(tmp_path / "b" / "joined")
+    assert contents(tmp_path / "a" / "kept") == contents(tmp_path / "b" / "kept")
+
+
+def test_build_json_tells_where_the_samples_came_from(two: Path, tmp_path: Path) -> None:
+    split(two, tmp_path / "kept", tmp_path / "rest", where="completeness < 50")
+    content = json.loads((tmp_path / "kept" / BUILD).read_text())
+    original = json.loads((two / BUILD).read_text())
+    assert content["derived"]["operation"] == "split"
+    assert content["derived"]["filter"] == "completeness < 50"
+    (described,) = content["derived"]["inputs"]
+    assert described["name"] == "two"
+    assert {name: described[name] for name in ("manifest_sha256", "recipe", "source")} == {
+        name: original[name] for name in ("manifest_sha256", "recipe", "source")
+    }
+    assert content["recipe"] == original["recipe"]
+    assert content["counts"] == {"samples": 4, "textures": 8, "failed": 0, "ignored": 0}
+    assert content["source"] == {
+        "name": "made",
+        "split": "train",
+        "items": 4,
+        "classes": ["x", "y", "z"],
+        "digest": None,
+    }
+    other = json.loads((tmp_path / "rest" / BUILD).read_text())
+    other["recipe"]["dataset"] = "else"
+    (tmp_path / "rest" / BUILD).write_text(json.dumps(other))
+    merge([tmp_path / "kept", tmp_path / "rest"], tmp_path / "joined", shard_size=3)
+    joined = json.loads((tmp_path / "joined" / BUILD).read_text())
+    assert joined["recipe"] == {"per_image": 2, "shard_size": 3, "dataset": None, "settings": {}}
+    assert [one["name"] for one in joined["derived"]["inputs"]] == ["kept", "rest"]
+    assert joined["derived"]["inputs"][0]["derived"] == content["derived"]
+    assert [shard["samples"] for shard in joined["shards"]] == [3, 3, 1]
+    assert joined["counts"] == {"samples": 7, "textures": 14, "failed": 1, "ignored": 0}
+    assert verify(tmp_path / "joined", deep=True) == []
+
+
+def test_a_sample_is_kept_whole_or_not_at_all(two: Path, tmp_path: Path) -> None:
+    # Sample i has the figures 10 i and 10 i + 1: the filter passes one texture of a/4.
+    split(two, tmp_path / "kept", tmp_path / "rest", where="completeness <= 40")
+    assert open_shards(tmp_path / "kept").keys == ["a/0", "a/1", "a/2"]
+    assert open_shards(tmp_path / "rest").keys == ["a/4", "a/5", "a/6", "a/7"]
+    for name in ("kept", "rest"):
+        assert open_shards(tmp_path / name).manifest["index"].to_pylist().count(1) == len(open_shards(tmp_path / name))
+
+
+def test_failed_images_and_passed_through_members_come_along(two: Path, tmp_path: Path) -> None:
+    split(two, tmp_path / "kept", tmp_path / "rest", where="completeness < 40")
+    assert open_shards(tmp_path / "kept").build["counts"]["failed"] == 0
+    failed = open_shards(tmp_path / "rest").manifest.to_pylist()[0]
+    assert (failed["key"], failed["status"], failed["error"], failed["shard"]) == ("a/3", "failed", "no image", None)
+    with tarfile.open(tmp_path / "rest" / "shard-000000.tar") as tar:
+        assert tar.extractfile("a/4.json").read() == b'{"i": 4}'  # type: ignore[union-attr]
+    split(two, tmp_path / "chosen", where="completeness < 40 or status == 'failed'")
+    assert open_shards(tmp_path / "chosen").build["counts"] == {"samples": 3, "textures": 6, "failed": 1, "ignored": 0}
+
+
+@pytest.mark.parametrize("textures", [0, 1])
+def test_a_share_is_exact_and_does_not_depend_on_the_order(tmp_path: Path, textures: int) -> None:
+    many = make(tmp_path / "many", textures, samples=40)
+    split(many, tmp_path / "a", tmp_path / "b", share=0.9)
+    a, b = open_shards(tmp_path / "a"), open_shards(tmp_path / "b")
+    assert (len(a), len(b)) == (35, 4)
+    assert sorted(a.keys + b.keys) == sorted(open_shards(many).keys)
+    positions = list(a.manifest["position"].to_pylist())
+    assert positions == sorted(positions)
+    split(many, tmp_path / "c", share=0.5)
+    assert {*open_shards(tmp_path / "c").keys} < {*a.keys}
+    split(many, tmp_path / "d", share=0.5, seed=1)
+    assert open_shards(tmp_path / "c").keys != open_shards(tmp_path / "d").keys
+    merge([tmp_path / "b", tmp_path / "a"], tmp_path / "e")
+    split(tmp_path / "e", tmp_path / "f", share=0.5)
+    assert sorted(open_shards(tmp_path / "f").keys) == sorted(open_shards(tmp_path / "c").keys)
+
+
+def test_what_cannot_be_merged_is_refused(two: Path, tmp_path: Path) -> None:
+    one = make(tmp_path / "one", textures=1)
+    copy = Path(shutil.copytree(two, tmp_path / "copy"))
+    with pytest.raises(UserError, match="textures per image differ"):
+        merge([two, one], tmp_path / "out")
+    with pytest.raises(UserError, match=r"key 'a/\d' is in .*two and in .*copy"):
+        merge([two, copy], tmp_path / "out")
+    content = json.loads((copy / BUILD).read_text())
+    content["source"]["classes"] = ["x", "y"]
+    (copy / BUILD).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="classes differ"):
+        merge([two, copy], tmp_path / "out")
+    with pytest.raises(UserError, match="two directories or more"):
+        merge([two], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "one", "two"]
+
+
+def test_existing_and_half_made_directories_are_refused(two: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("irreplaceable")
+    with pytest.raises(UserError, match=r"out: exists"):
+        split(two, out, share=0.5)
+    assert (out / "thesis.tex").read_text() == "irreplaceable"
+    shutil.rmtree(out)
+    (tmp_path / "out.partial").mkdir()
+    with pytest.raises(UserError, match=r"out.partial: left by a run that was killed"):
+        split(two, out, share=0.5)
+    assert (tmp_path / "out.partial").is_dir()
+    (tmp_path / "out.partial").rmdir()
+    out.mkdir()  # an empty one is welcome
+    split(two, out, share=0.5)
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_run_that_stops_leaves_nothing(two: Path, tmp_path: Path, error: type[BaseException]) -> None:
+    seen = []
+
+    def stop(samples: int) -> None:
+        seen.append(samples)
+        if len(seen) == 6:  # in the second directory
+            raise error
+
+    with pytest.raises(error):
+        split(two, tmp_path / "a", tmp_path / "b", share=0.5, progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize("member", ["image", "texture", "members"])
+def test_damage_is_not_copied(two: Path, tmp_path: Path, member: str) -> None:
+    row = rows_of(two)[2]
+    flip(two / row["shard"], row["members"][1]["offset"] if member == "members" else row[f"{member}_offset"] + 9)
+    with pytest.raises(UserError, match=r"shard-000001.tar: a/5: its bytes are not those"):
+        split(two, tmp_path / "out", share=0.9999)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [{"image_offset": -5}, {"image_size": 1 << 60}, {"shard": "../x"}, {"key": "../x"}])
+def test_a_hostile_manifest_is_refused(two: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    rows = pq.read_table(two / MANIFEST).to_pylist()
+    for row in rows[:2]:
+        row.update(change)
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(two / MANIFEST)), two / MANIFEST)
+    reseal(two)
+    with pytest.raises(UserError):
+        split(two, tmp_path / "out", where="status == 'ok'")
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+def test_an_empty_side_is_refused(two: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"out: would hold no image, as none of the 7"):
+        split(two, tmp_path / "out", where="completeness < 0")
+    with pytest.raises(UserError, match=r"rest: would hold no image, as every one of the 7"):
+        split(two, tmp_path / "out", tmp_path / "rest", where="status in ('ok', 'failed')")
+    with pytest.raises(UserError, match="between 0 and 1"):
+        split(two, tmp_path / "out", share=1.5)
+    with pytest.raises(UserError, match="one of the two"):
+        split(two, tmp_path / "out")
+
+
+TABLE = pa.table(
+    {
+        "key": ["a", "b", "c", "d"],
+        "label": [0, 1, 2, -1],
+        "index": pa.array([0, 1, None, 0], pa.int32()),
+        "completeness": pa.array([1.5, float("nan"), None, 30], pa.float32()),
+        "verbatim": pa.array([2.0, 0, 0, 0], pa.float32()),
+        "patches": pa.array([[1], None, [], [2]]),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "passing"),
+    [
+        ("completeness < 12", "a"),
+        ("not completeness < 12", "bcd"),
+        ("completeness >= 1.5 and key != 'a'", "d"),
+        ("-1 <= label < 2", "abd"),
+        ("0 < label", "bc"),
+        ("label in (0, -1)", "ad"),
+        ("label not in [0, -1]", "bc"),
+        ("index not in {0}", "bc"),
+        ("index is None", "c"),
+        ("patches is not None", "acd"),
+        ("completeness < verbatim", "a"),
+        ("key == 'b' or key > 'c' and label == -1", "bd"),
+        ("(key == 'b' or key > 'c') and label == -1", "d"),
+        (" label > 0.5 ", "bc"),
+        ("label == 1e400 or label == 1", "b"),
+    ],
+)
+def test_a_filter_means_what_python_means(text: str, passing: str) -> None:
+    passed = rows_that_pass(text, TABLE).to_pylist()
+    assert "".join(key for key, yes in zip("abcd", passed, strict=True) if yes) == passing
+    assert {*passed} <= {True, False}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read"),
+        ("completeness <", "at (character|its end)"),
+        (
+            "completness < 12",
+            r"'completness' at character 1 is not a column \(did you mean 'completeness'\?\); columns:",
+        ),
+        ("label == 1 and completeness < 'a'", "'completeness' at character 16 cannot be compared .* 'a' is text"),
+        ("key < 3", "key is text and 3 is a number"),
+        ("label", "is a column, not a condition"),
+        ("1 < 2", "another constant"),
+        ("True", "is no condition"),
+        ("label == True", "neither a column nor a constant"),
+        ("label == None", "`is None`"),
+        ("label is 3", "`is` asks only"),
+        ("label in 'ab'", "`in` needs"),
+        ("label in (1, 'a')", "cannot be looked for"),
+        ("label in ()", "`in` needs"),
+        ("patches == 3", "which a filter cannot compare"),
+        ("__import__('os').system('touch pwned')", "is no condition"),
+        ("label + 1 == 2", "neither a column nor a constant"),
+        ("label == (lambda: 1)()", "neither a column nor a constant"),
+        ("key == f'{label}'", "neither a column nor a constant"),
+        ("label == 10 ** 99", "neither a column nor a constant"),
+        (f"label == {10**30}", "beyond what a column can hold"),
+        ("key == '\ud800'", "cannot be read|beyond"),
+        ("(" * 5000 + "label" + ")" * 5000, "cannot be read"),
+        ("not " * 50_000 + "label == 1", "cannot be read"),
+        ("label == 1\0", "cannot be read"),
+        ("x = 1", "cannot be read"),
+        ("[k for k in label]", "is no condition"),
+    ],
+)
+def test_anything_else_in_a_filter_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        rows_that_pass(text, TABLE)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500 or len(text) > 1000
+
+
+def test_a_copied_manifest_is_the_inputs_but_for_the_places(two: Path, tmp_path: Path) -> None:
+    split(two, tmp_path / "all", where="status in ('ok', 'failed')")
+    before, after = (pq.read_table(directory / MANIFEST) for directory in (two, tmp_path / "all"))
+    for column in set(before.column_names) - {"shard", "members"}:
+        if not column.endswith("_offset"):
+            assert before[column].equals(after[column]), column
+    np.testing.assert_array_equal(before["index"].to_numpy(), after["index"].to_numpy())
+    assert (
+        hashlib.sha256((tmp_path / "all" / MANIFEST).read_bytes()).hexdigest()
+        == json.loads((tmp_path / "all" / BUILD).read_text())["manifest_sha256"]
+    )

@@ -1,0 +1,345 @@
+"""verify: every damaged member named, hostile tars named and never obeyed, the same for any number of workers."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from texturegen.errors import UserError
+from texturegen.images import encode_png
+from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
+from texturegen.shards.tars import BLOCK, hash_and_compare
+from texturegen.shards.verify import inspect, verify
+from texturegen.shards.writer import ShardWriter
+
+TAR = "shard-000001.tar"
+
+
+@pytest.fixture
+def shards(shapes_shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shapes_shards, tmp_path / "shards"))
+
+
+@pytest.fixture
+def two_textures(tmp_path: Path) -> Path:
+    """Eight 4 px images in two shards, two textures and a passed-through member each, and a failed image."""
+    return make(tmp_path / "two", textures=2)
+
+
+def make(out: Path, textures: int, samples: int = 8, failed: tuple[int, ...] = (3,), ext: str = "png") -> Path:
+    (out / PARTS).mkdir(parents=True)
+    stats = []
+    for number in range(2):
+        with ShardWriter(out, number, "f") as writer:
+            for i in range(number * samples // 2, (number + 1) * samples // 2):
+                about: dict[str, Any] = {"key": f"a/{i}", "position": i, "label": i % 3, "meta": "{}"}
+                if i in failed:
+                    writer.add_row(**{**about, "label": -1}, status="failed", error="no image")
+                    continue
+                image = encode_png(np.full((4, 5, 3), i, np.uint8))
+                made = [encode_png(np.full((4, 5, 3), (50 + 10 * i + k) % 256, np.uint8)) for k in range(textures)]
+                members = {"json": b'{"i": %d}' % i}
+                for place in writer.add(about["key"], image, ext, made, about["label"], members=members):
+                    quality = {"completeness": float(10 * i + place.get("index", 0))} if textures else {}
+                    writer.add_row(**about, **place, **quality, status="ok", width=5, height=4)
+            stats.append(writer.commit())
+    tables = [pq.read_table(out / PARTS / f"{number:06d}.parquet") for number in range(2)]
+    pq.write_table(pa.concat_tables(tables), out / MANIFEST)
+    counts = {name: sum(stat[name] for stat in stats) for name in ("samples", "textures", "failed")}
+    content = {
+        "format": FORMAT,
+        "recipe": {"per_image": textures, "shard_size": samples // 2, "dataset": "made", "settings": {}},
+        "source": {"name": "made", "split": "train", "items": samples, "classes": ["x", "y", "z"], "digest": "d"},
+        "texturegen": "0",
+        "counts": {**counts, "ignored": 0},
+        "shards": stats,
+        "manifest_sha256": hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest(),
+        "versions": {},
+    }
+    (out / BUILD).write_text(json.dumps(content))
+    shutil.rmtree(out / PARTS)
+    return out
+
+
+def reseal(directory: Path) -> None:
+    """Write the present checksums into build.json, as somebody with bad intentions would."""
+    content = json.loads((directory / BUILD).read_text())
+    for shard in content["shards"]:
+        data = (directory / shard["name"]).read_bytes()
+        shard.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    content["manifest_sha256"] = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
+    (directory / BUILD).write_text(json.dumps(content))
+
+
+def flip(path: Path, *offsets: int) -> None:
+    data = bytearray(path.read_bytes())
+    for offset in offsets:
+        data[offset] ^= 0x20
+    path.write_bytes(data)
+
+
+def rows_of(directory: Path, shard: str = TAR) -> list[dict[str, Any]]:
+    return [row for row in pq.read_table(directory / MANIFEST).to_pylist() if row["shard"] == shard]
+
+
+@pytest.mark.parametrize("textures", [0, 1, 2])
+def test_a_good_directory_has_no_faults(tmp_path: Path, textures: int) -> None:
+    directory = make(tmp_path / "s", textures)
+    counted: list[int] = []
+    assert verify(directory, counted.append, workers=2, deep=True) == []
+    assert sorted(counted) == [3, 4]
+
+
+def test_a_shard_without_samples_is_well(tmp_path: Path) -> None:
+    assert verify(make(tmp_path / "s", 1, failed=(0, 1, 2, 3)), deep=True) == []
+
+
+def test_every_damaged_member_is_named_and_no_other(two_textures: Path) -> None:
+    rows = rows_of(two_textures)
+    first, second, third = (rows[i : i + 2] for i in (0, 2, 4))
+    label, passed = second[0]["members"]
+    assert (label["ext"], passed["ext"]) == ("cls", "json")
+    flip(
+        two_textures / TAR,
+        first[0]["image_offset"] + 3,
+        second[1]["texture_offset"] + 3,
+        label["offset"],
+        passed["offset"],
+        third[0]["texture_offset"] - BLOCK + 2,  # a header
+    )
+    report = inspect(two_textures)
+    names = [fault.split(": ")[1] for fault in report.faults[TAR][1:]]
+    assert names == ["a/4.png", "a/5.texture1.png", "a/5.cls", "a/5.json", "a/6.texture0.png"]
+    assert report.damaged == [1]
+    assert "checksum" in report.faults[TAR][0]
+    assert list(report.faults) == [TAR]
+    assert "header" in report.faults[TAR][-1]
+
+
+def test_damage_between_members_is_said_to_be_there(two_textures: Path) -> None:
+    row = rows_of(two_textures)[0]
+    flip(two_textures / TAR, row["image_offset"] + row["image_size"])  # padding
+    (fault,) = verify(two_textures)
+    assert "no member is" in fault
+
+
+@pytest.mark.parametrize("where", ["start", "middle", "end"])
+def test_a_removed_byte_is_found_anywhere(shards: Path, where: str) -> None:
+    data = (shards / TAR).read_bytes()
+    place = {"start": 0, "middle": len(data) // 2, "end": len(data) - 1}[where]
+    (shards / TAR).write_bytes(data[:place] + data[place + 1 :])
+    faults = verify(shards)
+    assert "checksum" in faults[0]
+    assert f"{len(data) - 1} bytes where {len(data)} were written" in faults[0]
+    rows = rows_of(shards)
+    behind = {f"{row['key']}.texture0.png" for row in rows if row["texture_offset"] + row["texture_size"] > place}
+    assert {fault.split(": ")[1] for fault in faults if ".texture0.png" in fault} == behind
+
+
+def test_every_flipped_byte_of_a_small_shard_is_found(two_textures: Path) -> None:
+    data = (two_textures / TAR).read_bytes()
+    for place in range(0, len(data), 97):
+        (two_textures / TAR).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert inspect(two_textures, workers=1).damaged == [1], place
+
+
+def test_the_verdict_does_not_depend_on_the_workers(shards: Path) -> None:
+    for name in ("shard-000000.tar", TAR, "shard-000003.tar"):
+        flip(shards / name, rows_of(shards, name)[0]["texture_offset"])
+    assert verify(shards, workers=1) == verify(shards, workers=4)
+    assert len(verify(shards)) == 6
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes = b"evil", **about: Any) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in about.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
+
+
+def hostile_header(size: bytes, kind: bytes, name: bytes = b"a/9.png") -> bytes:
+    block = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    block[:100], block[124:136], block[156:157] = name.ljust(100, b"\0"), size.ljust(12, b"\0"), kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+GIANT = b"\x80" + (1 << 60).to_bytes(11, "big")
+HOSTILE: dict[str, tuple[Callable[[tarfile.TarFile], object], str]] = {
+    "absolute path": (lambda tar: add(tar, "/etc/evil"), "/etc/evil: not in the manifest, and its name leads out"),
+    "parent": (lambda tar: add(tar, "../evil.png"), "../evil.png: not in the manifest, and its name leads out"),
+    "symlink": (lambda tar: add(tar, "l.png", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0), "a symbolic link"),
+    "hard link": (lambda tar: add(tar, "l.png", type=tarfile.LNKTYPE, linkname="a/4.png", size=0), "a hard link"),
+    "directory": (lambda tar: add(tar, "d", type=tarfile.DIRTYPE, size=0), "a directory"),
+    "duplicate": (lambda tar: add(tar, "a/4.png"), "a/4.png: a second member"),
+    "fifo": (lambda tar: add(tar, "p", type=tarfile.FIFOTYPE, size=0), "a pipe"),
+    "long name": (lambda tar: add(tar, "n" * 300), "an extended header"),
+    "escapes": (lambda tar: add(tar, "\x1b[2Jcleared"), "\\x1b[2Jcleared: not in the manifest"),
+    "giant member": (lambda tar: tar.fileobj.write(hostile_header(GIANT, b"0")), "more than the file has"),
+    "giant extended header": (lambda tar: tar.fileobj.write(hostile_header(GIANT, b"x")), "an extended header"),
+    "giant octal": (lambda tar: tar.fileobj.write(hostile_header(b"77777777777", b"0")), "more than the file has"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_hostile_tar_is_named_and_not_obeyed(two_textures: Path, kind: str, sealed: bool) -> None:
+    change, message = HOSTILE[kind]
+    with tarfile.open(two_textures / TAR, "a", format=tarfile.GNU_FORMAT) as tar:
+        change(tar)
+    if sealed:
+        reseal(two_textures)
+    before = sorted(two_textures.parent.rglob("*"))
+    tracemalloc.start()
+    faults = verify(two_textures, deep=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert any(message in fault for fault in faults), faults
+    assert all(str(two_textures / TAR) in fault for fault in faults)
+    assert all(fault.isprintable() for fault in faults)
+    assert sum("checksum" in fault for fault in faults) == (not sealed)
+    assert peak < 20e6
+    assert sorted(two_textures.parent.rglob("*")) == before
+
+
+def test_a_million_strange_members_are_counted_not_listed(two_textures: Path) -> None:
+    with tarfile.open(two_textures / TAR, "a") as tar:
+        for i in range(500):
+            add(tar, f"strange{i}")
+    faults = verify(two_textures)
+    assert len(faults) < 30
+    assert "480 more members" in " ".join(faults)
+
+
+def test_a_member_hidden_behind_the_end_mark_is_found(two_textures: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(), mode="w") as tar:
+        add(tar, "hidden.png")
+        hidden = tar.fileobj.getvalue()  # type: ignore[union-attr]
+    with open(two_textures / TAR, "ab") as f:
+        f.write(hidden)
+    reseal(two_textures)
+    assert any("hidden.png: not in the manifest" in fault for fault in verify(two_textures))
+
+
+@pytest.mark.parametrize("column", ["image_offset", "texture_offset", "texture_size"])
+@pytest.mark.parametrize("change", [1, -(1 << 62), 1 << 62, 512])
+def test_a_manifest_that_contradicts_the_tar_is_found_though_all_checksums_are_right(
+    two_textures: Path, column: str, change: int
+) -> None:
+    rows = pq.read_table(two_textures / MANIFEST).to_pylist()
+    for row in rows:
+        if row["key"] == "a/5" and (column == "image_offset" or row["index"] == 1):
+            row[column] += change
+    table = pa.Table.from_pylist(rows, schema=pq.read_schema(two_textures / MANIFEST))
+    pq.write_table(table, two_textures / MANIFEST)
+    reseal(two_textures)
+    member = "a/5.png" if column == "image_offset" else "a/5.texture1.png"
+    faults = verify(two_textures, deep=True)
+    assert any(member in fault for fault in faults), faults
+
+
+def test_rows_out_of_order_are_found(two_textures: Path) -> None:
+    table = pq.read_table(two_textures / MANIFEST)
+    order = [1, 0, *range(2, table.num_rows)]
+    pq.write_table(table.take(order), two_textures / MANIFEST)
+    reseal(two_textures)
+    assert any("the rows of a/0" in fault for fault in verify(two_textures))
+
+
+def test_a_shard_that_build_json_does_not_list_is_named(two_textures: Path) -> None:
+    shutil.copy(two_textures / TAR, two_textures / "shard-000007.tar")
+    (fault,) = verify(two_textures)
+    assert "shard-000007.tar: not in build.json" in fault
+
+
+@pytest.mark.parametrize(
+    "change", [{"recipe": {}}, {"counts": []}, {"shards": [{"name": 3}]}, {"manifest_sha256": None}, {"shards": 5}]
+)
+def test_a_build_json_without_sense_is_one_sentence(two_textures: Path, change: dict[str, Any]) -> None:
+    content = json.loads((two_textures / BUILD).read_text())
+    (two_textures / BUILD).write_text(json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=r"build.json: damaged"):
+        verify(two_textures)
+
+
+def test_deep_compares_pixels_sizes_and_labels_with_the_manifest(two_textures: Path) -> None:
+    table = pq.read_table(two_textures / MANIFEST)
+    for column, wrong in (("width", 6), ("label", 7)):
+        values = table[column].to_pylist()
+        values[0] = values[1] = wrong
+        table = table.set_column(
+            table.column_names.index(column), column, pa.array(values, table.schema.field(column).type)
+        )
+    pq.write_table(table, two_textures / MANIFEST)
+    reseal(two_textures)
+    assert verify(two_textures) == []
+    faults = [fault.split("tar: ")[1] for fault in verify(two_textures, deep=True)]
+    assert faults == [
+        "a/0.png: 5x4 pixels, the manifest says 6x4",
+        "a/0.texture0.png: 5x4 pixels, the manifest says 6x4",
+        "a/0.texture1.png: 5x4 pixels, the manifest says 6x4",
+        "a/0.cls: it says 0, the manifest 7",
+    ]
+
+
+def test_deep_finds_what_does_not_decode_though_its_checksum_is_right(two_textures: Path) -> None:
+    row = rows_of(two_textures)[0]
+    flip(two_textures / TAR, row["texture_offset"] + 30)
+    reseal(two_textures)
+    assert verify(two_textures) == []
+    assert any("a/4.texture0.png: the PNG file is" in fault for fault in verify(two_textures, deep=True))
+
+
+def test_our_headers_pass_the_fast_comparison(two_textures: Path) -> None:
+    # verify is right without it, but slow: the test of its speed on every machine.
+    with tarfile.open(two_textures / TAR) as tar:
+        found = [(info.name.encode(), info.offset_data, info.size) for info in tar]
+    names, offsets, sizes = (np.array(column) for column in zip(*found, strict=True))
+    with open(two_textures / TAR, "rb", buffering=0) as f:
+        sha256, right = hash_and_compare(f, names.astype("S100"), offsets, sizes)
+    assert right
+    assert sha256 == hashlib.sha256((two_textures / TAR).read_bytes()).hexdigest()
+    with open(two_textures / TAR, "rb", buffering=0) as f:
+        assert not hash_and_compare(f, names[::-1].astype("S100"), offsets, sizes)[1]
+
+
+def test_the_documents_columns_are_those_of_the_manifest() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "shards.md").read_text()
+    lines = text.split("## The manifest")[1].split("\n## ")[0].splitlines()
+    cells = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in lines if line.startswith("| `")]
+    in_words = {
+        "list of (row, column, height, width)": "list<item: fixed_size_list<item: int32>[4]>",
+        "list of {ext, offset, size, sha256}": f"list<item: {pa.struct(PLACE)}>",
+        "binary(32)": "fixed_size_binary[32]",
+        "float32": "float",
+    }
+    described = [(name, in_words.get(kind, kind)) for name, kind in cells]
+    assert described == [(field.name, str(field.type)) for field in MANIFEST_SCHEMA]
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
+def test_tar_lists_the_members_of_the_manifest(two_textures: Path) -> None:
+    for name in ("shard-000000.tar", TAR):
+        listed = subprocess.run(["tar", "tf", two_textures / name], capture_output=True, text=True, check=True)
+        expected = []
+        for row in rows_of(two_textures, name):
+            if row["index"] == 0:
+                expected.append(f"{row['key']}.{row['image_ext']}")
+            expected.append(f"{row['key']}.texture{row['index']}.{row['texture_ext']}")
+            if row["index"] == 1:
+                expected += [f"{row['key']}.{ext}" for ext in ("cls", "json")]
+        assert listed.stdout.splitlines() == expected
+        assert listed.stderr == ""
