@@ -28,6 +28,7 @@ class Entry:
     splits : names that `split` may take; empty when the source has no splits.
     default_split : what split=None means.
     needs_root : whether it reads files under `root`.
+    urls : whether `root` may also be a URL or a pattern of names, which it then gets as it was written.
     official : whether those files are a benchmark's, with checksums and a place to download them from.
     options : names of further keyword arguments.
     """
@@ -36,6 +37,7 @@ class Entry:
     splits: tuple[str, ...] = ()
     default_split: str | None = None
     needs_root: bool = False
+    urls: bool = False
     official: bool = False
     options: tuple[str, ...] = ()
 
@@ -68,7 +70,15 @@ SOURCES: dict[str, Entry] = {
         needs_root=True,
         official=True,
     ),
+    "imagenet100": Entry(
+        "imagenet100:ImageNet100",
+        splits=("train", "val"),
+        default_split="train",
+        needs_root=True,
+        options=("classes",),
+    ),
     "folder": Entry("folder:Folder", needs_root=True),
+    "webdataset": Entry("webdataset:WebDataset", needs_root=True, urls=True, options=("image", "classes")),
 }
 
 
@@ -83,7 +93,7 @@ def open_source(
 ) -> Source:
     """Open the source `name`; every mistake in the arguments or the files is a UserError of one sentence.
 
-    root : the folder that holds (or, with download, will hold) the files.
+    root : the folder that holds (or, with download, will hold) the files; for `webdataset` also a URL or a pattern.
     split : None takes the source's default.
     size : give images of size x size (`resize.fit_square`; `shapes` draws them so); None keeps the source's own.
     download : fetch a benchmark's official archive when its files are missing or damaged.
@@ -103,7 +113,7 @@ def open_source(
     if entry.needs_root:
         if root is None:
             raise UserError(f"data set '{name}' reads files: say with --root where they are")
-        arguments["root"] = Path(root)
+        arguments["root"] = str(root) if entry.urls else Path(root)  # Path makes s3:/bucket of s3://bucket
     if entry.official:
         arguments.update(download=download, check=check)
     module, cls = entry.place.split(":")

@@ -1,4 +1,4 @@
-"""One way to bring any image to a square of a given side."""
+"""One way to bring any image to a square of a given side, and one to make a large image smaller."""
 
 from dataclasses import replace
 
@@ -23,6 +23,15 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
         return image
     method = cv2.INTER_AREA if short > size else cv2.INTER_CUBIC
     return cv2.resize(image, (size, size), interpolation=method)
+
+
+def shrink_short(image: np.ndarray, short: int) -> np.ndarray:
+    """Scale down so that the short side is `short`, aspect kept; an image no larger than that is returned as it is."""
+    height, width = image.shape[:2]
+    scale = short / min(height, width)
+    if scale >= 1:
+        return image
+    return cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
 
 
 def fit_item(item: Item, size: int) -> Item:

@@ -30,7 +30,7 @@ def test_importing_the_room_loads_no_source_and_no_image_library() -> None:
         "('cv2', 'PIL', 'skimage', 'torch', 'numba', 'pooch')], list(s.SOURCES))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "[] ['shapes', 'cifar10', 'cifar100', 'stl10', 'folder']\n"
+    assert out == "[] ['shapes', 'cifar10', 'cifar100', 'stl10', 'imagenet100', 'folder', 'webdataset']\n"
 
 
 @pytest.mark.parametrize(
