@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
         sets = [text for key, value in journey.runs[name].items() for text in ("--set", f"{key}={json.dumps(value)}")]
         place = ["--shards", str(shards["train"]), "--device", device]
         commands.call(mark, "sacl-train", "--out", str(run_dir), *place, *sets)
+        if not _is_trained(run_dir):
+            raise KeyboardInterrupt  # it was asked to stop, has saved its state, and ended well
         figures = {}
         for probe, options in journey.probes.items():
             tests = [text for test in journey.tests for text in ("--test-shards", str(shards[test]))]
@@ -86,6 +89,12 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     with ThreadPoolExecutor(jobs) as pool:
         results = dict(zip(journey.runs, pool.map(train_and_evaluate, journey.runs), strict=True))
     return write_report(out, journey, results, [(line, commands.times[line]) for line in commands.lines])
+
+
+def _is_trained(run_dir: Path) -> bool:
+    epochs = tomllib.loads((run_dir / "config.toml").read_text())["epochs"]
+    metrics = run_dir / "metrics.jsonl"
+    return (len(metrics.read_text().splitlines()) if metrics.is_file() else 0) >= epochs
 
 
 def _flags(options: dict[str, Any]) -> list[str]:

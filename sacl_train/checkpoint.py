@@ -1,27 +1,52 @@
-"""Checkpoints: written whole or not at all, read without unpickling code."""
+"""Checkpoints: written whole or not at all, read without unpickling code.
 
+RUN/checkpoint-00001200.pt is of step 1200. The newest few are kept, and best.pt, a copy of that of the best kNN score.
+"""
+
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from texturegen.console import warn
 from texturegen.errors import UserError
 from texturegen.files import write_atomically
 
-NAME = "checkpoint.pt"
+BEST = "best.pt"
+NAME = re.compile(r"checkpoint-(\d+)\.pt")
 
 
-def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
-    """Write RUN/checkpoint.pt; OSError (a full disk, say) leaves the one before in place."""
-    write_atomically(run / NAME, lambda f: torch.save(state, f))
+def save_checkpoint(run: Path, state: dict[str, Any], keep: int = 2, best: bool = False) -> None:
+    """Write the checkpoint of `state["step"]`, then remove all but the newest `keep`; write best.pt too if asked.
+
+    OSError (a full disk, say) leaves those before in place.
+    """
+    write_atomically(run / f"checkpoint-{state['step']:08d}.pt", lambda f: torch.save(state, f))
+    if best:
+        write_atomically(run / BEST, lambda f: torch.save(state, f))
+    for path in list_checkpoints(run)[keep:]:
+        path.unlink()
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, newest first."""
+    found = [(int(match[1]), path) for path in run.glob("checkpoint-*.pt") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def load_checkpoint(run: Path) -> dict[str, Any] | None:
-    """The run's checkpoint with its tensors on the CPU, None where there is none; UserError when it is damaged."""
-    path = run / NAME
-    if not path.is_file():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for one fact: these bytes are no checkpoint
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); remove it to start again") from None
+    """The run's newest checkpoint that can be read, its tensors on the CPU; None where there is none.
+
+    Warns of a damaged one. Raises UserError when all are.
+    """
+    paths = list_checkpoints(run)
+    for path in paths:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for one fact: these bytes are no checkpoint
+            damage = f"{path}: cannot be read ({type(error).__name__})"
+            if path == paths[-1]:
+                raise UserError(f"{damage}, nor is there another; remove it to start again") from None
+            warn(f"{damage}; taking the one before")
+    return None

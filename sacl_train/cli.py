@@ -1,6 +1,7 @@
 """The `sacl-train` and `sacl-eval` commands. torch is imported when the work begins: `--help` answers at once."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,21 @@ HELP = {"help_option_names": ["-h", "--help"]}
 @click.option("--seed", type=int, help="[default: 0]")
 @click.version_option(__version__)
 def train_main(shards: Path, out: Path, config: Path | None, settings: dict[str, Any], **flags: Any) -> None:
-    """Train an encoder on shards. Run the same command again to go on at the last finished epoch.
+    """Train an encoder on shards. Run the same command again to go on where it was.
+
+    Ctrl-C and SIGTERM save a checkpoint at the next step and end with status 0.
 
     Settings come from their defaults, --config, --set and the flags, the later ones winning.
     """
     from sacl_train.config import load_config
-    from sacl_train.loop import train
+    from sacl_train.loop import Stopped, train
 
     given = {key: value for key, value in flags.items() if value is not None}
-    rows = train(load_config(config, {**settings, **given}), shards, out)
+    try:
+        rows = train(load_config(config, {**settings, **given}), shards, out)
+    except Stopped as stopped:
+        print(f"{out}: {stopped}; to go on: {shlex.join(['sacl-train', *sys.argv[1:]])}")
+        return
     if not rows:
         print(f"{out}: an untrained encoder")
         return

@@ -53,9 +53,12 @@ class Config:
     channels_last: bool = True
     threads: int = 2  # that decode images
     cache_gb: float = 4.0  # decoded images kept in memory, if all fit
+    save_every: int = 1000  # steps from one checkpoint to the next; there is one after every epoch too
+    keep: int = 2  # newest checkpoints; best.pt beside them is of the best kNN score
 
     def __post_init__(self) -> None:
         least = {"epochs": 0, "batch_size": 2, "knn_every": 0, "threads": 1, "seed": 0, "cache_gb": 0}
+        least |= {"save_every": 1, "keep": 1}
         least |= {"sgd_momentum": 0, "weight_decay": 0, "degrees": 0, "shift": 0}
         for key, bound in least.items():
             if getattr(self, key) < bound:

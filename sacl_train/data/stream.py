@@ -19,7 +19,7 @@ class Stream:
 
     A batch is a dict: `image` uint8 (N, 3, H, W); `texture` uint8 (N, K, 3, H, W) when textures are asked for; `index`
     int64 (N,), numbers of the samples in the shards. The order of epoch e depends on (seed, e) only, so a run goes on
-    at any epoch with the batches it would have had.
+    at any batch with those it would have had.
     Images are decoded once and kept as uint8 where all of them fit into `cache_gb`, else on every use.
 
     Raises UserError when the images are of different sizes, or textures are asked for and there are none.
@@ -42,11 +42,14 @@ class Stream:
             self._cache = np.empty((len(shards), *self._shape), np.uint8)
             self._cached = np.zeros(len(shards), bool)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The whole batches of epoch `number`, in its own order; the remainder is left for other epochs."""
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """The whole batches of epoch `number` in its own order, without the first `skip`.
+
+        The remainder is left for other epochs.
+        """
         order = np.random.default_rng([self.seed, number]).permutation(len(self.shards))
         whole = len(order) // self.batch_size * self.batch_size
-        return self._batches(order[:whole])
+        return self._batches(order[skip * self.batch_size : whole])
 
     def in_order(self, indices: np.ndarray | None = None) -> Iterator[Batch]:
         """Every sample once, in the order of `indices` (the shards' own by default); the last batch may be smaller."""

@@ -2,6 +2,11 @@
 
 import csv
 import json
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -75,9 +80,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(), shapes_shards, tmp_path)
-    before = (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
     assert len(train(tiny(), shapes_shards, tmp_path)) == 3
-    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == before
+    assert sorted(path.name for path in before) == ["best.pt", "checkpoint-00000008.pt", "checkpoint-00000012.pt"]
 
 
 def test_another_run_in_the_directory_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
@@ -167,7 +173,7 @@ def test_weights_that_the_last_step_destroyed_are_not_saved(
 
     monkeypatch.setattr(SACL, "after_step", destroy)
     with pytest.raises(
-        UserError, match=r"epoch 2: weights are no longer finite; the last good checkpoint is of epoch 1"
+        UserError, match=r"after step 8 weights are no longer finite; the last good checkpoint is of step 4"
     ):
         train(tiny(), shapes_shards, tmp_path)
     state = load_checkpoint(tmp_path)
@@ -191,9 +197,56 @@ def test_images_that_are_not_square_train_where_the_grid_fits(
 
 def test_a_damaged_checkpoint_is_named(shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(epochs=0), shapes_shards, tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(UserError, match=r"checkpoint.pt: cannot be read"):
+    (tmp_path / "checkpoint-00000000.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match=r"checkpoint-00000000.pt: cannot be read"):
         train(tiny(epochs=0), shapes_shards, tmp_path)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = train(tiny(), shapes_shards, tmp_path)
+    newest = tmp_path / "checkpoint-00000012.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert deterministic(train(tiny(), shapes_shards, tmp_path)) == deterministic(whole)
+    assert "checkpoint-00000012.pt: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_ends_with_the_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "epochs": 12, "save_every": 1, "knn_every": 0}
+    sets = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
+    program = "import torch; torch.set_num_threads(1); from sacl_train.cli import train_main; train_main()"
+    command = [sys.executable, "-c", program, "--shards", str(shapes_shards), *sets, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    waits, kills = random.Random(0), 0
+    for _ in range(20):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        there = len(list((tmp_path / "killed").glob("*.pt")))
+        newest = max((tmp_path / "killed").glob("*.pt"), default=None)
+        while process.poll() is None and max((tmp_path / "killed").glob("*.pt"), default=None) == newest:
+            time.sleep(0.01)
+        time.sleep(waits.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        sent = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
+        process.send_signal(sent)
+        stdout = process.communicate()[0].decode()
+        assert process.returncode == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
+        assert sent == signal.SIGKILL or "to go on: sacl-train" in stdout or there == 48
+        kills += 1
+    assert kills >= 3
+    done = subprocess.run([*command, str(tmp_path / "killed")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole, killed = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
+    assert whole is not None
+    assert killed is not None
+    assert deterministic(killed["metrics"]) == deterministic(whole["metrics"])
+    for part in ("method", "optimizer"):
+        ours, theirs = (torch.utils._pytree.tree_leaves(state[part]) for state in (whole, killed))
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
 
 
 def test_unlabelled_images_train_without_a_knn_score(image_folder: Path, tmp_path: Path) -> None:
