@@ -44,6 +44,8 @@ class Config:
     epochs: int = 200
     batch_size: int = 128
     lr: float = 0.1
+    warmup_epochs: float = 0.0  # of rising lr, within `epochs`
+    clip: float | None = None  # largest norm of all gradients together
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     # the run
@@ -65,6 +67,10 @@ class Config:
                 raise UserError(f"{key} is {getattr(self, key)}; it must be at least {bound}")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise UserError(f"warmup_epochs is {self.warmup_epochs}; it must be between 0 and epochs, {self.epochs}")
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(f"clip is {self.clip}; it must be above 0, or none")
         if self.lr <= 0:
             raise UserError(f"lr is {self.lr}; it must be above 0")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

@@ -52,12 +52,14 @@ class Epoch:
     number : of the epoch, from 0.
     batches : done so far.
     seconds : of wall time spent on them.
+    waited : of these, waiting for the batch; `data_wait` in the metrics is its share.
     sums : of each statistic, over the batches.
     """
 
     number: int
     batches: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
 
 
@@ -181,10 +183,12 @@ def _train_epoch(
     """Do what is left of an epoch, counting in `now`; return its row of metrics."""
     method.train()
     epoch = now.number
+    warmup = round(config.warmup_epochs * steps)
     begin = time.monotonic()
     for batch in stream.epoch(epoch, skip=now.batches):
+        now.waited += time.monotonic() - begin
         step = epoch * steps + now.batches
-        lr = cosine_lr(step, config.epochs * steps, config.lr)
+        lr = cosine_lr(step, config.epochs * steps, config.lr, warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr
         # The views depend on (seed, step) alone: a resumed run draws what the uninterrupted one would have.
@@ -202,6 +206,8 @@ def _train_epoch(
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_((p for p in method.parameters() if p.grad is not None), config.clip)
         optimizer.step()
         method.after_step()
         for name, stat in stats.items():

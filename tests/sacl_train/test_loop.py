@@ -34,7 +34,8 @@ def tiny(**changes: object) -> Config:
 
 
 def deterministic(rows: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "samples_per_second"} for row in rows]
+    timings = ("samples_per_second", "data_wait")
+    return [{name: value for name, value in row.items() if name not in timings} for row in rows]
 
 
 def test_a_run_writes_what_it_says(shapes_shards: Path, tmp_path: Path) -> None:
@@ -262,6 +263,26 @@ def test_the_rate_falls_along_half_a_cosine() -> None:
     assert rates[50] == pytest.approx(0.2)
     assert rates[99] == pytest.approx(0.4 * 0.000246719, rel=1e-4)
     assert rates == sorted(rates, reverse=True)
+
+
+def test_the_rate_rises_to_its_base_and_then_falls() -> None:
+    rates = [cosine_lr(step, 100, 0.4, 20) for step in range(100)]
+    assert rates[:20] == pytest.approx([0.02 * (step + 1) for step in range(20)])
+    assert rates[20] == 0.4
+    assert rates[60] == pytest.approx(0.2)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_clipped_gradients_move_the_weights_less(shapes_shards: Path, tmp_path: Path) -> None:
+    def moved(**changes: object) -> float:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        train(tiny(epochs=1, batch_size=64, weight_decay=0, **changes), shapes_shards, out)
+        before, after = (torch.load(path, weights_only=True)["method"] for path in sorted(out.glob("checkpoint-*.pt")))
+        name = "encoder.conv1.weight" if "encoder.conv1.weight" in before else next(n for n in before if "weight" in n)
+        return float((after[name] - before[name]).norm())
+
+    assert 0 < moved(clip=1e-3) <= 1.1e-4  # one step of lr 0.1
+    assert moved() > 1e-3
 
 
 def test_the_optimizer_leaves_the_target_alone() -> None:
