@@ -23,6 +23,8 @@ TOO_LARGE = f"the image has more than the limit of {MAX_PIXELS // 10**6} million
 
 EXIF_ORIENTATION = 0x0112
 PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER = PNG_START + b"\0\0\0\rIHDR"
+PNG_SIZE = struct.Struct(">II").unpack_from
 
 # No others: Pillow knows formats that start outside programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -30,7 +32,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # What shards are written in, and the extension of each.
 ENCODINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 # benchmarks/shards.py measures them. PNG as OpenCV does it by itself (level 1, run lengths, the filter Sub): other
-# filters and levels save up to 15 % of the bytes and take 10 to 700 % more time to write. WebP above 100 is without loss.
+# filters and levels save up to 15 % of the bytes and take 10 to 700 % more time to write. WebP above 100: without loss.
 # JPEG 4:4:4: textures have much of their structure in colour.
 OPTIONS = {
     "png": [],
@@ -54,7 +56,7 @@ def decode_image(data: bytes) -> np.ndarray:
     grey, palette, 1-bit and CMYK become RGB; alpha is dropped, as torchvision's ImageFolder does; of an animation the
     first frame is taken.
     """
-    if data[:8] == PNG_START and data[12:16] == b"IHDR" and len(data) >= 24:
+    if data[:16] == PNG_HEADER and len(data) >= 24:
         return _decode_png(data)
     if (size := _webp_size(data) or _jpeg_size(data)) is not None:
         return _decode_known(data, size)
@@ -72,6 +74,8 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def decode_member(data: bytes) -> np.ndarray:
     """As `decode_image`, but of the types that shards hold, PNG, JPEG and WebP, and no other; the bytes decide."""
+    if data[:16] == PNG_HEADER and len(data) >= 24:
+        return _decode_png(data)
     if data[:8] != PNG_START and data[:2] != b"\xff\xd8" and (data[:4], data[8:12]) != (b"RIFF", b"WEBP"):
         raise UserError("the bytes are neither a PNG nor a JPEG nor a WebP; not decoded")
     return decode_image(data)
@@ -124,7 +128,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def _decode_png(data: bytes) -> np.ndarray:
     """The way of nearly every member of a shard: without Pillow's look at the header, which takes as long again."""
-    width, height = struct.unpack_from(">II", data, 16)
+    width, height = PNG_SIZE(data, 16)
     if width * height > MAX_PIXELS:
         raise UserError(TOO_LARGE)
     # OpenCV finds this too, but libpng then writes to stderr by itself. From the end: there it nearly always is.

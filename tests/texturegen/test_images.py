@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from texturegen.errors import UserError
-from texturegen.images import decode_image
+from texturegen.images import ENCODINGS, decode_image, decode_member, encode_image
 
 Encode = Callable[..., bytes]
 
@@ -120,3 +120,48 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     with pytest.raises(UserError, match="more than the limit of 89 million pixels"):
         decode_image(png)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("shape", [(300, 451), (1, 1), (5, 64)])
+def test_encodings_come_back(photo: np.ndarray, encoding: str, shape: tuple[int, int]) -> None:
+    picture = np.ascontiguousarray(photo[: shape[0], : shape[1]])
+    data = encode_image(picture, encoding)
+    assert data == encode_image(picture.copy(), encoding)
+    assert Image.open(io.BytesIO(data)).format == encoding.upper()
+    image = decode_member(data)
+    if encoding == "jpeg":
+        assert np.abs(image.astype(int) - picture).mean() < 3
+        assert Image.open(io.BytesIO(data)).layer[0][1:3] == (1, 1)  # 4:4:4
+    else:
+        np.testing.assert_array_equal(image, picture)
+        np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(data))), picture)
+
+
+def test_lossless_encodings_keep_noise_and_flat_colours() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (33, 65, 3), dtype=np.uint8)
+    for picture in (noise, np.full((32, 32, 3), (255, 0, 3), np.uint8)):
+        for encoding in ("png", "webp"):
+            np.testing.assert_array_equal(decode_image(encode_image(picture, encoding)), picture)
+
+
+def test_a_bomb_is_refused_by_its_header_whatever_its_type(encode: Encode) -> None:
+    jpeg, webp = bytearray(encode("RGB", "JPEG")), bytearray(encode("RGB", "WEBP"))
+    lossless = bytearray(encode("RGB", "WEBP", lossless=True))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
+    assert webp[12:16] == b"VP8 "
+    webp[26:30] = struct.pack("<HH", 16_000, 16_000)
+    assert lossless[12:16] == b"VP8L"
+    lossless[21:25] = (15_999 | 15_999 << 14).to_bytes(4, "little")
+    for data in (jpeg, webp, lossless):
+        with pytest.raises(UserError, match="more than the limit of 89 million pixels"):
+            decode_image(bytes(data))
+
+
+@pytest.mark.parametrize("format_", ["BMP", "TIFF", "GIF", "PPM"])
+def test_shards_hold_no_other_types(encode: Encode, format_: str) -> None:
+    data = encode("P" if format_ == "GIF" else "RGB", format_)
+    assert decode_image(data).shape == (300, 451, 3)
+    with pytest.raises(UserError, match="neither a PNG nor a JPEG nor a WebP"):
+        decode_member(data)

@@ -82,14 +82,14 @@ class Sample:
     def image(self) -> np.ndarray:
         """uint8 (H, W, 3), RGB, decoded once. UserError when the bytes are damaged."""
         if self._image is None:
-            self._image = self._decode(self.image_bytes, "image")
+            self._image = self._decode(0)
         return self._image
 
     @property
     def textures(self) -> np.ndarray:
         """uint8 (K, H, W, 3), RGB, decoded once; K = 0 for shards built with `--per-image 0`."""
         if self._textures is None:
-            found = [self._decode(data, f"texture{i}") for i, data in enumerate(self.texture_bytes)]
+            found = [self._decode(i) for i in range(1, self._rows.stride // 2)]
             if len(found) == 1:
                 self._textures = found[0][None]
             elif found:
@@ -98,20 +98,24 @@ class Sample:
                 self._textures = np.empty((0, *self.image.shape), np.uint8)
         return self._textures
 
-    def _decode(self, data: bytes, member: str) -> np.ndarray:
+    def _decode(self, member: int) -> np.ndarray:
+        """The image (member 0) or a texture (1 ...)."""
         rows, row = self._rows, self._row
+        at = row * rows.stride + 2 * member
+        data = self._store.read(rows.number[row], rows.place[at], rows.place[at + 1])
         try:
             image = decode_member(data)
         except UserError as error:
             raise self._fault(member, str(error)) from None
-        height, width, _ = image.shape
-        if height != rows.height[row] or width != rows.width[row]:
-            fault = f"{width}x{height} pixels, the manifest says {rows.width[row]}x{rows.height[row]}"
-            raise self._fault(member, fault)
+        shape = rows.height[row], rows.width[row], 3
+        if image.shape != shape:
+            height, width, _ = image.shape
+            raise self._fault(member, f"{width}x{height} pixels, the manifest says {shape[1]}x{shape[0]}")
         return image
 
-    def _fault(self, member: str, fault: str) -> UserError:
-        return UserError(f"{self.shard}: {self.key}: {member}: {fault}; `texturegen verify` lists all damage")
+    def _fault(self, member: int, fault: str) -> UserError:
+        name = f"texture{member - 1}" if member else "image"
+        return UserError(f"{self.shard}: {self.key}: {name}: {fault}; `texturegen verify` lists all damage")
 
     def __repr__(self) -> str:
         return f"Sample(key={self.key!r}, label={self.label}, shard={self.shard!r})"

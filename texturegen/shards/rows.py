@@ -125,7 +125,6 @@ def check_rows(table: pa.Table, build: dict[str, Any], name: str, files: list[st
     check.fine(pc.less_equal(pc.binary_length(table["key"]), KEY_LENGTH), "is longer than a key may be")
 
     numbers = check.shards([shard["name"] for shard in build["shards"]])
-    check.adjacent(per_sample, textures, numbers)
     bounds = np.array([shard["bytes"] for shard in build["shards"]], np.int64)[numbers]
     for side in sides:
         known = pc.is_in(table[f"{side}_ext"], value_set=pa.array(IMAGE_EXTENSIONS))
@@ -133,6 +132,7 @@ def check_rows(table: pa.Table, build: dict[str, Any], name: str, files: list[st
         check.inside(_numbers(table, f"{side}_offset"), _numbers(table, f"{side}_size"), bounds, side)
     for side in ("width", "height"):
         check.fine(pc.greater(table[side], 0), f"{side} is not positive")
+    check.adjacent(per_sample, textures, numbers)
 
     # The rows of a sample are adjacent: the image's columns stand in the first, a texture in each.
     first = table.take(np.arange(0, len(table), per_sample)) if per_sample > 1 else table
