@@ -127,7 +127,7 @@ def build(
 
     if ray_address is not None and engine != "ray":
         fail(f"--ray-address is for --engine ray, but the engine is {engine}")
-    options = {"address": ray_address, "directory": out} if engine == "ray" else {}
+    options = {"address": ray_address} if engine == "ray" else {}
     workers = workers or (0 if engine == "ray" else count_cpus())  # 0: as many as the cluster can use
     try:
         result = building.build(

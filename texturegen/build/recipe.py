@@ -15,6 +15,9 @@ from texturegen.shards.schema import FORMAT
 from texturegen.sources import Source, open_source
 from texturegen.texture import resolve_settings
 
+# Packages that decide bytes; recorded, so that a difference between two machines can be explained.
+RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -19,15 +19,13 @@ import pyarrow.parquet as pq
 from texturegen.build.engine import ATTEMPTS, ENGINES, Lost
 from texturegen.build.job import STAGES, run_job, try_first
 from texturegen.build.lock import take
-from texturegen.build.recipe import Plan, Recipe, make_plan
+from texturegen.build.recipe import RECORDED, Plan, Recipe, make_plan
 from texturegen.errors import UserError, nearest
 from texturegen.files import write_atomically, write_json
 from texturegen.shards.reader import check_size
 from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA, PARTS
 
 RECIPE = "recipe.json"
-# Packages that decide bytes; recorded, so that a difference between two machines can be explained.
-RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 
 Progress = Callable[[int, int], object]
 StartProgress = Callable[[int, int], Progress]
@@ -96,7 +94,10 @@ def build(
         if part is not None:
             locks.enter_context(take(out / PARTS / f"lock-{numbers.start}-{numbers.stop}"))
         _remove_leftovers(out, None if part is None else numbers)
-        run = partial(ENGINES[engine], workers=workers, **(engine_options or {}))
+        options = dict(engine_options or {})
+        if engine == "ray":
+            options["directory"] = out / PARTS  # every node must see it
+        run = partial(ENGINES[engine], workers=workers, **options)
         try:
             _make(plan, numbers, out, root, run, progress)
         finally:
