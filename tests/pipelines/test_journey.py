@@ -38,7 +38,7 @@ def test_a_journey_ends_with_a_report_and_can_be_run_again(tmp_path: Path) -> No
         if line.startswith("!["):
             assert (tmp_path / line.split("(")[1].rstrip(")")).is_file()
     before = {p: p.stat().st_mtime_ns for p in [*tmp_path.rglob("*.tar"), *tmp_path.rglob("checkpoint-*.pt")]}
-    assert len(before) == 6
+    assert len(before) == 8
     run(load_recipe("shapes", TINY), tmp_path, device="cpu", jobs=2)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 

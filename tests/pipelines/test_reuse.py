@@ -1,0 +1,140 @@
+"""The programs of pipelines/reuse run, heed the textures, and are what docs/reuse.md says."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ROOT / "pipelines" / "reuse"
+TRAINERS = ("moco", "simclr", "byol")
+
+
+def run(name: str, *arguments: str, cache: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"pipelines.reuse.{name}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_program_trains_for_some_steps(name: str, shapes_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "encoder.pt"
+    sizes = ("--batch-size", "16", "--steps", "2", "--device", "cpu")
+    done = run(name, "--shards", str(shapes_shards), *sizes, "--out", str(out), cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    losses = [float(text) for text in re.findall(r"loss (\S+)", done.stdout)]
+    assert len(losses) >= 2
+    assert all(0 < loss < 20 for loss in losses)
+    saved = torch.load(out, weights_only=True)
+    names = saved.get("encoder", saved).keys()
+    assert "layer4.1.conv2.weight" in names  # a torchvision resnet18
+
+
+@pytest.mark.parametrize("name", ["simclr", "hf_datasets"])
+def test_some_programs_know_nothing_of_this_project(name: str) -> None:
+    for node in ast.walk(ast.parse((PROGRAMS / f"{name}.py").read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not any(n.split(".")[0] in ("texturegen", "sacl_train", "pipelines") for n in names)
+
+
+def test_the_programs_are_short() -> None:
+    programs = sorted(PROGRAMS.glob("[a-z]*.py"))
+    assert len(programs) == 4
+    for path in programs:
+        assert len(path.read_text().splitlines()) <= 150, path
+
+
+def test_moco_loss_has_the_own_texture_as_one_more_negative() -> None:
+    from pipelines.reuse.moco import moco_loss
+
+    rows = torch.nn.functional.normalize(torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)), dim=2)
+    q, k, t, queue = rows
+    for alpha in (1.0, 2.0):
+        expected = 0.0
+        for i in range(5):
+            own = torch.exp(q[i] @ k[i] / 0.2)
+            others = sum(torch.exp(q[i] @ key / 0.2) for key in queue) + torch.exp(alpha * (q[i] @ t[i]) / 0.2)
+            expected -= float(torch.log(own / (own + others))) / 5
+        assert float(moco_loss(q, k, t, queue, 0.2, alpha)) == pytest.approx(expected, rel=1e-5)
+    assert moco_loss(q, k, None, queue, 0.2, 2.0) < moco_loss(q, k, t, queue, 0.2, 2.0)
+
+
+def test_the_queue_is_in_the_checkpoint_and_takes_the_newest_keys() -> None:
+    from pipelines.reuse.moco import MoCo
+
+    net = MoCo(dim=4, queue=6, small=True)
+    keys = torch.arange(8.0).reshape(2, 4)
+    before = net.queue.clone()
+    net.enqueue(keys)
+    assert torch.equal(net.state_dict()["queue"], torch.cat([keys, before[:4]]))
+
+
+def test_simclr_loss_has_the_own_texture_as_one_more_negative() -> None:
+    from pipelines.reuse.simclr import nt_xent
+
+    z1, z2, t = torch.nn.functional.normalize(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1)), dim=2)
+    z, own = torch.cat([z1, z2]), torch.cat([t, t])
+    expected = 0.0
+    for i in range(8):
+        terms = [torch.exp(z[i] @ z[j] / 0.5) for j in range(8) if j != i] + [torch.exp(2 * (z[i] @ own[i]) / 0.5)]
+        expected -= float(torch.log(torch.exp(z[i] @ z[(i + 4) % 8] / 0.5) / sum(terms))) / 8
+    assert float(nt_xent(z1, z2, t, 0.5, 2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_byols_textures_repel_where_they_are_near() -> None:
+    from pipelines.reuse.byol import byol_loss
+
+    p, z = torch.eye(4)[:2], torch.eye(4)[:2]
+    assert float(byol_loss(p, z, None, 1.0, 0.0)) == pytest.approx(0)
+    assert float(byol_loss(p, z, p, 0.5, 0.2)) == pytest.approx(0.4)
+    assert float(byol_loss(p, z, -p, 0.5, 0.2)) == pytest.approx(0)
+
+
+@pytest.mark.slow
+def test_hugging_face_reads_every_sample(shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from pipelines.reuse.hf_datasets import collate, load
+    from texturegen import open_shards
+
+    data = load(shapes_shards, tmp_path)
+    shards = open_shards(shapes_shards)
+    assert list(data["key"]) == shards.keys
+    batch = collate([data[i] for i in (0, 63)])
+    for place, number in enumerate((0, 63)):
+        sample = shards[number]
+        assert torch.equal(batch["image"][place], torch.from_numpy(sample.image).permute(2, 0, 1))
+        assert torch.equal(batch["texture"][place], torch.from_numpy(sample.textures[0]).permute(2, 0, 1))
+        assert int(batch["label"][place]) == sample.label
+
+
+@pytest.mark.parametrize("name", [*TRAINERS, "hf_datasets"])
+def test_mistakes_end_in_one_sentence(
+    name: str, shapes_test_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    main = importlib.import_module(f"pipelines.reuse.{name}").main
+    cache = ["--cache", str(tmp_path)] if name == "hf_datasets" else []
+    for directory, said in ((tmp_path / "none", "no shards"), (shapes_test_shards, "no textures")):
+        with pytest.raises(SystemExit) as ended:
+            main(["--shards", str(directory), *cache])
+        assert ended.value.code  # a sentence, which Python prints and exits with 1, or the 1 itself
+        assert said in f"{ended.value.code} {capsys.readouterr().err}"
+
+
+def test_the_lines_in_the_docs_are_those_of_the_programs() -> None:
+    text = (ROOT / "docs" / "reuse.md").read_text()
+    sections = re.findall(r"## .*?`(\w+\.py)`.*?```python\n(.*?)```", text, flags=re.DOTALL)
+    assert sorted(name for name, _ in sections) == ["byol.py", "hf_datasets.py", "moco.py", "simclr.py"]
+    for name, snippet in sections:
+        program = {line.strip() for line in (PROGRAMS / name).read_text().splitlines()}
+        lines = [line.strip() for line in snippet.splitlines() if line.strip()]
+        assert len(lines) >= 3
+        assert [line for line in lines if line not in program] == [], name
