@@ -19,6 +19,16 @@ from texturegen.errors import UserError, nearest
 
 KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "texture_source": ("shards", "patch-shuffle", "both"),
+    "texture_draw": ("one", "all"),
+    "order": ("global", "shards"),
+    "remainder": ("drop", "wrap"),
+    "optimizer": ("sgd", "lars"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "cache": ("auto", "ram", "none"),
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -31,6 +41,7 @@ class Config:
     stem: str = "auto"  # imagenet, cifar, cifar-stride2; auto: cifar up to 64 px
     attention: str = "se"  # se, none
     width: int | None = None  # of the first stage, CIFAR family only
+    checkpointing: bool = False  # computes activations again in the backward pass instead of keeping them
     # the views
     weak: str = "geometric"  # geometric, mocov2, colour-geometric, none
     crop_scale: tuple[float, float] = (0.2, 1.0)  # smallest and largest area of a crop, of the image's
@@ -40,9 +51,19 @@ class Config:
     grey: float = 0.2  # probability
     mean: tuple[float, ...] | None = None  # per channel, 0..1; measured on the shards when not given
     std: tuple[float, ...] | None = None
+    # the textures, where the method's texture_role has any
+    texture_source: str = "shards"  # shards, patch-shuffle (made on the device, needs none), both
+    texture_draw: str = "one"  # of the K textures of an image: one, drawn anew each epoch, or all
+    shuffle_cells: tuple[float, float] = (0.07, 0.32)  # smallest and largest cell of patch-shuffle, of the image's side
+    # the order
+    order: str = "global"  # global: all samples shuffled; shards: shard after shard, through a buffer
+    shuffle_buffer: int = 4096  # samples, of order shards
+    remainder: str = "drop"  # of an epoch's samples, less than a batch: drop, or wrap to the epoch's beginning
     # the optimisation
+    optimizer: str = "sgd"  # sgd, lars
     epochs: int = 200
-    batch_size: int = 128
+    batch_size: int = 128  # of all processes together
+    accumulate: int = 1  # pieces that a batch is done in, one after the other; each is contrasted with itself only
     lr: float = 0.1
     warmup_epochs: float = 0.0  # of rising lr, within `epochs`
     clip: float | None = None  # largest norm of all gradients together
@@ -52,19 +73,34 @@ class Config:
     seed: int = 0
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto: cuda where there is one
     knn_every: int = 5  # epochs; 0: never
+    precision: str = "fp32"  # fp32, bf16, fp16: of the forward pass (autocast)
+    tf32: bool = True  # for fp32 on CUDA
     channels_last: bool = True
+    compile: bool = False  # the networks, by torch.compile
+    deterministic: bool = False  # the same bits on every run on CUDA too; slower
     threads: int = 2  # that decode images
-    cache_gb: float = 4.0  # decoded images kept in memory, if all fit
+    cache: str = "auto"  # decoded images in memory: ram, none, or auto: if all fit into cache_gb
+    cache_gb: float = 4.0
+    bad_share: float = 0.01  # of the samples that may be damaged before the run stops
+    log_every: int = 50  # steps from one line of steps.jsonl to the next; 0: none
+    tensorboard: bool = False
     save_every: int = 1000  # steps from one checkpoint to the next; there is one after every epoch too
     keep: int = 2  # newest checkpoints; best.pt beside them is of the best kNN score
 
     def __post_init__(self) -> None:
         least = {"epochs": 0, "batch_size": 2, "knn_every": 0, "threads": 1, "seed": 0, "cache_gb": 0}
-        least |= {"save_every": 1, "keep": 1}
+        least |= {"save_every": 1, "keep": 1, "accumulate": 1, "shuffle_buffer": 1, "log_every": 0, "bad_share": 0}
         least |= {"sgd_momentum": 0, "weight_decay": 0, "degrees": 0, "shift": 0}
         for key, bound in least.items():
             if getattr(self, key) < bound:
                 raise UserError(f"{key} is {getattr(self, key)}; it must be at least {bound}")
+        for key, known in CHOICES.items():
+            if (value := getattr(self, key)) not in known:
+                raise UserError(f"unknown {key} '{value}'{nearest(value, known)}; known: {', '.join(known)}")
+        if len(self.shuffle_cells) != 2 or not 0 < self.shuffle_cells[0] <= self.shuffle_cells[1] <= 0.5:
+            raise UserError(
+                f"shuffle_cells is {list(self.shuffle_cells)}; it must be two shares, 0 < smallest <= largest <= 0.5"
+            )
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
         if not 0 <= self.warmup_epochs <= self.epochs:

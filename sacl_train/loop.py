@@ -1,38 +1,36 @@
 """The training loop. It knows no method's insides: batch -> loss, step, `after_step`."""
 
-import csv
-import io
-import json
-import signal
-import threading
+import math
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections import deque
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from sacl_train import distributed
 from sacl_train.checkpoint import load_checkpoint, save_checkpoint
 from sacl_train.config import Config, dump_config
-from sacl_train.data.stream import Stream, channel_statistics
-from sacl_train.evaluate.features import extract_features
-from sacl_train.evaluate.knn import knn_accuracy
+from sacl_train.data.stream import Stream
+from sacl_train.evaluate.quick import quick_knn
 from sacl_train.methods import Method
-from sacl_train.optim import build_sgd, cosine_lr
+from sacl_train.metrics import Board, StepLog, write_rows
+from sacl_train.optim import build_optimizer, cosine_lr
 from sacl_train.report.curves import draw_curves
 from sacl_train.report.sheet import draw_views
-from sacl_train.run import build_method, choose_device, shards_digest
+from sacl_train.run import build_method, choose_device, make_stream, resolve, shards_digest
+from sacl_train.signals import listen
+from sacl_train.step import Stepper, arithmetic, as_numbers, explain_memory
 from texturegen.console import Progress, warn
 from texturegen.errors import UserError
 from texturegen.files import write_atomically
 from texturegen.shards import Shards, open_shards
 
 COLLAPSED = 0.1  # of the embedding_std of evenly spread embeddings
-FREE = ("device", "threads", "cache_gb", "save_every", "keep")  # settings that may differ when a run goes on
-KNN_SAMPLES = 2500  # training images the kNN score looks at: a fifth as queries, the rest as bank
+# Settings that may differ when a run goes on.
+FREE = ("device", "threads", "cache", "cache_gb", "bad_share", "save_every", "keep", "log_every", "tensorboard")
 
 
 class Stopped(Exception):
@@ -66,193 +64,243 @@ class Epoch:
 def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[str, Any]]:
     """Train for `config.epochs` epochs into directory `out`, going on after the last checkpoint that is there.
 
-    A run that went on has the losses and the weights, bit for bit, of one that was never stopped (on a CPU).
-    Writes config.toml, checkpoint-*.pt and best.pt, metrics.csv and metrics.jsonl (a row per epoch), curves.png and
-    sheet.png.
+    A run that went on has the losses and the weights, bit for bit, of one that was never stopped (on a CPU, and on CUDA
+    with `deterministic`). Under torchrun all processes call this; the first writes config.toml, checkpoint-*.pt and
+    best.pt, metrics.csv and metrics.jsonl (a row per epoch), steps.jsonl, curves.png and sheet.png.
     `config.epochs = 0` writes an untrained encoder: the row that every result should be compared with.
 
     Returns the rows of metrics. Raises UserError for a mistake of the user's or a loss that is not finite, and Stopped
-    at the next step after SIGTERM or Ctrl-C.
+    soon after SIGTERM or Ctrl-C.
     """
-    out = Path(out)
     shards = open_shards(shards_dir)
-    stream = Stream(
-        shards,
-        config.batch_size,
-        config.seed,
-        config.method_settings.texture_role != "none",
-        config.threads,
-        config.cache_gb,
-    )
-    if config.batch_size > len(shards):
-        raise UserError(
-            f"batch_size is {config.batch_size}, but {shards.directory} holds {len(shards)} images; "
-            f"set a batch of at most {len(shards)}"
-        )
-    image_size = shards.image_size()
-    device = choose_device(config.device)
-    if config.mean is None or config.std is None:
-        mean, std = channel_statistics(shards)
-        config = replace(config, mean=config.mean or mean, std=config.std or std)
-
-    digest = shards_digest(shards)
-    method = build_method(config, image_size).to(device)
-    if config.channels_last:
-        method = method.to(memory_format=torch.channels_last)
-    optimizer = build_sgd(method, config.lr, config.sgd_momentum, config.weight_decay)
-    rows: list[dict[str, Any]] = []
-    now = Epoch(0)
-    if (state := load_checkpoint(out)) is not None:
-        _refuse_other_run(out, state, config, digest)
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        rows, now = state["metrics"], Epoch(**state["running"])
-        _write_metrics(out, rows)  # a crash may have come between the checkpoint and them
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.toml", dump_config(config))
-    draw_views(out / "sheet.png", shards, method.weak)
-    steps = len(shards) // config.batch_size
-    saved = now.number * steps + now.batches
-
-    def save(now: Epoch, best: bool = False) -> None:
-        nonlocal saved
-        _refuse_broken(method, now.number * steps + now.batches, saved)
-        saved = now.number * steps + now.batches
-        content = {
-            "step": saved,
-            "epoch": len(rows),
-            "running": asdict(now),
-            "method": method.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "metrics": rows,
-            "config": _comparable(config),
-            "shards": digest,
-            "image_size": image_size,
-        }
-        save_checkpoint(out, content, config.keep, best)
-
-    if state is None:
-        save(now)
-    progress = Progress(config.epochs * steps * config.batch_size, "samples", saved * config.batch_size)
-    try:
-        with _listen() as stop:
-            while now.number < config.epochs:
-
-                def after_step(now: Epoch = now) -> None:
-                    if stop.is_set():
-                        save(now)
-                        raise Stopped(saved)
-                    if now.number * steps + now.batches - saved >= config.save_every and now.batches < steps:
-                        save(now)
-
-                row = _train_epoch(method, optimizer, stream, config, now, steps, device, progress, after_step)
-                _refuse_broken(method, (now.number + 1) * steps, saved)
-                best = False
-                if config.knn_every and ((now.number + 1) % config.knn_every == 0 or now.number + 1 == config.epochs):
-                    scores = [other["knn"] for other in rows if other.get("knn") is not None]
-                    row["knn"] = _knn_score(method, shards, config, device)
-                    best = row["knn"] is not None and row["knn"] >= max(scores, default=0)
-                rows.append(row)
-                if row["embedding_std"] < COLLAPSED:
-                    warn(
-                        f"epoch {row['epoch']}: the embeddings have collapsed (their standard deviation is "
-                        f"{row['embedding_std']:.3f} of a spread one's); try a lower lr"
-                    )
-                now = Epoch(now.number + 1)
-                save(now, best)
-                _write_metrics(out, rows)
-    finally:
-        progress.close()
-    if rows:
-        draw_curves(out / "curves.png", rows)
-    return rows
+    config = resolve(config, shards)
+    with arithmetic(config), distributed.joined(choose_device(config.device)) as device:
+        run = _Run(config, shards, Path(out), device)
+        try:
+            return run.train()
+        finally:
+            run.close()
 
 
-def _train_epoch(
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    stream: Stream,
-    config: Config,
-    now: Epoch,
-    steps: int,
-    device: torch.device,
-    progress: Progress,
-    after_step: Callable[[], None],
-) -> dict[str, Any]:
-    """Do what is left of an epoch, counting in `now`; return its row of metrics."""
-    method.train()
-    epoch = now.number
-    warmup = round(config.warmup_epochs * steps)
-    begin = time.monotonic()
-    for batch in stream.epoch(epoch, skip=now.batches):
-        now.waited += time.monotonic() - begin
-        step = epoch * steps + now.batches
-        lr = cosine_lr(step, config.epochs * steps, config.lr, warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        # The views depend on (seed, step) alone: a resumed run draws what the uninterrupted one would have.
-        generator = torch.Generator().manual_seed(
-            np.random.SeedSequence([config.seed, step]).generate_state(1)[0].item()
-        )
-        loss, stats = method(
-            {name: batch[name].to(device) for name in ("image", "texture") if name in batch}, generator
-        )
-        value = loss.item()
-        if not np.isfinite(value):
-            raise UserError(
-                f"step {step} (epoch {epoch + 1}): the loss is {value}; the checkpoints are of earlier steps. "
-                "Try a lower lr, into another --out"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip is not None:
-            torch.nn.utils.clip_grad_norm_((p for p in method.parameters() if p.grad is not None), config.clip)
-        optimizer.step()
-        method.after_step()
-        for name, stat in stats.items():
-            now.sums[name] = now.sums.get(name, 0.0) + float(stat)
-        progress(config.batch_size, note=f"epoch {epoch + 1}/{config.epochs}, loss {value:.3f}")
-        now.batches += 1
-        now.seconds += time.monotonic() - begin
+class _Run:
+    """The state of a run: networks, optimizer, the place in the data, the metrics; what a checkpoint holds."""
+
+    def __init__(self, config: Config, shards: Shards, out: Path, device: torch.device) -> None:
+        self.config, self.shards, self.out, self.device = config, shards, out, device
+        self.first = distributed.process_rank() == 0  # it alone writes
+        self.stream = make_stream(config, shards, device)
+        self.steps = len(self.stream)  # of an epoch
+        self.digest = shards_digest(shards)
+        method = build_method(config, shards.image_size())
+        distributed.synchronise_batch_norm(method, device)
+        self.method: Method = method.to(device)
+        if config.channels_last:
+            self.method = self.method.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(method, config.optimizer, config.lr, config.sgd_momentum, config.weight_decay)
+        self.stepper = Stepper(self.method, optimizer, config, device)
+        self.rows: list[dict[str, Any]] = []
+        self.now = Epoch(0)
+        self.saved = 0
+        self.pending: deque[tuple[int, float, list[str], torch.Tensor]] = deque()
+        self.stop_asked = False  # by any process, as all have read it
+        self.log: StepLog | None = None
+        state = load_checkpoint(out)
+        distributed.wait()  # nobody writes while another reads
+        if state is not None:
+            self._go_on(state)
+        steps = distributed.gather_objects(self.saved)
+        if len(set(steps)) > 1:
+            raise UserError(f"{out}: the processes found checkpoints of steps {steps}; all must see the same directory")
+        if config.compile:
+            for network in self.method.children():
+                network.compile()
+        if self.first:
+            self._begin(state)
+        self.board = Board(out, self.saved, config.tensorboard and self.first)
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        _refuse_other_run(self.out, state, self.config, self.digest)
+        self.method.load_state_dict(state["method"])
+        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        self.rows, self.now, self.saved = state["metrics"], Epoch(**state["running"]), state["step"]
+        self.stream.bad.update(state["damaged"])
+
+    def _begin(self, state: dict[str, Any] | None) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        if state is not None:
+            write_rows(self.out, self.rows)  # a crash may have come between the checkpoint and them
+        write_atomically(self.out / "config.toml", dump_config(self.config))
+        draw_views(self.out / "sheet.png", self.shards, self.method.weak)
+        self.log = StepLog(self.out / "steps.jsonl", state["steps_bytes"] if state else 0)
+        print(describe(self.config, self.stream, self.saved), file=sys.stderr, flush=True)
+
+    def train(self) -> list[dict[str, Any]]:
+        """All epochs that are left."""
+        config = self.config
+        if self.saved == 0:
+            self.save()
+        self.progress = Progress(self.total * config.batch_size, "samples", self.saved * config.batch_size)
+        try:
+            with listen() as self.asked:
+                while self.now.number < config.epochs:
+                    row = self._train_epoch()
+                    self._refuse_broken()
+                    best = self._score(row)
+                    self.rows.append(row)
+                    if row["embedding_std"] < COLLAPSED:
+                        self._warn_of_collapse(row)
+                    self.now = Epoch(self.now.number + 1)
+                    self.save(best)
+                    if self.first:
+                        write_rows(self.out, self.rows)
+                        self.board.write("epoch", row, self.saved)
+        finally:
+            self.progress.close()
+        if self.rows and self.first:
+            draw_curves(self.out / "curves.png", self.rows)
+        return self.rows
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.config.epochs * self.steps
+
+    @property
+    def step(self) -> int:
+        """The next step."""
+        return self.now.number * self.steps + self.now.batches
+
+    def _lr(self, step: int) -> float:
+        return cosine_lr(step, self.total, self.config.lr, round(self.config.warmup_epochs * self.steps))
+
+    def _train_epoch(self) -> dict[str, Any]:
+        """Do what is left of the epoch, counting in `now`; return its row of metrics."""
+        self.method.train()
+        now, config = self.now, self.config
         begin = time.monotonic()
-        after_step()
-    means = {name: total / steps for name, total in now.sums.items()}
-    lr = cosine_lr(
-        (epoch + 1) * steps - 1, config.epochs * steps, config.lr
-    )  # a resumed epoch may have had no step left
-    return {"epoch": epoch + 1, "lr": lr, **means, "samples_per_second": steps * config.batch_size / now.seconds}
+        for batch in self.stream.epoch(now.number, skip=now.batches):
+            now.waited += time.monotonic() - begin
+            step, lr = self.step, self._lr(self.step)
+            try:
+                metrics = self.stepper(batch, now.number, step, self.total, lr)
+            except torch.OutOfMemoryError:
+                raise explain_memory(self.stepper, batch, step, now.number) from None
+            names, values = as_numbers({**metrics, "stop": float(self.asked.is_set())}, self.device)
+            self.pending.append((step, lr, names, distributed.average(values)))
+            # Reading a figure waits for the device: on CUDA that of a step is read when the next is under way.
+            self._read_metrics(leave=1 if self.device.type == "cuda" else 0)
+            now.batches += 1
+            now.seconds += time.monotonic() - begin
+            begin = time.monotonic()
+            if self.stop_asked:
+                self.save()
+                raise Stopped(self.saved)
+            if self.step - self.saved >= config.save_every and now.batches < self.steps:
+                self.save()
+        self._read_metrics()
+        means = {name: total / self.steps for name, total in now.sums.items()}
+        rate = self.steps * config.batch_size / now.seconds
+        damaged = len(self._damaged())
+        lr = self._lr((now.number + 1) * self.steps - 1)
+        row = {"epoch": now.number + 1, "lr": lr, **means, "damaged": damaged, "samples_per_second": rate}
+        return {**row, "data_wait": now.waited / now.seconds}
+
+    def _read_metrics(self, leave: int = 0) -> None:
+        """Take in the metrics of all steps but the last `leave`; UserError for a loss that is not finite."""
+        while len(self.pending) > leave:
+            step, lr, names, tensor = self.pending.popleft()
+            values = dict(zip(names, tensor.tolist(), strict=True))
+            self.stop_asked |= values.pop("stop") > 0
+            if not math.isfinite(values["loss"]):
+                raise UserError(
+                    f"step {step} (epoch {step // self.steps + 1}): the loss is {values['loss']}; the last good "
+                    f"checkpoint is of step {self.saved}. Try a lower lr, into another --out"
+                )
+            for name, value in values.items():
+                self.now.sums[name] = self.now.sums.get(name, 0.0) + value
+            if self.log is not None:
+                note = f"epoch {step // self.steps + 1}/{self.config.epochs}, loss {values['loss']:.3f}"
+                self.progress(self.config.batch_size, note=note)
+                if self.config.log_every and step % self.config.log_every == 0:
+                    self.log.write({"step": step, "epoch": step // self.steps + 1, "lr": lr, **values})
+                    self.board.write("step", {"lr": lr, **values}, step)
+
+    def save(self, best: bool = False) -> None:
+        """A checkpoint of the steps done."""
+        self._read_metrics()
+        self._refuse_broken()
+        damaged = self._damaged()
+        self.saved = self.step
+        if self.log is not None:
+            if damaged:
+                write_atomically(self.out / "damaged.txt", "".join(f"{text}\n" for text in damaged.values()))
+            content = {
+                "step": self.saved,
+                "epoch": len(self.rows),
+                "running": asdict(self.now),
+                "method": self.method.state_dict(),
+                "optimizer": self.stepper.optimizer.state_dict(),
+                "scaler": self.stepper.scaler.state_dict(),
+                "metrics": self.rows,
+                "steps_bytes": self.log.offset(),
+                "damaged": damaged,
+                "config": _comparable(self.config),
+                "shards": self.digest,
+                "image_size": self.shards.image_size(),
+            }
+            save_checkpoint(self.out, content, self.config.keep, best)
+
+    def _damaged(self) -> dict[int, str]:
+        """What any of the processes could not read."""
+        found = distributed.gather_objects(self.stream.bad)
+        return dict(sorted((number, text) for part in found for number, text in part.items()))
+
+    def _score(self, row: dict[str, Any]) -> bool:
+        """Put the kNN score into the row if it is due; whether it is the best so far."""
+        every, number = self.config.knn_every, self.now.number + 1
+        if not every or (number % every and number != self.config.epochs):
+            return False
+        row["knn"] = quick_knn(self.method.encoder, self.shards, self.config, self.device) if self.first else None
+        distributed.wait()
+        scores = [other["knn"] for other in self.rows if other.get("knn") is not None]
+        return row["knn"] is not None and row["knn"] >= max(scores, default=0)
+
+    def _warn_of_collapse(self, row: dict[str, Any]) -> None:
+        if self.first:
+            warn(
+                f"epoch {row['epoch']}: the embeddings have collapsed (their standard deviation is "
+                f"{row['embedding_std']:.3f} of a spread one's); try a lower lr, warmup_epochs, a momentum of 0.99 to "
+                "0.996, or a larger batch"
+            )
+
+    def _refuse_broken(self) -> None:
+        """A step can destroy the weights unseen: no loss is computed after the last one before a checkpoint."""
+        if not all(bool(tensor.isfinite().all()) for tensor in self.method.state_dict().values()):
+            raise UserError(
+                f"after step {self.step} weights are no longer finite; the last good checkpoint is of step "
+                f"{self.saved}. Try a lower lr, into another --out"
+            )
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+        self.board.close()
 
 
-@contextmanager
-def _listen() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or Ctrl-C sets; the second has its usual effect."""
-    stop = threading.Event()
-    usual: dict[int, Any] = {}
-
-    def heed(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, usual[number])
-
-    if threading.current_thread() is threading.main_thread():  # Python tells no other of signals
-        usual = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-
-def _knn_score(method: Method, shards: Shards, config: Config, device: torch.device) -> float | None:
-    """kNN top-1 of training images among other training images; None where fewer than two classes are labelled."""
-    labelled = np.flatnonzero(shards.labels >= 0)
-    if len(np.unique(shards.labels[labelled])) < 2 or len(labelled) < 10:
-        return None
-    picked = np.random.default_rng(config.seed).permutation(labelled)[:KNN_SAMPLES]
-    features = extract_features(method.encoder, shards, config, device, picked)
-    labels = torch.from_numpy(shards.labels[picked])
-    split = len(picked) // 5
-    return knn_accuracy(features[split:], labels[split:], features[:split], labels[:split])
+def describe(config: Config, stream: Stream, step: int) -> str:
+    """What a run will do, in a line."""
+    shards, count = stream.shards, len(stream) * config.batch_size
+    odd = abs(len(shards) - count)
+    wrapped = "taken twice" if config.remainder == "wrap" else "left to other epochs"
+    rest = f", {odd} {wrapped}" if odd else ""
+    ranks = f" on {stream.plan.ranks} processes" if stream.plan.ranks > 1 else ""
+    kept = "kept decoded in memory" if stream.cached else "decoded anew each epoch"
+    going = f", going on after step {step}" if step else ""
+    return (
+        f"{len(shards)} images, {kept}; {config.epochs} epochs of {len(stream)} batches of {config.batch_size}"
+        f"{ranks}{rest}{going}"
+    )
 
 
 def _comparable(config: Config) -> dict[str, Any]:
@@ -269,24 +317,4 @@ def _refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: 
     if differ:
         raise UserError(
             f"{out}: holds another run ({'; '.join(differ)}); choose another --out or give the same settings"
-        )
-
-
-def _write_metrics(out: Path, rows: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, names)
-    writer.writeheader()
-    writer.writerows(rows)
-    # Whole files, from the rows the checkpoint holds: after a crash they follow the checkpoint again.
-    write_atomically(out / "metrics.csv", table.getvalue())
-    write_atomically(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _refuse_broken(method: Method, step: int, saved: int) -> None:
-    """A step can destroy the weights unseen: no loss is computed after the last one before a checkpoint."""
-    if not all(bool(tensor.isfinite().all()) for tensor in method.state_dict().values()):
-        raise UserError(
-            f"after step {step} weights are no longer finite; the last good checkpoint is of step {saved}. "
-            "Try a lower lr, into another --out"
         )

@@ -1,8 +1,13 @@
-"""SGD and its schedule (SACL §3.2)."""
+"""Optimizers and their schedule (SACL §3.2)."""
 
 import math
 
+from timm.optim import Lars
 from torch import nn, optim
+
+from texturegen.errors import UserError, nearest
+
+OPTIMIZERS = ("sgd", "lars")
 
 
 def cosine_lr(step: int, steps: int, base: float, warmup: int = 0) -> float:
@@ -16,7 +21,20 @@ def cosine_lr(step: int, steps: int, base: float, warmup: int = 0) -> float:
     return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def build_sgd(module: nn.Module, lr: float, momentum: float, weight_decay: float) -> optim.SGD:
-    """SGD over the parameters that take a gradient; the EMA target's do not."""
+def build_optimizer(
+    module: nn.Module, name: str = "sgd", lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 1e-4
+) -> optim.Optimizer:
+    """The optimizer over the parameters that take a gradient; the EMA target's do not. UserError for another name.
+
+    "sgd" decays all of them. "lars" (You et al. 2017, algorithm 1), for batches of thousands, neither decays nor scales
+    biases and BatchNorm's parameters (Chen et al. 2020 B.6; Grill et al. 2020 section 3.2).
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
-    return optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if name == "sgd":
+        return optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if name != "lars":
+        raise UserError(f"unknown optimizer '{name}'{nearest(name, OPTIMIZERS)}; known: {', '.join(OPTIMIZERS)}")
+    weights = {"params": [p for p in trained if p.ndim > 1]}
+    others = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "always_adapt": False}
+    # timm's LARS is plain SGD where the weight decay is 0, unless told to adapt always.
+    return Lars([weights, others], lr=lr, momentum=momentum, weight_decay=weight_decay, always_adapt=True)

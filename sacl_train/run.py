@@ -1,13 +1,16 @@
 """A run directory: what was trained on what, and the encoder that came out."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from sacl_train.checkpoint import load_checkpoint
 from sacl_train.config import Config, load_config
+from sacl_train.data.stream import Plan, Stream, channel_statistics
 from sacl_train.data.weak import WeakAugment, make_policy
+from sacl_train.distributed import count_processes, process_rank
 from sacl_train.methods import METHODS, Method
 from sacl_train.nets import Encoder, build_encoder
 from texturegen.errors import UserError
@@ -29,6 +32,37 @@ def choose_device(name: str) -> torch.device:
 def shards_digest(shards: Shards) -> str:
     """One value that changes when any byte of the shards does."""
     return hashlib.sha256("".join(shard["sha256"] for shard in shards.build["shards"]).encode()).hexdigest()
+
+
+def resolve(config: Config, shards: Shards) -> Config:
+    """The config with mean and std measured on the shards where it gives none."""
+    if config.mean is not None and config.std is not None:
+        return config
+    mean, std = channel_statistics(shards)
+    return replace(config, mean=config.mean or mean, std=config.std or std)
+
+
+def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
+    """The stream of this process; UserError when the shards hold less than a batch, or do not fit the settings."""
+    if config.batch_size > len(shards):
+        raise UserError(
+            f"batch_size is {config.batch_size}, but {shards.directory} holds {len(shards)} images; "
+            f"set a batch of at most {len(shards)}"
+        )
+    from_shards = config.method_settings.texture_role != "none" and config.texture_source != "patch-shuffle"
+    plan = Plan(
+        config.batch_size,
+        config.seed,
+        config.texture_draw if from_shards else "none",
+        config.order,
+        config.shuffle_buffer,
+        config.remainder,
+        process_rank(),
+        count_processes(),
+        config.accumulate,
+    )
+    pin = device.type == "cuda"
+    return Stream(shards, plan, config.threads, config.cache, config.cache_gb, config.bad_share, pin)
 
 
 def build_method(config: Config, image_size: tuple[int, int]) -> Method:

@@ -21,7 +21,9 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """0: the image's mean grey everywhere, 1: unchanged."""
-    return _blend(x, to_grey(x).mean(dim=(1, 2, 3), keepdim=True), factor)
+    # In two steps: of one image alone, torch would divide a single long sum among threads and so round it otherwise.
+    mean = to_grey(x).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+    return _blend(x, mean, factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
@@ -51,13 +53,16 @@ def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
     Needs radius < H, W.
     """
-    images, channels, height, _ = x.shape
     offsets = torch.arange(-radius, radius + 1, device=x.device)
-    kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)  # (N, 2 radius + 1), rows sum to 1
-    kernel = kernel.repeat_interleave(channels, dim=0)[:, None, None, :]  # a filter for each channel of each sample
-    padded = F.pad(x, (radius,) * 4, mode="reflect").reshape(1, images * channels, height + 2 * radius, -1)
-    rows = F.conv2d(padded, kernel, groups=images * channels)
-    return F.conv2d(rows, kernel.transpose(2, 3), groups=images * channels).view_as(x)
+    kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)[:, :, None, None, None]  # rows sum to 1
+    # Sums of shifted images: the rounding of a convolution with many groups depends on their number.
+    for dim, sides in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
+        padded = F.pad(x, sides, mode="reflect")
+        total = padded.narrow(dim, 0, x.shape[dim]) * kernel[:, 0]
+        for i in range(1, 2 * radius + 1):
+            total.addcmul_(padded.narrow(dim, i, x.shape[dim]), kernel[:, i].expand_as(x))
+        x = total
+    return x
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:

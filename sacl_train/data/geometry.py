@@ -35,6 +35,12 @@ def translation_matrix(right: Tensor, down: Tensor) -> Tensor:
     return _affine(one, zero, -2 * right, zero, one, -2 * down)
 
 
+def compose(first: Tensor, then: Tensor) -> Tensor:
+    """first @ then, (N, 3, 3), every sum in the same order; a library's product rounds by how many there are."""
+    products = first[:, :, :, None] * then[:, None, :, :]  # (N, row, k, column)
+    return products[:, :, 0] + products[:, :, 1] + products[:, :, 2]
+
+
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Resample float images (N, C, H, W) by matrices (N, 3, 3): bilinear, and mirrored beyond the image's edge."""
     # No antialiasing: a crop is never larger than the view it fills, so nothing here shrinks an image.

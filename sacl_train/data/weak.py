@@ -2,31 +2,43 @@
 
 "Chosen at random from a search space of common augmentations": a policy is a list of operations, each with a
 probability. All geometric ones of a view are composed into one matrix and resampled once; every sample has its own
-parameters. They are drawn from a CPU generator and then moved, so a seed gives the same views on every device.
+parameters, hashed from (seed, epoch, sample, view) on the CPU: the same in any batch, process and on every device.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sacl_train.data import colour, geometry
+from sacl_train.data.draws import uniform
 from texturegen.errors import UserError, nearest
+
+CHUNK = 128 * 32 * 32  # pixels that a CPU works on at once
 
 
 class GeometricOp(Protocol):
-    """Draws a matrix per sample (see `geometry`): (count, 3, 3) on the CPU, for images of height x width."""
+    """Draws a matrix per sample (see `geometry`): (N, 3, 3) on the CPU, for images of height x width.
 
-    def matrices(self, count: int, height: int, width: int, generator: Generator) -> Tensor: ...
+    states: uint64 (N,), from which `draws.uniform` takes the numbers from WORD + 1 on; WORD itself decides whether the
+    operation happens at all. No two operations share one, so what one draws does not depend on which others there are.
+    """
+
+    WORD: ClassVar[int]
+
+    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor: ...
 
 
 class ColourOp(Protocol):
-    """Changes float images (N, 3, H, W) in 0..1, with parameters drawn per sample."""
+    """Changes float images (N, 3, H, W) in 0..1, in place or not; parameters are drawn per sample as in `GeometricOp`."""
 
-    def apply(self, x: Tensor, generator: Generator) -> Tensor: ...
+    WORD: ClassVar[int]
+
+    def apply(self, x: Tensor, states: np.ndarray) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -72,8 +84,7 @@ def make_policy(
 class WeakAugment:
     """Makes one random view of each image: uint8 (N, 3, H, W) -> normalised float32 (N, 3, H, W), same device.
 
-    policy: a Policy or the name of one. mean, std: per channel, of pixels in 0..1. An equal `generator` (a CPU
-    torch.Generator, which advances) gives equal views. UserError for an unknown policy.
+    policy: a Policy or the name of one. mean, std: per channel, of pixels in 0..1. UserError for an unknown policy.
     """
 
     def __init__(self, policy: Policy | str, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -81,20 +92,34 @@ class WeakAugment:
         self.mean = mean
         self.std = std
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def __call__(self, images: Tensor, states: np.ndarray, geometric: np.ndarray | None = None) -> Tensor:
+        """A sample's view is a function of its pixels and its state alone, to the bit on a CPU.
+
+        states: uint64 (N,), of `Draws.of(number of the view)`. geometric: states that the geometry is drawn from
+        instead, to show two images in the same way.
+        """
+        # On a CPU a chunk and its temporaries stay in the cache (benchmarks/augment.py --chunks).
+        count = len(images) if images.is_cuda else max(1, CHUNK // (images.shape[2] * images.shape[3]))
+        geometric = states if geometric is None else geometric
+        parts = [
+            self._views(images[i : i + count], states[i : i + count], geometric[i : i + count])
+            for i in range(0, len(images), count)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _views(self, images: Tensor, states: np.ndarray, geometric: np.ndarray) -> Tensor:
         count, _, height, width = images.shape
         views = _to_float(images)
         if self.policy.geometry:
             matrices = torch.eye(3).expand(count, 3, 3)
-            for geometric, probability in self.policy.geometry:
-                chosen = torch.rand(count, generator=generator) < probability
-                drawn = geometric.matrices(count, height, width, generator)
-                matrices = matrices @ torch.where(chosen[:, None, None], drawn, torch.eye(3))
+            for op, probability in self.policy.geometry:
+                chosen = torch.from_numpy(uniform(geometric, op.WORD) < probability)
+                drawn = op.matrices(geometric, height, width)
+                matrices = geometry.compose(matrices, torch.where(chosen[:, None, None], drawn, torch.eye(3)))
             views = geometry.warp(views, matrices.to(images.device))
         for photometric, probability in self.policy.colour:
-            chosen = (torch.rand(count, generator=generator) < probability).to(images.device)
-            changed = photometric.apply(views, generator)
-            views = torch.where(chosen[:, None, None, None], changed, views)
+            chosen_rows = np.flatnonzero(uniform(states, photometric.WORD) < probability)
+            views = _change(views, chosen_rows, states, photometric.apply)
         return _standardise(views, self.mean, self.std)
 
 
@@ -110,36 +135,41 @@ class Crop:
     A side that would be longer than the image's is cut to it, where torchvision draws anew: no loop over samples.
     """
 
+    WORD: ClassVar[int] = 0x100
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def matrices(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        area = _uniform(count, *self.scale, generator)
-        ratio = _uniform(count, math.log(self.ratio[0]), math.log(self.ratio[1]), generator).exp()
-        ratio = ratio * height / width  # of the box in pixels -> of the fractions below
-        crop_width = (area * ratio).sqrt().clamp(max=1)
-        crop_height = (area / ratio).sqrt().clamp(max=1)
-        top = torch.rand(count, generator=generator) * (1 - crop_height)
-        left = torch.rand(count, generator=generator) * (1 - crop_width)
-        return geometry.crop_matrix(top, left, crop_height, crop_width)
+    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform(states, self.WORD + 1).astype(float)
+        low, high = np.log(self.ratio)
+        ratio = np.exp(low + (high - low) * uniform(states, self.WORD + 2).astype(float))
+        ratio *= height / width  # of the box in pixels -> of the fractions below
+        crop_width = np.minimum(np.sqrt(area * ratio), 1)
+        crop_height = np.minimum(np.sqrt(area / ratio), 1)
+        top = uniform(states, self.WORD + 3) * (1 - crop_height)
+        left = uniform(states, self.WORD + 4) * (1 - crop_width)
+        return geometry.crop_matrix(*map(_tensor, (top, left, crop_height, crop_width)))
 
 
 @dataclass(frozen=True)
 class Flip:
     """Horizontal flip; how often is the policy's probability."""
 
-    def matrices(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        return geometry.flip_matrix(torch.ones(count, dtype=torch.bool))
+    WORD: ClassVar[int] = 0x200
+
+    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
+        return geometry.flip_matrix(torch.ones(len(states), dtype=torch.bool))
 
 
 @dataclass(frozen=True)
 class Rotation:
     """Rotation about the view's centre, uniform in +-degrees."""
 
+    WORD: ClassVar[int] = 0x300
     degrees: float = 15.0
 
-    def matrices(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        angle = _uniform(count, -self.degrees, self.degrees, generator) * (math.pi / 180)
+    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
+        angle = _between(states, self.WORD + 1, -self.degrees, self.degrees) * (math.pi / 180)
         return geometry.rotation_matrix(angle, width / height)
 
 
@@ -147,11 +177,12 @@ class Rotation:
 class Translation:
     """Shift in both directions, uniform in +-shift (a fraction of the view's sides)."""
 
+    WORD: ClassVar[int] = 0x400
     shift: float = 0.1
 
-    def matrices(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
-        right = _uniform(count, -self.shift, self.shift, generator)
-        down = _uniform(count, -self.shift, self.shift, generator)
+    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
+        right = _between(states, self.WORD + 1, -self.shift, self.shift)
+        down = _between(states, self.WORD + 2, -self.shift, self.shift)
         return geometry.translation_matrix(right, down)
 
 
@@ -159,25 +190,34 @@ class Translation:
 class ColourJitter:
     """Brightness, contrast and saturation factors in 1 +- strength and a hue shift in +-hue, uniform.
 
-    The four come in a random order, one order for the whole batch (torchvision: one per image).
+    The four come in an order drawn for each sample.
     """
 
+    WORD: ClassVar[int] = 0x500
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
 
-    def apply(self, x: Tensor, generator: Generator) -> Tensor:
+    def apply(self, x: Tensor, states: np.ndarray) -> Tensor:
         steps = (
             (colour.adjust_brightness, 1, self.brightness),
             (colour.adjust_contrast, 1, self.contrast),
             (colour.adjust_saturation, 1, self.saturation),
             (colour.adjust_hue, 0, self.hue),
         )
-        for number in torch.randperm(len(steps), generator=generator).tolist():
-            adjust, centre, strength = steps[number]
-            factor = _uniform(len(x), centre - strength, centre + strength, generator)
-            x = adjust(x, factor.to(x.device))
+        # The order of four random numbers is a random order.
+        order = np.argsort([uniform(states, self.WORD + 10 + i) for i in range(len(steps))], axis=0)  # (4, N)
+        for place in range(len(steps)):
+            for number, (adjust, centre, strength) in enumerate(steps):
+
+                def change(part: Tensor, of: np.ndarray, now: Any = (adjust, number, centre, strength)) -> Tensor:
+                    adjust, number, centre, strength = now
+                    factor = _between(of, self.WORD + 1 + number, centre - strength, centre + strength)
+                    return adjust(part, factor.to(part.device))
+
+                if strength:
+                    x = _change(x, np.flatnonzero(order[place] == number), states, change)
         return x
 
 
@@ -185,8 +225,10 @@ class ColourJitter:
 class Grey:
     """Luma in all three channels."""
 
-    def apply(self, x: Tensor, generator: Generator) -> Tensor:
-        return colour.to_grey(x).expand_as(x)
+    WORD: ClassVar[int] = 0x600
+
+    def apply(self, x: Tensor, states: np.ndarray) -> Tensor:
+        return colour.to_grey(x).repeat(1, 3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -196,25 +238,40 @@ class Blur:
     Images of 64 pixels or less stay as they are: SimCLR leaves blur out on CIFAR-10 (Chen et al. 2020, B.9).
     """
 
+    WORD: ClassVar[int] = 0x700
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    def apply(self, x: Tensor, generator: Generator) -> Tensor:
+    def apply(self, x: Tensor, states: np.ndarray) -> Tensor:
         side = min(x.shape[-2:])
-        sigma = _uniform(len(x), *self.sigma, generator) * (side / 224)
         if side <= 64:
             return x
+        sigma = _between(states, self.WORD + 1, *self.sigma) * (side / 224)
         radius = math.ceil(3 * self.sigma[1] * side / 224)  # beyond 3 sigma a Gaussian has 0.3 % of its weight
         return colour.gaussian_blur(x, sigma.to(x.device), radius)
 
 
-def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
-    return torch.rand(count, generator=generator) * (high - low) + low
+def _change(x: Tensor, rows: np.ndarray, states: np.ndarray, change: Callable[[Tensor, np.ndarray], Tensor]) -> Tensor:
+    """Do `change` to those rows of x alone; in place unless they are all."""
+    if len(rows) == len(x):
+        return change(x, states)
+    if len(rows):
+        at = torch.from_numpy(rows).to(x.device)
+        x.index_copy_(0, at, change(x.index_select(0, at), states[rows]).contiguous())
+    return x
+
+
+def _between(states: np.ndarray, word: int, low: float, high: float) -> Tensor:
+    return _tensor(low + (high - low) * uniform(states, word).astype(float))
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _to_float(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 in 0..255, not {images.dtype}")
-    return images.to(torch.float32).div_(255)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _standardise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

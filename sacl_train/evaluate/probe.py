@@ -37,8 +37,8 @@ def evaluate(
     chosen = choose_device(device)
     encoder = encoder.to(chosen)
     bank = _labelled(shards)
-    features = extract_features(encoder, bank, config, chosen)
-    labels = torch.from_numpy(bank.labels)
+    features, read = extract_features(encoder, bank, config, chosen)
+    labels = torch.from_numpy(bank.labels)[read]
     keep = labels >= 0
     size = bank.image_size()
     results = []
@@ -50,9 +50,10 @@ def evaluate(
             raise UserError(
                 f"{directory}: images of {test.image_size()} px, but {size} px in {shards}; build with --size"
             )
-        queries = extract_features(encoder, test, config, chosen)
+        queries, found = extract_features(encoder, test, config, chosen)
+        split = test.build["source"]["split"]
         scores = PROBES[probe](features[keep], labels[keep], queries, **settings)
-        results.append({"shards": str(directory), "split": test.build["source"]["split"], **_score(test, scores)})
+        results.append({"shards": str(directory), "split": split, **_score(test, scores, found)})
     return {
         "probe": probe,
         "settings": settings,
@@ -74,8 +75,8 @@ def _labelled(directory: str | Path) -> Shards:
     return shards
 
 
-def _score(test: Shards, scores: torch.Tensor) -> dict[str, Any]:
-    labels = torch.from_numpy(test.labels)
+def _score(test: Shards, scores: torch.Tensor, read: torch.Tensor) -> dict[str, Any]:
+    labels = torch.from_numpy(test.labels)[read]
     keep = labels >= 0
     scores, labels = scores[keep], labels[keep]
     hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
@@ -84,6 +85,6 @@ def _score(test: Shards, scores: torch.Tensor) -> dict[str, Any]:
         figures["top5"] = hit.any(1).float().mean().item()
     textures = [meta.get("texture_label") for meta in test.metas()]
     if None not in textures:
-        follows = scores.argmax(1) == torch.tensor(textures)[keep]
+        follows = scores.argmax(1) == torch.tensor(textures)[read][keep]
         figures["texture_decisions"] = follows.float().mean().item()
     return figures

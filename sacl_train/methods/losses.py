@@ -14,38 +14,41 @@ def info_nce(
     tau: float = 0.2,
     alpha: float = 1.0,
     scope: str = "batch",
+    first: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each query against its own key, among all keys and the texture keys.
 
-    p: queries (A, N, D), A combinations of N images. z: keys (N, D); query [a, i] belongs to key i. t: P texture
-    keys per image (N, P, D), always negatives. All are L2-normalised here (eq. 8) and computed in float32 (or in
-    float64 if given so), also under autocast. Per query (eq. 10):
+    p: queries (A, N, D), A combinations of N images. z: keys (M, D), M >= N; query [a, i] belongs to key first + i
+    (the keys of several processes follow each other). t: P texture keys per image (M, P, D), always negatives.
+    All are L2-normalised here (eq. 8) and computed in float32 (or in float64 if given so), also under autocast. Per
+    query (eq. 10):
         -log( exp(p.z_i / tau) / (sum_b exp(p.z_b / tau) + sum_b w_ib sum_k exp(alpha p.t_bk / tau)) )
     averaged over A and N. scope "batch": w = 1, every texture of the batch; "own": w_ib = 1 only for b = i.
     alpha multiplies the similarity to textures.
 
     Returns the loss (0-d) and detached 0-d statistics, mean cosines: "positive_similarity"; "negative_similarity"
     to the other images' keys, where N > 1; "texture_similarity" to the image's own textures, where t is given.
-    With N = 1 and no textures there is nothing to tell apart: the loss is 0, and so is its gradient.
+    With M = 1 and no textures there is nothing to tell apart: the loss is 0, and so is its gradient.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not '{scope}'")
     with torch.autocast(p.device.type, enabled=False):
         p, z = _unit(p), _unit(z)
         combinations, images, _ = p.shape
-        cosines = p @ z.T  # (A, N, N)
-        positive = cosines.diagonal(dim1=1, dim2=2)  # (A, N)
+        cosines = p @ z.T  # (A, N, M)
+        positive = cosines.diagonal(first, dim1=1, dim2=2)  # (A, N)
         logits = cosines / tau
         stats = {"positive_similarity": positive.mean()}
-        if images > 1:
-            stats["negative_similarity"] = (cosines.sum() - positive.sum()) / (combinations * images * (images - 1))
+        if len(z) > 1:
+            others = combinations * images * (len(z) - 1)
+            stats["negative_similarity"] = (cosines.sum() - positive.sum()) / others
         if t is not None:
             t = _unit(t)
-            own = torch.einsum("and,nkd->ank", p, t)  # (A, N, P)
+            own = torch.einsum("and,nkd->ank", p, t[first : first + images])  # (A, N, P)
             stats["texture_similarity"] = own.mean()
-            textures = own if scope == "own" else p @ t.flatten(0, 1).T  # (A, N, P) or (A, N, N*P)
+            textures = own if scope == "own" else p @ t.flatten(0, 1).T  # (A, N, P) or (A, N, M*P)
             logits = torch.cat([logits, alpha * textures / tau], dim=2)
-        target = torch.arange(images, device=p.device).repeat(combinations)  # (A*N,)
+        target = torch.arange(first, first + images, device=p.device).repeat(combinations)  # (A*N,)
         loss = F.cross_entropy(logits.flatten(0, 1), target)
     return loss, {name: value.detach() for name, value in stats.items()}
 

@@ -1,11 +1,16 @@
 """What the training loop asks of a method, and all it knows of one."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from torch import Generator, Tensor, nn
+import torch
+from torch import Tensor, nn
 
+from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.nets.encoder import Encoder
+
+Part = tuple[Tensor, dict[str, Tensor]]
 
 
 class Method(nn.Module):
@@ -20,9 +25,26 @@ class Method(nn.Module):
     encoder: Encoder  # the one to evaluate
     weak: WeakAugment  # what makes its views
 
-    def forward(self, batch: dict[str, Tensor], generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """uint8 batch -> the loss (0-d) and its metrics (detached, 0-d): "loss" and "embedding_std", at least."""
+    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+        """uint8 batch -> parts of the loss (0-d), whose sum it is, each with metrics (detached, 0-d) of its own.
+
+        The loop takes the gradient of one part before it asks for the next, so only one part's activations are in
+        memory at once. Random numbers come from `draws`. "embedding_std" is among the metrics.
+        """
         raise NotImplementedError
 
-    def after_step(self) -> None:
-        """Called once after every step of the optimizer. Nothing by default."""
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> Part:
+        """The whole loss of a batch, "loss" among its metrics."""
+        parts = list(self.parts(batch, draws))
+        return torch.stack([loss for loss, _ in parts]).sum(), merge(parts)
+
+    def after_step(self, step: int, steps: int) -> dict[str, float]:
+        """Called once after step 0 <= step < steps of the optimizer; returns what it did, for the metrics."""
+        return {}
+
+
+def merge(parts: list[Part]) -> dict[str, Tensor]:
+    """Metrics of a batch from those of its parts: "loss" is their sum, the others are means."""
+    names = dict.fromkeys(name for _, metrics in parts for name in metrics)
+    means = {name: torch.stack([metrics[name] for _, metrics in parts if name in metrics]).mean() for name in names}
+    return {"loss": torch.stack([loss.detach() for loss, _ in parts]).sum(), **means}

@@ -1,21 +1,26 @@
 """SACL: contrastive learning against texture images (SACL §2, algorithm 1; Fast-MoCo for grid and combinations)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from sacl_train.data.draws import Draws
 from sacl_train.data.grid import check_grid, combine, split_grid
 from sacl_train.data.weak import WeakAugment
+from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, embedding_std, info_nce
-from sacl_train.methods.method import Method
-from sacl_train.nets.ema import make_target, update_target
+from sacl_train.methods.method import Method, Part
+from sacl_train.nets.ema import SCHEDULES, make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
 from texturegen.errors import UserError, nearest
 
 TEXTURE_ROLES = ("negative", "positive", "none")
+TEXTURE_VIEWS = ("own", "query")
 
 
 @dataclass(frozen=True)
@@ -23,25 +28,31 @@ class SACLSettings:
     """Settings of the method; UserError for values out of range. The defaults are the paper's.
 
     grid, cells: side of the grid (n), cells averaged per combination (i). tau: temperature. momentum: m of the
-    target's moving average. alpha, scope: see `losses.info_nce`. texture_role: "negative" (textures are further
-    negatives, the abstract's reading), "positive" (an image's texture is its key, §2.1 read literally) or "none"
-    (no textures: Fast-MoCo). Widths of the heads should shrink with a small encoder.
+    target's moving average; momentum_schedule: "constant", or "cosine" from m up to 1. alpha, scope: see
+    `losses.info_nce`. texture_role: "negative" (textures are further negatives, the abstract's reading), "positive" (an
+    image's texture is its key, §2.1 read literally) or "none" (no textures: Fast-MoCo). texture_view: "own" draws the
+    weak view of a texture by itself, "query" gives it the geometry of the query that it is compared with (Ge et al.
+    2021), for a second pass of the textures. Widths of the heads should shrink with a small encoder.
     """
 
     grid: int = 2
     cells: int = 2
     tau: float = 0.2
     momentum: float = 0.99
+    momentum_schedule: str = "constant"
     alpha: float = 1.0
     scope: str = "batch"
     texture_role: str = "negative"
+    texture_view: str = "own"
     projector_hidden: int = 2048
     projector_out: int = 2048
     predictor_hidden: int = 512
 
     def __post_init__(self) -> None:
         _check_choice("texture_role", self.texture_role, TEXTURE_ROLES)
+        _check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
         _check_choice("scope", self.scope, SCOPES)
+        _check_choice("momentum_schedule", self.momentum_schedule, SCHEDULES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be from 1 to grid*grid; got cells {self.cells} of grid {self.grid}")
         for width in ("projector_hidden", "projector_out", "predictor_hidden"):
@@ -77,37 +88,46 @@ class SACL(Method):
         self.target_encoder = make_target(self.encoder)  # f'
         self.target_projector = make_target(self.projector)  # g'
 
-    def forward(self, batch: dict[str, Tensor], generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch (0-d, with gradient) and its metrics (detached 0-d tensors).
+    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+        """Yield L(p1, z2) / 2 and L(p2, z1) / 2 with the statistics of `losses.info_nce` and "embedding_std", the
+        collapse monitor, of the keys.
 
         batch: "image" uint8 (N, 3, H, W), N >= 2, and, unless the texture role is "none", "texture" uint8
-        (N, P, 3, H, W). generator: a CPU generator, from which the views are drawn. Metrics: "loss",
-        "embedding_std" (collapse monitor, of the keys) and the statistics of `losses.info_nce`.
+        (N, P, 3, H, W). With several processes each has its own N images; keys and textures are gathered from all.
         Raises UserError for a batch of one image and for missing textures.
         """
-        images = batch["image"]
+        images, role = batch["image"], self.settings.texture_role
         if len(images) < 2:
             raise UserError("a batch of one image has nothing to contrast it with: use a larger batch size")
-        x1, x2 = self.weak(images, generator), self.weak(images, generator)  # (N, 3, H, W)
-        p1, p2 = self._queries(x1), self._queries(x2)  # (A, N, D)
-        role = self.settings.texture_role
-        t = None if role == "none" else self._texture_keys(batch, generator)  # (N, P, D)
-        pairs: list[tuple[Tensor, Tensor, Tensor | None]]  # queries, their keys, further negatives
-        if role == "positive" and t is not None:
+        states = [draws.of(view) for view in (0, 1)]
+        views = [self.weak(images, state) for state in states]  # x1, x2: (N, 3, H, W)
+        textures: list[Tensor | None] = [None, None]  # of each query: (M, P, D), M = N times the processes
+        if role != "none":
+            textures = [gather(self._texture_keys(batch, draws, states[0]))] * 2
+            if self.settings.texture_view == "query":
+                textures[1] = gather(self._texture_keys(batch, draws, states[1]))
+        # All keys are made before the first gradient is taken: the first part may then be forgotten.
+        sides: list[tuple[int, Tensor, Tensor | None]]  # number of the view, its keys, further negatives
+        if role == "positive":
             # Each of an image's P textures is the key in turn; the other images' keys are the negatives.
-            pairs = [(p, key, None) for key in t.unbind(dim=1) for p in (p1, p2)]
+            sides = [(n, key, None) for n, t in enumerate(textures) if t is not None for key in t.unbind(dim=1)]
         else:
-            pairs = [(p1, self._keys(x2), t), (p2, self._keys(x1), t)]
-        tau, alpha, scope = self.settings.tau, self.settings.alpha, self.settings.scope
-        results = [info_nce(p, z, negatives, tau, alpha, scope) for p, z, negatives in pairs]
-        loss = torch.stack([part for part, _ in results]).mean()
-        metrics = {name: torch.stack([stats[name] for _, stats in results]).mean() for name in results[0][1]}
-        return loss, {"loss": loss.detach(), **metrics, "embedding_std": embedding_std(pairs[0][1])}
+            keys = [gather(self._keys(view)) for view in views]
+            sides = [(0, keys[1], textures[0]), (1, keys[0], textures[1])]
+        first = process_rank() * len(images)
+        std = embedding_std(sides[0][1])
+        settings = self.settings
+        for n, z, t in sides:
+            p = self._queries(views[n])  # (A, N, D)
+            loss, metrics = info_nce(p, z, t, settings.tau, settings.alpha, settings.scope, first)
+            yield loss / len(sides), {**metrics, "embedding_std": std}
 
-    def after_step(self) -> None:
-        """Move the target towards the online networks (eq. 6, 7). Call it after each step of the optimizer."""
-        update_target(self.target_encoder, self.encoder, self.settings.momentum)
-        update_target(self.target_projector, self.projector, self.settings.momentum)
+    def after_step(self, step: int, steps: int) -> dict[str, float]:
+        """Move the target towards the online networks (eq. 6, 7)."""
+        m = momentum_at(step, steps, self.settings.momentum, self.settings.momentum_schedule)
+        update_target(self.target_encoder, self.encoder, m)
+        update_target(self.target_projector, self.projector, m)
+        return {"m": m}
 
     def _queries(self, x: Tensor) -> Tensor:
         """Views (N, 3, H, W) -> queries (A, N, D), one for each subset of the grid's cells."""
@@ -121,7 +141,7 @@ class SACL(Method):
         """Whole views (M, 3, H, W) -> keys (M, D), by the target, without gradient."""
         return self.target_projector(self.target_encoder(x))
 
-    def _texture_keys(self, batch: dict[str, Tensor], generator: Generator) -> Tensor:
+    def _texture_keys(self, batch: dict[str, Tensor], draws: Draws, query: np.ndarray) -> Tensor:
         """The batch's texture images uint8 (N, P, 3, H, W) -> keys of their weak views (N, P, D)."""
         textures = batch.get("texture")
         if textures is None or textures.shape[1] == 0:
@@ -129,8 +149,11 @@ class SACL(Method):
                 f"texture role '{self.settings.texture_role}' needs texture images and these shards have none: "
                 "build them with --per-image 1 or more, or train with --texture-role none"
             )
+        count = textures.shape[1]
+        states = np.stack([draws.of(2 + number) for number in range(count)], axis=1).reshape(-1)  # (N*P,)
+        geometric = np.repeat(query, count) if self.settings.texture_view == "query" else None
         # A pass of their own: mixed with photographs, each would change the statistics the other is normalised by.
-        keys = self._keys(self.weak(textures.flatten(0, 1), generator))  # (N*P, D)
+        keys = self._keys(self.weak(textures.flatten(0, 1), states, geometric))  # (N*P, D)
         return keys.unflatten(0, (len(textures), -1))
 
 

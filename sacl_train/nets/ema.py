@@ -1,11 +1,15 @@
 """The target network: an exponential moving average of the online one (SACL eq. 6, 7; He et al. 2020 eq. 2)."""
 
 import copy
+import math
 from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from texturegen.errors import UserError, nearest
+
+SCHEDULES = ("constant", "cosine")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,6 +27,19 @@ def update_target(target: nn.Module, online: nn.Module, m: float) -> None:
     # In training the target normalises with the batch's own statistics, like MoCo's and Fast-MoCo's: it is in train
     # mode. Its running statistics are then never read while training; they are copied (with num_batches_tracked)
     # rather than left to drift, so that a target taken from a checkpoint can be put in eval mode as it is.
-    get_ema_multi_avg_fn(m)(list(target.parameters()), list(online.parameters()), None)  # one fused lerp
+    if not 0 <= m <= 1:
+        raise ValueError(f"m must be from 0 to 1, not {m}")
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - m)  # one kernel for all tensors
     for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):
         mine.copy_(theirs)
+
+
+def momentum_at(step: int, steps: int, base: float, schedule: str = "constant") -> float:
+    """m of the update after step 0 <= step < steps.
+
+    "constant": base. "cosine": 1 - (1 - base) (cos(pi step / steps) + 1) / 2, from base up to 1 (Grill et al. 2020,
+    section 3.2). UserError for another schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"unknown schedule '{schedule}'{nearest(schedule, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
+    return base if schedule == "constant" else 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2

@@ -19,7 +19,7 @@ from sacl_train.checkpoint import load_checkpoint
 from sacl_train.config import Config, load_config
 from sacl_train.loop import train
 from sacl_train.methods import SACL
-from sacl_train.optim import build_sgd, cosine_lr
+from sacl_train.optim import build_optimizer, cosine_lr
 from sacl_train.run import load_encoder
 from texturegen import open_shards
 from texturegen.build import Recipe, build
@@ -60,11 +60,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole = train(tiny(), shapes_shards, tmp_path / "whole")
     step, steps = SACL.after_step, []
 
-    def interrupted(self: SACL) -> None:
+    def interrupted(self: SACL, number: int, total: int) -> dict[str, float]:
         steps.append(1)
         if len(steps) == 7:  # in the second epoch of four steps
             raise KeyboardInterrupt
-        step(self)
+        return step(self, number, total)
 
     monkeypatch.setattr(SACL, "after_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +136,10 @@ def test_images_smaller_than_the_grid_or_not_divisible_by_it_are_refused(shapes_
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step \d+ \(epoch \d\): the loss is (nan|inf); .* Try a lower lr"):
+    with pytest.raises(
+        UserError,
+        match=r"step \d+ \(epoch \d\): the loss is (nan|inf); the last good checkpoint is of step 0. Try a lower lr",
+    ):
         train(tiny(lr=1e30), shapes_shards, tmp_path)
     assert load_checkpoint(tmp_path) is not None
 
@@ -166,11 +169,12 @@ def test_weights_that_the_last_step_destroyed_are_not_saved(
 ) -> None:
     step, steps = SACL.after_step, []
 
-    def destroy(self: SACL) -> None:
-        step(self)
+    def destroy(self: SACL, number: int, total: int) -> dict[str, float]:
+        done = step(self, number, total)
         steps.append(1)
         if len(steps) == 8:  # the last of the second epoch
             next(self.encoder.parameters()).data.fill_(float("nan"))
+        return done
 
     monkeypatch.setattr(SACL, "after_step", destroy)
     with pytest.raises(
@@ -287,4 +291,4 @@ def test_clipped_gradients_move_the_weights_less(shapes_shards: Path, tmp_path: 
 def test_the_optimizer_leaves_the_target_alone() -> None:
     module = torch.nn.Linear(2, 2)
     module.bias.requires_grad_(False)
-    assert build_sgd(module, 0.1, 0.9, 1e-4).param_groups[0]["params"] == [module.weight]
+    assert build_optimizer(module).param_groups[0]["params"] == [module.weight]

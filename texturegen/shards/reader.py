@@ -98,6 +98,12 @@ class Sample:
                 self._textures = np.empty((0, *self.image.shape), np.uint8)
         return self._textures
 
+    def texture(self, number: int) -> np.ndarray:
+        """uint8 (H, W, 3), RGB: one of the K textures, decoded on each call. UserError when the bytes are damaged."""
+        if not 0 <= number < self._rows.stride // 2 - 1:
+            raise IndexError(f"texture {number} of {self._rows.stride // 2 - 1}")
+        return self._decode(1 + number)
+
     def _decode(self, member: int) -> np.ndarray:
         """The image (member 0) or a texture (1 ...)."""
         rows, row = self._rows, self._row
@@ -141,6 +147,7 @@ class Shards:
     build : what `build.json` holds (recipe, source, counts, versions, shards).
     keys, labels : of the samples, in order; labels is int64 (N,).
     widths, heights : int64 (N,), pixels.
+    numbers : int32 (N,), of the shard that each sample lies in; they rise.
     textures_per_image : K, the same for every sample.
     """
 
@@ -169,7 +176,7 @@ class Shards:
                 _compare_size(file, found, size)
         self._rows = check_rows(table, self.build, f"{self.directory}/{MANIFEST}", files)
         self.keys, self.labels = self._rows.keys, self._rows.labels
-        self.widths, self.heights = self._rows.widths, self._rows.heights
+        self.widths, self.heights, self.numbers = self._rows.widths, self._rows.heights, self._rows.numbers
         self.textures_per_image: int = self.build["recipe"]["per_image"]
 
     @cached_property

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacl_train.data.stream import Stream, channel_statistics
+from sacl_train.data.stream import Plan, Stream, channel_statistics
 from texturegen import open_shards
 from texturegen.build import Recipe, build
 from texturegen.errors import UserError
@@ -14,7 +14,7 @@ from texturegen.errors import UserError
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_an_epoch_gives_whole_batches_of_distinct_samples(shapes_shards: Path, cache_gb: float) -> None:
     shards = open_shards(shapes_shards)
-    stream = Stream(shards, 10, seed=3, textures=True, cache_gb=cache_gb)
+    stream = Stream(shards, Plan(10, seed=3, textures="all"), cache_gb=cache_gb)
     for epoch in (0, 1):  # the second is served from the cache where there is one
         batches = list(stream.epoch(epoch))
         assert [len(batch["image"]) for batch in batches] == [10] * 6
@@ -29,7 +29,7 @@ def test_an_epoch_gives_whole_batches_of_distinct_samples(shapes_shards: Path, c
 
 def test_the_order_is_a_function_of_seed_and_epoch(shapes_shards: Path) -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        stream = Stream(open_shards(shapes_shards), 16, seed, textures=False)
+        stream = Stream(open_shards(shapes_shards), Plan(16, seed))
         return np.concatenate([batch["index"] for batch in stream.epoch(epoch)]).tolist()
 
     assert order(0, 1) == order(0, 1)
@@ -38,7 +38,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(shapes_shards: Path) -> None:
 
 
 def test_in_order_gives_every_sample_once_without_textures_unless_asked(shapes_shards: Path) -> None:
-    stream = Stream(open_shards(shapes_shards), 50, 0, textures=False)
+    stream = Stream(open_shards(shapes_shards), Plan(50))
     batches = list(stream.in_order())
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(64))
     assert "texture" not in batches[0]
@@ -47,7 +47,7 @@ def test_in_order_gives_every_sample_once_without_textures_unless_asked(shapes_s
 
 def test_textures_that_are_not_there_are_asked_for(shapes_test_shards: Path) -> None:
     with pytest.raises(UserError, match="these shards hold no textures"):
-        Stream(open_shards(shapes_test_shards), 4, 0, textures=True)
+        Stream(open_shards(shapes_test_shards), Plan(4, textures="one"))
 
 
 def test_images_of_different_sizes_are_refused(image_folder: Path, tmp_path: Path, photo: np.ndarray) -> None:
@@ -56,7 +56,7 @@ def test_images_of_different_sizes_are_refused(image_folder: Path, tmp_path: Pat
     cv2.imwrite(str(image_folder / "cats" / "large.png"), photo[:64, :48])
     build(Recipe("folder"), tmp_path / "s", root=str(image_folder))
     with pytest.raises(UserError, match=r"images of 2 sizes.* build with --size"):
-        Stream(open_shards(tmp_path / "s"), 4, 0, textures=False)
+        Stream(open_shards(tmp_path / "s"), Plan(4))
 
 
 def test_channel_statistics_are_those_of_the_pixels(shapes_shards: Path) -> None:

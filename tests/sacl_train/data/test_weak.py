@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
+from sacl_train.data.draws import Draws
 from sacl_train.data.weak import (
     Blur,
     ColourJitter,
@@ -30,13 +32,17 @@ def seeded(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
+def states(count: int, view: int = 0) -> np.ndarray:
+    return Draws(0, 0, np.arange(count)).of(view)
+
+
 def images(count: int = 6, height: int = 32, width: int = 32) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=seeded(9))
 
 
 def test_policy_none_is_exactly_the_normalised_image() -> None:
     x = images()
-    views = WeakAugment("none", MEAN, STD)(x, seeded())
+    views = WeakAugment("none", MEAN, STD)(x, states(6))
     expected = torch.empty(x.shape)
     for channel in range(3):
         expected[:, channel] = (x[:, channel].float() / 255 - MEAN[channel]) / STD[channel]
@@ -50,26 +56,50 @@ def test_views_are_finite_in_range_and_repeat_with_the_seed(policy: str, height:
     x = images(6, height, width)
     before = x.clone()
     weak = WeakAugment(policy, MEAN, STD)
-    views = weak(x, seeded(1))
+    views = weak(x, states(6, 1))
     assert views.shape == x.shape
     assert views.dtype == torch.float32
     assert torch.equal(x, before), "the batch itself must not change: it gives the second view too"
     pixels = views * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     assert pixels.min() > -1e-4
     assert pixels.max() < 1 + 1e-4
-    assert torch.equal(weak(x, seeded(1)), views)
+    assert torch.equal(weak(x, states(6, 1)), views)
     if policy != "none":
-        assert not torch.allclose(weak(x, seeded(2)), views)
+        assert not torch.allclose(weak(x, states(6, 2)), views)
 
 
-def test_a_generator_gives_two_different_views() -> None:
-    generator, weak = seeded(), WeakAugment("geometric", MEAN, STD)
-    assert not torch.allclose(weak(images(), generator), weak(images(), generator))
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 96), (80, 112)])
+def test_a_view_is_the_same_to_the_bit_in_a_batch_of_any_size(policy: str, height: int, width: int) -> None:
+    x, of = images(128, height, width), states(128)
+    weak = WeakAugment(policy, MEAN, STD)
+    whole = weak(x, of)
+    for size in (1, 7):
+        for start in (0, 5, 121):
+            assert torch.equal(weak(x[start : start + size], of[start : start + size]), whole[start : start + size])
+    backwards = np.arange(128)[::-1].copy()
+    assert torch.equal(weak(x[backwards], of[backwards]), whole[backwards])
+
+
+def test_geometry_may_come_from_other_states_than_colour() -> None:
+    x = images()
+    weak = WeakAugment("colour-geometric", MEAN, STD)
+    geometric = WeakAugment("geometric", MEAN, STD)
+    shared = weak(x, states(6, 2), states(6, 1))
+    assert not torch.equal(shared, weak(x, states(6, 2)))
+    # Where neither colour operation is drawn, the geometry of the other states is all there is.
+    plain = geometric(x, states(6, 1))
+    untouched = (shared - plain).flatten(1).abs().max(1).values < 1e-6
+    assert torch.equal(shared[untouched], plain[untouched])
+    many = images(200, 8, 8)
+    both = weak(many, states(200, 2), states(200, 1))
+    alike = (both == geometric(many, states(200, 1))).flatten(1).all(1).float().mean()
+    assert 0.08 < alike < 0.26  # .2 without jitter times .8 without grey
 
 
 def test_geometric_changes_each_sample_by_itself() -> None:
     same = images(1).expand(8, 3, 32, 32)
-    views = WeakAugment("geometric", MEAN, STD)(same, seeded())
+    views = WeakAugment("geometric", MEAN, STD)(same, states(8))
     assert len(torch.unique(views.flatten(1), dim=0)) == 8
 
 
@@ -78,19 +108,19 @@ def test_probability_of_an_operation() -> None:
     x[..., :2] = 255
     for probability in (0.0, 0.2, 0.5, 1.0):
         weak = WeakAugment(Policy(((Flip(), probability),)), (0, 0, 0), (1, 1, 1))
-        flipped = (weak(x, seeded(3))[:, 0, 0, 0] < 0.5).float().mean().item()
+        flipped = (weak(x, states(400, 3))[:, 0, 0, 0] < 0.5).float().mean().item()
         assert abs(flipped - probability) <= 4 * math.sqrt(probability * (1 - probability) / 400)
 
 
 def test_colour_operations_happen_to_some_samples_only() -> None:
     x = images(400, 4, 4)
-    greyed = WeakAugment(Policy(colour=((Grey(), 0.2),)), MEAN, STD)(x, seeded())
+    greyed = WeakAugment(Policy(colour=((Grey(), 0.2),)), MEAN, STD)(x, states(400))
     untouched = (greyed == normalise(x, MEAN, STD)).flatten(1).all(dim=1).float().mean().item()
     assert 0.72 < untouched < 0.88
 
 
 def test_crop_boxes_lie_in_the_image_and_have_the_asked_area() -> None:
-    matrices = Crop(scale=(0.2, 0.6)).matrices(2000, 48, 32, seeded())
+    matrices = Crop(scale=(0.2, 0.6)).matrices(states(2000), 48, 32)
     width, height = matrices[:, 0, 0], matrices[:, 1, 1]  # fractions of the image
     for side, centre in ((width, matrices[:, 0, 2]), (height, matrices[:, 1, 2])):
         assert (centre.abs() + side <= 1 + 1e-6).all()
@@ -107,16 +137,16 @@ def test_crop_boxes_lie_in_the_image_and_have_the_asked_area() -> None:
 
 
 def test_whole_image_crop_is_the_whole_square_image() -> None:
-    matrices = Crop(scale=(1, 1), ratio=(1, 1)).matrices(5, 32, 32, seeded())
+    matrices = Crop(scale=(1, 1), ratio=(1, 1)).matrices(states(5), 32, 32)
     torch.testing.assert_close(matrices, torch.eye(3).expand(5, 3, 3), atol=1e-6, rtol=0)
 
 
 def test_rotation_and_translation_ranges() -> None:
-    turns = Rotation(15).matrices(2000, 32, 32, seeded())
+    turns = Rotation(15).matrices(states(2000), 32, 32)
     degrees = torch.atan2(turns[:, 1, 0], turns[:, 0, 0]).rad2deg()
     assert -15 <= degrees.min() < -14
     assert 14 < degrees.max() <= 15
-    shifts = Translation(0.1).matrices(2000, 32, 32, seeded())[:, :2, 2] / 2
+    shifts = Translation(0.1).matrices(states(2000), 32, 32)[:, :2, 2] / 2
     assert -0.1 <= shifts.min() < -0.095
     assert 0.095 < shifts.max() <= 0.1
     assert not torch.equal(shifts[:, 0], shifts[:, 1])
@@ -124,30 +154,30 @@ def test_rotation_and_translation_ranges() -> None:
 
 def test_jitter_strength_zero_and_grey() -> None:
     x = torch.rand(5, 3, 8, 8, generator=seeded())
-    torch.testing.assert_close(ColourJitter(0, 0, 0, 0).apply(x, seeded()), x, atol=1e-6, rtol=0)
-    jittered = ColourJitter().apply(x, seeded())
+    torch.testing.assert_close(ColourJitter(0, 0, 0, 0).apply(x, states(5)), x, atol=1e-6, rtol=0)
+    jittered = ColourJitter().apply(x.clone(), states(5))
     assert ((jittered - x).abs().flatten(1).max(dim=1).values > 0.01).all()
-    grey = Grey().apply(x, seeded())
+    grey = Grey().apply(x, states(5))
     assert torch.equal(grey[:, 0], grey[:, 1])
     assert torch.equal(grey[:, 0], grey[:, 2])
 
 
 def test_blur_smooths_large_images_and_leaves_small_ones() -> None:
     small, large = torch.rand(2, 3, 64, 64, generator=seeded()), torch.rand(2, 3, 224, 224, generator=seeded())
-    assert torch.equal(Blur().apply(small, seeded()), small)
-    blurred = Blur((1.0, 2.0)).apply(large, seeded())
+    assert torch.equal(Blur().apply(small, states(2)), small)
+    blurred = Blur((1.0, 2.0)).apply(large, states(2))
     assert (blurred.std(dim=(1, 2, 3)) < 0.5 * large.std(dim=(1, 2, 3))).all()
 
 
 def test_blur_is_in_proportion_to_the_image() -> None:
     x = torch.rand(2, 3, 112, 112, generator=seeded())
     expected = F.gaussian_blur(x, [7, 7], [1.0, 1.0])  # half of 224 pixels: half the sigma
-    torch.testing.assert_close(Blur((2.0, 2.0)).apply(x, seeded()), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Blur((2.0, 2.0)).apply(x, states(2)), expected, atol=1e-6, rtol=0)
 
 
 def test_policy_settings_reach_the_operations() -> None:
     policy = make_policy("geometric", crop_scale=(0.5, 0.5), degrees=0, shift=0)
-    drawn = [op.matrices(50, 32, 32, seeded()) for op, _ in policy.geometry]
+    drawn = [op.matrices(states(50), 32, 32) for op, _ in policy.geometry]
     torch.testing.assert_close(drawn[0][:, 0, 0] * drawn[0][:, 1, 1], torch.full((50,), 0.5))
     for unchanged in drawn[2:]:
         torch.testing.assert_close(unchanged, torch.eye(3).expand(50, 3, 3))

@@ -83,8 +83,9 @@ def test_features_are_those_of_whole_normalised_images_in_eval_mode(run: Path, s
     encoder, config, _ = load_encoder(run)
     encoder.train()
     shards = open_shards(shapes_shards)
-    features = extract_features(encoder, shards, config, torch.device("cpu"), np.array([3, 60, 5]))
+    features, read = extract_features(encoder, shards, config, torch.device("cpu"), np.array([3, 60, 5]))
     assert encoder.training
+    assert read.tolist() == [3, 60, 5]
     encoder.eval()
     images = torch.from_numpy(np.stack([shards[i].image for i in (3, 60, 5)])).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -111,8 +112,9 @@ def test_texture_decisions_count_predictions_of_the_fills_class(shapes_test_shar
 
     test = open_shards(shapes_test_shards)
     textures = torch.tensor([meta["texture_label"] for meta in test.metas()])
-    by_texture = _score(test, torch.nn.functional.one_hot(textures, 10).float())
-    by_shape = _score(test, torch.nn.functional.one_hot(torch.from_numpy(test.labels), 10).float())
+    everything = torch.arange(len(test))
+    by_texture = _score(test, torch.nn.functional.one_hot(textures, 10).float(), everything)
+    by_shape = _score(test, torch.nn.functional.one_hot(torch.from_numpy(test.labels), 10).float(), everything)
     assert (by_texture["top1"], by_texture["texture_decisions"]) == (0, 1)
     assert (by_shape["top1"], by_shape["texture_decisions"]) == (1, 0)
 

@@ -3,11 +3,13 @@
 import copy
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.methods import METHODS
 from sacl_train.methods.sacl import SACL, SACLSettings
@@ -32,16 +34,24 @@ def make_batch(images: int = 8, per_image: int = 1) -> dict[str, Tensor]:
     }
 
 
+def draws(batch: dict[str, Tensor], seed: int = 0) -> Draws:
+    return Draws(seed, 0, np.arange(len(batch["image"])))
+
+
 def slow_step(method: SACL, batch: dict[str, Tensor], seed: int) -> Tensor:
     """Algorithm 1, an image and a combination at a time where BatchNorm allows it."""
     s = method.settings
-    generator = Generator().manual_seed(seed)
-    x1, x2 = method.weak(batch["image"], generator), method.weak(batch["image"], generator)
+    drawn = draws(batch, seed)
+    x1, x2 = method.weak(batch["image"], drawn.of(0)), method.weak(batch["image"], drawn.of(1))
     count, per_image = batch["texture"].shape[:2]
     if s.texture_role != "none":
-        weak_textures = method.weak(batch["texture"].reshape(-1, 3, 16, 16), generator)
-        t = F.normalize(method.target_projector(method.target_encoder(weak_textures)), dim=1)
-        t = t.reshape(count, per_image, -1)
+        of_query = {"own": (None, None), "query": (drawn.of(0), drawn.of(1))}[s.texture_view]
+        weak_textures = [
+            torch.stack([method.weak(batch["texture"][:, k], drawn.of(2 + k), g) for k in range(per_image)], 1)
+            for g in of_query
+        ]
+        both = [method.target_projector(method.target_encoder(x.flatten(0, 1))) for x in weak_textures]
+        both = [F.normalize(t, dim=1).reshape(count, per_image, -1) for t in both]
     side = 16 // s.grid
 
     def queries(x: Tensor) -> list[Tensor]:
@@ -56,8 +66,9 @@ def slow_step(method: SACL, batch: dict[str, Tensor], seed: int) -> Tensor:
         return F.normalize(method.target_projector(method.target_encoder(x)), dim=1)
 
     losses = []
-    for view, other in ((x1, x2), (x2, x1)):
+    for number, (view, other) in enumerate(((x1, x2), (x2, x1))):
         p = queries(view)
+        t = None if s.texture_role == "none" else both[number]
         for key_number in range(per_image if s.texture_role == "positive" else 1):
             keys = t[:, key_number] if s.texture_role == "positive" else whole(other)
             for combination in p:
@@ -77,6 +88,8 @@ def slow_step(method: SACL, batch: dict[str, Tensor], seed: int) -> Tensor:
         {"scope": "own", "alpha": 2.0, "tau": 0.5},
         {"grid": 4, "cells": 15},
         {"texture_role": "positive"},
+        {"texture_role": "positive", "texture_view": "query"},
+        {"texture_view": "query"},
         {"texture_role": "none", "cells": 3},
     ],
     ids=str,
@@ -89,7 +102,7 @@ def test_loss_equals_a_slow_recomputation(settings: dict[str, object], per_image
         for parameter in [*method.target_encoder.parameters(), *method.target_projector.parameters()]:
             parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
     expected = slow_step(copy.deepcopy(method), batch, seed=5)
-    loss, metrics = method(batch, Generator().manual_seed(5))
+    loss, metrics = method(batch, draws(batch, 5))
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close(metrics["loss"], expected.detach(), rtol=1e-9, atol=0)
 
@@ -100,8 +113,8 @@ class _Double:
     def __init__(self, weak: WeakAugment) -> None:
         self.weak = weak
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        return self.weak(images, generator).double()
+    def __call__(self, images: Tensor, states: np.ndarray, geometric: np.ndarray | None = None) -> Tensor:
+        return self.weak(images, states, geometric).double()
 
 
 @pytest.mark.parametrize("role", ["negative", "positive", "none"])
@@ -110,11 +123,11 @@ def test_a_fixed_batch_is_learnt(role: str) -> None:
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     losses = []
     for _ in range(15):
-        loss, metrics = method(batch, Generator().manual_seed(0))
+        loss, metrics = method(batch, draws(batch, 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.after_step()
+        method.after_step(0, 10)
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
     assert 0.2 < metrics["embedding_std"] <= 1
@@ -124,7 +137,7 @@ def test_a_fixed_batch_is_learnt(role: str) -> None:
 
 def test_only_the_online_networks_get_gradients_and_the_target_follows_them() -> None:
     method, batch = make(momentum=0.9), make_batch()
-    loss, _ = method(batch, Generator().manual_seed(0))
+    loss, _ = method(batch, draws(batch, 0))
     loss.backward()
     online = [method.encoder, method.projector, method.predictor]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for net in online for p in net.parameters())
@@ -134,7 +147,7 @@ def test_only_the_online_networks_get_gradients_and_the_target_follows_them() ->
     torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1).step()
     for (target, _), old in zip(pairs, before, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(target.parameters(), old, strict=True))
-    method.after_step()
+    method.after_step(0, 10)
     for (target, source), old in zip(pairs, before, strict=True):
         for mine, theirs, previous in zip(target.parameters(), source.parameters(), old, strict=True):
             torch.testing.assert_close(mine.detach(), 0.9 * previous + 0.1 * theirs.detach())
@@ -150,14 +163,14 @@ def test_target_starts_equal_and_the_state_dict_holds_everything() -> None:
     other = make()
     other.load_state_dict(state)
     batch = make_batch()
-    losses = [m(batch, Generator().manual_seed(3))[0] for m in (method, other)]
+    losses = [m(batch, draws(batch, 3))[0] for m in (method, other)]
     assert torch.equal(losses[0], losses[1])
 
 
 def test_role_none_neither_needs_nor_reads_textures() -> None:
     batch = make_batch()
     without = {"image": batch["image"]}
-    losses = [make(texture_role="none")(b, Generator().manual_seed(0))[0] for b in (batch, without)]
+    losses = [make(texture_role="none")(b, draws(batch, 0))[0] for b in (batch, without)]
     assert torch.equal(losses[0], losses[1])
 
 
@@ -166,12 +179,12 @@ def test_missing_textures(role: str) -> None:
     batch = make_batch()
     for missing in ({"image": batch["image"]}, {**batch, "texture": batch["texture"][:, :0]}):
         with pytest.raises(UserError, match="these shards have none"):
-            make(texture_role=role)(missing, Generator())
+            make(texture_role=role)(missing, draws(batch))
 
 
 def test_a_batch_of_one_image() -> None:
     with pytest.raises(UserError, match="larger batch"):
-        make()(make_batch(1), Generator())
+        make()(make_batch(1), draws(make_batch(1)))
 
 
 @pytest.mark.parametrize(

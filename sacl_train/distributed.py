@@ -1,0 +1,162 @@
+"""Several processes as one trainer: who they are, gathered keys, summed gradients, BatchNorm over all of them.
+
+`torchrun` starts the processes; without it there is one, and everything here does nothing. All processes hold the same
+weights, and a batch of N images on R of them gives the loss and gradients of one process with all N.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def process_rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count_processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun has started, if it has; gives the device of this one, `cuda` by local number.
+
+    The back end is nccl on CUDA and gloo elsewhere.
+    """
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes, in their order: (N, ...) -> (R * N, ...). No gradient passes."""
+    if count_processes() == 1:
+        return x
+    rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count_processes())]
+    dist.all_gather(rows, x.contiguous())
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def average(values: Tensor) -> Tensor:
+    """Mean over the processes, element by element."""
+    if count_processes() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / count_processes()
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes.
+
+    In one piece, always laid out alike. torch's DistributedDataParallel lays its pieces out anew after the first step,
+    so a run that went on would add in another order than one that was never stopped.
+    """
+    if count_processes() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = average(torch.cat([g.reshape(-1) for g in gradients]))
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if count_processes() > 1:
+        dist.barrier()
+
+
+def gather_objects(value: T) -> list[T]:
+    """What each process gave, in their order."""
+    if count_processes() == 1:
+        return [value]
+    values: list[Any] = [None] * count_processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
+    """Let every BatchNorm in `module` take its statistics over the batches of all processes. Names stay the same."""
+    if count_processes() == 1:
+        return
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, _synchronised(child, device))
+        else:
+            synchronise_batch_norm(child, device)
+
+
+def _synchronised(norm: nn.BatchNorm1d | nn.BatchNorm2d, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    # torch's own knows no CPU.
+    norm.__class__ = _SyncBatchNorm1d if isinstance(norm, nn.BatchNorm1d) else _SyncBatchNorm2d
+    return norm
+
+
+class _SyncBatchNorm1d(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalise(self, x) if self.training else super().forward(x)
+
+
+class _SyncBatchNorm2d(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalise(self, x) if self.training else super().forward(x)
+
+
+def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    y, mean, variance, count = _Normalise.apply(x, norm.eps)
+    if norm.track_running_stats:
+        assert norm.num_batches_tracked is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.momentum is not None
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+    return y * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / std per channel over all processes (Ioffe & Szegedy 2015, algorithm 1), equal shares each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
+        dims = [d for d in range(x.dim()) if d != 1]
+        keep = (1, -1) + (1,) * (x.dim() - 2)
+        mean = average(x.mean(dims))
+        variance = average((x - mean.view(keep)).square().mean(dims))  # in two passes: no small difference of squares
+        scale = (variance + eps).rsqrt()
+        y = (x - mean.view(keep)) * scale.view(keep)
+        ctx.save_for_backward(y, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance, x.numel() // x.shape[1] * count_processes()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        dims = [d for d in range(y.dim()) if d != 1]
+        keep = (1, -1) + (1,) * (y.dim() - 2)
+        means = average(torch.stack([gradient.mean(dims), (gradient * y).mean(dims)]))
+        return (gradient - means[0].view(keep) - y * means[1].view(keep)) * scale.view(keep), None

@@ -1,0 +1,73 @@
+"""What a run writes down: a row per epoch (metrics.csv, metrics.jsonl), and lines of single steps (steps.jsonl)."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from texturegen.errors import UserError
+from texturegen.files import write_atomically
+
+
+class StepLog:
+    """RUN/steps.jsonl: a JSON object for each logged step. A checkpoint holds its length, `offset`, in bytes.
+
+    offset: what a checkpoint says; lines behind it are of steps that will be done again, and are removed.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._file = path.open("ab")
+        self._file.truncate(min(offset, path.stat().st_size))
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+
+    def offset(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Board:
+    """TensorBoard's events in RUN/tensorboard, those of steps that will be done again dropped; or nothing.
+
+    Raises UserError when it is wanted and not installed.
+    """
+
+    def __init__(self, run: Path, step: int, wanted: bool) -> None:
+        self._writer: Any = None
+        if not wanted:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("tensorboard is not installed: pip install 'sacl-texture[tensorboard]'") from None
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+
+    def write(self, group: str, values: dict[str, Any], step: int) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def write_rows(run: Path, rows: list[dict[str, Any]]) -> None:
+    """metrics.csv and metrics.jsonl, as whole files: after a crash they follow the checkpoint again."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(run / "metrics.csv", table.getvalue())
+    write_atomically(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,151 @@
+"""One step of the optimizer: precision, accumulation, several processes, clipping."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacl_train.config import Config
+from sacl_train.data.draws import Draws
+from sacl_train.data.shuffle import shuffle_patches
+from sacl_train.data.stream import Batch
+from sacl_train.distributed import average_gradients
+from sacl_train.methods import Method
+from sacl_train.methods.method import Part, merge
+from texturegen.errors import UserError
+
+SHUFFLE = 1 << 17  # the purpose, among a sample's random numbers, of shuffling its cells
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def arithmetic(config: Config) -> Iterator[None]:
+    """TF32 or not, the same bits on every run or the fastest kernels; as it was, afterwards."""
+    cudnn = torch.backends.cudnn
+    before = (
+        torch.get_float32_matmul_precision(),
+        cudnn.allow_tf32,
+        cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    cudnn.allow_tf32 = config.tf32
+    cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32, cudnn.benchmark = before[1:3]
+        torch.use_deterministic_algorithms(before[3])
+
+
+class Stepper:
+    """Holds what a step needs: the method, its optimizer, and the scaler of fp16's gradients."""
+
+    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, config: Config, device: torch.device) -> None:
+        self.method, self.optimizer, self.config, self.device = method, optimizer, config, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batch: Batch, epoch: int, step: int, steps: int, lr: float) -> dict[str, Any]:
+        """Do step 0 <= step < steps with one process's share of a batch; return its metrics, tensors and numbers."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        parts: list[Part] = []
+        for piece in _pieces(batch, config.accumulate):
+            draws = Draws(config.seed, epoch, piece["index"].numpy())
+            on_device = self._prepare(piece, draws)
+            made = self.method.parts(on_device, draws)
+            while (part := self._next(made)) is not None:
+                loss = part[0] / config.accumulate
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                parts.append((loss.detach(), part[1]))
+        average_gradients(self._trained)
+        if config.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_([p for p in self._trained if p.grad is not None], config.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**merge(parts), **self.method.after_step(step, steps)}
+
+    def _next(self, parts: Iterator[Part]) -> Part | None:
+        # The forward pass alone: gradients take the types of what they are the gradients of.
+        with torch.autocast(self.device.type, DTYPES[self.config.precision], enabled=self.config.precision != "fp32"):
+            return next(parts, None)
+
+    def _prepare(self, batch: Batch, draws: Draws) -> Batch:
+        """The images and negatives on the device."""
+        source = self.config.texture_source
+        wanted = self.config.method_settings.texture_role != "none"
+        moved: dict[str, Tensor] = {
+            name: batch[name].to(self.device, non_blocking=True) for name in ("image", "texture") if name in batch
+        }
+        if wanted and source != "shards":
+            shuffled = shuffle_patches(
+                moved["image"], draws.of(SHUFFLE), cell_sizes(self.config, moved["image"].shape[-2:])
+            )[:, None]
+            moved["texture"] = torch.cat([moved["texture"], shuffled], 1) if "texture" in moved else shuffled
+        return moved
+
+
+def cell_sizes(config: Config, image_size: tuple[int, ...]) -> tuple[int, int]:
+    """Smallest and largest cell of patch-shuffle, in pixels."""
+    side = min(image_size)
+    low, high = (max(1, round(share * side)) for share in config.shuffle_cells)
+    return low, high
+
+
+def explain_memory(stepper: Stepper, batch: Batch, step: int, epoch: int) -> UserError:
+    """What to say when the device's memory did not hold a batch: the largest that fits, from a step of an eighth."""
+    size = len(batch["index"])
+    advice = "try half of it"
+    device = stepper.device
+    if device.type == "cuda":
+        stepper.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        base, tried = torch.cuda.memory_allocated(device), max(2, size // 8)
+        torch.cuda.reset_peak_memory_stats(device)
+        few = {name: values[:tried] for name, values in batch.items()}
+        try:
+            for piece in _pieces(few, 1):
+                draws = Draws(0, epoch, np.arange(tried))
+                for loss, _ in stepper.method.parts(stepper._prepare(piece, draws), draws):
+                    loss.backward()  # type: ignore[no-untyped-call]
+            free = base + torch.cuda.mem_get_info(device)[0]
+            fits = largest_batch(base, torch.cuda.max_memory_allocated(device), tried, free)
+            advice = f"by estimate {fits} fit" if fits >= 2 else "this encoder does not fit at all"
+        except torch.OutOfMemoryError:
+            advice = "this encoder hardly fits at all"
+    return UserError(
+        f"step {step}: the device is out of memory with {size} images at once; {advice}. Smaller pieces of a batch: "
+        "--set accumulate=2; less memory: --set checkpointing=true or precision=bf16"
+    )
+
+
+def largest_batch(base: int, peak: int, tried: int, available: int) -> int:
+    """How many images fit into `available` bytes when `tried` of them took the memory from `base` to `peak` bytes.
+
+    A tenth is left for what does not grow in proportion.
+    """
+    return int(0.9 * (available - base) / max((peak - base) / tried, 1))
+
+
+def _pieces(batch: Batch, count: int) -> Iterator[Batch]:
+    size = len(batch["index"]) // count
+    for i in range(count):
+        yield {name: values[i * size : (i + 1) * size] for name, values in batch.items()}
+
+
+def as_numbers(metrics: dict[str, Any], device: torch.device) -> tuple[list[str], Tensor]:
+    """Names, and the values as one float64 tensor on the device: read back together, later."""
+    values = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in metrics.values()]
+    return list(metrics), torch.stack(values)
