@@ -34,7 +34,7 @@ class GeometricOp(Protocol):
 
 
 class ColourOp(Protocol):
-    """Changes float images (N, 3, H, W) in 0..1, in place or not; parameters are drawn per sample as in `GeometricOp`."""
+    """Changes float images (N, 3, H, W) in 0..1, in place or not; parameters are drawn as in `GeometricOp`."""
 
     WORD: ClassVar[int]
 
