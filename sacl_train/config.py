@@ -39,7 +39,8 @@ class Config:
     # the encoder
     encoder: str = "se_resnet50"
     stem: str = "auto"  # imagenet, cifar, cifar-stride2; auto: cifar up to 64 px
-    attention: str = "se"  # se, none
+    attention: str = "se"  # se, cbam, gc, nonlocal, triplet, abn, none
+    placement: str = "standard"  # of the attention in a block: standard, pre, post, identity
     width: int | None = None  # of the first stage, CIFAR family only
     checkpointing: bool = False  # computes activations again in the backward pass instead of keeping them
     # the views
@@ -105,6 +106,8 @@ class Config:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise UserError(f"warmup_epochs is {self.warmup_epochs}; it must be between 0 and epochs, {self.epochs}")
+        if self.compile and self.checkpointing:
+            raise UserError("compile and checkpointing do not go together: choose one, for speed or for memory")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip is {self.clip}; it must be above 0, or none")
         if self.lr <= 0:

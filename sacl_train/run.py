@@ -71,7 +71,15 @@ def build_method(config: Config, image_size: tuple[int, int]) -> Method:
         raise ValueError("mean and std must be resolved before the networks are built")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        encoder = build_encoder(config.encoder, config.stem, config.width, config.attention, min(image_size))
+        encoder = build_encoder(
+            config.encoder,
+            config.stem,
+            config.width,
+            config.attention,
+            min(image_size),
+            config.placement,
+            config.checkpointing,
+        )
         policy = make_policy(config.weak, config.crop_scale, config.degrees, config.shift, config.jitter, config.grey)
         weak = WeakAugment(policy, config.mean, config.std)
         return METHODS[config.method](encoder, weak, image_size, config.method_settings)

@@ -1,19 +1,18 @@
-"""Networks: SE-ResNet encoders, heads and the EMA target. `build_encoder` makes an encoder by name."""
+"""Networks: ResNet encoders with attention, heads and the EMA target. `build_encoder` makes an encoder by name."""
 
 from collections.abc import Callable
 from functools import partial
 
+from sacl_train.nets.attention import ATTENTION, PLACEMENTS, check_attention
 from sacl_train.nets.cifar import CifarResNet
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.resnet import basic_resnet, bottleneck_resnet
 from sacl_train.nets.stem import choose_stem
 from texturegen.errors import UserError, nearest
 
-__all__ = ["ATTENTION", "ENCODERS", "Encoder", "build_encoder"]
+__all__ = ["ATTENTION", "ENCODERS", "PLACEMENTS", "Encoder", "build_encoder"]
 
-ATTENTION = ("se", "none")
-
-# Encoders of fixed width take (stem, attention); those of the CIFAR family take a width too.
+# Encoders of fixed width take a stem; those of the CIFAR family take a width too.
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "se_resnet18": partial(basic_resnet, (2, 2, 2, 2)),
     "se_resnet34": partial(basic_resnet, (3, 4, 6, 3)),
@@ -30,20 +29,21 @@ def build_encoder(
     width: int | None = None,
     attention: str = "se",
     image_size: int | None = None,
+    placement: str = "standard",
+    checkpointing: bool = False,
 ) -> Encoder:
     """Return a freshly initialised encoder: images (N, 3, H, W) float -> features (N, encoder.out_features).
 
     stem: "imagenet", "cifar", "cifar-stride2", or "auto" to choose by `image_size`, the side in pixels.
     width: channels of the first stage; only the CIFAR family (se_resnet20: 16, se_resnet8: 32) has it.
-    attention: "se", or "none" for the plain ResNet of the same shape (Fast-MoCo's encoder).
-    Raises UserError for an unknown name, stem or attention, and for a width where none can be set.
+    attention: "se", "cbam", "gc", "nonlocal", "triplet", "abn", or "none" for the plain ResNet of the same shape
+    (Fast-MoCo's encoder); placement: where in a block, "standard", "pre", "post" or "identity" (SACL table 4).
+    checkpointing: activations within a block are computed again in the backward pass instead of being kept.
+    Raises UserError for an unknown name, and for a width or placement where none can be set.
     """
     if name not in ENCODERS:
         raise UserError(f"unknown encoder '{name}'{nearest(name, ENCODERS)}; known: {', '.join(ENCODERS)}")
-    if attention not in ATTENTION:
-        raise UserError(
-            f"unknown attention '{attention}'{nearest(attention, ATTENTION)}; known: {', '.join(ATTENTION)}"
-        )
+    check_attention(attention, placement)
     settings: dict[str, int] = {}
     if width is not None:
         if getattr(ENCODERS[name], "func", None) is not CifarResNet:
@@ -51,4 +51,6 @@ def build_encoder(
         if width < 1:
             raise UserError(f"width must be at least 1, not {width}")
         settings["width"] = width
-    return ENCODERS[name](stem=choose_stem(stem, image_size), attention=attention, **settings)
+    encoder = ENCODERS[name](stem=choose_stem(stem, image_size), **settings)
+    encoder.finish(attention, placement, checkpointing)
+    return encoder

@@ -1,13 +1,19 @@
 """Encoders: parameter counts against the papers', torchvision's weights, stems and the registry's messages."""
 
+from functools import partial
+
 import pytest
+import timm
 import torch
+from timm.layers import SEModule
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
-from sacl_train.nets import ENCODERS, build_encoder
+from sacl_train.nets import ATTENTION, ENCODERS, PLACEMENTS, build_encoder
+from sacl_train.nets.attention import SqueezeExcitation
+from sacl_train.nets.blocks import BasicBlock, Bottleneck
 from sacl_train.nets.cifar import PadShortcut
-from sacl_train.nets.resnet import SEBottleneck
+from sacl_train.nets.weights import timm_weights
 from texturegen.errors import UserError
 
 
@@ -89,26 +95,130 @@ def test_se_blocks_without_their_scaling_are_the_plain_network(name: str) -> Non
         expected = plain(x)
         assert not torch.allclose(se(x), expected)
         for module in se.modules():
-            if hasattr(module, "se"):
+            if isinstance(module, BasicBlock | Bottleneck):
                 module.se = _One()
         torch.testing.assert_close(se(x), expected)
 
 
-def test_se_scales_the_residual_branch_before_the_sum() -> None:
-    block = SEBottleneck(256, 64).eval()
+def plain_forward(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Residual branch and shortcut, written out."""
+    if isinstance(block, Bottleneck):
+        x1 = torch.relu(block.bn1(block.conv1(x)))
+        branch = block.bn3(block.conv3(torch.relu(block.bn2(block.conv2(x1)))))
+    else:
+        branch = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    return branch, x if block.downsample is None else block.downsample(x)
+
+
+@pytest.mark.parametrize("name", ["se_resnet18", "se_resnet50"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_placements_are_those_of_figure_6(name: str, placement: str) -> None:
+    """Hu et al. 2018, section 6.4, figure 5."""
+    encoder = build_encoder(name, "cifar", placement=placement).eval()
+    for block in (*encoder.layer1, *encoder.layer2):
+        nn.init.normal_(block.bn1.bias)  # or the sigmoid of a scaled BN would hide a wrong place
+        x = torch.rand(2, block.conv1.in_channels, 8, 8)
+        with torch.no_grad():
+            branch, shortcut = plain_forward(block, block.se(x) if placement == "pre" else x)
+            if placement == "pre":
+                shortcut = plain_forward(block, x)[1]
+            if placement == "standard":
+                expected = torch.relu(block.se(branch) + shortcut)
+            elif placement == "identity":
+                expected = torch.relu(branch + block.se(shortcut))
+            else:
+                expected = torch.relu(branch + shortcut)
+            torch.testing.assert_close(block(x), block.se(expected) if placement == "post" else expected)
+
+
+def test_se_is_after_the_last_norm_of_the_branch() -> None:
+    block = Bottleneck(256, 64).eval()
+    block.se = SqueezeExcitation(256)
     nn.init.constant_(block.se.fc2.weight, 0)  # sigmoid(0) = 1/2 for all channels
     block.bn3.running_mean.normal_()  # or scaling before this BN would be the same
     x = torch.rand(2, 256, 8, 8)
     with torch.no_grad():
-        branch = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
-        branch = block.bn3(block.conv3(torch.relu(branch)))
+        branch, _ = plain_forward(block, x)
         torch.testing.assert_close(block(x), torch.relu(0.5 * branch + x))
+
+
+@pytest.mark.parametrize("kind", [k for k in ATTENTION if k != "none"])
+@pytest.mark.parametrize("name", ["se_resnet20", "se_resnet50"])
+def test_every_kind_of_attention_gets_a_gradient(kind: str, name: str) -> None:
+    encoder, plain = build_encoder(name, "cifar", attention=kind), build_encoder(name, "cifar", attention="none")
+    added = {n: p for n, p in encoder.named_parameters() if n not in dict(plain.named_parameters())}
+    assert added
+    for module in encoder.modules():  # gc and nonlocal begin as the identity
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not module.weight.any():
+            nn.init.normal_(module.weight)
+    encoder(torch.rand(4, 3, 32, 32)).square().sum().backward()
+    without = [n for n, p in added.items() if p.grad is None or not p.grad.any()]
+    # The last bias of a map that softmax normalises, and those before a BN, have none by their nature.
+    assert not [n for n in without if not n.endswith("bias")]
+
+
+def test_non_local_blocks_are_those_of_the_paper() -> None:
+    """Wang et al. 2018, section 4: 2 to res3 and 3 to res4, to every other residual block."""
+    encoder = build_encoder("se_resnet50", "imagenet", attention="nonlocal")
+    with_it = [n for n, m in encoder.named_modules() if type(m).__name__ == "NonLocalAttn"]
+    assert with_it == ["layer2.1.se", "layer2.3.se", "layer3.1.se", "layer3.3.se", "layer3.5.se"]
+
+
+def test_the_attention_branch_has_the_parameters_of_table_1() -> None:
+    """Table 1: 43.59 M. With the classifier of 1000 classes and the branch's own, 1000 x 1000, which needs labels."""
+    ours = count(build_encoder("se_resnet50", "imagenet", attention="abn")) + 2048 * 1000 + 1000
+    assert abs((ours + 1000 * 1000) / 1e6 - 43.59) < 0.01
+
+
+def test_the_attention_branch_weighs_the_maps_before_the_last_stage() -> None:
+    encoder = build_encoder("se_resnet20", "cifar", attention="abn").eval()
+    seen: dict[str, Tensor] = {}
+    encoder.abn.register_forward_hook(lambda m, args, out: seen.update(x=args[0], out=out))
+    encoder.layer3.register_forward_hook(lambda m, args, out: seen.update(last=args[0]))
+    with torch.no_grad():
+        encoder(torch.rand(2, 3, 32, 32))
+        gate = torch.sigmoid(encoder.abn.head(encoder.abn.stage(seen["x"])))
+    assert gate.shape == (2, 1, *seen["x"].shape[2:])
+    torch.testing.assert_close(seen["out"], seen["x"] * (1 + gate))
+    assert seen["last"] is seen["out"]
+
+
+@pytest.mark.parametrize("kind", ["se", "none"])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_weights_load_into_timm_and_give_its_features(kind: str, depth: int) -> None:
+    encoder = build_encoder(f"se_resnet{depth}", "imagenet", attention=kind).eval()
+    changes = {"block_args": {"attn_layer": partial(SEModule, rd_divisor=1)}} if kind == "se" and depth == 18 else {}
+    theirs = timm.create_model(f"{'se' if kind == 'se' else ''}resnet{depth}", pretrained=False, **changes).eval()
+    loaded = theirs.load_state_dict(timm_weights(encoder), strict=False)
+    assert not loaded.unexpected_keys
+    assert loaded.missing_keys == ["fc.weight", "fc.bias"]
+    theirs.fc = nn.Identity()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["se", "cbam", "abn"])
+def test_checkpointing_changes_neither_gradients_nor_statistics(kind: str) -> None:
+    torch.manual_seed(0)
+    kept = build_encoder("se_resnet20", "cifar", attention=kind).double()
+    again = build_encoder("se_resnet20", "cifar", attention=kind, checkpointing=True).double()
+    again.load_state_dict(kept.state_dict())
+    x, passes = torch.rand(4, 3, 16, 16, dtype=torch.float64), []
+    again.layer1[0].bn1.register_forward_hook(lambda *_: passes.append(1))
+    for encoder in (kept, again):
+        encoder(x).square().sum().backward()
+    assert len(passes) == 2, "the block must have been done again"
+    for mine, other in zip(kept.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad)
+    for mine, other in zip(kept.buffers(), again.buffers(), strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_cifar_shortcut_is_option_a() -> None:
     """He et al. 2016 §3.3: every second pixel, and zeros for the new channels."""
     x = torch.rand(2, 3, 5, 6)
-    shortcut = PadShortcut(4)(x)
+    shortcut = PadShortcut(4, 2)(x)
     assert shortcut.shape == (2, 7, 3, 3)
     for row in range(3):
         for column in range(3):
@@ -148,6 +258,8 @@ def test_width_of_the_cifar_family() -> None:
         ({"name": "se_resnet5O"}, "did you mean 'se_resnet50'"),
         ({"name": "se_resnet20", "stem": "cifr"}, "did you mean 'cifar'"),
         ({"name": "se_resnet20", "stem": "cifar", "attention": "sse"}, "did you mean 'se'"),
+        ({"name": "se_resnet20", "stem": "cifar", "placement": "pots"}, "did you mean 'post'"),
+        ({"name": "se_resnet20", "stem": "cifar", "attention": "abn", "placement": "pre"}, "'abn' has none there"),
     ],
 )
 def test_misspelt_names(arguments: dict[str, str], message: str) -> None:
