@@ -1,6 +1,7 @@
 """The `sacl-train` and `sacl-eval` commands. torch is imported when the work begins: `--help` answers at once."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,22 +27,38 @@ HELP = {"help_option_names": ["-h", "--help"]}
 @click.option("--texture-role", help="negative, positive or none  [default: negative]")
 @click.option("--device", help="cpu, cuda ...  [default: cuda where there is one]")
 @click.option("--seed", type=int, help="[default: 0]")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.")
 @click.version_option(__version__)
-def train_main(shards: Path, out: Path, config: Path | None, settings: dict[str, Any], **flags: Any) -> None:
+def train_main(
+    shards: Path, out: Path, config: Path | None, settings: dict[str, Any], dry_run: bool, **flags: Any
+) -> None:
     """Train an encoder on shards. Run the same command again to go on where it was.
 
     Ctrl-C and SIGTERM save a checkpoint at the next step and end with status 0.
 
     Settings come from their defaults, --config, --set and the flags, the later ones winning.
+
+    On several GPUs or machines: `torchrun --nproc-per-node 4 -m sacl_train ...`.
     """
-    from sacl_train.config import load_config
+    from sacl_train.config import dump_config, load_config
     from sacl_train.loop import Stopped, train
+    from sacl_train.run import plan
 
     given = {key: value for key, value in flags.items() if value is not None}
+    asked = load_config(config, {**settings, **given})
+    if dry_run:
+        resolved, line = plan(asked, shards, out)
+        print(f"# {line}\n{dump_config(resolved)}", end="")
+        return
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        rows = train(load_config(config, {**settings, **given}), shards, out)
+        rows = train(asked, shards, out)
     except Stopped as stopped:
-        print(f"{out}: {stopped}; to go on: {shlex.join(['sacl-train', *sys.argv[1:]])}")
+        torchrun = "the same torchrun command, or " if "TORCHELASTIC_RUN_ID" in os.environ else ""
+        if first:
+            print(f"{out}: {stopped}; to go on: {torchrun}{shlex.join(['sacl-train', *sys.argv[1:]])}")
+        return
+    if not first:
         return
     if not rows:
         print(f"{out}: an untrained encoder")

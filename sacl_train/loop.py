@@ -13,14 +13,22 @@ import torch
 from sacl_train import distributed
 from sacl_train.checkpoint import load_checkpoint, save_checkpoint
 from sacl_train.config import Config, dump_config
-from sacl_train.data.stream import Stream
 from sacl_train.evaluate.quick import quick_knn
 from sacl_train.methods import Method
 from sacl_train.metrics import Board, StepLog, write_rows
 from sacl_train.optim import build_optimizer, cosine_lr
 from sacl_train.report.curves import draw_curves
 from sacl_train.report.sheet import draw_views
-from sacl_train.run import build_method, choose_device, make_stream, resolve, shards_digest
+from sacl_train.run import (
+    build_method,
+    choose_device,
+    comparable,
+    describe,
+    make_stream,
+    refuse_other_run,
+    resolve,
+    shards_digest,
+)
 from sacl_train.signals import listen
 from sacl_train.step import Stepper, arithmetic, as_numbers, explain_memory
 from texturegen.console import Progress, warn
@@ -29,8 +37,6 @@ from texturegen.files import write_atomically
 from texturegen.shards import Shards, open_shards
 
 COLLAPSED = 0.1  # of the embedding_std of evenly spread embeddings
-# Settings that may differ when a run goes on.
-FREE = ("device", "threads", "cache", "cache_gb", "bad_share", "save_every", "keep", "log_every", "tensorboard")
 
 
 class Stopped(Exception):
@@ -119,7 +125,7 @@ class _Run:
         self.board = Board(out, self.saved, config.tensorboard and self.first)
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        _refuse_other_run(self.out, state, self.config, self.digest)
+        refuse_other_run(self.out, state, self.config, self.digest)
         self.method.load_state_dict(state["method"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.stepper.scaler.load_state_dict(state["scaler"])
@@ -245,7 +251,7 @@ class _Run:
                 "metrics": self.rows,
                 "steps_bytes": self.log.offset(),
                 "damaged": damaged,
-                "config": _comparable(self.config),
+                "config": comparable(self.config),
                 "shards": self.digest,
                 "image_size": self.shards.image_size(),
             }
@@ -286,35 +292,3 @@ class _Run:
         if self.log is not None:
             self.log.close()
         self.board.close()
-
-
-def describe(config: Config, stream: Stream, step: int) -> str:
-    """What a run will do, in a line."""
-    shards, count = stream.shards, len(stream) * config.batch_size
-    odd = abs(len(shards) - count)
-    wrapped = "taken twice" if config.remainder == "wrap" else "left to other epochs"
-    rest = f", {odd} {wrapped}" if odd else ""
-    ranks = f" on {stream.plan.ranks} processes" if stream.plan.ranks > 1 else ""
-    kept = "kept decoded in memory" if stream.cached else "decoded anew each epoch"
-    going = f", going on after step {step}" if step else ""
-    return (
-        f"{len(shards)} images, {kept}; {config.epochs} epochs of {len(stream)} batches of {config.batch_size}"
-        f"{ranks}{rest}{going}"
-    )
-
-
-def _comparable(config: Config) -> dict[str, Any]:
-    """What must be equal for a run to go on: all that decides the figures, not where and how fast they are made."""
-    return {key: value for key, value in config.flat().items() if key not in FREE}
-
-
-def _refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: str) -> None:
-    mine = _comparable(config)
-    there = state["config"]
-    differ = [f"{k} {there.get(k)!r} there, {mine.get(k)!r} asked" for k in mine if there.get(k) != mine.get(k)]
-    if state["shards"] != digest:
-        differ.append("other shards")
-    if differ:
-        raise UserError(
-            f"{out}: holds another run ({'; '.join(differ)}); choose another --out or give the same settings"
-        )

@@ -1,8 +1,9 @@
-"""A run directory: what was trained on what, and the encoder that came out."""
+"""A run: what is trained on what, whether a directory holds it, and the encoder that came out."""
 
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,10 @@ from sacl_train.distributed import count_processes, process_rank
 from sacl_train.methods import METHODS, Method
 from sacl_train.nets import Encoder, build_encoder
 from texturegen.errors import UserError
-from texturegen.shards import Shards
+from texturegen.shards import Shards, open_shards
+
+# Settings that may differ when a run goes on.
+FREE = ("device", "threads", "cache", "cache_gb", "bad_share", "save_every", "keep", "log_every", "tensorboard")
 
 
 def choose_device(name: str) -> torch.device:
@@ -83,6 +87,54 @@ def build_method(config: Config, image_size: tuple[int, int]) -> Method:
         policy = make_policy(config.weak, config.crop_scale, config.degrees, config.shift, config.jitter, config.grey)
         weak = WeakAugment(policy, config.mean, config.std)
         return METHODS[config.method](encoder, weak, image_size, config.method_settings)
+
+
+def describe(config: Config, stream: Stream, step: int) -> str:
+    """What a run will do, in a line."""
+    shards, count = stream.shards, len(stream) * config.batch_size
+    odd = abs(len(shards) - count)
+    wrapped = "taken twice" if config.remainder == "wrap" else "left to other epochs"
+    rest = f", {odd} {wrapped}" if odd else ""
+    ranks = f" on {stream.plan.ranks} processes" if stream.plan.ranks > 1 else ""
+    kept = "kept decoded in memory" if stream.cached else "decoded anew each epoch"
+    going = f", going on after step {step}" if step else ""
+    return (
+        f"{len(shards)} images, {kept}; {config.epochs} epochs of {len(stream)} batches of {config.batch_size}"
+        f"{ranks}{rest}{going}"
+    )
+
+
+def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Config, str]:
+    """What `train` would do, with nothing written: the resolved config, and a line about it.
+
+    Raises the UserErrors that `train` raises before its first step.
+    """
+    shards = open_shards(shards_dir)
+    config = resolve(config, shards)
+    stream = make_stream(config, shards, torch.device("cpu"))
+    build_method(config, shards.image_size())
+    state = load_checkpoint(Path(out))
+    if state is not None:
+        refuse_other_run(Path(out), state, config, shards_digest(shards))
+    return config, describe(config, stream, state["step"] if state else 0)
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """What must be equal for a run to go on: all that decides the figures, not where and how fast they are made."""
+    return {key: value for key, value in config.flat().items() if key not in FREE}
+
+
+def refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: str) -> None:
+    """UserError unless checkpoint `state` of `out` is of a run with this config on the shards of this digest."""
+    mine = comparable(config)
+    there = state["config"]
+    differ = [f"{k} {there.get(k)!r} there, {mine.get(k)!r} asked" for k in mine if there.get(k) != mine.get(k)]
+    if state["shards"] != digest:
+        differ.append("other shards")
+    if differ:
+        raise UserError(
+            f"{out}: holds another run ({'; '.join(differ)}); choose another --out or give the same settings"
+        )
 
 
 def load_encoder(run: Path) -> tuple[Encoder, Config, int]:

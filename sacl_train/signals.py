@@ -2,20 +2,28 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+ECHO_SECONDS = 2.0
+
 
 @contextmanager
 def listen() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or Ctrl-C sets; the second has its usual effect."""
+    """An event that the first SIGTERM or Ctrl-C sets; another, seconds later, has its usual effect."""
     stop = threading.Event()
     usual: dict[int, Any] = {}
+    times: list[float] = []
 
     def heed(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(number, usual[number])
+        times.append(time.monotonic())
+        # torchrun passes on what the terminal or Slurm has sent to its children already.
+        if times[-1] - times[0] > ECHO_SECONDS:
+            signal.signal(number, usual[number])
+            signal.raise_signal(number)
 
     if threading.current_thread() is threading.main_thread():  # Python tells no other of signals
         usual = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -23,6 +23,10 @@ class _Attending(nn.Module):
     placement = "standard"
     se: nn.Module
     downsample: nn.Module | None
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
     relu: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,6 +59,9 @@ class BasicBlock(_Attending, PlainBasicBlock):
 
 class Bottleneck(_Attending, PlainBottleneck):
     """1x1, 3x3 (with the stride: v1.5), 1x1 convolutions. Arguments are torchvision's."""
+
+    conv3: nn.Conv2d
+    bn3: nn.BatchNorm2d
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         PlainBottleneck.__init__(self, *args, **kwargs)

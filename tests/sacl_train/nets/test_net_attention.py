@@ -54,7 +54,7 @@ def test_global_context_equals_the_formula() -> None:
         logits = (arrays["conv_attn.weight"] @ x)[0]
         context = x @ (np.exp(logits) / np.exp(logits).sum())
         hidden = arrays["mlp_add.fc1.weight"] @ context + arrays["mlp_add.fc1.bias"][:, 0]
-        assert hidden.shape == (2,)
+        assert hidden.shape == (8,)
         normed = (hidden - hidden.mean()) / np.sqrt(hidden.var() + 1e-6)
         normed = normed * arrays["mlp_add.norm.weight"][:, 0] + arrays["mlp_add.norm.bias"][:, 0]
         added = arrays["mlp_add.fc2.weight"] @ np.maximum(normed, 0) + arrays["mlp_add.fc2.bias"][:, 0]
