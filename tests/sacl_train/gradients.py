@@ -1,0 +1,61 @@
+"""Loss, gradients and statistics of one SACL step, by one process of several: started by torchrun in the tests.
+
+gradients.py OUT ROLE VIEW SCOPE
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from sacl_train import distributed
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+from sacl_train.methods import SACL
+from sacl_train.methods.method import merge
+from sacl_train.methods.sacl import SACLSettings
+from sacl_train.nets import build_encoder
+
+BATCH = 16
+
+
+def one_step(role: str, view: str, scope: str) -> dict[str, torch.Tensor]:
+    """Float64, on this process's share of a batch of 16; averages over the processes."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    encoder = build_encoder("se_resnet8", "cifar-stride2", width=4)
+    settings = SACLSettings(
+        texture_role=role, texture_view=view, scope=scope, projector_hidden=16, projector_out=16, predictor_hidden=8
+    )
+    method = SACL(encoder, _Double("geometric", (0.5,) * 3, (0.25,) * 3), (16, 16), settings).double()
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (BATCH, 3, 16, 16), np.uint8))
+    textures = torch.from_numpy(random.integers(0, 256, (BATCH, 2, 3, 16, 16), np.uint8))
+    share = np.array_split(np.arange(BATCH), distributed.count_processes())[distributed.process_rank()]
+    distributed.synchronise_batch_norm(method, torch.device("cpu"))
+    parts = []
+    for loss, metrics in method.parts({"image": images[share], "texture": textures[share]}, Draws(0, 0, share)):
+        loss.backward()
+        parts.append((loss.detach(), metrics))
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    distributed.average_gradients(trained.values())
+    found = {name: distributed.average(value) for name, value in merge(parts).items()}
+    found |= {f"gradient of {name}": p.grad for name, p in trained.items() if p.grad is not None}
+    return found | {name: buffer for name, buffer in method.named_buffers() if buffer.is_floating_point()}
+
+
+class _Double(WeakAugment):
+    def __call__(self, *args: object, **kwargs: object) -> torch.Tensor:
+        kind = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            return super().__call__(*args, **kwargs).to(kind)
+        finally:
+            torch.set_default_dtype(kind)
+
+
+if __name__ == "__main__":
+    with distributed.joined(torch.device("cpu")):
+        found = one_step(*sys.argv[2:])
+        if distributed.process_rank() == 0:
+            torch.save(found, sys.argv[1])
