@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -173,6 +174,21 @@ def test_train_and_evaluate(shapes_shards: Path, shapes_test_shards: Path, tmp_p
         assert figures["probe"] == probe
         assert figures["command"].startswith(f"sacl-eval {probe} --run")
         assert f"{figures['test'][0]['top1']:.2%}" in stdout
+
+
+def test_a_dry_run_prints_the_settings_and_writes_nothing(shapes_shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train = ["sacl-train", "--shards", shapes_shards, "--out", run, *TRAIN]
+    status, stdout, stderr = call(*train, "--epochs", 2, "--dry-run")
+    assert status == 0, stderr
+    assert not run.exists()
+    assert stdout.startswith("# 64 images, kept decoded in memory; 2 epochs of ")
+    settings = tomllib.loads(stdout)
+    assert settings["epochs"] == 2
+    assert len(settings["mean"]) == 3
+    assert "grid" in refused(*train, "--dry-run", "--set", "grid=3")
+    assert call(*train, "--epochs", 1)[0] == 0
+    assert "holds another run (epochs 1 there, 2 asked)" in refused(*train, "--dry-run", "--epochs", 2)
 
 
 def test_wrong_training_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:

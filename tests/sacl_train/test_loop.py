@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,15 @@ import pytest
 import torch
 
 import sacl_train.loop
+import sacl_train.signals
 from sacl_train.checkpoint import load_checkpoint
 from sacl_train.config import Config, load_config
 from sacl_train.loop import train
 from sacl_train.methods import SACL
 from sacl_train.optim import build_optimizer, cosine_lr
 from sacl_train.run import load_encoder
+from sacl_train.signals import listen
+from sacl_train.step import largest_batch
 from texturegen import open_shards
 from texturegen.build import Recipe, build
 from texturegen.errors import UserError
@@ -292,3 +296,123 @@ def test_the_optimizer_leaves_the_target_alone() -> None:
     module = torch.nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     assert build_optimizer(module).param_groups[0]["params"] == [module.weight]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"accumulate": 2},
+        {"optimizer": "lars", "lr": 0.5, "warmup_epochs": 0.5},
+        {"deterministic": True},
+        {"checkpointing": True},
+        {"order": "shards", "shuffle_buffer": 8, "remainder": "wrap", "batch_size": 12},
+        {"texture_source": "patch-shuffle"},
+        {"texture_source": "both"},
+        {"texture_view": "query", "momentum_schedule": "cosine"},
+        {"attention": "gc", "placement": "pre"},
+        {"cache": "none", "texture_draw": "all"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_every_setting_trains_and_goes_on_in_mid_epoch(
+    shapes_shards: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Each with its own loss; stopped after a step and gone on with, the same bits."""
+    changes = {"epochs": 2, "knn_every": 0, "save_every": 1, "keep": 100, "log_every": 1, **changes}
+    rows = train(tiny(**changes), shapes_shards, tmp_path)
+    plain = train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "plain")
+    assert rows[0]["loss"] > 0
+    same = {"deterministic", "checkpointing", "cache"} & changes.keys()
+    assert (rows[0]["loss"] == plain[0]["loss"]) == bool(same)
+    if changes.get("precision") is not None:
+        assert rows[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.05)
+    last = load_checkpoint(tmp_path)
+    lines = (tmp_path / "steps.jsonl").read_text()
+    assert last is not None
+    assert [json.loads(line)["step"] for line in lines.splitlines()] == list(range(last["step"]))
+    for checkpoint in sorted(tmp_path.glob("checkpoint-*.pt"))[4:]:
+        checkpoint.unlink()
+    assert deterministic(train(tiny(**changes), shapes_shards, tmp_path)) == deterministic(rows)
+    again = load_checkpoint(tmp_path)
+    assert again is not None
+    assert all(torch.equal(again["method"][name], last["method"][name]) for name in last["method"])
+    assert (tmp_path / "steps.jsonl").read_text() == lines
+
+
+def test_patch_shuffle_needs_no_textures(shapes_test_shards: Path, tmp_path: Path) -> None:
+    rows = train(tiny(epochs=1, texture_source="patch-shuffle"), shapes_test_shards, tmp_path)
+    assert -1 <= rows[0]["texture_similarity"] <= 1
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same(shapes_shards: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    settings = {"epochs": 1, "knn_every": 0}
+    compiled = train(tiny(compile=True, **settings), shapes_shards, tmp_path / "compiled")
+    plain = train(tiny(**settings), shapes_shards, tmp_path / "plain")
+    assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-3)
+    encoder, _, _ = load_encoder(tmp_path / "compiled")
+    assert encoder(torch.zeros(2, 3, 32, 32)).isfinite().all()
+
+
+def test_compile_and_checkpointing_are_refused_together() -> None:
+    with pytest.raises(UserError, match="compile and checkpointing do not go together"):
+        tiny(compile=True, checkpointing=True)
+
+
+def test_a_device_that_is_too_small_is_told_how_small(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SACL, "_queries", full)
+    with pytest.raises(UserError, match=r"step 0: the device is out of memory with 16 images at once.*accumulate=2"):
+        train(tiny(), shapes_shards, tmp_path)
+
+
+def test_the_largest_batch_is_estimated_from_a_small_one() -> None:
+    # 1 GB of weights, 2 GB more for 16 images: 8 images a GB, of which 0.9 * 9 GB are left.
+    assert largest_batch(10**9, 3 * 10**9, 16, 10**10) == 64
+
+
+def test_tensorboard_gets_the_curves(shapes_shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra is not installed")
+    train(tiny(tensorboard=True, log_every=1, epochs=1), shapes_shards, tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [e.value for e in events.Scalars("step/loss")] == pytest.approx([line["loss"] for line in lines], rel=1e-6)
+    assert "epoch/texture_similarity" in events.Tags()["scalars"]
+
+
+def test_lars_neither_decays_nor_scales_biases_and_norms() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    groups = build_optimizer(network, "lars", lr=1.0, weight_decay=0.1).param_groups
+    assert [p.ndim for p in groups[0]["params"]] == [2]
+    assert [p.ndim for p in groups[1]["params"]] == [1, 1, 1]
+    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.1, 0.0)
+    optimizer = build_optimizer(network, "lars", lr=1.0, momentum=0.0, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for p in network.parameters():
+        p.grad = torch.full_like(p, 0.5)
+    optimizer.step()
+    weight = before["0.weight"]
+    trust = 0.001 * weight.norm() / torch.full_like(weight, 0.5).norm()  # You et al. 2017, eq. 6
+    torch.testing.assert_close(network[0].weight, weight - trust * 0.5)
+    torch.testing.assert_close(network[0].bias, before["0.bias"] - 0.5)
+
+
+def test_a_second_signal_soon_after_is_the_first_ones_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        monkeypatch.setattr(sacl_train.signals, "ECHO_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,9 +1,12 @@
 """The stream of batches: every sample at most once an epoch, the same order for the same seed, true pixels."""
 
+import shutil
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sacl_train.data.stream import Plan, Stream, channel_statistics
 from texturegen import open_shards
@@ -65,3 +68,106 @@ def test_channel_statistics_are_those_of_the_pixels(shapes_shards: Path) -> None
     mean, std = channel_statistics(shards)
     np.testing.assert_allclose(mean, pixels.mean(0), atol=1e-4)
     np.testing.assert_allclose(std, pixels.std(0), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def three_textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("three") / "s"
+    build(Recipe("shapes", limit=40, per_image=3, shard_size=16), out)
+    return out
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_one_texture_is_drawn_anew_each_epoch_or_all_are_given(three_textures: Path, cache: str) -> None:
+    shards = open_shards(three_textures)
+    expected = [shards[i].textures for i in range(len(shards))]
+    chosen: dict[int, list[int]] = {i: [] for i in range(len(shards))}
+    one = Stream(shards, Plan(8, textures="one"), cache=cache)
+    for epoch in range(12):
+        for batch in one.epoch(epoch):
+            assert batch["texture"].shape == (8, 1, 3, 32, 32)
+            for index, texture in zip(batch["index"].tolist(), batch["texture"][:, 0], strict=True):
+                same = [np.array_equal(texture.permute(1, 2, 0).numpy(), other) for other in expected[index]]
+                assert any(same)
+                chosen[index].append(same.index(True))
+    assert all(len(set(numbers)) > 1 for numbers in chosen.values())
+    counts = np.bincount(np.concatenate(list(chosen.values())), minlength=3)
+    assert counts.min() > 0.25 * counts.sum()
+    for batch in Stream(shards, Plan(8, textures="all"), cache=cache).epoch(0):
+        for index, textures in zip(batch["index"].tolist(), batch["texture"], strict=True):
+            assert np.array_equal(textures.permute(0, 2, 3, 1).numpy(), np.stack(expected[index]))
+
+
+@pytest.mark.parametrize("order", ["global", "shards"])
+@pytest.mark.parametrize("remainder", ["drop", "wrap"])
+def test_processes_together_read_what_one_reads(shapes_shards: Path, order: str, remainder: str) -> None:
+    shards = open_shards(shapes_shards)
+
+    def read(rank: int, ranks: int, skip: int = 0) -> list[torch.Tensor]:
+        plan = Plan(12, order=order, shuffle_buffer=10, remainder=remainder, rank=rank, ranks=ranks)
+        return [batch["index"] for batch in Stream(shards, plan).epoch(3, skip)]
+
+    whole, parts = read(0, 1), [read(rank, 3) for rank in range(3)]
+    assert len(whole) == {"drop": 5, "wrap": 6}[remainder]
+    for step, batch in enumerate(whole):
+        assert sorted(torch.cat([part[step] for part in parts]).tolist()) == sorted(batch.tolist())
+    seen = torch.cat(whole).tolist()
+    assert len(set(seen)) == {"drop": 60, "wrap": 64}[remainder]
+    assert [batch.tolist() for batch in read(1, 3, skip=2)] == [batch.tolist() for batch in parts[1][2:]]
+
+
+def damage(shards: Path, out: Path, which: list[int]) -> list[int]:
+    """A copy with the image bytes of those samples overwritten."""
+    shutil.copytree(shards, out)
+    for index in which:
+        sample = open_shards(shards)[index]
+        tar = out / Path(sample.shard).name
+        content, encoded = tar.read_bytes(), sample.image_bytes
+        assert content.count(encoded) == 1
+        tar.write_bytes(content.replace(encoded, bytes(len(encoded))))
+    return which
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_damaged_sample_is_replaced_counted_and_named(
+    shapes_shards: Path, tmp_path: Path, cache: str, capsys: pytest.CaptureFixture
+) -> None:
+    bad = damage(shapes_shards, tmp_path / "s", [3, 41])
+    shards = open_shards(tmp_path / "s")
+
+    def read(threads: int) -> list[list[int]]:
+        stream = Stream(shards, Plan(16, textures="one"), threads=threads, cache=cache, bad_share=0.05)
+        batches = [batch["index"].tolist() for batch in stream.epoch(0)]
+        assert sorted(stream.bad) == bad
+        return batches
+
+    first = read(1)
+    assert "skipped: " in capsys.readouterr().err
+    assert read(4) == first, "the same samples stand in, whatever the timing"
+    seen = list(chain(*first))
+    assert len(seen) == 64
+    assert not set(seen) & set(bad)
+    sound = [batch["index"].tolist() for batch in Stream(open_shards(shapes_shards), Plan(16)).epoch(0)]
+    assert sum(a != b for a, b in zip(chain(*sound), seen, strict=True)) == 2
+    in_order = Stream(shards, Plan(16), bad_share=0.05).in_order()
+    assert list(chain(*(batch["index"].tolist() for batch in in_order))) == [i for i in range(64) if i not in bad]
+
+
+def test_too_many_damaged_samples_stop_the_stream(shapes_shards: Path, tmp_path: Path) -> None:
+    damage(shapes_shards, tmp_path / "s", [3, 41])
+    with pytest.raises(UserError, match=r"damaged samples are more than bad_share allows of 64.*texturegen repair"):
+        list(Stream(open_shards(tmp_path / "s"), Plan(16), bad_share=0.02).epoch(0))
+
+
+def test_a_cache_that_is_too_small_is_refused_or_left_out(shapes_shards: Path) -> None:
+    shards = open_shards(shapes_shards)
+    assert Stream(shards, Plan(16), cache="auto").cached
+    assert not Stream(shards, Plan(16), cache="auto", cache_gb=1e-4).cached
+    assert not Stream(shards, Plan(16), cache="none").cached
+    with pytest.raises(UserError, match="cache ram: the pixels take"):
+        Stream(shards, Plan(16), cache="ram", cache_gb=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused(shapes_shards: Path) -> None:
+    with pytest.raises(UserError, match="batch_size 16 does not divide by 3 processes times accumulate 2"):
+        Stream(open_shards(shapes_shards), Plan(16, ranks=3, accumulate=2))
