@@ -134,7 +134,7 @@ class Config:
 
 
 def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
-    """Defaults, overlaid by the TOML file at `path`, overlaid by `settings`.
+    """Defaults (`Config`'s, the method's), overlaid by the TOML file at `path`, overlaid by `settings`.
 
     Raises UserError for an unknown key (with the nearest known one), a value of the wrong type or out of range.
     """
@@ -152,13 +152,14 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
     own, of_method = typing.get_type_hints(Config), typing.get_type_hints(METHODS[method].Settings)
     del own["method_settings"]
     hints = own | of_method
-    values = {}
+    values: dict[str, Any] = {}
+    given.pop("method", None)
     for key, (value, where) in given.items():
         if key not in hints:
             raise UserError(f"{where}there is no setting {key!r}{nearest(key, hints)}")
         values[key] = _typed(value, hints[key], f"{where}{key}")
     method_settings = METHODS[method].Settings(**{key: values.pop(key) for key in of_method if key in values})
-    return replace(Config(), method_settings=method_settings, **values)
+    return replace(Config(), method=method, method_settings=method_settings, **{**METHODS[method].defaults, **values})
 
 
 def dump_config(config: Config) -> str:

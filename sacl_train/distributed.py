@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -52,6 +53,13 @@ def gather(x: Tensor) -> Tensor:
     rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count_processes())]
     dist.all_gather(rows, x.contiguous())
     return torch.cat(rows)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """As `gather`; every process's part gets the gradients of all processes' losses, summed."""
+    if count_processes() == 1:
+        return x
+    return torch.cat(torch.distributed.nn.functional.all_gather(x.contiguous()))
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""The contrastive loss with texture negatives (SACL eq. 8-10; Ge et al. 2021 eq. 3), and a collapse monitor."""
+"""The contrastive loss with texture negatives (SACL eq. 8-10; Ge et al. 2021 eq. 3), the baselines' own, and a collapse
+monitor.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,92 @@ def info_nce(
         target = torch.arange(first, first + images, device=p.device).repeat(combinations)  # (A*N,)
         loss = F.cross_entropy(logits.flatten(0, 1), target)
     return loss, {name: value.detach() for name, value in stats.items()}
+
+
+def bank_nce(
+    q: Tensor,
+    z: Tensor,
+    bank: Tensor,
+    t: Tensor | None = None,
+    tau: float = 0.2,
+    alpha: float = 1.0,
+    scope: str = "batch",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of each query against its own key, among it and a bank of earlier keys (He et al. 2020, eq. 1).
+
+    q, z: queries and their keys (N, D). bank: (K, D). t, alpha, scope: texture keys (M, P, D) as in `info_nce`; those
+    of the queries themselves with scope "own". Returns and statistics as there.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, z, bank = _unit(q), _unit(z), _unit(bank)
+        positive = (q * z).sum(1, keepdim=True)  # (N, 1)
+        against = q @ bank.T  # (N, K)
+        logits = torch.cat([positive, against], dim=1) / tau
+        stats = {"positive_similarity": positive.mean(), "negative_similarity": against.mean()}
+        if t is not None:
+            own_or_all = torch.einsum("nd,nkd->nk", q, _unit(t)) if scope == "own" else q @ _unit(t).flatten(0, 1).T
+            stats["texture_similarity"] = own_or_all.mean()
+            logits = torch.cat([logits, alpha * own_or_all / tau], dim=1)
+        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))
+    return loss, {name: value.detach() for name, value in stats.items()}
+
+
+def nt_xent(
+    z: Tensor,
+    everyone: Tensor,
+    t: Tensor | None = None,
+    tau: float = 0.5,
+    alpha: float = 1.0,
+    scope: str = "batch",
+    first: int = 0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of each view against the same image's other view, among all but itself (Chen et al. 2020, eq. 1).
+
+    z: both views of this process's images (2, N, D). everyone: those of all processes (2, M, D), these from `first` on.
+    t, alpha, scope: texture keys (M, P, D) as in `info_nce`. Returns and statistics as there.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z, everyone = _unit(z), _unit(everyone)
+        images, total = z.shape[1], everyone.shape[1]
+        cosines = z.flatten(0, 1) @ everyone.flatten(0, 1).T  # (2N, 2M)
+        rows = torch.arange(2 * images, device=z.device)
+        mine = first + torch.arange(images, device=z.device)
+        own, other = torch.cat([mine, mine + total]), torch.cat([mine + total, mine])  # (2N,)
+        positive = cosines[rows, other]
+        logits = (cosines / tau).index_put((rows, own), cosines.new_tensor(-torch.inf))
+        stats = {"positive_similarity": positive.mean()}
+        if total > 1:
+            rest = cosines.sum() - positive.sum() - cosines[rows, own].sum()
+            stats["negative_similarity"] = rest / (2 * images * (2 * total - 2))
+        if t is not None:
+            t = _unit(t)
+            of_own = torch.einsum("vnd,nkd->vnk", z, t[first : first + images]).flatten(0, 1)  # (2N, P)
+            stats["texture_similarity"] = of_own.mean()
+            textures = of_own if scope == "own" else z.flatten(0, 1) @ t.flatten(0, 1).T
+            logits = torch.cat([logits, alpha * textures / tau], dim=1)
+        loss = F.cross_entropy(logits, other)
+    return loss, {name: value.detach() for name, value in stats.items()}
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """-cos(p, z), mean over (N, D) (Chen & He 2021, eq. 1). BYOL's eq. 2 is 2 + 2 times this: the same minimum."""
+    with torch.autocast(p.device.type, enabled=False):
+        cosine = (_unit(p) * _unit(z)).sum(1).mean()
+    return -cosine, {"positive_similarity": cosine.detach()}
+
+
+def cross_correlation(first: Tensor, second: Tensor, redundancy: float = 5e-3) -> tuple[Tensor, dict[str, Tensor]]:
+    """sum (1 - C_ii)^2 + redundancy * sum C_ij^2, of embeddings (N, D) of two views (Zbontar et al. 2021, eq. 1, 2)."""
+    with torch.autocast(first.device.type, enabled=False):
+        a, b = (
+            F.batch_norm(x.to(torch.promote_types(x.dtype, torch.float32)), None, None, training=True)
+            for x in (first, second)
+        )
+        c = a.T @ b / len(a)  # (D, D)
+        on = (c.diagonal() - 1).square().sum()
+        off = c.square().sum() - c.diagonal().square().sum()
+    similarity = F.cosine_similarity(a, b).mean().detach()
+    return on + redundancy * off, {"positive_similarity": similarity}
 
 
 @torch.no_grad()

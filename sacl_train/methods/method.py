@@ -22,6 +22,8 @@ class Method(nn.Module):
 
     # A frozen dataclass, all fields with defaults, `texture_role` among them.
     Settings: ClassVar[type[Any]]
+    # General settings (`Config`'s) that the method's paper has other values for than SACL.
+    defaults: ClassVar[dict[str, Any]] = {}
     encoder: Encoder  # the one to evaluate
     weak: WeakAugment  # what makes its views
 

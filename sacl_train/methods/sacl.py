@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +14,11 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, embedding_std, info_nce
 from sacl_train.methods.method import Method, Part
+from sacl_train.methods.textures import check_choice, texture_keys
 from sacl_train.nets.ema import SCHEDULES, make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
-from texturegen.errors import UserError, nearest
+from texturegen.errors import UserError
 
 TEXTURE_ROLES = ("negative", "positive", "none")
 TEXTURE_VIEWS = ("own", "query")
@@ -49,10 +50,10 @@ class SACLSettings:
     predictor_hidden: int = 512
 
     def __post_init__(self) -> None:
-        _check_choice("texture_role", self.texture_role, TEXTURE_ROLES)
-        _check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
-        _check_choice("scope", self.scope, SCOPES)
-        _check_choice("momentum_schedule", self.momentum_schedule, SCHEDULES)
+        check_choice("texture_role", self.texture_role, TEXTURE_ROLES)
+        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("momentum_schedule", self.momentum_schedule, SCHEDULES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be from 1 to grid*grid; got cells {self.cells} of grid {self.grid}")
         for width in ("projector_hidden", "projector_out", "predictor_hidden"):
@@ -102,10 +103,11 @@ class SACL(Method):
         states = [draws.of(view) for view in (0, 1)]
         views = [self.weak(images, state) for state in states]  # x1, x2: (N, 3, H, W)
         textures: list[Tensor | None] = [None, None]  # of each query: (M, P, D), M = N times the processes
+        geometric = states if self.settings.texture_view == "query" else (None, None)
         if role != "none":
-            textures = [gather(self._texture_keys(batch, draws, states[0]))] * 2
+            textures = [gather(texture_keys(self._keys, self.weak, batch, draws, geometric[0]))] * 2
             if self.settings.texture_view == "query":
-                textures[1] = gather(self._texture_keys(batch, draws, states[1]))
+                textures[1] = gather(texture_keys(self._keys, self.weak, batch, draws, geometric[1]))
         # All keys are made before the first gradient is taken: the first part may then be forgotten.
         sides: list[tuple[int, Tensor, Tensor | None]]  # number of the view, its keys, further negatives
         if role == "positive":
@@ -141,22 +143,16 @@ class SACL(Method):
         """Whole views (M, 3, H, W) -> keys (M, D), by the target, without gradient."""
         return self.target_projector(self.target_encoder(x))
 
-    def _texture_keys(self, batch: dict[str, Tensor], draws: Draws, query: np.ndarray) -> Tensor:
-        """The batch's texture images uint8 (N, P, 3, H, W) -> keys of their weak views (N, P, D)."""
-        textures = batch.get("texture")
-        if textures is None or textures.shape[1] == 0:
-            raise UserError(
-                f"texture role '{self.settings.texture_role}' needs texture images and these shards have none: "
-                "build them with --per-image 1 or more, or train with --texture-role none"
-            )
-        count = textures.shape[1]
-        states = np.stack([draws.of(2 + number) for number in range(count)], axis=1).reshape(-1)  # (N*P,)
-        geometric = np.repeat(query, count) if self.settings.texture_view == "query" else None
-        # A pass of their own: mixed with photographs, each would change the statistics the other is normalised by.
-        keys = self._keys(self.weak(textures.flatten(0, 1), states, geometric))  # (N*P, D)
-        return keys.unflatten(0, (len(textures), -1))
+
+@dataclass(frozen=True)
+class FastMoCoSettings(SACLSettings):
+    """SACL's without textures."""
+
+    texture_role: str = "none"
 
 
-def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"unknown {setting} '{value}'{nearest(value, choices)}; known: {', '.join(choices)}")
+class FastMoCo(SACL):
+    """SACL without attention and textures (Ci et al. 2022, "Fast-MoCo")."""
+
+    Settings = FastMoCoSettings
+    defaults: ClassVar[dict[str, Any]] = {"attention": "none"}

@@ -1,4 +1,4 @@
-"""Projector and predictor: the heads between an encoder and the contrastive loss (SACL §2, §3.2; Fast-MoCo §3)."""
+"""Projector and predictor: the heads between an encoder and the loss (SACL §2, §3.2; Fast-MoCo §3; the baselines')."""
 
 from torch import nn
 
@@ -28,3 +28,14 @@ def predictor(features: int = 2048, hidden: int = 512) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Linear(hidden, features),
     )
+
+
+def mlp(features: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
+    """(M, features) -> (M, out): two linear layers and a ReLU between them, after a BN with `norm`."""
+    norms = [nn.BatchNorm1d(hidden)] if norm else []
+    return nn.Sequential(nn.Linear(features, hidden), *norms, nn.ReLU(inplace=True), nn.Linear(hidden, out))
+
+
+def deep_mlp(features: int, hidden: int, out: int) -> nn.Sequential:
+    """(M, features) -> (M, out): three linear layers, BN and ReLU after the first two (Zbontar et al. 2021 §2.2)."""
+    return projector(features, hidden, out)[:-1]

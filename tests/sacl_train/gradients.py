@@ -1,9 +1,10 @@
-"""Loss, gradients and statistics of one SACL step, by one process of several: started by torchrun in the tests.
+"""Loss, gradients and statistics of a method's step, by one process of several: started by torchrun in the tests.
 
 gradients.py OUT ROLE VIEW SCOPE
 """
 
 import sys
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -11,23 +12,24 @@ import torch
 from sacl_train import distributed
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
-from sacl_train.methods import SACL
+from sacl_train.methods import METHODS
 from sacl_train.methods.method import merge
-from sacl_train.methods.sacl import SACLSettings
 from sacl_train.nets import build_encoder
 
 BATCH = 16
 
 
-def one_step(role: str, view: str, scope: str) -> dict[str, torch.Tensor]:
+def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
     """Float64, on this process's share of a batch of 16; averages over the processes."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=4)
-    settings = SACLSettings(
-        texture_role=role, texture_view=view, scope=scope, projector_hidden=16, projector_out=16, predictor_hidden=8
-    )
-    method = SACL(encoder, _Double("geometric", (0.5,) * 3, (0.25,) * 3), (16, 16), settings).double()
+    kind = METHODS[name]
+    widths = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "queue": 32}
+    known = {field.name for field in fields(kind.Settings)}
+    chosen = {key: value for key, value in widths.items() if key in known} | dict(s.split("=") for s in settings)
+    weak = _Double("geometric", (0.5,) * 3, (0.25,) * 3)
+    method = kind(encoder, weak, (16, 16), kind.Settings(**chosen)).double()
     random = np.random.default_rng(0)
     images = torch.from_numpy(random.integers(0, 256, (BATCH, 3, 16, 16), np.uint8))
     textures = torch.from_numpy(random.integers(0, 256, (BATCH, 2, 3, 16, 16), np.uint8))

@@ -55,21 +55,24 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("role", "view", "scope"),
+    "settings",
     [
-        ("negative", "own", "batch"),
-        ("negative", "query", "own"),
-        ("positive", "own", "batch"),
-        ("none", "own", "batch"),
+        "sacl",
+        "sacl texture_view=query scope=own",
+        "sacl texture_role=positive",
+        "fast-moco",
+        "mocov2 texture_role=negative",
+        "simclr texture_role=negative",
+        "byol",
+        "simsiam",
+        "barlow",
     ],
 )
-def test_two_processes_with_half_a_batch_each_are_one_with_all_of_it(
-    role: str, view: str, scope: str, tmp_path: Path
-) -> None:
+def test_two_processes_with_half_a_batch_each_are_one_with_all_of_it(settings: str, tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, str(GRADIENTS), str(tmp_path / "one"), role, view, scope], check=True, env=environment()
+        [sys.executable, str(GRADIENTS), str(tmp_path / "one"), *settings.split()], check=True, env=environment()
     )
-    finish(run_two(str(GRADIENTS), str(tmp_path / "two"), role, view, scope))
+    finish(run_two(str(GRADIENTS), str(tmp_path / "two"), *settings.split()))
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert sum("gradient" in name for name in one) > 20

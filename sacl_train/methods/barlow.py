@@ -1,0 +1,52 @@
+"""Barlow Twins (Zbontar et al. 2021, algorithm 1)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+from sacl_train.distributed import gather_with_gradient
+from sacl_train.methods.losses import cross_correlation, embedding_std
+from sacl_train.methods.method import Method, Part
+from sacl_train.methods.textures import refuse_textures
+from sacl_train.nets.encoder import Encoder
+from sacl_train.nets.heads import deep_mlp
+from texturegen.errors import UserError
+
+
+@dataclass(frozen=True)
+class BarlowSettings:
+    """Defaults are the paper's (section 2.2): projector 8192, lambda 5e-3."""
+
+    redundancy: float = 5e-3
+    projector_hidden: int = 8192
+    projector_out: int = 8192
+    texture_role: str = "none"
+
+    def __post_init__(self) -> None:
+        refuse_textures("barlow", self.texture_role)
+        if self.redundancy < 0:
+            raise UserError(f"redundancy is {self.redundancy}; it must be at least 0")
+
+
+class BarlowTwins(Method):
+    """One network; each dimension of the two views' embeddings should correlate with itself alone."""
+
+    Settings = BarlowSettings
+    defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+
+    def __init__(
+        self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: BarlowSettings
+    ) -> None:
+        super().__init__()
+        self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.projector = deep_mlp(encoder.out_features, settings.projector_hidden, settings.projector_out)
+
+    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+        z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]  # (N, D)
+        first, second = (gather_with_gradient(view) for view in z)
+        loss, metrics = cross_correlation(first, second, self.settings.redundancy)
+        yield loss, {**metrics, "embedding_std": embedding_std(z[0].detach())}

@@ -1,0 +1,72 @@
+"""BYOL (Grill et al. 2020, "Bootstrap your own latent", section 3)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+from sacl_train.methods.losses import embedding_std, negative_cosine
+from sacl_train.methods.method import Method, Part
+from sacl_train.methods.textures import check_choice, refuse_textures
+from sacl_train.nets.ema import SCHEDULES, make_target, momentum_at, update_target
+from sacl_train.nets.encoder import Encoder
+from sacl_train.nets.heads import mlp
+
+
+@dataclass(frozen=True)
+class BYOLSettings:
+    """Defaults are the paper's (section 3.2): heads 4096 -> 256, m from 0.996 up to 1 along a cosine."""
+
+    momentum: float = 0.996
+    momentum_schedule: str = "cosine"
+    projector_hidden: int = 4096
+    projector_out: int = 256
+    predictor_hidden: int = 4096
+    texture_role: str = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("momentum_schedule", self.momentum_schedule, SCHEDULES)
+        refuse_textures("byol", self.texture_role)
+
+
+class BYOL(Method):
+    """The online networks predict what their moving average says of the other view."""
+
+    Settings = BYOLSettings
+    defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+
+    def __init__(
+        self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: BYOLSettings
+    ) -> None:
+        super().__init__()
+        self.settings, self.weak, self.encoder = settings, weak, encoder
+        out = settings.projector_out
+        self.projector = mlp(encoder.out_features, settings.projector_hidden, out, norm=True)
+        self.predictor = mlp(out, settings.predictor_hidden, out, norm=True)
+        self.target_encoder = make_target(self.encoder)
+        self.target_projector = make_target(self.projector)
+
+    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+        """Eq. 2 for each view in turn; their sum is the paper's loss, halved as in `losses.negative_cosine`."""
+        views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
+        keys = [self._keys(view) for view in views]
+        std = embedding_std(keys[0])
+        for view, key in zip(views, reversed(keys), strict=True):
+            p = self.predictor(self.projector(self.encoder(view)))
+            loss, metrics = negative_cosine(p, key)
+            yield loss / 2, {**metrics, "embedding_std": std}
+
+    def after_step(self, step: int, steps: int) -> dict[str, float]:
+        """Eq. 1, bottom."""
+        m = momentum_at(step, steps, self.settings.momentum, self.settings.momentum_schedule)
+        update_target(self.target_encoder, self.encoder, m)
+        update_target(self.target_projector, self.projector, m)
+        return {"m": m}
+
+    @torch.no_grad()
+    def _keys(self, x: Tensor) -> Tensor:
+        return self.target_projector(self.target_encoder(x))

@@ -1,0 +1,100 @@
+"""MoCo v2 (Chen et al. 2020, "Improved baselines with momentum contrastive learning"; He et al. 2020, algorithm 1).
+
+Batch statistics are taken over all processes instead of shuffling samples between them (He et al. 2020, section 3.3):
+one process has no others to shuffle with.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+from sacl_train.distributed import gather
+from sacl_train.methods.losses import SCOPES, bank_nce, embedding_std
+from sacl_train.methods.method import Method, Part
+from sacl_train.methods.textures import NEGATIVE_ROLES, check_choice, texture_keys
+from sacl_train.nets.ema import make_target, update_target
+from sacl_train.nets.encoder import Encoder
+from sacl_train.nets.heads import mlp
+from texturegen.errors import UserError
+
+
+@dataclass(frozen=True)
+class MoCoV2Settings:
+    """Defaults are the paper's (section 3; He et al. 2020, section 3.3).
+
+    queue: keys kept of earlier batches; a data set of few images wants fewer (4096 for CIFAR). tau: temperature.
+    momentum: m of the target. projector_hidden None: as wide as the encoder's features. texture_role: "none", or
+    "negative": the batch's textures join the queue's keys for its queries; alpha, scope: see `losses.info_nce`.
+    """
+
+    queue: int = 65536
+    tau: float = 0.2
+    momentum: float = 0.999
+    projector_hidden: int | None = None
+    projector_out: int = 128
+    texture_role: str = "none"
+    alpha: float = 1.0
+    scope: str = "batch"
+
+    def __post_init__(self) -> None:
+        check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
+        check_choice("scope", self.scope, SCOPES)
+        if self.queue < 1 or not self.tau > 0 or not 0 <= self.momentum <= 1:
+            raise UserError("queue must be at least 1, tau above 0 and momentum from 0 to 1")
+
+
+class MoCoV2(Method):
+    """The networks, their target and the queue (K, D) of L2-normalised keys; both are in the state_dict."""
+
+    Settings = MoCoV2Settings
+    defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+    queue: Tensor
+    queue_at: Tensor
+
+    def __init__(
+        self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: MoCoV2Settings
+    ) -> None:
+        super().__init__()
+        self.settings, self.weak, self.encoder = settings, weak, encoder
+        features = encoder.out_features
+        self.projector = mlp(features, settings.projector_hidden or features, settings.projector_out)
+        self.target_encoder = make_target(self.encoder)
+        self.target_projector = make_target(self.projector)
+        self.register_buffer("queue", F.normalize(torch.randn(settings.queue, settings.projector_out), dim=1))
+        self.register_buffer("queue_at", torch.zeros((), dtype=torch.int64))
+
+    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+        settings = self.settings
+        keys = self._keys(self.weak(batch["image"], draws.of(1)))  # (N, D)
+        textures = None
+        if settings.texture_role == "negative":
+            textures = texture_keys(self._keys, self.weak, batch, draws)  # (N, P, D)
+            textures = textures if settings.scope == "own" else gather(textures)
+        q = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
+        loss, metrics = bank_nce(q, keys, self.queue, textures, settings.tau, settings.alpha, settings.scope)
+        yield loss, {**metrics, "embedding_std": embedding_std(keys)}
+        self._enqueue(gather(keys))
+
+    def after_step(self, step: int, steps: int) -> dict[str, float]:
+        """Move the target towards the online networks (He et al. 2020, eq. 2)."""
+        update_target(self.target_encoder, self.encoder, self.settings.momentum)
+        update_target(self.target_projector, self.projector, self.settings.momentum)
+        return {"m": self.settings.momentum}
+
+    @torch.no_grad()
+    def _keys(self, x: Tensor) -> Tensor:
+        return self.target_projector(self.target_encoder(x))
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor) -> None:
+        """The newest keys take the place of the oldest, around the end."""
+        keys = F.normalize(keys.float(), dim=1)[-len(self.queue) :].to(self.queue.dtype)
+        places = (self.queue_at + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue.index_copy_(0, places, keys)
+        self.queue_at.copy_((self.queue_at + len(keys)) % len(self.queue))

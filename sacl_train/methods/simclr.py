@@ -1,0 +1,70 @@
+"""SimCLR (Chen et al. 2020, "A simple framework for contrastive learning of visual representations", algorithm 1)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+from sacl_train.distributed import gather_with_gradient, process_rank
+from sacl_train.methods.losses import SCOPES, embedding_std, nt_xent
+from sacl_train.methods.method import Method, Part
+from sacl_train.methods.textures import NEGATIVE_ROLES, check_choice, texture_keys
+from sacl_train.nets.encoder import Encoder
+from sacl_train.nets.heads import mlp
+from texturegen.errors import UserError
+
+
+@dataclass(frozen=True)
+class SimCLRSettings:
+    """Defaults are the paper's (section 2.1; tau for CIFAR-10 of B.9, 0.5; ImageNet's is 0.1).
+
+    projector_hidden None: as wide as the encoder's features. texture_role: "none", or "negative": the batch's textures
+    are further negatives of both views, with a gradient of their own; alpha, scope: see `losses.info_nce`.
+    """
+
+    tau: float = 0.5
+    projector_hidden: int | None = None
+    projector_out: int = 128
+    texture_role: str = "none"
+    alpha: float = 1.0
+    scope: str = "batch"
+
+    def __post_init__(self) -> None:
+        check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
+        check_choice("scope", self.scope, SCOPES)
+        if not self.tau > 0:
+            raise UserError(f"tau must be positive, not {self.tau}")
+
+
+class SimCLR(Method):
+    """One network for both views; the others of the batch are the negatives."""
+
+    Settings = SimCLRSettings
+    defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+
+    def __init__(
+        self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: SimCLRSettings
+    ) -> None:
+        super().__init__()
+        self.settings, self.weak, self.encoder = settings, weak, encoder
+        features = encoder.out_features
+        self.projector = mlp(features, settings.projector_hidden or features, settings.projector_out)
+
+    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+        settings = self.settings
+        views = torch.cat([self.weak(batch["image"], draws.of(view)) for view in (0, 1)])  # (2N, 3, H, W)
+        z = self._project(views).unflatten(0, (2, -1))  # (2, N, D)
+        textures = None
+        if settings.texture_role == "negative":
+            textures = gather_with_gradient(texture_keys(self._project, self.weak, batch, draws))  # (M, P, D)
+        everyone = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
+        first = process_rank() * z.shape[1]
+        loss, metrics = nt_xent(z, everyone, textures, settings.tau, settings.alpha, settings.scope, first)
+        yield loss, {**metrics, "embedding_std": embedding_std(z[1].detach())}
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.projector(self.encoder(x))

@@ -1,0 +1,52 @@
+"""SimSiam (Chen & He 2021, "Exploring simple Siamese representation learning", algorithm 1)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+from sacl_train.methods.losses import embedding_std, negative_cosine
+from sacl_train.methods.method import Method, Part
+from sacl_train.methods.textures import refuse_textures
+from sacl_train.nets.encoder import Encoder
+from sacl_train.nets.heads import predictor, projector
+
+
+@dataclass(frozen=True)
+class SimSiamSettings:
+    """Defaults are the paper's (section 3, baseline settings)."""
+
+    projector_hidden: int = 2048
+    projector_out: int = 2048
+    predictor_hidden: int = 512
+    texture_role: str = "none"
+
+    def __post_init__(self) -> None:
+        refuse_textures("simsiam", self.texture_role)
+
+
+class SimSiam(Method):
+    """Each view predicts the other's projection, through which no gradient passes."""
+
+    Settings = SimSiamSettings
+    defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+
+    def __init__(
+        self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: SimSiamSettings
+    ) -> None:
+        super().__init__()
+        self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.projector = projector(encoder.out_features, settings.projector_hidden, settings.projector_out)
+        self.predictor = predictor(settings.projector_out, settings.predictor_hidden)
+
+    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+        # Views one after the other: BatchNorm sees each by itself, as in algorithm 1.
+        z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]
+        std = embedding_std(z[0].detach())
+        sides = [negative_cosine(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]
+        metrics = {name: (sides[0][1][name] + sides[1][1][name]) / 2 for name in sides[0][1]}
+        yield torch.stack([loss for loss, _ in sides]).mean(), {**metrics, "embedding_std": std}

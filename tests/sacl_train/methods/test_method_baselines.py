@@ -1,0 +1,176 @@
+"""The baselines' losses against lightly's and against loops, their state, their textures, and that they learn."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sacl_train.checkpoint import load_checkpoint
+from sacl_train.config import load_config
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+from sacl_train.loop import train
+from sacl_train.methods import METHODS, Method
+from sacl_train.methods.losses import bank_nce, cross_correlation, negative_cosine, nt_xent
+from sacl_train.nets import build_encoder
+from sacl_train.optim import build_optimizer
+from texturegen.errors import UserError
+
+HEADS = {"projector_hidden": 16, "projector_out": 16}
+SMALL: dict[str, dict[str, object]] = {
+    "fast-moco": {**HEADS, "predictor_hidden": 8},
+    "mocov2": {**HEADS, "queue": 40},
+    "simclr": HEADS,
+    "byol": {**HEADS, "predictor_hidden": 16, "momentum": 0.9},
+    "simsiam": {**HEADS, "predictor_hidden": 8},
+    "barlow": HEADS,
+}
+
+
+def make(name: str, **changes: object) -> Method:
+    torch.manual_seed(0)
+    encoder = build_encoder("se_resnet8", "cifar-stride2", width=4, attention="none")
+    weak = WeakAugment("geometric", (0.5,) * 3, (0.25,) * 3)
+    return METHODS[name](encoder, weak, (16, 16), METHODS[name].Settings(**{**SMALL[name], **changes}))
+
+
+def batch(count: int = 8, textures: int = 2) -> tuple[dict[str, torch.Tensor], Draws]:
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (count, 3, 16, 16), np.uint8))
+    negatives = torch.from_numpy(random.integers(0, 256, (count, textures, 3, 16, 16), np.uint8))
+    return {"image": images, "texture": negatives}, Draws(0, 0, np.arange(count))
+
+
+def embeddings(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def test_simclr_is_lightlys() -> None:
+    lightly = pytest.importorskip("lightly.loss")
+    z = embeddings(2, 9, 6)
+    theirs = lightly.NTXentLoss(temperature=0.3)(z[0], z[1])
+    assert nt_xent(z, z, tau=0.3)[0].item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_moco_is_lightlys_with_a_queue() -> None:
+    lightly = pytest.importorskip("lightly.loss")
+    q, k, bank = embeddings(9, 6), embeddings(9, 6), torch.nn.functional.normalize(embeddings(20, 6))
+    theirs = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(20, 6))
+    theirs.memory_bank.bank = bank.T.clone()
+    assert bank_nce(q, k, bank, tau=0.2)[0].item() == pytest.approx(theirs(q, k).item(), abs=1e-6)
+
+
+def test_simsiam_and_byol_are_lightlys() -> None:
+    lightly = pytest.importorskip("lightly.loss")
+    p, z = embeddings(9, 6), embeddings(9, 6)
+    theirs = lightly.NegativeCosineSimilarity()(p, z)
+    assert negative_cosine(p, z)[0].item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_barlow_is_lightlys() -> None:
+    lightly = pytest.importorskip("lightly.loss")
+    a, b = embeddings(9, 6), embeddings(9, 6) + 0.3
+    theirs = lightly.BarlowTwinsLoss(lambda_param=5e-3)(a, b)
+    assert cross_correlation(a, b)[0].item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["batch", "own"])
+def test_textures_join_the_negatives_of_simclr_and_moco(scope: str) -> None:
+    z, t, bank = embeddings(2, 4, 5), embeddings(4, 3, 5), embeddings(7, 5)
+
+    def exps(query: torch.Tensor, keys: torch.Tensor, factor: float) -> float:
+        cosines = torch.nn.functional.cosine_similarity(query[None], keys)
+        return (factor * cosines / 0.2).exp().sum().item()
+
+    simclr = moco = 0.0
+    for i in range(4):
+        of_textures = t[i] if scope == "own" else t.flatten(0, 1)
+        for v in (0, 1):
+            others = torch.stack([z[w, j] for w in (0, 1) for j in range(4) if (w, j) != (v, i)])
+            both = exps(z[v, i], others, 1) + exps(z[v, i], of_textures, 2)
+            simclr -= math.log(exps(z[v, i], z[1 - v, i][None], 1) / both) / 8
+        positive = exps(z[0, i], z[1, i][None], 1)
+        moco -= math.log(positive / (positive + exps(z[0, i], bank, 1) + exps(z[0, i], of_textures, 2))) / 4
+    assert nt_xent(z, z, t, 0.2, 2.0, scope)[0].item() == pytest.approx(simclr, rel=1e-9)
+    assert bank_nce(z[0], z[1], bank, t, 0.2, 2.0, scope)[0].item() == pytest.approx(moco, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_fixed_batch_is_learnt(name: str) -> None:
+    method, (content, draws) = make(name), batch()
+    optimizer = build_optimizer(method, lr=0.05 if name != "barlow" else 0.01)
+    losses = []
+    for step in range(30):
+        optimizer.zero_grad()
+        loss, metrics = method(content, draws)
+        loss.backward()
+        optimizer.step()
+        method.after_step(step, 30)
+        losses.append(loss.item())
+        assert "embedding_std" in metrics
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
+
+
+def test_the_queue_takes_the_newest_keys_in_turn() -> None:
+    method, (content, draws) = make("mocov2", queue=20), batch()
+    before = method.queue.clone()
+    list(method.parts(content, draws))
+    torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(20))
+    assert torch.equal(method.queue[8:], before[8:])
+    assert not (method.queue[:8] == before[:8]).all(1).any()
+    list(method.parts(content, draws))
+    list(method.parts(content, draws))  # keys 16 to 23: around the end
+    assert int(method.queue_at) == 4
+    assert not (method.queue == before).all(1).any()
+    assert {"queue", "queue_at"} <= method.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["mocov2", "simclr"])
+def test_textures_are_read_with_the_role_negative_only(name: str) -> None:
+    content, draws = batch()
+    _, with_them = make(name, texture_role="negative")(content, draws)
+    assert "texture_similarity" in with_them
+    _, without = make(name)({"image": content["image"]}, draws)
+    assert "texture_similarity" not in without
+    with pytest.raises(UserError, match="needs texture images"):
+        make(name, texture_role="negative")({"image": content["image"]}, draws)
+
+
+@pytest.mark.parametrize("name", ["byol", "simsiam", "barlow"])
+def test_methods_without_negatives_say_why_they_refuse_textures(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} contrasts nothing with anything.*sacl, mocov2, simclr"):
+        load_config(None, {"method": name, "texture_role": "negative"})
+
+
+def test_defaults_are_the_baselines_own_and_give_way() -> None:
+    config = load_config(None, {"method": "mocov2"})
+    assert (config.method, config.weak, config.attention, config.method_settings.queue) == (
+        "mocov2",
+        "mocov2",
+        "none",
+        65536,
+    )
+    assert load_config(None, {"method": "mocov2", "weak": "geometric"}).weak == "geometric"
+    assert load_config(None, {"method": "fast-moco"}).method_settings.texture_role == "none"
+    with pytest.raises(UserError, match="no setting 'queue'"):
+        load_config(None, {"queue": 3})
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_baseline_goes_on_in_mid_epoch_with_the_same_bits(name: str, shapes_shards: Path, tmp_path: Path) -> None:
+    settings = {"method": name, "encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16}
+    settings |= {"epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9, "device": "cpu", **SMALL[name]}
+    if name in ("mocov2", "simclr"):
+        settings["texture_role"] = "negative"
+    config = load_config(None, settings)
+    train(config, shapes_shards, tmp_path)
+    whole = load_checkpoint(tmp_path)
+    for checkpoint in sorted(tmp_path.glob("checkpoint-*.pt"))[3:]:
+        checkpoint.unlink()
+    train(config, shapes_shards, tmp_path)
+    again = load_checkpoint(tmp_path)
+    assert whole is not None
+    assert again is not None
+    assert all(torch.equal(whole["method"][key], again["method"][key]) for key in whole["method"])
