@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -59,7 +58,21 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     """As `gather`; every process's part gets the gradients of all processes' losses, summed."""
     if count_processes() == 1:
         return x
-    return torch.cat(torch.distributed.nn.functional.all_gather(x.contiguous()))
+    return _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """torch.distributed.nn's gave SimCLR wrong gradients on gloo (torch 2.15), where they were not contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(count_processes())[process_rank()]
 
 
 @torch.no_grad()

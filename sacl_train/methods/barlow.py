@@ -49,4 +49,4 @@ class BarlowTwins(Method):
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]  # (N, D)
         first, second = (gather_with_gradient(view) for view in z)
         loss, metrics = cross_correlation(first, second, self.settings.redundancy)
-        yield loss, {**metrics, "embedding_std": embedding_std(z[0].detach())}
+        yield loss, {**metrics, "embedding_std": embedding_std(first.detach())}

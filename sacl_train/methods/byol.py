@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
+from sacl_train.distributed import gather
 from sacl_train.methods.losses import embedding_std, negative_cosine
 from sacl_train.methods.method import Method, Part
 from sacl_train.methods.textures import check_choice, refuse_textures
@@ -54,7 +55,7 @@ class BYOL(Method):
         """Eq. 2 for each view in turn; their sum is the paper's loss, halved as in `losses.negative_cosine`."""
         views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
         keys = [self._keys(view) for view in views]
-        std = embedding_std(keys[0])
+        std = embedding_std(gather(keys[0]))
         for view, key in zip(views, reversed(keys), strict=True):
             p = self.predictor(self.projector(self.encoder(view)))
             loss, metrics = negative_cosine(p, key)

@@ -78,7 +78,7 @@ class MoCoV2(Method):
             textures = textures if settings.scope == "own" else gather(textures)
         q = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
         loss, metrics = bank_nce(q, keys, self.queue, textures, settings.tau, settings.alpha, settings.scope)
-        yield loss, {**metrics, "embedding_std": embedding_std(keys)}
+        yield loss, {**metrics, "embedding_std": embedding_std(gather(keys))}
         self._enqueue(gather(keys))
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:

@@ -64,7 +64,7 @@ class SimCLR(Method):
         everyone = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
         loss, metrics = nt_xent(z, everyone, textures, settings.tau, settings.alpha, settings.scope, first)
-        yield loss, {**metrics, "embedding_std": embedding_std(z[1].detach())}
+        yield loss, {**metrics, "embedding_std": embedding_std(everyone[1].detach())}
 
     def _project(self, x: Tensor) -> Tensor:
         return self.projector(self.encoder(x))

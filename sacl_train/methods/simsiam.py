@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
+from sacl_train.distributed import gather
 from sacl_train.methods.losses import embedding_std, negative_cosine
 from sacl_train.methods.method import Method, Part
 from sacl_train.methods.textures import refuse_textures
@@ -46,7 +47,7 @@ class SimSiam(Method):
     def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
         # Views one after the other: BatchNorm sees each by itself, as in algorithm 1.
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]
-        std = embedding_std(z[0].detach())
+        std = embedding_std(gather(z[0]))
         sides = [negative_cosine(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]
         metrics = {name: (sides[0][1][name] + sides[1][1][name]) / 2 for name in sides[0][1]}
         yield torch.stack([loss for loss, _ in sides]).mean(), {**metrics, "embedding_std": std}
