@@ -1,0 +1,99 @@
+"""Weak augmentation of batches against torchvision's v2 transforms image by image: images per second.
+
+    python benchmarks/augment.py [--threads 1] [--rounds 5] [--chunks]
+
+Both start from uint8 images in memory and end with normalised float32 views. Ratios are of interleaved rounds.
+`--chunks` tries other sizes of the pieces that a batch is done in.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import click
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from sacl_train.data import weak
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+BATCHES = {32: 128, 96: 64, 224: 16}
+
+
+def per_image(policy: str, side: int) -> v2.Compose:
+    """torchvision's transforms of the same policy."""
+    bilinear = v2.InterpolationMode.BILINEAR
+    crop = [v2.RandomResizedCrop(side, (0.2, 1.0), interpolation=bilinear), v2.RandomHorizontalFlip()]
+    end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    if policy == "geometric":
+        return v2.Compose([*crop, v2.RandomAffine(15, (0.1, 0.1), interpolation=bilinear), *end])
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    blur = [v2.RandomApply([v2.GaussianBlur(13)], p=0.5)] if side > 64 else []
+    return v2.Compose([*crop, jitter, v2.RandomGrayscale(0.2), *blur, *end])
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@click.command()
+@click.option("--threads", default=1, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--chunks", is_flag=True)
+def main(threads: int, rounds: int, chunks: bool) -> None:
+    torch.set_num_threads(threads)
+    random = np.random.default_rng(0)
+    batches = {
+        side: torch.from_numpy(random.integers(0, 256, (count, side, side, 3), np.uint8)).permute(0, 3, 1, 2)
+        for side, count in BATCHES.items()
+    }
+    if chunks:
+        compare_chunks(batches, rounds)
+        return
+    print("| views | side, px | batch | ours, images/s | torchvision v2 per image | ratio |\n|---|---|---|---|---|---|")
+    for policy in ("geometric", "mocov2"):
+        for side, images in batches.items():
+            ours, theirs = WeakAugment(policy, MEAN, STD), per_image(policy, side)
+            states = [Draws(0, 0, np.arange(len(images))).of(view) for view in range(3)]
+
+            def three(ours: WeakAugment = ours, images: torch.Tensor = images, states: list = states) -> None:
+                for state in states:  # two views, and one of the texture
+                    ours(images, state)
+
+            def one_by_one(theirs: v2.Compose = theirs, images: torch.Tensor = images) -> None:
+                for _ in range(3):
+                    torch.stack([theirs(image) for image in images])
+
+            three()
+            one_by_one()
+            pairs = [(seconds(three), seconds(one_by_one)) for _ in range(rounds)]
+            count = 3 * len(images)
+            ratio = statistics.median(b / a for a, b in pairs)
+            mine, its = (count / statistics.median(times) for times in zip(*pairs, strict=True))
+            print(f"| {policy} | {side} | {len(images)} | {mine:,.0f} | {its:,.0f} | {ratio:.1f}x |")
+
+
+def compare_chunks(batches: dict[int, torch.Tensor], rounds: int) -> None:
+    sizes = [2**n for n in range(0, 8)]
+    print("images/s of `geometric` by images a chunk\n\n| side, px |", " | ".join(map(str, sizes)), "|")
+    print("|---" * (len(sizes) + 1) + "|")
+    for side, images in batches.items():
+        whole = images.repeat(128 // len(images), 1, 1, 1)
+        call = partial(WeakAugment("geometric", MEAN, STD), whole, Draws(0, 0, np.arange(128)).of(0))
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        call()
+        for _ in range(rounds):
+            for size in sizes:
+                weak.CHUNK = size * side * side
+                times[size].append(seconds(call))
+        print(f"| {side} |", " | ".join(f"{128 / statistics.median(times[size]):,.0f}" for size in sizes), "|")
+
+
+if __name__ == "__main__":
+    main()

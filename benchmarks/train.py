@@ -1,0 +1,154 @@
+"""What a training step costs, as ratios of interleaved rounds: waiting for data, the grid, other methods, memory.
+
+    python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,grid,simclr,memory]
+
+"wait" trains SE-ResNet-20 on embedded 32 px images. "simclr" compares a step, from uint8 images on, with one of
+lightly's transform, head and loss around the same encoder. "memory" is the peak of all tensors alive in a step.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torchvision.transforms.functional import to_pil_image
+
+from sacl_train.config import load_config
+from sacl_train.loop import train
+from sacl_train.optim import build_optimizer
+from sacl_train.run import build_method
+from sacl_train.step import Stepper, arithmetic
+from texturegen.build import Recipe, build
+
+PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
+
+
+@click.command()
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--only", default="wait,grid,simclr,memory", show_default=True)
+def main(threads: int, rounds: int, only: str) -> None:
+    torch.set_num_threads(threads)
+    parts = {"wait": report_waiting, "grid": report_grid, "simclr": report_simclr, "memory": report_memory}
+    for name in only.split(","):
+        parts[name](rounds)
+        print(flush=True)
+
+
+def report_waiting(rounds: int) -> None:
+    """Share of a step's time that the loop waits for its batch; medians over the epochs after the first."""
+    print("| images | waiting, share of the time | images/s |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        build(Recipe("shapes", limit=1536), Path(work) / "shards")
+        for cache, kept in (("ram", "kept decoded"), ("none", "decoded anew")):
+            settings = {"encoder": "se_resnet20", "epochs": rounds + 1, "knn_every": 0, "device": "cpu", "cache": cache}
+            config = load_config(None, {**settings, "projector_hidden": 256, "projector_out": 128, "save_every": 10**6})
+            rows = train(config, Path(work) / "shards", Path(work) / cache)[1:]
+            wait, speed = (statistics.median(row[name] for row in rows) for name in ("data_wait", "samples_per_second"))
+            print(f"| {kept} | {wait:.2%} | {speed:,.0f} |", flush=True)
+
+
+def report_grid(rounds: int) -> None:
+    """The online networks' forward and backward passes, of the same views whole and in a 2x2 grid."""
+    print("| encoder | heads | batch | with the grid, time of without |\n|---|---|---|---|")
+    small = {"projector_hidden": 256, "projector_out": 128, "predictor_hidden": 128}
+    for encoder, heads, count in (("se_resnet20", small, 128), ("se_resnet20", {}, 128), ("se_resnet50", {}, 32)):
+        calls: dict[str, Callable[[], object]] = {}
+        for grid in (1, 2):
+            config = load_config(None, {"encoder": encoder, "grid": grid, "cells": grid, **PIXELS, **heads})
+            method: Any = build_method(config, (32, 32)).to(memory_format=torch.channels_last)
+            views = torch.randn(count, 3, 32, 32)
+            calls[str(grid)] = lambda method=method, views=views: method._queries(views).square().mean().backward()
+        whole, cells = interleave(calls, rounds)
+        ratio = statistics.median(b / a for a, b in zip(whole, cells, strict=True))
+        print(f"| {encoder} | {'small' if heads else 'default'} | {count} | {ratio:.2f} |", flush=True)
+
+
+def report_simclr(rounds: int) -> None:
+    """From uint8 images to updated weights, ResNet-18, 32 px, batch 128."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+
+    settings = {"method": "simclr", "encoder": "se_resnet18", "attention": "none", **PIXELS}
+    config = load_config(None, settings)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (128, 3, 32, 32), np.uint8))
+    method = build_method(config, (32, 32)).to(memory_format=torch.channels_last)
+    stepper = Stepper(method, build_optimizer(method), config, torch.device("cpu"))
+    batch = {"image": images, "index": torch.arange(128)}
+
+    encoder = build_method(config, (32, 32)).encoder
+    head, loss_of = SimCLRProjectionHead(512, 512, 128), NTXentLoss(0.5)
+    optimizer = build_optimizer(torch.nn.ModuleList([encoder, head]))
+    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+    pictures = [to_pil_image(image) for image in images]
+
+    def theirs() -> None:
+        views = [torch.stack(view) for view in zip(*(transform(picture) for picture in pictures), strict=True)]
+        first, second = (head(encoder(view)) for view in views)
+        loss_of(first, second).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with arithmetic(config):
+        calls = {"ours": lambda: stepper(batch, 0, 0, 100, 0.1), "lightly": theirs}
+        ours, its = interleave(calls, rounds)
+    speeds = [128 / statistics.median(times) for times in (ours, its)]
+    ratio = statistics.median(b / a for a, b in zip(ours, its, strict=True))
+    print(f"a SimCLR step: {ratio:.2f}x as fast as with lightly's parts ({speeds[0]:.1f} and {speeds[1]:.1f} images/s)")
+
+
+def report_memory(rounds: int) -> None:
+    """Bytes of the tensors alive at the worst moment of a step, weights and optimizer among them."""
+    print("| step, se_resnet50, 96 px, batch 32 | peak, MB | of MoCo v2 |\n|---|---|---|")
+    random, first = np.random.default_rng(0), 0.0
+    pixels = torch.from_numpy(random.integers(0, 256, (32, 2, 3, 96, 96), np.uint8))
+    batch = {"image": pixels[:, 0], "texture": pixels[:, 1:], "index": torch.arange(32)}
+    runs: dict[str, dict[str, object]] = {
+        "mocov2": {"method": "mocov2", "queue": 4096, "attention": "se"},
+        "sacl": {},
+        "sacl, checkpointing": {"checkpointing": True},
+    }
+    for name, settings in runs.items():
+        config = load_config(None, {"encoder": "se_resnet50", "weak": "geometric", **PIXELS, **settings})
+        method = build_method(config, (96, 96)).to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(method)
+        stepper = Stepper(method, optimizer, config, torch.device("cpu"))
+        stepper(batch, 0, 0, 100, 0.1)  # the optimizer's own state is there from now on
+        tensors = [*method.parameters(), *method.buffers(), *batch.values()]
+        tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        peak = (sum(t.nbytes for t in tensors) + peak_allocation(lambda s=stepper: s(batch, 0, 1, 100, 0.1))) / 1e6
+        first = first or peak
+        print(f"| {name} | {peak:,.0f} | {peak / first:.2f}x |", flush=True)
+
+
+def peak_allocation(call: Callable[[], object]) -> int:
+    """Most bytes that a call had allocated at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    assert record.profiler is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(held.max())
+
+
+def interleave(calls: dict[str, Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each call in each round, after one to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return list(times.values())
+
+
+if __name__ == "__main__":
+    main()
