@@ -3,10 +3,13 @@
     python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,grid,simclr,memory]
 
 "wait" trains SE-ResNet-20 on embedded 32 px images. "simclr" compares a step, from uint8 images on, with one of
-lightly's transform, head and loss around the same encoder. "memory" is the peak of all tensors alive in a step.
+lightly's transform, head and loss around the same encoder, in processes of their own. "memory" is the peak of all
+tensors alive in a step.
 """
 
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms.functional import to_pil_image
 
+from sacl_train.allocator import keep_freed_memory
 from sacl_train.config import load_config
 from sacl_train.loop import train
 from sacl_train.optim import build_optimizer
@@ -33,8 +37,12 @@ PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--only", default="wait,grid,simclr,memory", show_default=True)
-def main(threads: int, rounds: int, only: str) -> None:
+@click.option("--simclr-steps", hidden=True, help="Time this kind of step and print the seconds.")
+def main(threads: int, rounds: int, only: str, simclr_steps: str | None) -> None:
     torch.set_num_threads(threads)
+    if simclr_steps:
+        print(time_simclr(simclr_steps))
+        return
     parts = {"wait": report_waiting, "grid": report_grid, "simclr": report_simclr, "memory": report_memory}
     for name in only.split(","):
         parts[name](rounds)
@@ -71,37 +79,51 @@ def report_grid(rounds: int) -> None:
 
 
 def report_simclr(rounds: int) -> None:
-    """From uint8 images to updated weights, ResNet-18, 32 px, batch 128."""
+    """From uint8 images to updated weights, ResNet-18, 32 px, batch 128; each in a process of its own, in turns."""
+    print("| a SimCLR step | images/s | of lightly's parts |\n|---|---|---|")
+    kinds = ("lightly", "ours", "ours, memory given back")
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    threads = str(torch.get_num_threads())
+    for _ in range(rounds):
+        for kind in kinds:
+            command = [sys.executable, __file__, "--threads", threads, "--simclr-steps", kind]
+            times[kind].append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    for kind in kinds:
+        ratio = statistics.median(a / b for a, b in zip(times["lightly"], times[kind], strict=True))
+        print(f"| {kind} | {128 / statistics.median(times[kind]):.1f} | {ratio:.2f}x |")
+
+
+def time_simclr(kind: str) -> float:
+    """Seconds of a step, the median of three after one to warm up."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 
-    settings = {"method": "simclr", "encoder": "se_resnet18", "attention": "none", **PIXELS}
-    config = load_config(None, settings)
+    config = load_config(None, {"method": "simclr", "encoder": "se_resnet18", **PIXELS})
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (128, 3, 32, 32), np.uint8))
-    method = build_method(config, (32, 32)).to(memory_format=torch.channels_last)
-    stepper = Stepper(method, build_optimizer(method), config, torch.device("cpu"))
+    method: Any = build_method(config, (32, 32))
+    if kind == "lightly":
+        encoder, head, loss_of = method.encoder, SimCLRProjectionHead(512, 512, 128), NTXentLoss(0.5)
+        optimizer = build_optimizer(torch.nn.ModuleList([encoder, head]))
+        transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+        pictures = [to_pil_image(image) for image in images]
+
+        def step() -> None:
+            views = [torch.stack(view) for view in zip(*(transform(picture) for picture in pictures), strict=True)]
+            first, second = (head(encoder(view)) for view in views)
+            loss_of(first, second).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return statistics.median(interleave({kind: step}, 3)[0])
+    if kind == "ours":
+        keep_freed_memory()
+    stepper = Stepper(
+        method.to(memory_format=torch.channels_last), build_optimizer(method), config, torch.device("cpu")
+    )
     batch = {"image": images, "index": torch.arange(128)}
-
-    encoder = build_method(config, (32, 32)).encoder
-    head, loss_of = SimCLRProjectionHead(512, 512, 128), NTXentLoss(0.5)
-    optimizer = build_optimizer(torch.nn.ModuleList([encoder, head]))
-    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
-    pictures = [to_pil_image(image) for image in images]
-
-    def theirs() -> None:
-        views = [torch.stack(view) for view in zip(*(transform(picture) for picture in pictures), strict=True)]
-        first, second = (head(encoder(view)) for view in views)
-        loss_of(first, second).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
     with arithmetic(config):
-        calls = {"ours": lambda: stepper(batch, 0, 0, 100, 0.1), "lightly": theirs}
-        ours, its = interleave(calls, rounds)
-    speeds = [128 / statistics.median(times) for times in (ours, its)]
-    ratio = statistics.median(b / a for a, b in zip(ours, its, strict=True))
-    print(f"a SimCLR step: {ratio:.2f}x as fast as with lightly's parts ({speeds[0]:.1f} and {speeds[1]:.1f} images/s)")
+        return statistics.median(interleave({kind: lambda: stepper(batch, 0, 0, 100, 0.1)}, 3)[0])
 
 
 def report_memory(rounds: int) -> None:

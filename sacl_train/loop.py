@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sacl_train import distributed
+from sacl_train.allocator import keep_freed_memory
 from sacl_train.checkpoint import load_checkpoint, save_checkpoint
 from sacl_train.config import Config, dump_config
 from sacl_train.evaluate.quick import quick_knn
@@ -81,6 +82,8 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
     shards = open_shards(shards_dir)
     config = resolve(config, shards)
     with arithmetic(config), distributed.joined(choose_device(config.device)) as device:
+        if device.type == "cpu":
+            keep_freed_memory()
         run = _Run(config, shards, Path(out), device)
         try:
             return run.train()

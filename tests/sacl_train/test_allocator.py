@@ -1,0 +1,32 @@
+"""Freed memory stays with the process."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys, numpy as np
+from sacl_train.allocator import keep_freed_memory
+kept = sys.argv[1] == "keep" and keep_freed_memory()
+def step():
+    np.ones(200_000_000, np.uint8)
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc alone is told")
+def test_memory_is_mapped_once() -> None:
+    def faults(mode: str) -> tuple[int, int]:
+        done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        kept, count = done.stdout.split()
+        return int(kept), int(count)
+
+    kept, with_it = faults("keep")
+    if not kept:
+        pytest.skip("another C library")
+    assert with_it < faults("usual")[1] / 4
