@@ -26,6 +26,10 @@ HELP = {"help_option_names": ["-h", "--help"]}
 @click.option("--epochs", type=int, help="0 writes an untrained encoder  [default: 200]")
 @click.option("--batch-size", type=int, help="[default: 128]")
 @click.option("--texture-role", help="negative, positive or none  [default: negative for sacl, else none]")
+@click.option("--order", help="global or shards  [default: global]")
+@click.option("--cache", help="auto, ram or none  [default: auto]")
+@click.option("--precision", help="fp32, bf16 or fp16  [default: fp32]")
+@click.option("--compile/--no-compile", default=None, help="[default: no]")
 @click.option("--device", help="cpu, cuda ...  [default: cuda where there is one]")
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.")
@@ -87,6 +91,7 @@ def _probe_options(command: Any) -> Any:
             help="Test images; may be given again.",
         ),
         click.option("--device", default="auto", show_default=True),
+        click.option("--destroy", is_flag=True, help="Score the test images with shuffled cells (4x4) too."),
         click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-PROBE.json]"),
     )
     for option in reversed(options):
@@ -114,6 +119,50 @@ def linear(**options: Any) -> None:
     _evaluate("linear", **options)
 
 
+@eval_main.command()
+@_probe_options
+@click.option("--penalty", default=1e-2, show_default=True, type=click.FloatRange(0, min_open=True))
+def ridge(**options: Any) -> None:
+    """Ridge regression in closed form: a quick look, in seconds."""
+    _evaluate("ridge", **options)
+
+
+@eval_main.command("shape-bias")
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`.")
+@click.option("--shards", required=True, type=click.Path(path_type=Path), help="Labelled training images.")
+@click.option("--stimuli", required=True, type=click.Path(path_type=Path), help="CLASS/SHAPE<k>-TEXTURE<k>.png")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1), help="Of the linear probe.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-shape-bias.json]")
+def shape_bias(run: Path, shards: Path, stimuli: Path, output: Path | None, **settings: Any) -> None:
+    """Does it read shape or texture (Geirhos et al. 2019)? On the cue-conflict stimuli whose classes it knows."""
+    from sacl_train.evaluate.shape_bias import evaluate_shape_bias
+
+    figures = evaluate_shape_bias(run, shards, stimuli, **settings)
+    output = _write_figures(figures, output or run / "eval-shape-bias.json")
+    rows = {"all": figures, **figures["classes"]}
+    print("shape".ljust(10), "stimuli", "shape decisions", "texture decisions", "  bias", sep="  ")
+    for name, row in rows.items():
+        cells = [row[key] for key in ("shape_decisions", "texture_decisions", "bias")]
+        texts = ["-" if cell is None else f"{cell:.1%}" for cell in cells]
+        print(
+            name.ljust(10),
+            str(row["stimuli"]).rjust(7),
+            texts[0].rjust(15),
+            texts[1].rjust(17),
+            texts[2].rjust(6),
+            sep="  ",
+        )
+    print(f"written to {output}")
+
+
+def _write_figures(figures: dict[str, Any], output: Path) -> Path:
+    figures["command"] = " ".join(["sacl-eval", *sys.argv[1:]])
+    write_atomically(output, json.dumps(figures, indent=2) + "\n")
+    return output
+
+
 def _evaluate(
     probe: str,
     run: Path,
@@ -126,14 +175,16 @@ def _evaluate(
     from sacl_train.evaluate.probe import evaluate
 
     figures = evaluate(probe, run, shards, list(test_shards), device, **settings)
-    figures["command"] = " ".join(["sacl-eval", *sys.argv[1:]])
-    output = output or run / f"eval-{probe}.json"
-    write_atomically(output, json.dumps(figures, indent=2) + "\n")
+    output = _write_figures(figures, output or run / f"eval-{probe}.json")
     trained, planned = figures["trained_epochs"], figures["planned_epochs"]
     print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
     if trained < planned:
         warn(f"{run} is not finished: {trained} of {planned} epochs")
-    columns = [name for name in ("top1", "top5", "texture_decisions") if any(name in test for test in figures["test"])]
+    columns = [
+        name
+        for name in ("top1", "top5", "texture_decisions", "destroyed")
+        if any(name in test for test in figures["test"])
+    ]
     names = [f"{test['split']} ({test['shards']})" for test in figures["test"]]
     wide = max(map(len, names))
     print(" " * wide, "images", *columns, sep="  ")

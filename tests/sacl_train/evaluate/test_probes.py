@@ -13,7 +13,8 @@ from sacl_train.data.weak import normalise
 from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.knn import knn_accuracy, knn_predict
 from sacl_train.evaluate.linear import linear_predict
-from sacl_train.evaluate.probe import evaluate
+from sacl_train.evaluate.probe import evaluate, shuffle_cells
+from sacl_train.evaluate.ridge import ridge_predict
 from sacl_train.loop import train
 from sacl_train.run import load_encoder
 from texturegen import open_shards
@@ -130,3 +131,31 @@ def test_sets_that_cannot_be_scored_are_named(
         evaluate("knn", run, tmp_path / "flat", [shapes_shards], "cpu")
     with pytest.raises(UserError, match="no checkpoint here"):
         evaluate("knn", tmp_path, shapes_shards, [shapes_shards], "cpu")
+
+
+def test_ridge_is_least_squares_with_a_penalty() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, q = torch.randn(40, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    labels = torch.randint(0, 3, (40,), generator=generator)
+    scores = ridge_predict(x, labels, q, penalty=0.1)
+    mean, std = x.double().mean(0), x.double().std(0)
+    a, b = ((x - mean) / std).numpy(), ((q - mean) / std).numpy()
+    one_hot = np.eye(3)[labels.numpy()]
+    centre = one_hot.mean(0)
+    stacked = np.vstack([a, np.sqrt(0.1 * 40) * np.eye(6)])  # the penalty as further rows
+    weights = np.linalg.lstsq(stacked, np.vstack([one_hot - centre, np.zeros((6, 3))]), rcond=None)[0]
+    np.testing.assert_allclose(scores.numpy(), b @ weights + centre, atol=1e-6)
+
+
+def test_destroyed_images_are_scored_beside_the_whole_ones(
+    run: Path, shapes_shards: Path, shapes_test_shards: Path
+) -> None:
+    plain = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu")["test"][0]
+    both = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu", destroy=True)["test"][0]
+    assert {name: both[name] for name in plain} == plain
+    assert 0 <= both["destroyed"] <= 1
+    images = torch.arange(32 * 32).view(1, 1, 32, 32).remainder(251).to(torch.uint8).repeat(2, 3, 1, 1)
+    shuffled = shuffle_cells(images, np.array([4, 9]))
+    assert not torch.equal(shuffled[0], shuffled[1])
+    assert torch.equal(shuffle_cells(images[1:], np.array([9])), shuffled[1:])
+    assert torch.equal(shuffled.flatten(1).sort(1).values, images.flatten(1).sort(1).values)

@@ -1,0 +1,103 @@
+"""Shape bias by hand-made decisions, on real stimuli where they are at hand, and what a wrong directory is told."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import texturegen.sources
+from sacl_train.cli import eval_main
+from sacl_train.config import load_config
+from sacl_train.evaluate.shape_bias import CATEGORIES, NAMES, categorise, evaluate_shape_bias, read_stimuli, shape_bias
+from sacl_train.loop import train
+from texturegen.build import Recipe, build
+from texturegen.errors import UserError
+
+SMALL = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "projector_hidden": 16, "projector_out": 16}
+
+
+def test_the_definition_by_hand() -> None:
+    shapes = ["cat", "cat", "cat", "dog", "dog", "cat"]
+    textures = ["dog", "dog", "dog", "cat", "cat", "cat"]  # the last has no conflict
+    decisions = ["cat", "dog", "car", "dog", "dog", "cat"]
+    figures = shape_bias(decisions, shapes, textures)
+    assert figures["stimuli"] == 5
+    assert figures["shape_decisions"] == 3 / 5
+    assert figures["texture_decisions"] == 1 / 5
+    assert figures["bias"] == 3 / 4
+    assert figures["classes"]["cat"] == {
+        "stimuli": 3,
+        "shape_decisions": 1 / 3,
+        "texture_decisions": 1 / 3,
+        "bias": 1 / 2,
+    }
+    assert figures["classes"]["dog"]["bias"] == 1
+    assert shape_bias(["car"], ["cat"], ["dog"])["bias"] is None
+
+
+def test_a_category_is_the_mean_of_its_classes() -> None:
+    # Two dogs of .3 and .1 against a cat of .25: the mean of the dogs is .2. Cheese is no answer.
+    scores = torch.tensor([[0.3, 0.1, 0.25, 0.35]]).log()
+    assert categorise(scores, ["n02086240", "n02086910", "n02123045", "cheese"]) == ["cat"]
+    assert categorise(scores, ["automobile", "ship", "bird", "frog"]) == ["car"]
+    with pytest.raises(UserError, match="hold fewer than two of airplane"):
+        categorise(scores, ["a", "b", "c", "dog"])
+
+
+def test_imagenet_names_are_of_the_hundred() -> None:
+    hundred = (Path(texturegen.sources.__file__).parent / "imagenet100.txt").read_text().split()
+    assert {name for name in NAMES if name.startswith("n0")} <= set(hundred)
+    assert set(NAMES.values()) <= set(CATEGORIES)
+
+
+def test_other_files_are_told_what_stimuli_are(image_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no stimuli here; they are files like CLASS/cat7-bottle2.png"):
+        read_stimuli(image_folder, 32)
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Shards of light cats and dark dogs, an untrained run, and stimuli of both as if in conflict."""
+    root, random = tmp_path_factory.mktemp("bias"), np.random.default_rng(0)
+    for name, level in (("cat", 200), ("dog", 50)):
+        (root / "images" / name).mkdir(parents=True)
+        (root / "stimuli" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.clip(random.normal(level, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(root / "images" / name / f"{i}.png"), pixels)
+            other = {"cat": "dog", "dog": "cat"}[name]
+            if i < 3:
+                cv2.imwrite(str(root / "stimuli" / name / f"{name}{i}-{other}1.png"), cv2.resize(pixels, (64, 64)))
+    cv2.imwrite(str(root / "stimuli" / "cat" / "cat9-bear1.png"), pixels)  # a class that the probe does not know
+    build(Recipe("folder", per_image=0), root / "shards", root=str(root / "images"))
+    settings = {**SMALL, "predictor_hidden": 8, "epochs": 0, "texture_role": "none", "batch_size": 4, "device": "cpu"}
+    train(load_config(None, settings), root / "shards", root / "run")
+    return root / "run", root / "shards", root / "stimuli"
+
+
+def test_a_probe_that_knows_shapes_has_a_bias_of_one(two_classes: tuple[Path, Path, Path]) -> None:
+    figures = evaluate_shape_bias(*two_classes, device="cpu", epochs=20)
+    assert figures["stimuli"] == 6
+    assert figures["shape_decisions"] == figures["bias"] == 1
+
+
+def test_the_command_prints_and_writes_it(two_classes: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    options = [
+        text for pair in zip(("--run", "--shards", "--stimuli"), map(str, two_classes), strict=True) for text in pair
+    ]
+    done = CliRunner().invoke(eval_main, ["shape-bias", *options, "--epochs", "20", "--json", str(tmp_path / "f.json")])
+    assert done.exit_code == 0, done.output
+    assert "100.0%" in done.output
+    assert json.loads((tmp_path / "f.json").read_text())["classes"]["dog"]["stimuli"] == 3
+
+
+def test_the_published_stimuli_are_read(shared_data: Path) -> None:
+    images, shapes, textures = read_stimuli(shared_data / "cue-conflict", 32)
+    assert images.shape == (1280, 32, 32, 3)
+    assert {shapes.count(c) for c in CATEGORIES} == {80}
+    assert set(textures) == set(CATEGORIES)
+    assert sum(s == t for s, t in zip(shapes, textures, strict=True)) == 80
