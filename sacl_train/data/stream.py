@@ -17,6 +17,7 @@ from texturegen.shards import Shards
 Batch = dict[str, torch.Tensor]
 CACHES = ("auto", "ram", "none")
 DRAW = 1 << 16  # the purpose, among a sample's random numbers, of choosing one of its textures
+SPARE = 64 << 20  # bytes of remote shards that are kept beside those of the shuffle buffer, for its ends
 NAMED = 10  # bad samples that a warning is given for; all are in `Stream.bad`
 
 
@@ -86,6 +87,9 @@ class Stream:
         self.shards, self.plan, self.threads, self.pin = shards, plan, threads, pin
         self.bad: dict[int, str] = {}  # number of each damaged sample -> what is wrong
         self._most_bad = bad_share * len(shards)
+        if plan.order == "shards" and len(shards):
+            each = sum(shard["bytes"] for shard in shards.build["shards"]) / len(shards)
+            shards.keep_blocks(round(2 * each * (plan.shuffle_buffer + plan.batch_size)) + SPARE)
         self._steps = count_batches(len(shards), plan.batch_size, plan.remainder)
         # Image and textures of a sample lie side by side in the cache: (1 + K, H, W, 3).
         held = shards.textures_per_image if plan.textures != "none" else 0

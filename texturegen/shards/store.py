@@ -3,7 +3,7 @@
 import mmap
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -158,6 +158,46 @@ class Remote:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Remote, (self.url,)
+
+
+class Blocks:
+    """A remote directory read in blocks; those used last are kept, for places that are near each other in time.
+
+    Any number of threads may read; a block that several want is fetched once.
+    """
+
+    def __init__(self, remote: Remote, at_most: int) -> None:
+        self.remote, self.at_most = remote, max(at_most // BLOCK, 2)
+        self._kept: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def sample(self, name: str, start: int, end: int, size: int) -> Chunk:
+        """The bytes `start` to `end` of a file of `size` bytes. Raises what `Remote.fetch` raises."""
+        first = start // BLOCK
+        data = b"".join(self._block(name, number, size) for number in range(first, -(-end // BLOCK)))
+        return Chunk(data[start - first * BLOCK : end - first * BLOCK], start)
+
+    def _block(self, name: str, number: int, size: int) -> bytes:
+        key = (name, number)
+        with self._lock:
+            block = self._kept.pop(key, None)
+            missing = block is None
+            if block is None:
+                block = Future()
+            self._kept[key] = block  # at the end: used last
+            while len(self._kept) > self.at_most:
+                self._kept.popitem(last=False)
+        if missing:
+            try:
+                block.set_result(self.remote.sample(name, number * BLOCK, min((number + 1) * BLOCK, size)).data)
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(key, None)  # to be tried again
+                block.set_exception(error)
+        return block.result()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Blocks, (self.remote, self.at_most * BLOCK)
 
 
 def _blocks(numbers: np.ndarray, ranges: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:

@@ -4,6 +4,7 @@ import shutil
 from itertools import chain
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sacl_train.data.stream import Plan, Stream, channel_statistics
 from texturegen import open_shards
 from texturegen.build import Recipe, build
 from texturegen.errors import UserError
+from texturegen.shards.store import Remote
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
@@ -171,3 +173,33 @@ def test_a_cache_that_is_too_small_is_refused_or_left_out(shapes_shards: Path) -
 def test_a_batch_that_does_not_divide_is_refused(shapes_shards: Path) -> None:
     with pytest.raises(UserError, match="batch_size 16 does not divide by 3 processes times accumulate 2"):
         Stream(open_shards(shapes_shards), Plan(16, ranks=3, accumulate=2))
+
+
+def test_remote_shards_in_shard_order_are_read_in_blocks(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shapes_shards), "/blocks", recursive=True)
+    requests: list[str] = []
+    fetch = Remote.fetch
+
+    def counted(self: Remote, name: str, start: int | None = None, end: int | None = None) -> bytes | None:
+        requests.append(name)
+        return fetch(self, name, start, end)
+
+    monkeypatch.setattr(Remote, "fetch", counted)
+    read: dict[str, dict[int, torch.Tensor]] = {}
+    try:
+        for order in ("shards", "global"):
+            shards = open_shards("memory://blocks")
+            requests.clear()
+            stream = Stream(shards, Plan(16, textures="one", order=order, shuffle_buffer=8), threads=4, cache="none")
+            read[order] = {
+                int(i): image
+                for batch in stream.epoch(0)
+                for i, image in zip(batch["index"], batch["image"], strict=True)
+            }
+            tars = [name for name in requests if name.endswith(".tar")]
+            assert len(tars) == {"shards": 4, "global": 64}[order], "once for each shard, or for each sample"
+        assert read["shards"].keys() == read["global"].keys()
+        assert all(torch.equal(read["shards"][i], read["global"][i]) for i in read["shards"])
+    finally:
+        memory.rm("/blocks", recursive=True)

@@ -279,3 +279,26 @@ def test_a_block_ends_with_its_shard_and_where_bytes_go_back() -> None:
     numbers = np.array([0, 0, 1, 1, 1])
     ranges = np.array([[0, 10], [10, 20], [30, 40], [40, 50], [0, 5]])
     assert list(store._blocks(numbers, ranges)) == [(0, [(0, 10), (10, 20)]), (1, [(30, 40), (40, 50)]), (1, [(0, 5)])]
+
+
+def test_blocks_of_any_size_give_the_same_samples(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples over several blocks, blocks with several samples, threads, and a file that is not there."""
+    local, places = open_shards(shapes_shards), np.random.default_rng(0).permutation(64).tolist()
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shapes_shards), "/odd", recursive=True)
+    try:
+        for block in (700, 4096, 10**6):
+            monkeypatch.setattr(store, "BLOCK", block)
+            remote = open_shards("memory://odd")
+            remote.keep_blocks(3 * block)
+            with ThreadPoolExecutor(8) as pool:
+                for i, members in zip(places, pool.map(lambda i, r=remote: r[i].members, places), strict=True):
+                    assert members == local[i].members
+        memory.rm("/odd/shard-000002.tar")
+        with pytest.raises(UserError, match=r"memory://odd/shard-000002.tar: missing"):
+            remote.keep_blocks(0)
+            remote[45].members
+    finally:
+        memory.rm("/odd", recursive=True)
