@@ -37,7 +37,7 @@ def refused(command: str, *arguments: str | Path) -> str:
     return stderr
 
 
-@pytest.mark.parametrize("command", ["texturegen", "sacl-train", "sacl-eval"])
+@pytest.mark.parametrize("command", ["texturegen", "sacl-train", "sacl-eval", "sacl-export"])
 def test_version_and_help(command: str) -> None:
     assert __version__ in call(command, "--version")[1]
     assert "Usage" in call(command, "--help")[1]

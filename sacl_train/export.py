@@ -1,0 +1,129 @@
+"""The encoder of a run alone, in the shape that other programs read, with a model card beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sacl_train.config import Config, dump_config
+from sacl_train.nets import Encoder, build_encoder
+from sacl_train.nets.weights import timm_weights
+from sacl_train.run import load_encoder
+from texturegen import __version__
+from texturegen.errors import UserError, nearest
+from texturegen.files import write_atomically
+
+FORMATS = {"safetensors": "safetensors", "torchvision": "pth", "timm": "pth", "onnx": "onnx"}
+
+
+def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
+    """Write the encoder of `run` to `out` (RUN/encoder-FORMAT.EXT by default), and a model card with it; return where.
+
+    safetensors: our own names; `load_exported` builds the encoder again from the file alone.
+    torchvision: a state dict for its `resnet18`, 34, 50 or 101 (strict=False: without `fc`), of attention "none".
+    timm: a state dict for its `resnet50` or `seresnet50` ... (strict=False), see `nets.weights`.
+    onnx: a graph from images float (N, 3, H, W), normalised, to features (N, C), for any N.
+
+    Raises UserError when the format does not hold this encoder, or its package is missing.
+    """
+    run = Path(run)
+    if form not in FORMATS:
+        raise UserError(f"unknown format '{form}'{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
+    encoder, config, epochs = load_encoder(run)
+    encoder = encoder.cpu().to(memory_format=torch.contiguous_format)
+    out = Path(out) if out is not None else run / f"encoder-{form}.{FORMATS[form]}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".tmp")
+    if form == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(encoder.state_dict(), part, {"encoder": json.dumps(_describe(config, encoder))})
+    elif form == "onnx":
+        _write_onnx(encoder, config, part)
+    else:
+        torch.save(_foreign_weights(encoder, config, form), part)
+    part.replace(out)
+    write_atomically(out.with_suffix(".md"), _card(run, out, form, config, encoder, epochs))
+    return out
+
+
+def load_exported(path: str | Path) -> Encoder:
+    """The encoder of a safetensors file of `export`, in eval mode. UserError when it is another file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = (file.metadata() or {}).get("encoder")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, FileNotFoundError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if about is None:
+        raise UserError(f"{path}: not made by `sacl-export`")
+    encoder = build_encoder(**json.loads(about)["arguments"])
+    encoder.load_state_dict(weights)
+    return encoder.eval()
+
+
+def _describe(config: Config, encoder: Encoder) -> dict[str, Any]:
+    first = encoder.conv1
+    stem = {7: "imagenet"}.get(first.kernel_size[0], "cifar" if first.stride[0] == 1 else "cifar-stride2")
+    arguments = {"name": config.encoder, "stem": stem, "attention": config.attention, "placement": config.placement}
+    if config.width is not None:
+        arguments["width"] = config.width  # type: ignore[assignment]
+    return {"arguments": arguments, "features": encoder.out_features, "mean": config.mean, "std": config.std}
+
+
+def _foreign_weights(encoder: Encoder, config: Config, form: str) -> dict[str, torch.Tensor]:
+    about = _describe(config, encoder)["arguments"]
+    fits = config.encoder not in ("se_resnet20", "se_resnet8") and config.placement == "standard"
+    fits = fits and config.attention in (("none",) if form == "torchvision" else ("none", "se"))
+    if not fits:
+        raise UserError(
+            f"{form} has no model like this encoder ({', '.join(f'{k} {v}' for k, v in about.items())}); "
+            "take --format safetensors or onnx"
+        )
+    return encoder.state_dict() if form == "torchvision" else timm_weights(encoder)
+
+
+def _write_onnx(encoder: Encoder, config: Config, path: Path) -> None:
+    side = 32 if _describe(config, encoder)["arguments"]["stem"] != "imagenet" else 224
+    try:
+        torch.onnx.export(
+            encoder,
+            (torch.zeros(2, 3, side, side),),
+            str(path),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"x": {0: torch.export.Dim("N"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}},
+            external_data=False,
+            verbose=False,
+        )
+    except ImportError as error:
+        raise UserError(f"--format onnx needs more packages ({error}): pip install 'sacl-texture[onnx]'") from None
+
+
+def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epochs: int) -> str:
+    """What it is, what it was trained on, what it scored: all from the run's own files."""
+    about = _describe(config, encoder)
+    lines = [
+        f"# {out.name}\n",
+        f"{config.encoder}, attention {config.attention}, trained by {config.method} for {epochs} of "
+        f"{config.epochs} epochs with texture role `{config.method_settings.texture_role}`.\n",
+        f"sacl-texture {__version__}, torch {torch.__version__}.\n",
+        f"Format {form}. Input: images (N, 3, H, W) in 0..1, minus mean {list(about['mean'])}, divided by std "
+        f"{list(about['std'])}. Output: {encoder.out_features} features an image.\n",
+        "## Figures\n",
+    ]
+    scores = sorted(run.glob("eval-*.json"))
+    for path in scores:
+        figures = json.loads(path.read_text())
+        for test in figures.get("test", []):
+            lines.append(
+                f"- {figures['probe']}: top-1 {test['top1']:.2%} on {test['images']} images of {test['shards']}"
+            )
+        if "bias" in figures:
+            lines.append(f"- shape bias: {figures['bias']} on {figures['stimuli']} stimuli")
+    if not scores:
+        lines.append("None: `sacl-eval` has not been run on it.")
+    return "\n".join([*lines, "\n## Settings\n", "```toml", dump_config(config).rstrip(), "```"]) + "\n"

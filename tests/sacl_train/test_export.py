@@ -1,0 +1,81 @@
+"""Exported encoders load back and give the same features; those that do not fit a format are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from click.testing import CliRunner
+
+from sacl_train.cli import export_main
+from sacl_train.config import load_config
+from sacl_train.export import export, load_exported
+from sacl_train.loop import train
+from sacl_train.run import load_encoder
+from texturegen.errors import UserError
+
+SMALL = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "epochs": 0, "device": "cpu"}
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def make(shards: Path, out: Path, **settings: object) -> tuple[Path, torch.Tensor]:
+    train(load_config(None, {**SMALL, "batch_size": 16, **settings}), shards, out)
+    encoder, _, _ = load_encoder(out)
+    with torch.no_grad():
+        return out, encoder(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def tiny(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    out = tmp_path_factory.mktemp("export") / "run"
+    return make(shapes_shards, out, encoder="se_resnet8", width=4, stem="cifar-stride2", attention="cbam")
+
+
+def test_safetensors_hold_all_that_is_needed(tiny: tuple[Path, torch.Tensor]) -> None:
+    run, features = tiny
+    path = export(run, "safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(load_exported(path)(IMAGES), features, rtol=0, atol=1e-6)
+    card = path.with_suffix(".md").read_text()
+    assert "se_resnet8, attention cbam, trained by sacl for 0 of 0 epochs" in card
+    assert "`sacl-eval` has not been run" in card
+    assert 'encoder = "se_resnet8"' in card
+
+
+def test_onnx_runs_elsewhere_at_any_size(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run, features = tiny
+    path = export(run, "onnx", tmp_path / "deep" / "e.onnx")
+    session = onnxruntime.InferenceSession(str(path))
+    (found,) = session.run(["features"], {"images": IMAGES.numpy()})
+    np.testing.assert_allclose(found, features.numpy(), rtol=1e-4, atol=1e-5)
+    assert session.run(None, {"images": np.zeros((1, 3, 32, 32), np.float32)})[0].shape == (1, features.shape[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "attention"), [("torchvision", "none"), ("timm", "none")])
+def test_weights_load_into_other_libraries(form: str, attention: str, shapes_shards: Path, tmp_path: Path) -> None:
+    run, features = make(shapes_shards, tmp_path, encoder="se_resnet18", stem="imagenet", attention=attention)
+    weights = torch.load(export(run, form), weights_only=True)
+    theirs = torchvision.models.resnet18() if form == "torchvision" else timm.create_model("resnet18")
+    assert theirs.load_state_dict(weights, strict=False).missing_keys == ["fc.weight", "fc.bias"]
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(IMAGES), features, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    run, _ = tiny
+    with pytest.raises(UserError, match=r"torchvision has no model like this encoder \(name se_resnet8.*safetensors"):
+        export(run, "torchvision")
+    with pytest.raises(UserError, match="did you mean 'onnx'"):
+        export(run, "onx")
+    (tmp_path / "x").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="x: cannot be read"):
+        load_exported(tmp_path / "x")
+    done = CliRunner().invoke(export_main, [str(tmp_path / "nowhere")])
+    assert done.exit_code == 1
+    assert "no checkpoint here" in done.output
+    assert CliRunner().invoke(export_main, [str(run)]).exit_code == 0
