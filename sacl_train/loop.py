@@ -114,6 +114,7 @@ class _Run:
         self.stop_asked = False  # by any process, as all have read it
         self.log: StepLog | None = None
         state = load_checkpoint(out)
+        self.new = state is None
         distributed.wait()  # nobody writes while another reads
         if state is not None:
             self._go_on(state)
@@ -147,7 +148,7 @@ class _Run:
     def train(self) -> list[dict[str, Any]]:
         """All epochs that are left."""
         config = self.config
-        if self.saved == 0:
+        if self.new:
             self.save()
         self.progress = Progress(self.total * config.batch_size, "samples", self.saved * config.batch_size)
         try:
