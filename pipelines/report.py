@@ -55,9 +55,9 @@ def _table(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
     tests = next(iter(results.values()))[probe]["test"]
     heads, rows = ["run", "epochs"], []
     for test in tests:
-        heads.append(f"{test['split']}, %")
+        heads.append(f"{_name(test)}, %")
         if "texture_decisions" in test:
-            heads.append(f"{test['split']}: decisions by texture, %")
+            heads.append(f"{_name(test)}: decisions by texture, %")
     for name, probes in results.items():
         figures = probes[probe]
         cells = [name, str(figures["trained_epochs"])]
@@ -90,8 +90,12 @@ def _compare(results: dict[str, dict[str, Any]], probe: str, name: str, base: st
         points = 100 * (mine["top1"] - other["top1"])
         error = 100 * math.hypot(_standard_error(mine), _standard_error(other))
         verdict = "more than chance would give" if abs(points) > CLEAR * error else "no more than chance would give"
-        lines.append(f"- `{name}` against `{base}` on {mine['split']}: {points:+.1f} points ± {error:.1f}, {verdict}.")
+        lines.append(f"- `{name}` against `{base}` on {_name(mine)}: {points:+.1f} points ± {error:.1f}, {verdict}.")
     return lines
+
+
+def _name(test: dict[str, Any]) -> str:
+    return f"{test['split']}, {test['variant']}" if test["variant"] else str(test["split"])
 
 
 def _standard_error(test: dict[str, Any]) -> float:

@@ -1,6 +1,5 @@
-"""The `sacl-train` and `sacl-eval` commands. torch is imported when the work begins: `--help` answers at once."""
+"""The `sacl-train` and `sacl-export` commands. torch is imported when the work begins: `--help` answers at once."""
 
-import json
 import os
 import shlex
 import sys
@@ -10,8 +9,7 @@ from typing import Any
 import click
 
 from texturegen import __version__
-from texturegen.console import FriendlyCommand, FriendlyGroup, read_pairs, warn
-from texturegen.files import write_atomically
+from texturegen.console import FriendlyCommand, read_pairs
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -71,127 +69,6 @@ def train_main(
     last = rows[-1]
     knn = f", kNN {last['knn']:.1%}" if last.get("knn") is not None else ""
     print(f"{out}: epoch {last['epoch']}, loss {last['loss']:.3f}{knn}")
-
-
-@click.group(cls=FriendlyGroup, context_settings=HELP)
-@click.version_option(__version__)
-def eval_main() -> None:
-    """Score a trained encoder on labelled shards."""
-
-
-def _probe_options(command: Any) -> Any:
-    options = (
-        click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`."),
-        click.option("--shards", required=True, type=click.Path(path_type=Path), help="Labelled training images."),
-        click.option(
-            "--test-shards",
-            required=True,
-            multiple=True,
-            type=click.Path(path_type=Path),
-            help="Test images; may be given again.",
-        ),
-        click.option("--device", default="auto", show_default=True),
-        click.option("--destroy", is_flag=True, help="Score the test images with shuffled cells (4x4) too."),
-        click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-PROBE.json]"),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@eval_main.command()
-@_probe_options
-@click.option("--k", default=20, show_default=True, type=click.IntRange(1), help="Neighbours.")
-@click.option("--tau", default=0.07, show_default=True, help="Temperature of the votes.")
-def knn(**options: Any) -> None:
-    """Weighted k nearest neighbours (Wu et al. 2018)."""
-    _evaluate("knn", **options)
-
-
-@eval_main.command()
-@_probe_options
-@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1))
-@click.option("--lr", default=0.9, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
-@click.option("--seed", default=0, show_default=True)
-def linear(**options: Any) -> None:
-    """A linear layer on frozen features, trained by LARS (SACL section 3.2)."""
-    _evaluate("linear", **options)
-
-
-@eval_main.command()
-@_probe_options
-@click.option("--penalty", default=1e-2, show_default=True, type=click.FloatRange(0, min_open=True))
-def ridge(**options: Any) -> None:
-    """Ridge regression in closed form: a quick look, in seconds."""
-    _evaluate("ridge", **options)
-
-
-@eval_main.command("shape-bias")
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`.")
-@click.option("--shards", required=True, type=click.Path(path_type=Path), help="Labelled training images.")
-@click.option("--stimuli", required=True, type=click.Path(path_type=Path), help="CLASS/SHAPE<k>-TEXTURE<k>.png")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1), help="Of the linear probe.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-shape-bias.json]")
-def shape_bias(run: Path, shards: Path, stimuli: Path, output: Path | None, **settings: Any) -> None:
-    """Does it read shape or texture (Geirhos et al. 2019)? On the cue-conflict stimuli whose classes it knows."""
-    from sacl_train.evaluate.shape_bias import evaluate_shape_bias
-
-    figures = evaluate_shape_bias(run, shards, stimuli, **settings)
-    output = _write_figures(figures, output or run / "eval-shape-bias.json")
-    rows = {"all": figures, **figures["classes"]}
-    print("shape".ljust(10), "stimuli", "shape decisions", "texture decisions", "  bias", sep="  ")
-    for name, row in rows.items():
-        cells = [row[key] for key in ("shape_decisions", "texture_decisions", "bias")]
-        texts = ["-" if cell is None else f"{cell:.1%}" for cell in cells]
-        print(
-            name.ljust(10),
-            str(row["stimuli"]).rjust(7),
-            texts[0].rjust(15),
-            texts[1].rjust(17),
-            texts[2].rjust(6),
-            sep="  ",
-        )
-    print(f"written to {output}")
-
-
-def _write_figures(figures: dict[str, Any], output: Path) -> Path:
-    figures["command"] = " ".join(["sacl-eval", *sys.argv[1:]])
-    write_atomically(output, json.dumps(figures, indent=2) + "\n")
-    return output
-
-
-def _evaluate(
-    probe: str,
-    run: Path,
-    shards: Path,
-    test_shards: tuple[Path, ...],
-    device: str,
-    output: Path | None,
-    **settings: Any,
-) -> None:
-    from sacl_train.evaluate.probe import evaluate
-
-    figures = evaluate(probe, run, shards, list(test_shards), device, **settings)
-    output = _write_figures(figures, output or run / f"eval-{probe}.json")
-    trained, planned = figures["trained_epochs"], figures["planned_epochs"]
-    print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
-    if trained < planned:
-        warn(f"{run} is not finished: {trained} of {planned} epochs")
-    columns = [
-        name
-        for name in ("top1", "top5", "texture_decisions", "destroyed")
-        if any(name in test for test in figures["test"])
-    ]
-    names = [f"{test['split']} ({test['shards']})" for test in figures["test"]]
-    wide = max(map(len, names))
-    print(" " * wide, "images", *columns, sep="  ")
-    for name, test in zip(names, figures["test"], strict=True):
-        cells = [f"{test[c]:.2%}".rjust(len(c)) if c in test else " " * len(c) for c in columns]
-        print(name.ljust(wide), str(test["images"]).rjust(6), *cells, sep="  ")
-    print(f"written to {output}")
 
 
 @click.command(cls=FriendlyCommand, context_settings=HELP)

@@ -22,6 +22,7 @@ KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "tr
 CHOICES: dict[str, tuple[str, ...]] = {
     "texture_source": ("shards", "patch-shuffle", "both"),
     "texture_draw": ("one", "all"),
+    "texture_part": ("whole", "inside"),
     "order": ("global", "shards"),
     "remainder": ("drop", "wrap"),
     "optimizer": ("sgd", "lars"),
@@ -55,6 +56,7 @@ class Config:
     # the textures, where the method's texture_role has any
     texture_source: str = "shards"  # shards, patch-shuffle (made on the device, needs none), both
     texture_draw: str = "one"  # of the K textures of an image: one, drawn anew each epoch, or all
+    texture_part: str = "whole"  # whole, or inside: pasted into the middle of its image
     shuffle_cells: tuple[float, float] = (0.07, 0.32)  # smallest and largest cell of patch-shuffle, of the image's side
     # the order
     order: str = "global"  # global: all samples shuffled; shards: shard after shard, through a buffer

@@ -137,8 +137,8 @@ def refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: s
         )
 
 
-def load_encoder(run: Path) -> tuple[Encoder, Config, int]:
-    """The online encoder of a run in eval mode, its config, and the epochs it has been trained for so far.
+def load_method(run: Path) -> tuple[Method, Config, int]:
+    """The method of a run with its networks, its config, and the epochs it has been trained for so far.
 
     Raises UserError when there is no checkpoint in `run`.
     """
@@ -148,4 +148,10 @@ def load_encoder(run: Path) -> tuple[Encoder, Config, int]:
     config = load_config(None, state["config"])  # not config.toml: that one may have been edited since
     method = build_method(config, state["image_size"])
     method.load_state_dict(state["method"])
-    return method.encoder.eval(), config, state["epoch"]
+    return method, config, state["epoch"]
+
+
+def load_encoder(run: Path) -> tuple[Encoder, Config, int]:
+    """The online encoder of a run in eval mode, its config and epochs; as `load_method`."""
+    method, config, epochs = load_method(run)
+    return method.encoder.eval(), config, epochs

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as a request that a loop heeds when it can."""
 
+import os
 import signal
 import threading
 import time
@@ -30,5 +31,10 @@ def listen() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
+        # Its echo may come after the work is done; it must not kill what is still to be said.
+        while times and "TORCHELASTIC_RUN_ID" in os.environ and len(times) < 2:
+            if time.monotonic() - times[0] > ECHO_SECONDS:
+                break
+            time.sleep(0.02)
         for number, handler in usual.items():
             signal.signal(number, handler)

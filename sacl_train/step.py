@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sacl_train.config import Config
 from sacl_train.data.draws import Draws
+from sacl_train.data.paste import paste_inside
 from sacl_train.data.shuffle import shuffle_patches
 from sacl_train.data.stream import Batch
 from sacl_train.distributed import average_gradients
@@ -19,6 +20,7 @@ from sacl_train.methods.method import Part, merge
 from texturegen.errors import UserError
 
 SHUFFLE = 1 << 17  # the purpose, among a sample's random numbers, of shuffling its cells
+PASTE = SHUFFLE + 1  # and of where textures are pasted
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,6 +96,8 @@ class Stepper:
                 moved["image"], draws.of(SHUFFLE), cell_sizes(self.config, moved["image"].shape[-2:])
             )[:, None]
             moved["texture"] = torch.cat([moved["texture"], shuffled], 1) if "texture" in moved else shuffled
+        if wanted and self.config.texture_part == "inside" and "texture" in moved:
+            moved["texture"] = paste_inside(moved["image"], moved["texture"], draws.of(PASTE))
         return moved
 
 

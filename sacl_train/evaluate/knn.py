@@ -1,11 +1,22 @@
 """Weighted k-nearest-neighbour classification (Wu et al. 2018, section 3.4): no training, no settings to tune."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from texturegen.errors import UserError
 
 CHUNK = 512
+
+
+def fit_knn(
+    features: Tensor, labels: Tensor, k: Sequence[int] = (20, 200), tau: float = 0.07
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """A classifier, queries float (N, C) -> votes (N, classes), for each k, named "k=20"."""
+    return {f"k={number}": partial(knn_predict, features, labels, k=number, tau=tau) for number in k}
 
 
 def knn_predict(

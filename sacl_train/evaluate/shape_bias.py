@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sacl_train.evaluate.features import encode_images, extract_features
-from sacl_train.evaluate.linear import linear_predict
-from sacl_train.evaluate.probe import labelled
-from sacl_train.run import choose_device, load_encoder
+from sacl_train.evaluate.features import encode_images
+from sacl_train.evaluate.linear import fit_linear
+from sacl_train.evaluate.probe import load_subject
 from texturegen.errors import UserError
 from texturegen.images import decode_image
 from texturegen.sources.resize import fit_square
@@ -99,35 +98,33 @@ def categorise(scores: torch.Tensor, classes: list[str]) -> list[str]:
 
 
 def evaluate_shape_bias(
-    run: str | Path, shards: str | Path, stimuli: str | Path, device: str = "auto", **settings: Any
+    run: str | Path,
+    train: str | Path,
+    stimuli: str | Path,
+    device: str = "auto",
+    root: str | Path | None = None,
+    size: int | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Shape bias of a linear probe that is trained on `shards`, on the stimuli whose shape and texture it knows.
+    """Shape bias of a linear probe that is trained on `train`, on the stimuli whose shape and texture it knows.
 
-    settings: of `linear_predict`. Raises UserError when the classes are none of the stimuli's.
+    settings: of `fit_linear`. Raises UserError when the classes are none of the stimuli's.
     """
-    encoder, config, epochs = load_encoder(Path(run))
-    chosen = choose_device(device)
-    encoder = encoder.to(chosen)
-    bank = labelled(shards)
-    features, read = extract_features(encoder, bank, config, chosen)
-    labels = torch.from_numpy(bank.labels)[read]
-    keep = labels >= 0
-    images, shapes, textures = read_stimuli(Path(stimuli), min(bank.image_size()))
-    known = {NAMES.get(name, name) for name in bank.classes}
+    subject = load_subject(run, train, device, root, size)
+    classes = subject.train.classes
+    images, shapes, textures = read_stimuli(Path(stimuli), min(subject.train.size))
+    known = {NAMES.get(name, name) for name in classes}
     picked = [i for i in range(len(images)) if {shapes[i], textures[i]} <= known]
     if not picked:
-        raise UserError(f"{shards}: its classes are none of the stimuli's, {', '.join(CATEGORIES)}")
-    queries = encode_images(encoder, torch.from_numpy(images[picked]).permute(0, 3, 1, 2), config, chosen)
-    scores = linear_predict(features[keep], labels[keep], queries, **settings)
-    figures = shape_bias(categorise(scores, bank.classes), [shapes[i] for i in picked], [textures[i] for i in picked])
+        raise UserError(f"{train}: its classes are none of the stimuli's, {', '.join(CATEGORIES)}")
+    shown = torch.from_numpy(images[picked]).permute(0, 3, 1, 2)
+    queries = encode_images(subject.encoder, shown, subject.config, subject.device)
+    scores = fit_linear(subject.features.values, subject.features.labels, **settings)[""](queries)
+    figures = shape_bias(categorise(scores, classes), [shapes[i] for i in picked], [textures[i] for i in picked])
     return {
         "probe": "shape-bias",
         "settings": settings,
-        "run": str(run),
-        "encoder": config.encoder,
-        "trained_epochs": epochs,
-        "planned_epochs": config.epochs,
-        "train_shards": str(shards),
+        **subject.about(),
         "stimuli_directory": str(stimuli),
         **figures,
     }

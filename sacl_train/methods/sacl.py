@@ -14,13 +14,13 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, embedding_std, info_nce
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import check_choice, texture_keys
+from sacl_train.methods.textures import check_choice, texture_keys, texture_views
 from sacl_train.nets.ema import SCHEDULES, make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
 from texturegen.errors import UserError
 
-TEXTURE_ROLES = ("negative", "positive", "none")
+TEXTURE_ROLES = ("negative", "instance", "positive", "none")
 TEXTURE_VIEWS = ("own", "query")
 
 
@@ -31,9 +31,10 @@ class SACLSettings:
     grid, cells: side of the grid (n), cells averaged per combination (i). tau: temperature. momentum: m of the
     target's moving average; momentum_schedule: "constant", or "cosine" from m up to 1. alpha, scope: see
     `losses.info_nce`. texture_role: "negative" (textures are further negatives, the abstract's reading), "positive" (an
-    image's texture is its key, §2.1 read literally) or "none" (no textures: Fast-MoCo). texture_view: "own" draws the
-    weak view of a texture by itself, "query" gives it the geometry of the query that it is compared with (Ge et al.
-    2021), for a second pass of the textures. Widths of the heads should shrink with a small encoder.
+    image's texture is its key, §2.1 read literally), "instance" (negatives that are anchors too: two views of a texture
+    are a positive pair, all images its negatives; not in the paper) or "none" (no textures: Fast-MoCo). texture_view:
+    "own" draws the weak view of a texture by itself, "query" gives it the geometry of the query that it is compared
+    with (Ge et al. 2021), for a second pass of the textures. Widths of the heads should shrink with a small encoder.
     """
 
     grid: int = 2
@@ -102,6 +103,9 @@ class SACL(Method):
             raise UserError("a batch of one image has nothing to contrast it with: use a larger batch size")
         states = [draws.of(view) for view in (0, 1)]
         views = [self.weak(images, state) for state in states]  # x1, x2: (N, 3, H, W)
+        if role == "instance":
+            yield from self._with_instances(batch, draws, views)
+            return
         textures: list[Tensor | None] = [None, None]  # of each query: (M, P, D), M = N times the processes
         geometric = states if self.settings.texture_view == "query" else (None, None)
         if role != "none":
@@ -122,6 +126,22 @@ class SACL(Method):
         for n, z, t in sides:
             p = self._queries(views[n])  # (A, N, D)
             loss, metrics = info_nce(p, z, t, settings.tau, settings.alpha, settings.scope, first)
+            yield loss / len(sides), {**metrics, "embedding_std": std}
+
+    def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[Part]:
+        """Images against images and textures, textures against textures and images: four parts, each a quarter."""
+        settings = self.settings
+        if batch.get("texture") is not None and batch["texture"].shape[1] > 1:
+            raise UserError("texture_role instance takes one texture per image: set texture_draw=one")
+        shown = [texture_views(self.weak, batch, draws, second=second) for second in (False, True)]  # (N, 3, H, W)
+        keys = [gather(self._keys(view)) for view in views]
+        others = [gather(self._keys(view)) for view in shown]
+        sides = [(views[n], keys[1 - n], others[1 - n]) for n in (0, 1)]
+        sides += [(shown[n], others[1 - n], keys[1 - n]) for n in (0, 1)]
+        first, std = process_rank() * len(views[0]), embedding_std(keys[0])
+        for view, z, t in sides:
+            p = self._queries(view)
+            loss, metrics = info_nce(p, z, t[:, None], settings.tau, settings.alpha, settings.scope, first)
             yield loss / len(sides), {**metrics, "embedding_std": std}
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:

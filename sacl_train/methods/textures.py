@@ -10,18 +10,15 @@ from sacl_train.data.weak import WeakAugment
 from texturegen.errors import UserError, nearest
 
 NEGATIVE_ROLES = ("negative", "none")
+FIRST, SECOND = 2, 0x40000  # purposes of `draws`: first and second views of the textures, by number
 
 
-def texture_keys(
-    encode: Callable[[Tensor], Tensor],
-    weak: WeakAugment,
-    batch: dict[str, Tensor],
-    draws: Draws,
-    geometric: np.ndarray | None = None,
+def texture_views(
+    weak: WeakAugment, batch: dict[str, Tensor], draws: Draws, geometric: np.ndarray | None = None, second: bool = False
 ) -> Tensor:
-    """The batch's texture images, uint8 (N, P, 3, H, W) -> keys of a weak view of each (N, P, D).
+    """A weak view of each of the batch's texture images, uint8 (N, P, 3, H, W) -> float (N*P, 3, H, W).
 
-    encode: views (M, 3, H, W) -> keys (M, D). geometric: states (N,) whose geometry the views get instead of their own.
+    geometric: states (N,) whose geometry the views get instead of their own. second: another view of the same.
     UserError when the batch has no textures.
     """
     textures = batch.get("texture")
@@ -31,10 +28,22 @@ def texture_keys(
             "or train with --texture-role none"
         )
     count = textures.shape[1]
-    states = np.stack([draws.of(2 + number) for number in range(count)], axis=1).reshape(-1)  # (N*P,)
+    purposes = range(SECOND, SECOND + count) if second else range(FIRST, FIRST + count)
+    states = np.stack([draws.of(purpose) for purpose in purposes], axis=1).reshape(-1)  # (N*P,)
+    return weak(textures.flatten(0, 1), states, None if geometric is None else np.repeat(geometric, count))
+
+
+def texture_keys(
+    encode: Callable[[Tensor], Tensor],
+    weak: WeakAugment,
+    batch: dict[str, Tensor],
+    draws: Draws,
+    geometric: np.ndarray | None = None,
+) -> Tensor:
+    """Keys (N, P, D) of `texture_views`, encoded by `encode`: views (M, 3, H, W) -> keys (M, D)."""
+    shown = texture_views(weak, batch, draws, geometric)
     # A pass of their own: mixed with photographs, each would change the statistics the other is normalised by.
-    shown = weak(textures.flatten(0, 1), states, None if geometric is None else np.repeat(geometric, count))
-    return encode(shown).unflatten(0, (len(textures), count))  # (N, P, D)
+    return encode(shown).unflatten(0, (len(batch["image"]), -1))
 
 
 def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:

@@ -60,6 +60,7 @@ def finish(process: subprocess.Popen) -> str:
         "sacl",
         "sacl texture_view=query scope=own",
         "sacl texture_role=positive",
+        "sacl texture_role=instance",
         "fast-moco",
         "mocov2 texture_role=negative",
         "simclr texture_role=negative",

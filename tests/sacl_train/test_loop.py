@@ -310,6 +310,8 @@ def test_the_optimizer_leaves_the_target_alone() -> None:
         {"order": "shards", "shuffle_buffer": 8, "remainder": "wrap", "batch_size": 12},
         {"texture_source": "patch-shuffle"},
         {"texture_source": "both"},
+        {"texture_part": "inside"},
+        {"texture_role": "instance"},
         {"texture_view": "query", "momentum_schedule": "cosine"},
         {"attention": "gc", "placement": "pre"},
         {"cache": "none", "texture_draw": "all"},

@@ -10,11 +10,12 @@ import torch
 
 from sacl_train.config import load_config
 from sacl_train.data.weak import normalise
-from sacl_train.evaluate.features import extract_features
+from sacl_train.evaluate.features import Features, FeatureStore, extract_features
+from sacl_train.evaluate.images import ShardImages, open_images
 from sacl_train.evaluate.knn import knn_accuracy, knn_predict
-from sacl_train.evaluate.linear import linear_predict
-from sacl_train.evaluate.probe import evaluate, shuffle_cells
-from sacl_train.evaluate.ridge import ridge_predict
+from sacl_train.evaluate.linear import RATES, fit_linear, sweep_rates
+from sacl_train.evaluate.probe import evaluate, score, shuffle_cells
+from sacl_train.evaluate.ridge import fit_ridge
 from sacl_train.loop import train
 from sacl_train.run import load_encoder
 from texturegen import open_shards
@@ -64,7 +65,7 @@ def test_linear_learns_what_is_linear_and_nothing_else() -> None:
     labels = features[:, :3].argmax(1)
     noise = torch.randint(0, 3, (600,), generator=generator)
     for target, low, high in ((labels, 0.85, 1.0), (noise, 0.15, 0.5)):
-        logits = linear_predict(features[:400], target[:400], features[400:], epochs=200)
+        logits = fit_linear(features[:400], target[:400], epochs=200)[""](features[400:])
         assert low <= (logits.argmax(1) == target[400:]).float().mean() <= high
 
 
@@ -75,7 +76,7 @@ def test_linear_uses_lars_that_adapts_and_is_repeatable(monkeypatch: pytest.Monk
     lars = linear.Lars
     monkeypatch.setattr(linear, "Lars", lambda *a, **k: made.append(lars(*a, **k)) or made[-1])
     features, labels = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 4
-    first, second = (linear_predict(features, labels, features, epochs=2, batch_size=16) for _ in range(2))
+    first, second = (fit_linear(features, labels, epochs=2, batch_size=16)[""](features) for _ in range(2))
     assert torch.equal(first, second)
     assert made[0].defaults["always_adapt"] is True
 
@@ -84,7 +85,7 @@ def test_features_are_those_of_whole_normalised_images_in_eval_mode(run: Path, s
     encoder, config, _ = load_encoder(run)
     encoder.train()
     shards = open_shards(shapes_shards)
-    features, read = extract_features(encoder, shards, config, torch.device("cpu"), np.array([3, 60, 5]))
+    features, read = extract_features(encoder, ShardImages(shards), config, torch.device("cpu"), np.array([3, 60, 5]))
     assert encoder.training
     assert read.tolist() == [3, 60, 5]
     encoder.eval()
@@ -93,7 +94,7 @@ def test_features_are_those_of_whole_normalised_images_in_eval_mode(run: Path, s
         torch.testing.assert_close(features, encoder(normalise(images, config.mean, config.std)))
 
 
-@pytest.mark.parametrize(("probe", "settings"), [("knn", {"k": 5}), ("linear", {"epochs": 5})])
+@pytest.mark.parametrize(("probe", "settings"), [("knn", {"k": (5,)}), ("linear", {"epochs": 5})])
 def test_a_probe_scores_every_test_set(
     run: Path, shapes_shards: Path, shapes_test_shards: Path, probe: str, settings: dict
 ) -> None:
@@ -109,13 +110,12 @@ def test_a_probe_scores_every_test_set(
 
 
 def test_texture_decisions_count_predictions_of_the_fills_class(shapes_test_shards: Path) -> None:
-    from sacl_train.evaluate.probe import _score
-
-    test = open_shards(shapes_test_shards)
-    textures = torch.tensor([meta["texture_label"] for meta in test.metas()])
-    everything = torch.arange(len(test))
-    by_texture = _score(test, torch.nn.functional.one_hot(textures, 10).float(), everything)
-    by_shape = _score(test, torch.nn.functional.one_hot(torch.from_numpy(test.labels), 10).float(), everything)
+    test = open_images(shapes_test_shards)
+    assert test.textures is not None
+    labels = torch.from_numpy(test.labels)
+    of = Features(torch.empty(0), labels, torch.arange(len(test)))
+    by_texture = score(test, torch.nn.functional.one_hot(torch.from_numpy(test.textures), 10).float(), of)
+    by_shape = score(test, torch.nn.functional.one_hot(labels, 10).float(), of)
     assert (by_texture["top1"], by_texture["texture_decisions"]) == (0, 1)
     assert (by_shape["top1"], by_shape["texture_decisions"]) == (1, 0)
 
@@ -131,13 +131,17 @@ def test_sets_that_cannot_be_scored_are_named(
         evaluate("knn", run, tmp_path / "flat", [shapes_shards], "cpu")
     with pytest.raises(UserError, match="no checkpoint here"):
         evaluate("knn", tmp_path, shapes_shards, [shapes_shards], "cpu")
+    with pytest.raises(UserError, match="neither shards of `texturegen build`, nor a folder of class folders"):
+        evaluate("knn", run, shapes_shards, [image_folder / "cats"], "cpu")
+    with pytest.raises(UserError, match=r"images of \(16, 16\) px, but \(32, 32\) px"):
+        evaluate("knn", run, shapes_shards, ["shapes:test"], "cpu", size=16)
 
 
 def test_ridge_is_least_squares_with_a_penalty() -> None:
     generator = torch.Generator().manual_seed(0)
     x, q = torch.randn(40, 6, generator=generator), torch.randn(5, 6, generator=generator)
     labels = torch.randint(0, 3, (40,), generator=generator)
-    scores = ridge_predict(x, labels, q, penalty=0.1)
+    scores = fit_ridge(x, labels, penalty=0.1)[""](q)
     mean, std = x.double().mean(0), x.double().std(0)
     a, b = ((x - mean) / std).numpy(), ((q - mean) / std).numpy()
     one_hot = np.eye(3)[labels.numpy()]
@@ -152,6 +156,8 @@ def test_destroyed_images_are_scored_beside_the_whole_ones(
 ) -> None:
     plain = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu")["test"][0]
     both = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu", destroy=True)["test"][0]
+    again = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu", destroy=True)["test"][0]
+    assert again == both  # of the features that were kept
     assert {name: both[name] for name in plain} == plain
     assert 0 <= both["destroyed"] <= 1
     images = torch.arange(32 * 32).view(1, 1, 32, 32).remainder(251).to(torch.uint8).repeat(2, 3, 1, 1)
@@ -159,3 +165,56 @@ def test_destroyed_images_are_scored_beside_the_whole_ones(
     assert not torch.equal(shuffled[0], shuffled[1])
     assert torch.equal(shuffle_cells(images[1:], np.array([9])), shuffled[1:])
     assert torch.equal(shuffled.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
+
+
+def test_the_sweep_sees_training_images_alone_and_finds_the_rate_that_fits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 10, generator=generator)
+    labels = features[:, :3].argmax(1)
+    found = sweep_rates(features, labels, epochs=30, batch_size=64)
+    assert list(found) == list(RATES)
+    assert max(found.values()) > 0.85
+    held = round(0.1 * 400)
+    assert all((accuracy * held) == pytest.approx(round(accuracy * held), abs=1e-4) for accuracy in found.values())
+
+
+def test_a_swept_probe_says_what_it_chose(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:
+    figures = evaluate("linear", run, shapes_shards, [shapes_test_shards], "cpu", epochs=3, lr="sweep")
+    assert figures["chosen_lr"] in RATES
+    assert figures["sweep"][figures["chosen_lr"]] == max(figures["sweep"].values())
+    chosen = evaluate("linear", run, shapes_shards, [shapes_test_shards], "cpu", epochs=3, lr=figures["chosen_lr"])
+    assert figures["test"] == chosen["test"]
+
+
+def test_files_give_the_figures_of_their_shards(
+    run: Path, shapes_shards: Path, shapes_test_shards: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    build(Recipe("shapes", split="conflict", per_image=0), tmp_path / "conflict")
+    mine = evaluate("knn", run, shapes_shards, ["shapes:conflict"], "cpu", k=(5,))["test"][0]
+    its = evaluate("knn", run, shapes_shards, [tmp_path / "conflict"], "cpu", k=(5,))["test"][0]
+    assert {**mine, "set": ""} == {**its, "set": ""}
+    (image_folder / "eyes" / "9.png").write_bytes(b"no image")
+    folder = open_images(image_folder)
+    assert (len(folder), folder.size, folder.classes) == (7, (32, 32), ["cats", "eyes"])
+    batches = list(folder.batches())
+    assert [len(batch["index"]) for batch in batches] == [6]
+    assert (folder.labels[batches[0]["index"].numpy()] >= 0).all()
+
+
+def test_features_are_read_again_until_the_weights_change(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+    encoder, config, _ = load_encoder(run)
+    images = open_images(shapes_shards)
+    first = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    (kept,) = (tmp_path / "features").iterdir()
+    stamp = kept.stat().st_mtime_ns
+    again = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    assert torch.equal(first.values, again.values)
+    assert kept.stat().st_mtime_ns == stamp
+    with torch.no_grad():
+        next(encoder.parameters()).mul_(1.5)
+    other = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    assert not torch.equal(first.values, other.values)
+    (only,) = (tmp_path / "features").iterdir()
+    assert only != kept
+    only.write_bytes(b"damaged")
+    assert torch.equal(FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images).values, other.values)

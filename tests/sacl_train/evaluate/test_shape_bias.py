@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import texturegen.sources
-from sacl_train.cli import eval_main
+from sacl_train.cli_eval import eval_main
 from sacl_train.config import load_config
 from sacl_train.evaluate.shape_bias import CATEGORIES, NAMES, categorise, evaluate_shape_bias, read_stimuli, shape_bias
 from sacl_train.loop import train

@@ -107,6 +107,33 @@ def test_loss_equals_a_slow_recomputation(settings: dict[str, object], per_image
     torch.testing.assert_close(metrics["loss"], expected.detach(), rtol=1e-9, atol=0)
 
 
+def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
+    """Against `slow_step`'s terms written out: a quarter for each view of images and of textures."""
+    method, batch = make(texture_role="instance", alpha=2.0).double(), make_batch(4)
+    method.weak = _Double(method.weak)
+    drawn, s = draws(batch, 5), method.settings
+    textures = batch["texture"][:, 0]
+    views = [[method.weak(batch["image"], drawn.of(n)) for n in (0, 1)]]
+    views.append([method.weak(textures, drawn.of(purpose)) for purpose in (2, 0x40000)])
+    reference = copy.deepcopy(method)
+    keys = [
+        [F.normalize(reference.target_projector(reference.target_encoder(x)), dim=1) for x in pair] for pair in views
+    ]
+    losses = []
+    for kind in (0, 1):
+        for n in (0, 1):
+            for combination in F.normalize(reference._queries(views[kind][n]), dim=2):
+                same, against = keys[kind][1 - n], keys[1 - kind][1 - n]
+                for i in range(4):
+                    total = (combination[i] @ same.T / s.tau).exp().sum()
+                    total = total + (2 * combination[i] @ against.T / s.tau).exp().sum()
+                    losses.append(total.log() - combination[i] @ same[i] / s.tau)
+    loss, metrics = method(batch, drawn)
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-9, atol=0)
+    with pytest.raises(UserError, match="one texture per image"):
+        method(make_batch(4, 2), drawn)
+
+
 class _Double:
     """Views in float64, so that a wrong loss cannot hide behind rounding."""
 
@@ -117,7 +144,7 @@ class _Double:
         return self.weak(images, states, geometric).double()
 
 
-@pytest.mark.parametrize("role", ["negative", "positive", "none"])
+@pytest.mark.parametrize("role", ["negative", "instance", "positive", "none"])
 def test_a_fixed_batch_is_learnt(role: str) -> None:
     method, batch = make("none", texture_role=role), make_batch()
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
@@ -132,7 +159,7 @@ def test_a_fixed_batch_is_learnt(role: str) -> None:
     assert losses[-1] < losses[0] - 0.5
     assert 0.2 < metrics["embedding_std"] <= 1
     assert not any(value.requires_grad or value.ndim for value in metrics.values())
-    assert ("texture_similarity" in metrics) == (role == "negative")
+    assert ("texture_similarity" in metrics) == (role in ("negative", "instance"))
 
 
 def test_only_the_online_networks_get_gradients_and_the_target_follows_them() -> None:

@@ -1,0 +1,207 @@
+"""The `sacl-eval` command. torch is imported when the work begins: `--help` answers at once."""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from texturegen import __version__
+from texturegen.console import FriendlyGroup, warn
+from texturegen.files import write_atomically
+
+HELP = {"help_option_names": ["-h", "--help"]}
+VERSIONED = ("torch", "torchvision", "timm", "numpy")
+PLACE = "Shards, a folder of class folders, or DATASET:SPLIT."
+
+
+@click.group(cls=FriendlyGroup, context_settings=HELP)
+@click.version_option(__version__)
+def eval_main() -> None:
+    """Score a trained encoder on labelled images.
+
+    Features are extracted once and kept in RUN/features, for whatever probe comes next.
+    """
+
+
+def common_options(tests: str) -> Callable[[Any], Any]:
+    """Options that probes share; tests: "many", "one" or "none" test sets."""
+    options = [
+        click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`."),
+        click.option("--train", "--shards", "train", required=True, help=f"Labelled training images. {PLACE}"),
+        click.option("--root", type=click.Path(path_type=Path), help="Where the files of a DATASET lie."),
+        click.option("--size", type=click.IntRange(1), help="Side in pixels of images that are not in shards."),
+        click.option("--device", default="auto", show_default=True),
+        click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-PROBE.json]"),
+    ]
+    if tests == "many":
+        text = "Test images; may be given again."
+        options.insert(2, click.option("--test", "--test-shards", "tests", required=True, multiple=True, help=text))
+    if tests == "one":
+        options.insert(2, click.option("--test", "--test-shards", "test", required=True, help="Test images."))
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+epochs_option = click.option("--epochs", default=200, show_default=True, type=click.IntRange(1))
+destroy_option = click.option("--destroy", is_flag=True, help="Score the test images with shuffled cells (4x4) too.")
+seed_option = click.option("--seed", default=0, show_default=True)
+
+
+def _rate(context: click.Context, parameter: click.Parameter, value: str) -> float | str:
+    try:
+        rate = value if value == "sweep" else float(value)
+    except ValueError:
+        rate = 0.0
+    if rate != "sweep" and not float(rate) > 0:
+        raise click.BadParameter(f"{value!r} is neither a number above 0 nor sweep")
+    return rate
+
+
+@eval_main.command()
+@common_options("many")
+@destroy_option
+@click.option("--k", default=(20, 200), show_default=True, multiple=True, type=click.IntRange(1), help="Neighbours.")
+@click.option("--tau", default=0.07, show_default=True, help="Temperature of the votes.")
+def knn(**options: Any) -> None:
+    """Weighted k nearest neighbours (Wu et al. 2018), for each k."""
+    _evaluate("knn", **options)
+
+
+@eval_main.command()
+@common_options("many")
+@destroy_option
+@epochs_option
+@click.option(
+    "--lr", default="0.9", show_default=True, callback=_rate, help="Or sweep: chosen on held-out training images."
+)
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
+@seed_option
+def linear(**options: Any) -> None:
+    """A linear layer on frozen features, trained by LARS (SACL section 3.2)."""
+    _evaluate("linear", **options)
+
+
+@eval_main.command()
+@common_options("many")
+@destroy_option
+@click.option("--penalty", default=1e-2, show_default=True, type=click.FloatRange(0, min_open=True))
+def ridge(**options: Any) -> None:
+    """Ridge regression in closed form: a quick look, in seconds."""
+    _evaluate("ridge", **options)
+
+
+@eval_main.command("shape-bias")
+@common_options("none")
+@click.option("--stimuli", required=True, type=click.Path(path_type=Path), help="CLASS/SHAPE<k>-TEXTURE<k>.png")
+@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1), help="Of the linear probe.")
+@seed_option
+def shape_bias(run: Path, output: Path | None, **options: Any) -> None:
+    """Does it read shape or texture (Geirhos et al. 2019)? On the cue-conflict stimuli whose classes it knows."""
+    from sacl_train.evaluate.shape_bias import evaluate_shape_bias
+
+    figures = evaluate_shape_bias(run, **options)
+    output = write_figures(figures, output or run / "eval-shape-bias.json")
+    heads = ["shape", "stimuli", "shape decisions", "texture decisions", "bias"]
+    rows = [
+        [name, str(row["stimuli"]), *(_percent(row[key]) for key in ("shape_decisions", "texture_decisions", "bias"))]
+        for name, row in {"all": figures, **figures["classes"]}.items()
+    ]
+    _print_table(heads, rows)
+    print(f"written to {output}")
+
+
+@eval_main.command()
+@common_options("one")
+@click.option("--images", type=click.IntRange(1), help="Of the test set, evenly over it.  [default: all]")
+@click.option("--severities", default=(1, 2, 3, 4, 5), multiple=True, type=click.IntRange(1, 5), show_default=True)
+@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1), help="Of the linear probe.")
+@seed_option
+def corruption(run: Path, output: Path | None, **options: Any) -> None:
+    """Error of a linear probe under fifteen corruptions (Hendrycks & Dietterich 2019)."""
+    from sacl_train.evaluate.corruption import evaluate_corruption
+
+    figures = evaluate_corruption(run, **options)
+    output = write_figures(figures, output or run / "eval-corruption.json")
+    rows = [[name, *map(_percent, errors)] for name, errors in figures["errors"].items()]
+    _print_table(["error by severity", *map(str, figures["severities"])], rows)
+    print(f"clean {figures['clean_error']:.1%}, mean of all corruptions {figures['mean_error']:.1%}")
+    print(f"written to {output}")
+
+
+@eval_main.command()
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`.")
+@click.option("--shards", required=True, help="With textures, as it was trained on.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-shortcut.json]")
+def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
+    """Can it tell textures from images at no cost, so that the negatives teach nothing?"""
+    from sacl_train.evaluate.shortcut import evaluate_shortcut
+
+    figures = evaluate_shortcut(run, shards, device)
+    output = write_figures(figures, output or run / "eval-shortcut.json")
+    print(f"textures told from images by a linear classifier: {figures['told_apart']:.1%} (chance 50 %)")
+    if "one_direction" in figures:
+        print(
+            f"similarity of an image to its texture {figures['own_texture']:.3f}, to other textures "
+            f"{figures['other_textures']:.3f}, to other images {figures['other_images']:.3f}; of what sets textures "
+            f"apart, one direction explains {figures['one_direction']:.1%}, being one's own {figures['own_share']:.1%}"
+        )
+    print(f"written to {output}")
+
+
+def write_figures(figures: dict[str, Any], output: Path) -> Path:
+    """Write figures with the command and the versions that made them."""
+    figures["command"] = " ".join(["sacl-eval", *sys.argv[1:]])
+    python = ".".join(map(str, sys.version_info[:3]))
+    figures["versions"] = {"sacl": __version__, "python": python, **{name: version(name) for name in VERSIONED}}
+    write_atomically(output, json.dumps(figures, indent=2) + "\n")
+    return output
+
+
+def _evaluate(probe: str, run: Path, tests: tuple[str, ...], output: Path | None, **options: Any) -> None:
+    from sacl_train.evaluate.probe import evaluate
+
+    figures = evaluate(probe, run, tests=list(tests), **options)
+    output = write_figures(figures, output or run / f"eval-{probe}.json")
+    trained, planned = figures["trained_epochs"], figures["planned_epochs"]
+    print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
+    if trained < planned:
+        warn(f"{run} is not finished: {trained} of {planned} epochs")
+    if "sweep" in figures:
+        tried = ", ".join(f"{rate:g}: {hit:.1%}" for rate, hit in figures["sweep"].items())
+        print(f"learning rate {figures['chosen_lr']:g}, by held-out training images ({tried})")
+    known = ("top1", "top5", "texture_decisions", "destroyed")
+    columns = [name for name in known if any(name in test for test in figures["test"])]
+    rows = [
+        [
+            f"{test['split'] or 'images'} ({test['set']})",
+            test["variant"],
+            str(test["images"]),
+            *(_percent(test.get(c), 2) for c in columns),
+        ]
+        for test in figures["test"]
+    ]
+    _print_table(["", "", "images", *columns], rows)
+    print(f"written to {output}")
+
+
+def _percent(value: float | None, places: int = 1) -> str:
+    return "-" if value is None else f"{value:.{places}%}"
+
+
+def _print_table(heads: list[str], rows: list[list[str]]) -> None:
+    wide = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
+    for line in [heads, *rows]:
+        first, *rest = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, wide, strict=True))
+        )
+        print(first, *rest, sep="  ")

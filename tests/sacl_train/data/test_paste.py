@@ -1,0 +1,25 @@
+"""Textures pasted into their images: the edge stays, the middle goes."""
+
+import numpy as np
+import torch
+
+from sacl_train.data.draws import Draws
+from sacl_train.data.paste import paste_inside
+
+
+def test_the_middle_is_texture_and_the_edge_is_image() -> None:
+    images = torch.full((30, 3, 32, 48), 200, dtype=torch.uint8)
+    textures = torch.stack([torch.full_like(images, 10), torch.full_like(images, 90)], 1)
+    states = Draws(0, 0, np.arange(30)).of(0)
+    pasted = paste_inside(images, textures, states)
+    assert pasted.dtype == torch.uint8
+    assert pasted.shape == textures.shape
+    for number, level in enumerate((10, 90)):
+        assert (pasted[:, number, :, 14:18, 20:28] == level).all()
+        for edge in (pasted[..., 0, :], pasted[..., -1, :], pasted[..., 0], pasted[..., -1]):
+            assert (edge == 200).all()
+    covered = (pasted[:, 0, 0] == 10).float().mean((1, 2))
+    assert covered.min() >= 0.5**2
+    assert covered.max() <= 0.8**2
+    assert len(covered.unique()) > 10
+    assert torch.equal(paste_inside(images[7:9], textures[7:9], states[7:9]), pasted[7:9])

@@ -1,0 +1,46 @@
+"""The shortcut's figures on embeddings that are made to have it, or not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sacl_train.config import load_config
+from sacl_train.evaluate.shortcut import evaluate_shortcut, explain_similarities, tell_apart
+from sacl_train.loop import train
+from texturegen.errors import UserError
+
+RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
+
+
+def test_textures_a_step_away_are_told_apart_and_their_likes_are_not() -> None:
+    random = torch.Generator().manual_seed(0)
+    images, textures = (torch.randn(400, 8, generator=random) for _ in range(2))
+    assert tell_apart(images, textures + 20 * torch.eye(8)[0]) == 1
+    assert 0.4 < tell_apart(images, textures) < 0.6
+
+
+def test_one_direction_explains_what_it_made_and_not_what_the_image_made() -> None:
+    random = torch.Generator().manual_seed(0)
+    base = F.normalize(torch.randn(200, 64, generator=random), dim=1)
+    aside = torch.zeros(64)
+    aside[0] = 1.0
+    images = F.normalize(base + aside, dim=1)
+    shortcut = explain_similarities(images, F.normalize(base - aside, dim=1))
+    assert shortcut["one_direction"] > 0.9
+    assert shortcut["own_texture"] > shortcut["other_textures"]
+    instances = explain_similarities(base, F.normalize(base + 0.1 * torch.randn(200, 64, generator=random), dim=1))
+    assert instances["one_direction"] < 0.1
+    assert instances["own_share"] > 5 * instances["one_direction"]
+    assert instances["other_images"] == pytest.approx(0, abs=0.01)
+
+
+def test_a_run_on_shards_is_measured(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+    train(load_config(None, RUN), shapes_shards, tmp_path / "run")
+    figures = evaluate_shortcut(tmp_path / "run", shapes_shards, "cpu")
+    assert figures["images"] == 64
+    assert 0.4 <= figures["told_apart"] <= 1
+    assert -1 <= figures["other_textures"] <= figures["own_texture"] <= 1
+    with pytest.raises(UserError, match="no textures here"):
+        evaluate_shortcut(tmp_path / "run", shapes_test_shards, "cpu")
