@@ -10,7 +10,7 @@ from torch import Tensor
 from sacl_train.data.draws import uniform
 
 HALF = (0.3, 0.4)  # least and largest half side of the box, of the image's side
-AWAY = 0.1  # of the box's centre from the image's, of the side
+AWAY = 0.05  # of the box's centre from the image's, of the side
 SOFT = 0.06  # width of the box's soft edge, of the side
 WORDS = range(0x900, 0x904)  # of `draws`: half height, half width, centre
 

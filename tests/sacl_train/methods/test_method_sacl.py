@@ -128,7 +128,7 @@ def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
                     total = (combination[i] @ same.T / s.tau).exp().sum()
                     total = total + (2 * combination[i] @ against.T / s.tau).exp().sum()
                     losses.append(total.log() - combination[i] @ same[i] / s.tau)
-    loss, metrics = method(batch, drawn)
+    loss, _ = method(batch, drawn)
     torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-9, atol=0)
     with pytest.raises(UserError, match="one texture per image"):
         method(make_batch(4, 2), drawn)
