@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.recipe import Journey
 from pipelines.report import write_report
+from pipelines.stages import is_done, newest_checkpoint, record_done
 from texturegen.errors import UserError
 from texturegen.files import write_json
 from texturegen.sources import SOURCES
@@ -54,6 +55,12 @@ class Commands:
         self.lines.append(line)
         write_json(self.path, dict(self.times))
 
+    def skip(self, name: str, *command: str) -> None:
+        """Say that a command need not run."""
+        line = shlex.join(command)
+        print(f"{f'[{name}] ' if name else ''}{line}: done before", flush=True)
+        self.lines.append(line)
+
 
 def run(journey: Journey, out: Path, root: str | None = None, device: str = "auto", jobs: int = 1) -> Path:
     """Build the sets, train the runs, evaluate each on every test set; return the path of the report.
@@ -68,7 +75,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     for name, options in journey.sets.items():
         entry = SOURCES.get(options["dataset"])
         rooted = {"root": root} if root and entry and entry.needs_root else {}
-        commands.call("", "texturegen", "build", "--out", str(shards[name]), *_flags({**options, **rooted}))
+        commands.call("", "texturegen", "build", "--out", str(shards[name]), *flags_of({**options, **rooted}))
     commands.call("", "texturegen", "preview", str(shards["train"]), "-o", str(out / "preview.png"))
 
     def train_and_evaluate(name: str) -> dict[str, Any]:
@@ -82,8 +89,15 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
         figures = {}
         for probe, options in journey.probes.items():
             tests = [text for test in journey.tests for text in ("--test-shards", str(shards[test]))]
-            commands.call(mark, "sacl-eval", probe, "--run", str(run_dir), *place, *tests, *_flags(options))
-            figures[probe] = json.loads((run_dir / f"eval-{probe}.json").read_text())
+            line = ["sacl-eval", probe, "--run", str(run_dir), *place, *tests, *flags_of(options)]
+            inputs = [*newest_checkpoint(run_dir), *(directory / "build.json" for directory in shards.values())]
+            record, output = run_dir / f"stage-{probe}.json", run_dir / f"eval-{probe}.json"
+            if is_done(record, line, inputs, [output]):
+                commands.skip(mark, *line)
+            else:
+                commands.call(mark, *line)
+                record_done(record, line, inputs, [output])
+            figures[probe] = json.loads(output.read_text())
         return figures
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -97,12 +111,15 @@ def _is_trained(run_dir: Path) -> bool:
     return (len(metrics.read_text().splitlines()) if metrics.is_file() else 0) >= epochs
 
 
-def _flags(options: dict[str, Any]) -> list[str]:
+def flags_of(options: dict[str, Any]) -> list[str]:
+    """Options as a command takes them: true is the flag alone, a list or a table the flag repeated."""
     flags = []
     for key, value in options.items():
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, dict):  # method_option, source_option
             flags += [text for k, v in value.items() for text in (flag, f"{k}={v}")]
+        elif isinstance(value, list):
+            flags += [text for item in value for text in (flag, str(item))]
         elif value is True:
             flags.append(flag)
         elif value is not False:

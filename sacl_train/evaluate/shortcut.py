@@ -26,7 +26,8 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     """Figures on up to 2000 images of `shards`, evenly over them, and the first texture of each.
 
     "told_apart": accuracy (0..1; 0.5 is chance) of a ridge classifier, images against textures, on features of images
-    and textures it was not fitted on (a half). Of the embeddings, L2-normalised, where the method has a projector:
+    and textures it was not fitted on (a half). Of the embeddings, L2-normalised, where the method has a projector, with
+    batch statistics as the loss sees them:
     "own_texture", "other_textures", "other_images": mean cosine of an image to those; "one_direction": share (0..1) of
     the sum of squares of its similarities to textures, less its mean similarity to other images, that the direction
     from the images' mean to the textures' explains alone; "own_share": share that is explained by being one's own.
@@ -35,7 +36,7 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     """
     method, config, epochs = load_method(Path(run))
     place = choose_device(device)
-    method = method.to(place).eval()
+    method = method.to(place)
     opened = open_shards(shards)
     if not opened.textures_per_image:
         raise UserError(f"{shards}: there are no textures here; build them with --per-image 1")
@@ -52,10 +53,11 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
             ("texture", [sample.texture(0) for sample in samples]),
         ):
             x = normalise(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(place), config.mean, config.std)
-            encoded = method.encoder(x)
-            features[name].append(encoded.float().cpu())
+            method.eval()
+            features[name].append(method.encoder(x).float().cpu())
             if project is not None:
-                embeddings[name].append(F.normalize(project(encoded).float(), dim=1).cpu())
+                method.train()  # each kind normalised by its own batch, as in training
+                embeddings[name].append(F.normalize(project(method.encoder(x)).float(), dim=1).cpu())
     images, textures = (torch.cat(features[name]) for name in ("image", "texture"))
     figures = {
         "probe": "shortcut",
