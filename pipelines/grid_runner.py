@@ -57,7 +57,8 @@ def run_grid(
     """
     out.mkdir(parents=True, exist_ok=True)
     commands = Commands(out, max(1, len(os.sched_getaffinity(0)) // jobs))
-    shards = {key: _build(commands, scale, *key, out, root) for key in {(c.dataset, c.synthesis) for c in grid.cells}}
+    wanted = dict.fromkeys((cell.dataset, cell.synthesis) for cell in grid.cells)
+    shards = {key: _build(commands, scale, *key, out, root) for key in wanted}
     seeds = seeds or scale.seeds
     todo = [
         Job(

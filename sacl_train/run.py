@@ -39,7 +39,9 @@ def shards_digest(shards: Shards) -> str:
 
 
 def resolve(config: Config, shards: Shards) -> Config:
-    """The config with mean and std measured on the shards where it gives none."""
+    """The config with what it leaves to the shards: mean and std, and the length of a memory bank."""
+    if getattr(config.method_settings, "images", len(shards)) is None:
+        config = replace(config, method_settings=replace(config.method_settings, images=len(shards)))
     if config.mean is not None and config.std is not None:
         return config
     mean, std = channel_statistics(shards)

@@ -4,6 +4,7 @@ from sacl_train.methods.barlow import BarlowTwins
 from sacl_train.methods.byol import BYOL
 from sacl_train.methods.method import Method
 from sacl_train.methods.mocov2 import MoCoV2
+from sacl_train.methods.pirl import PIRL
 from sacl_train.methods.sacl import SACL, FastMoCo
 from sacl_train.methods.simclr import SimCLR
 from sacl_train.methods.simsiam import SimSiam
@@ -17,5 +18,6 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "byol": BYOL,
     "simsiam": SimSiam,
+    "pirl": PIRL,
     "barlow": BarlowTwins,
 }

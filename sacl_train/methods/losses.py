@@ -83,6 +83,39 @@ def bank_nce(
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
+def pirl_nce(
+    v: Tensor,
+    own: Tensor,
+    bank: Tensor,
+    same: Tensor,
+    t: Tensor | None = None,
+    tau: float = 0.07,
+    alpha: float = 1.0,
+    scope: str = "batch",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-log h of the image's own feature - sum of log(1 - h) of the others', h a softmax (Misra & van der Maaten 2020,
+    eq. 3, 4).
+
+    v: features (N, D). own: theirs in the bank (N, D). bank: others (K, D). same: (N, K), those that are no negatives.
+    t, alpha, scope: texture keys (M, P, D) as in `bank_nce`. Returns and statistics as there.
+    """
+    with torch.autocast(v.device.type, enabled=False):
+        v, own, bank = _unit(v), _unit(own), _unit(bank)
+        positive = (v * own).sum(1, keepdim=True)  # (N, 1)
+        against = v @ bank.T  # (N, K)
+        logits = torch.cat([positive, against.masked_fill(same, -torch.inf)], dim=1) / tau
+        stats = {"positive_similarity": positive.mean(), "negative_similarity": against[~same].mean()}
+        if t is not None:
+            own_or_all = torch.einsum("nd,nkd->nk", v, _unit(t)) if scope == "own" else v @ _unit(t).flatten(0, 1).T
+            stats["texture_similarity"] = own_or_all.mean()
+            logits = torch.cat([logits, alpha * own_or_all / tau], dim=1)
+        log_h = F.log_softmax(logits, dim=1)
+        # A negative that has all of h would make the loss infinite: its share is taken as a rounding error from 1.
+        others = log_h[:, 1:].exp().clamp(max=1 - torch.finfo(log_h.dtype).eps)
+        loss = (-log_h[:, 0] - torch.log1p(-others).sum(1)).mean()
+    return loss, {name: value.detach() for name, value in stats.items()}
+
+
 def nt_xent(
     z: Tensor,
     everyone: Tensor,

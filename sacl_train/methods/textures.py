@@ -54,9 +54,9 @@ def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
 
 def refuse_textures(method: str, role: str) -> None:
     """UserError where a method that has no negatives is asked to take textures as such."""
-    check_choice("texture_role", role, ("none", "negative", "positive"))
+    check_choice("texture_role", role, ("none", "negative", "instance", "positive"))
     if role != "none":
         raise UserError(
             f"{method} contrasts nothing with anything, so a texture cannot be its negative (texture_role '{role}'); "
-            "take --texture-role none, or a method with negatives: sacl, mocov2, simclr"
+            "take --texture-role none, or a method with negatives: sacl, mocov2, simclr, pirl"
         )

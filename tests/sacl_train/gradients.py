@@ -25,7 +25,14 @@ def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
     torch.set_default_dtype(torch.float64)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=4)
     kind = METHODS[name]
-    widths = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "queue": 32}
+    widths = {
+        "projector_hidden": 16,
+        "projector_out": 16,
+        "predictor_hidden": 8,
+        "queue": 32,
+        "negatives": 20,
+        "images": BATCH,
+    }
     known = {field.name for field in fields(kind.Settings)}
     chosen = {key: value for key, value in widths.items() if key in known} | dict(s.split("=") for s in settings)
     weak = _Double("geometric", (0.5,) * 3, (0.25,) * 3)

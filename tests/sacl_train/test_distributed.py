@@ -67,6 +67,7 @@ def finish(process: subprocess.Popen) -> str:
         "byol",
         "simsiam",
         "barlow",
+        "pirl texture_role=negative",
     ],
 )
 def test_two_processes_with_half_a_batch_each_are_one_with_all_of_it(settings: str, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.loop import train
 from sacl_train.methods import METHODS, Method
-from sacl_train.methods.losses import bank_nce, cross_correlation, negative_cosine, nt_xent
+from sacl_train.methods.losses import bank_nce, cross_correlation, negative_cosine, nt_xent, pirl_nce
+from sacl_train.methods.pirl import cut_jigsaw
 from sacl_train.nets import build_encoder
 from sacl_train.optim import build_optimizer
 from texturegen.errors import UserError
@@ -26,6 +27,7 @@ SMALL: dict[str, dict[str, object]] = {
     "byol": {**HEADS, "predictor_hidden": 16, "momentum": 0.9},
     "simsiam": {**HEADS, "predictor_hidden": 8},
     "barlow": HEADS,
+    "pirl": {"projector_out": 16, "negatives": 5, "images": 64},
 }
 
 
@@ -129,7 +131,7 @@ def test_the_queue_takes_the_newest_keys_in_turn() -> None:
     assert {"queue", "queue_at"} <= method.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["mocov2", "simclr"])
+@pytest.mark.parametrize("name", ["mocov2", "simclr", "pirl"])
 def test_textures_are_read_with_the_role_negative_only(name: str) -> None:
     content, draws = batch()
     _, with_them = make(name, texture_role="negative")(content, draws)
@@ -164,7 +166,7 @@ def test_defaults_are_the_baselines_own_and_give_way() -> None:
 def test_a_baseline_goes_on_in_mid_epoch_with_the_same_bits(name: str, shapes_shards: Path, tmp_path: Path) -> None:
     settings = {"method": name, "encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16}
     settings |= {"epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9, "device": "cpu", **SMALL[name]}
-    if name in ("mocov2", "simclr"):
+    if name in ("mocov2", "simclr", "pirl"):
         settings["texture_role"] = "negative"
     config = load_config(None, settings)
     train(config, shapes_shards, tmp_path)
@@ -176,3 +178,64 @@ def test_a_baseline_goes_on_in_mid_epoch_with_the_same_bits(name: str, shapes_sh
     assert whole is not None
     assert again is not None
     assert all(torch.equal(whole["method"][key], again["method"][key]) for key in whole["method"])
+
+
+@pytest.mark.parametrize("scope", ["batch", "own"])
+def test_pirls_loss_is_the_papers_written_out(scope: str) -> None:
+    v, own, bank, t = embeddings(4, 5), embeddings(1, 4, 5)[0], embeddings(7, 5), embeddings(4, 3, 5)
+    same = torch.zeros(4, 7, dtype=torch.bool)
+    same[2, 3] = True
+
+    def exps(query: torch.Tensor, keys: torch.Tensor, factor: float) -> list[float]:
+        return (factor * torch.nn.functional.cosine_similarity(query[None], keys) / 0.3).exp().tolist()
+
+    expected = 0.0
+    for i in range(4):
+        textures = t[i] if scope == "own" else t.flatten(0, 1)
+        positive = exps(v[i], own[i][None], 1)[0]
+        others = exps(v[i], bank[~same[i]], 1) + exps(v[i], textures, 2)
+        total = positive + sum(others)
+        expected -= (math.log(positive / total) + sum(math.log(1 - other / total) for other in others)) / 4
+    assert pirl_nce(v, own, bank, same, t, 0.3, 2.0, scope)[0].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_jigsaw_shows_each_cell_once_and_moves_them() -> None:
+    rows = torch.arange(27) // 9
+    cells = (3 * rows[:, None] + rows[None, :]).float()  # which cell a pixel is of
+    places = torch.arange(27 * 27).view(27, 27).float()
+    x = torch.stack([cells, places]).expand(40, 2, 27, 27)
+    shown = cut_jigsaw(x, Draws(0, 0, np.arange(40)).of(1))
+    assert shown.shape == (40, 9, 2, 7, 7)  # 64/85 of 9
+    which = shown[:, :, 0].flatten(2)
+    assert (which == which[:, :, :1]).all()
+    orders = which[:, :, 0]
+    assert torch.equal(orders.sort(1).values, torch.arange(9.0).expand(40, 9))
+    assert len({tuple(order) for order in orders.tolist()}) > 35
+    corners = shown[:, :, 1, 0, 0]
+    assert torch.equal(shown[:, :, 1], corners[..., None, None] + places[:7, :7])
+    assert len((corners % 9).unique()) == 3
+
+
+def test_pirls_bank_moves_towards_what_was_seen_and_draws_anew() -> None:
+    method, (content, draws) = make("pirl", bank_momentum=0.5), batch()
+    before = method.bank.clone()
+    list(method.parts(content, draws))
+    assert torch.equal(method.bank[8:], before[8:])
+    assert not (method.bank[:8] == before[:8]).all(1).any()
+    torch.testing.assert_close(method.bank.norm(dim=1), torch.ones(64))
+    first = method._draw_negatives(0)
+    assert torch.equal(first, method._draw_negatives(0))
+    method.after_step(0, 10)
+    assert not torch.equal(first, method._draw_negatives(0))
+    assert torch.equal(make("pirl", negatives=100)._draw_negatives(0), torch.arange(64))
+    with pytest.raises(UserError, match="3x3 cells; images of 8 px"):
+        METHODS["pirl"](method.encoder, method.weak, (8, 8), method.settings)
+
+
+def test_the_bank_is_as_long_as_the_shards(shapes_shards: Path, tmp_path: Path) -> None:
+    settings = {"method": "pirl", "encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16}
+    train(load_config(None, {**settings, "epochs": 1, "device": "cpu"}), shapes_shards, tmp_path)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["config"]["images"] == 64
+    assert state["method"]["bank"].shape == (64, 128)
