@@ -68,7 +68,8 @@ def train_main(
         return
     last = rows[-1]
     knn = f", kNN {last['knn']:.1%}" if last.get("knn") is not None else ""
-    print(f"{out}: epoch {last['epoch']}, loss {last['loss']:.3f}{knn}")
+    online = f", online probe {last['online_top1']:.1%} (training images)" if "online_top1" in last else ""
+    print(f"{out}: epoch {last['epoch']}, loss {last['loss']:.3f}{knn}{online}")
 
 
 @click.command(cls=FriendlyCommand, context_settings=HELP)

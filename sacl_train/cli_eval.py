@@ -138,6 +138,47 @@ def corruption(run: Path, output: Path | None, **options: Any) -> None:
 
 
 @eval_main.command()
+@common_options("many")
+@click.option("--share", "shares", default=(0.01, 0.1, 1.0), multiple=True, show_default=True, help="Of the labels.")
+@click.option("--epochs", default=30, show_default=True, type=click.IntRange(1))
+@click.option("--lr", default=0.01, show_default=True, type=click.FloatRange(0, min_open=True), help="Encoder's.")
+@click.option("--head-lr", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2))
+@seed_option
+def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: Any) -> None:
+    """Train encoder and a linear layer on 1, 10 and 100 % of the labels. The run is left as it is."""
+    from sacl_train.evaluate.finetune import evaluate_finetune
+
+    figures = evaluate_finetune(run, tests=list(tests), **options)
+    output = write_figures(figures, output or run / "eval-finetune.json")
+    rows = []
+    for row in figures["test"]:
+        name = f"{row['split'] or 'images'} ({row['set']})"
+        counts = [f"{row['share']:.0%}", str(row["train_images"]), str(row["images"])]
+        rows.append([name, *counts, _percent(row["top1"], 2)])
+    _print_table(["", "labels", "of images", "test images", "top1"], rows)
+    print(f"written to {output}")
+
+
+@eval_main.command()
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`.")
+@click.option("--images", "place", required=True, help=PLACE)
+@click.option("--root", type=click.Path(path_type=Path), help="Where the files of a DATASET lie.")
+@click.option("--size", type=click.IntRange(1), help="Side in pixels of images that are not in shards.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--map", "method", default="pca", show_default=True, help="pca, or tsne (needs scikit-learn)")
+@seed_option
+@click.option("--out", type=click.Path(path_type=Path), help="[default: RUN/embedding]")
+def embed(run: Path, out: Path | None, **options: Any) -> None:
+    """Features to Parquet with keys, labels and a map (x, y), and a sheet of nearest neighbours."""
+    from sacl_train.evaluate.embed import embed as write_embedding
+
+    done = write_embedding(run, out=out or run / "embedding", **options)
+    print(f"{done['images']} images, {done['dimensions']} dimensions")
+    print("\n".join(map(str, done["files"])))
+
+
+@eval_main.command()
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`.")
 @click.option("--shards", required=True, help="With textures, as it was trained on.")
 @click.option("--device", default="auto", show_default=True)
@@ -156,6 +197,16 @@ def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
             f"apart, one direction explains {figures['one_direction']:.1%}, being one's own {figures['own_share']:.1%}"
         )
     print(f"written to {output}")
+
+
+@eval_main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The HTML file.")
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """One HTML file about RUNS: curves, all probes side by side, pictures, a map, settings. It needs no network."""
+    from sacl_train.report.page import write_page
+
+    print(write_page(list(runs), out))
 
 
 def write_figures(figures: dict[str, Any], output: Path) -> Path:

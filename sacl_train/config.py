@@ -76,6 +76,7 @@ class Config:
     seed: int = 0
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto: cuda where there is one
     knn_every: int = 5  # epochs; 0: never
+    online: bool = False  # a linear probe that learns along (evaluate/online.py): to watch, no figure for a table
     precision: str = "fp32"  # fp32, bf16, fp16: of the forward pass (autocast)
     tf32: bool = True  # for fp32 on CUDA
     channels_last: bool = True

@@ -14,6 +14,7 @@ from sacl_train import distributed
 from sacl_train.allocator import keep_freed_memory
 from sacl_train.checkpoint import load_checkpoint, save_checkpoint
 from sacl_train.config import Config, dump_config
+from sacl_train.evaluate.online import make_online
 from sacl_train.evaluate.quick import quick_knn
 from sacl_train.methods import Method
 from sacl_train.metrics import Board, StepLog, write_rows
@@ -107,6 +108,7 @@ class _Run:
             self.method = self.method.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(method, config.optimizer, config.lr, config.sgd_momentum, config.weight_decay)
         self.stepper = Stepper(self.method, optimizer, config, device)
+        self.online = make_online(config, method.encoder, shards, device)
         self.rows: list[dict[str, Any]] = []
         self.now = Epoch(0)
         self.saved = 0
@@ -133,6 +135,8 @@ class _Run:
         self.method.load_state_dict(state["method"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.stepper.scaler.load_state_dict(state["scaler"])
+        if self.online is not None:
+            self.online.load(state["online"])
         self.rows, self.now, self.saved = state["metrics"], Epoch(**state["running"]), state["step"]
         self.stream.bad.update(state["damaged"])
 
@@ -196,6 +200,8 @@ class _Run:
                 metrics = self.stepper(batch, now.number, step, self.total, lr)
             except torch.OutOfMemoryError:
                 raise explain_memory(self.stepper, batch, step, now.number) from None
+            if self.online is not None:
+                metrics |= self.online.step(self.method.encoder, batch, config)
             names, values = as_numbers({**metrics, "stop": float(self.asked.is_set())}, self.device)
             self.pending.append((step, lr, names, distributed.average(values)))
             # Reading a figure waits for the device: on CUDA that of a step is read when the next is under way.
@@ -252,6 +258,7 @@ class _Run:
                 "method": self.method.state_dict(),
                 "optimizer": self.stepper.optimizer.state_dict(),
                 "scaler": self.stepper.scaler.state_dict(),
+                "online": self.online.state() if self.online is not None else None,
                 "metrics": self.rows,
                 "steps_bytes": self.log.offset(),
                 "damaged": damaged,

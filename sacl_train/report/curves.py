@@ -9,8 +9,9 @@ PANELS = (
     ("loss", ("loss",)),
     ("similarity of a query to", ("positive_similarity", "negative_similarity", "texture_similarity")),
     ("spread of embeddings (1: even, 0: collapsed)", ("embedding_std",)),
-    ("kNN top-1 on training images", ("knn",)),
+    ("top-1 on training images", ("knn", "online_top1")),
 )
+LABELS = {"knn": "kNN", "online_top1": "online probe"}
 
 
 def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -22,7 +23,9 @@ def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
         for name in names:
             points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=name.removesuffix("_similarity"))
+                axes.plot(
+                    *zip(*points, strict=True), marker=".", label=LABELS.get(name, name.removesuffix("_similarity"))
+                )
         axes.set(title=title, xlabel="epoch")
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.3)

@@ -30,21 +30,24 @@ def test_a_journey_ends_with_a_report_and_can_be_run_again(tmp_path: Path) -> No
     for name, probes in results.items():
         assert list(probes) == ["knn", "linear"]
         for figures in probes.values():
-            assert [test["split"] for test in figures["test"]] == ["test", "conflict"]
+            variants = [""] if figures["probe"] == "linear" else ["k=20", "k=200"]
+            places = [(test["split"], test["variant"]) for test in figures["test"]]
+            assert places == [(split, variant) for split in ("test", "conflict") for variant in variants]
             for test in figures["test"]:
                 assert f"{100 * test['top1']:.1f} ±" in text
         assert (tmp_path / "runs" / name / "sheet.png").is_file()
     for line in text.splitlines():
         if line.startswith("!["):
             assert (tmp_path / line.split("(")[1].rstrip(")")).is_file()
-    before = {p: p.stat().st_mtime_ns for p in [*tmp_path.rglob("*.tar"), *tmp_path.rglob("checkpoint-*.pt")]}
-    assert len(before) == 8
+    kinds = ("*.tar", "checkpoint-*.pt", "eval-*.json")
+    before = {p: p.stat().st_mtime_ns for kind in kinds for p in tmp_path.rglob(kind)}
+    assert len(before) == 8 + 6
     run(load_recipe("shapes", TINY), tmp_path, device="cpu", jobs=2)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def _figures(top1: float, epochs: int) -> dict:
-    test = {"shards": "t", "split": "test", "images": 1000, "top1": top1}
+    test = {"set": "t", "split": "test", "variant": "", "images": 1000, "top1": top1}
     return {"linear": {"trained_epochs": epochs, "test": [test]}}
 
 

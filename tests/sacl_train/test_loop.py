@@ -311,6 +311,7 @@ def test_the_optimizer_leaves_the_target_alone() -> None:
         {"texture_source": "patch-shuffle"},
         {"texture_source": "both"},
         {"texture_part": "inside"},
+        {"online": True},
         {"texture_role": "instance"},
         {"texture_view": "query", "momentum_schedule": "cosine"},
         {"attention": "gc", "placement": "pre"},
@@ -326,7 +327,7 @@ def test_every_setting_trains_and_goes_on_in_mid_epoch(
     rows = train(tiny(**changes), shapes_shards, tmp_path)
     plain = train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "plain")
     assert rows[0]["loss"] > 0
-    same = {"deterministic", "checkpointing", "cache"} & changes.keys()
+    same = {"deterministic", "checkpointing", "cache", "online"} & changes.keys()
     assert (rows[0]["loss"] == plain[0]["loss"]) == bool(same)
     if changes.get("precision") is not None:
         assert rows[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.05)

@@ -1,0 +1,127 @@
+"""Fine-tuning: the whole encoder and a linear layer, on a share of the labels (Chen et al. 2020, section 4.2, B.5)."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sacl_train.config import Config
+from sacl_train.data.draws import Draws
+from sacl_train.data.weak import WeakAugment, make_policy
+from sacl_train.evaluate.features import extract_features
+from sacl_train.evaluate.images import Images
+from sacl_train.evaluate.probe import Subject, load_subject, open_test
+from sacl_train.optim import cosine_lr
+from texturegen.console import Progress
+from texturegen.errors import UserError
+
+SHARES = (0.01, 0.1, 1.0)
+
+
+def evaluate_finetune(
+    run: str | Path,
+    train: str | Path,
+    tests: list[str | Path],
+    device: str = "auto",
+    root: str | Path | None = None,
+    size: int | None = None,
+    shares: tuple[float, ...] = SHARES,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Top-1 (0..1) on each of `tests` after fine-tuning on each share of the labelled images of `train`.
+
+    The run is left as it is. settings : of `finetune`. Raises UserError for a share that is not in (0, 1].
+    """
+    for share in shares:
+        if not 0 < share <= 1:
+            raise UserError(f"a share of {share} of the labels; it must be above 0 and at most 1")
+    subject = load_subject(run, train, device, root, size)
+    sets = [open_test(place, subject, root, size) for place in tests]
+    rows = []
+    for share in shares:
+        picked = choose_share(subject.train.labels, share, settings.get("seed", 0))
+        model = finetune(subject, picked, **settings)
+        for images in sets:
+            scores, read = extract_features(
+                model, images, subject.config, subject.device, np.flatnonzero(images.labels >= 0)
+            )
+            labels = torch.from_numpy(images.labels)[read]
+            hit = (scores.argmax(1) == labels).float().mean().item()
+            found = {"set": images.place, "split": images.split, "share": share, "train_images": len(picked)}
+            rows.append({**found, "images": len(labels), "top1": hit})
+    return {"probe": "finetune", "settings": settings, **subject.about(), "test": rows}
+
+
+def choose_share(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
+    """Numbers of a share of the labelled images, of every class alike, at least one each; a smaller share is within."""
+    random, picked = np.random.default_rng(seed), []
+    for label in np.unique(labels[labels >= 0]):
+        of_class = random.permutation(np.flatnonzero(labels == label))
+        picked.append(of_class[: max(round(share * len(of_class)), 1)])
+    return np.sort(np.concatenate(picked))
+
+
+def finetune(
+    subject: Subject,
+    picked: np.ndarray,
+    epochs: int = 30,
+    lr: float = 0.01,
+    head_lr: float = 0.1,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of the encoder with a linear layer, trained on the images `picked`: SGD with Nesterov's momentum 0.9 and a
+    cosine, of `lr` for the encoder and `head_lr` for the layer; crops and flips.
+
+    Images whose bytes are damaged are left out.
+    """
+    config, device, images = subject.config, subject.device, subject.train
+    encoder = copy.deepcopy(subject.encoder)
+    head = nn.Linear(encoder.out_features, int(images.labels.max()) + 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    model = nn.Sequential(encoder, head).to(device)
+    groups: list[dict[str, Any]] = [
+        {"params": list(encoder.parameters()), "base": lr},
+        {"params": list(head.parameters()), "base": head_lr},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    weak = _crops(config)
+    pixels, numbers = _read(images, picked, config.threads)
+    labels = torch.from_numpy(images.labels)[numbers]
+    random = np.random.default_rng(seed)
+    batches = -(-len(numbers) // batch_size)
+    progress = Progress(epochs * batches, "batches")
+    try:
+        for epoch in range(epochs):
+            model.train()
+            for i, chosen in enumerate(np.array_split(random.permutation(len(numbers)), batches)):
+                for group in optimizer.param_groups:
+                    group["lr"] = cosine_lr(epoch * batches + i, epochs * batches, group["base"])
+                if len(chosen) > 1:  # BatchNorm
+                    states = Draws(seed, epoch, numbers[chosen].numpy()).of(0)
+                    logits = model(weak(pixels[chosen].to(device), states))
+                    loss = F.cross_entropy(logits, labels[chosen].to(device))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                progress(1)
+    finally:
+        progress.close()
+    return model.eval()
+
+
+def _crops(config: Config) -> WeakAugment:
+    assert config.mean is not None
+    assert config.std is not None
+    return WeakAugment(make_policy("geometric", (0.5, 1.0), degrees=0.0, shift=0.0), config.mean, config.std)
+
+
+def _read(images: Images, picked: np.ndarray, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 (N, 3, H, W) and their numbers, all in memory."""
+    batches = list(images.batches(picked, threads))
+    return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["index"] for batch in batches])

@@ -1,0 +1,92 @@
+"""Fine-tuning, the online probe, the embedding's files."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sacl_train.config import load_config
+from sacl_train.evaluate.embed import embed, find_neighbours, map_pca
+from sacl_train.evaluate.finetune import choose_share, evaluate_finetune
+from sacl_train.evaluate.online import OnlineProbe
+from sacl_train.loop import train
+from sacl_train.run import load_encoder
+from texturegen import open_shards
+from texturegen.errors import UserError
+from texturegen.images import decode_image
+
+RUN = {"encoder": "se_resnet8", "width": 8, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def run(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("more") / "run"
+    train(load_config(None, RUN), shapes_shards, out)
+    return out
+
+
+def test_a_share_has_every_class_and_lies_within_the_larger_ones() -> None:
+    labels = np.array([0] * 200 + [1] * 50 + [2] * 3 + [-1] * 40)
+    shares = [choose_share(labels, share) for share in (0.01, 0.1, 1.0)]
+    assert [np.bincount(labels[picked]).tolist() for picked in shares] == [[2, 1, 1], [20, 5, 1], [200, 50, 3]]
+    assert set(shares[0]) < set(shares[1]) < set(shares[2])
+    assert not np.array_equal(choose_share(labels, 0.1, seed=1), shares[1])
+
+
+def test_fine_tuning_learns_what_it_is_shown_and_leaves_the_run(run: Path, shapes_shards: Path) -> None:
+    before = load_encoder(run)[0].state_dict()
+    figures = evaluate_finetune(
+        run, shapes_shards, [shapes_shards], "cpu", shares=(0.1, 1.0), epochs=40, lr=0.05, batch_size=16
+    )
+    some, everything = figures["test"]
+    assert (some["train_images"], everything["train_images"]) == (10, 64)
+    assert some["top1"] < everything["top1"]
+    assert everything["top1"] > 0.6  # of its own training images, of ten classes
+    after = load_encoder(run)[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(UserError, match=r"a share of 2 of the labels"):
+        evaluate_finetune(run, shapes_shards, [shapes_shards], "cpu", shares=(2,))
+
+
+def test_the_online_probe_learns_and_scores_before_it_does(run: Path, shapes_shards: Path) -> None:
+    encoder, config, _ = load_encoder(run)
+    shards = open_shards(shapes_shards)
+    labels = torch.from_numpy(shards.labels).clone()
+    labels[40:] = -1
+    images = torch.from_numpy(np.stack([sample.image for sample in shards])).permute(0, 3, 1, 2)
+    probe = OnlineProbe(encoder.out_features, labels)
+    batch = {"image": images, "index": torch.arange(64)}
+    scores = [probe.step(encoder, batch, config)["online_top1"].item() for _ in range(60)]
+    assert scores[0] == pytest.approx((labels[:40] == 0).float().mean().item())  # all logits are 0: the first class
+    assert scores[-1] > 0.7
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_the_embedding_has_keys_a_map_and_neighbours(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+    for method in ("pca", "tsne"):
+        embed(run, shapes_shards, tmp_path / method, "cpu", method=method)
+        table = pq.read_table(tmp_path / f"{method}.parquet")
+        assert table["key"].to_pylist() == open_shards(shapes_shards).keys
+        features = np.stack(table["features"].to_numpy(zero_copy_only=False))
+        flat = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], 1)
+        assert features.shape == (64, load_encoder(run)[0].out_features)
+        assert np.isfinite(flat).all()
+        assert (flat.std(0) > 0).all()
+        assert decode_image((tmp_path / f"{method}.png").read_bytes()).shape == (10 * 68, 9 * 68 + 12, 3)
+    with pytest.raises(UserError, match="did you mean 'tsne'"):
+        embed(run, shapes_shards, tmp_path / "x", "cpu", method="tnse")
+
+
+def test_the_map_is_the_principal_plane_and_neighbours_are_nearest() -> None:
+    random = torch.Generator().manual_seed(0)
+    plane = torch.randn(50, 2, generator=random) * torch.tensor([9.0, 4.0])
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=random)).Q
+    flat = map_pca(plane @ turn[:2] + 3)
+    expected = plane - plane.mean(0)
+    products = [points @ points.T for points in (torch.from_numpy(flat), expected)]
+    torch.testing.assert_close(*products, rtol=1e-4, atol=1e-3)
+    angles = torch.tensor([0.0, 0.1, 0.3, 2.0, 2.05])
+    circle = torch.stack([angles.cos(), angles.sin()], 1)
+    assert find_neighbours(circle, torch.tensor([0, 4]), 2).tolist() == [[1, 2], [3, 2]]

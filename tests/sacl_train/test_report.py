@@ -1,0 +1,108 @@
+"""The HTML report, opened in a browser: charts, no errors, no network, phone width, dark mode."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from sacl_train.cli_eval import eval_main
+from sacl_train.config import load_config
+from sacl_train.loop import train
+from sacl_train.report.page import write_page
+from texturegen.errors import UserError
+
+RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "device": "cpu", "batch_size": 16, "knn_every": 1}
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync")
+
+
+@pytest.fixture(scope="module")
+def page(shapes_shards: Path, shapes_test_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two runs; one has probes and a map."""
+    root = tmp_path_factory.mktemp("report")
+    for name, changes in (("first", {"online": True}), ("<second>", {"texture_role": "none"})):
+        train(load_config(None, {**RUN, "epochs": 2, **changes}), shapes_shards, root / name)
+    run = ["--run", str(root / "first"), "--device", "cpu"]
+    sets = ["--train", str(shapes_shards), "--test", str(shapes_test_shards)]
+    for command in (
+        ["knn", *run, *sets, "--destroy"],
+        ["linear", *run, *sets, "--epochs", "3"],
+        ["finetune", *run, *sets, "--share", "1", "--epochs", "1"],
+        ["shortcut", *run, "--shards", str(shapes_shards)],
+        ["embed", *run, "--images", str(shapes_test_shards)],
+    ):
+        done = CliRunner().invoke(eval_main, command)
+        assert done.exit_code == 0, done.output
+    out = root / "report.html"
+    done = CliRunner().invoke(eval_main, ["report", str(root / "first"), str(root / "<second>"), "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in FLAGS:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    found = webdriver.Chrome(options=options, service=service)
+    yield found
+    found.quit()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_it_works_in_a_browser(browser: Any, page: Path, scheme: str, width: int) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    charts = browser.find_elements("css selector", ".chart .main-svg")
+    assert len(browser.find_elements("css selector", ".chart")) == 5
+    assert len(charts) >= 5
+    assert len(browser.find_elements("css selector", ".map .point")) == 40
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    requests = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
+    assert [name for name in requests if not name.startswith(("data:", "blob:"))] == []
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    plot = browser.execute_script("return getComputedStyle(document.querySelector('.chart .main-svg')).backgroundColor")
+    assert ground == plot == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
+    for image in browser.find_elements("css selector", "img"):
+        assert browser.execute_script("return arguments[0].naturalWidth", image) > 100
+
+
+def test_every_figure_of_the_runs_is_in_it(page: Path) -> None:
+    text = page.read_text()
+    run = page.parent / "first"
+    for probe in ("knn", "linear", "finetune"):
+        for test in json.loads((run / f"eval-{probe}.json").read_text())["test"]:
+            assert f"<td>{100 * test['top1']:.1f}</td>" in text
+    assert "online probe" in text
+    assert "&lt;second&gt;" in text
+    assert "<second>" not in text.replace("<\\/", "</").split('id="charts"')[0]
+    assert "torch " in text
+
+
+def test_a_directory_without_a_run_is_named(tmp_path: Path, page: Path) -> None:
+    with pytest.raises(UserError, match="no run here"):
+        write_page([tmp_path], tmp_path / "r.html")
+    with pytest.raises(UserError, match="the same run is given twice"):
+        write_page([page.parent / "first"] * 2, tmp_path / "r.html")
+    (tmp_path / "config.toml").write_text("epochs = 1")
+    (tmp_path / "eval-knn.json").write_text("{")
+    with pytest.raises(UserError, match="a file of the run is damaged"):
+        write_page([tmp_path], tmp_path / "r.html")
