@@ -9,6 +9,9 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
+import threading
+import time
 import traceback
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +26,8 @@ from pipelines.stages import is_done, newest_checkpoint, record_done
 from texturegen.errors import UserError
 from texturegen.files import write_json
 from texturegen.sources import SOURCES
+
+GRACE = 20.0  # seconds that a worker has for a checkpoint when its parent is gone
 
 
 @dataclass(frozen=True)
@@ -169,14 +174,9 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
         figures["spread"] = rows[-1]["embedding_std"]
     if "knn" in wanted:
         figures["knn"] = evaluate("knn", directory, shards["train"], tests, device)["test"][0]["top1"]
-    if "shape_bias" in wanted and "conflict" in shards:
-        conflict = evaluate("linear", directory, shards["train"], [shards["conflict"]], device, **job.probe)["test"][0]
-        either = conflict["top1"] + conflict["texture_decisions"]
-        figures["shape_decisions"], figures["texture_decisions"] = conflict["top1"], conflict["texture_decisions"]
-        if either:
-            figures["shape_bias"] = conflict["top1"] / either
-    elif "shape_bias" in wanted and job.stimuli is not None:
-        bias = evaluate_shape_bias(directory, shards["train"], job.stimuli, device, **job.probe)
+    stimuli = shards.get("conflict") or job.stimuli
+    if "shape_bias" in wanted and stimuli is not None:
+        bias = evaluate_shape_bias(directory, shards["train"], stimuli, device, **job.probe)
         figures |= {key: bias[key] for key in ("shape_decisions", "texture_decisions")}
         if bias["bias"] is not None:
             figures["shape_bias"] = bias["bias"]
@@ -210,6 +210,17 @@ def _start(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers: this one saves what it trains and ends too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 def _slug(text: str) -> str:

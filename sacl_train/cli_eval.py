@@ -101,7 +101,7 @@ def ridge(**options: Any) -> None:
 
 @eval_main.command("shape-bias")
 @common_options("none")
-@click.option("--stimuli", required=True, type=click.Path(path_type=Path), help="CLASS/SHAPE<k>-TEXTURE<k>.png")
+@click.option("--stimuli", required=True, help="Folder of CLASS/SHAPE<k>-TEXTURE<k>.png, or shapes:conflict")
 @click.option("--epochs", default=200, show_default=True, type=click.IntRange(1), help="Of the linear probe.")
 @seed_option
 def shape_bias(run: Path, output: Path | None, **options: Any) -> None:

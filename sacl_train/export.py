@@ -9,6 +9,7 @@ import torch
 from sacl_train.config import Config, dump_config
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.weights import timm_weights
+from sacl_train.report.figures import flatten
 from sacl_train.run import load_encoder
 from texturegen import __version__
 from texturegen.errors import UserError, nearest
@@ -118,12 +119,10 @@ def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epo
     scores = sorted(run.glob("eval-*.json"))
     for path in scores:
         figures = json.loads(path.read_text())
-        for test in figures.get("test", []):
-            lines.append(
-                f"- {figures['probe']}: top-1 {test['top1']:.2%} on {test['images']} images of {test['shards']}"
-            )
-        if "bias" in figures:
-            lines.append(f"- shape bias: {figures['bias']} on {figures['stimuli']} stimuli")
+        found = flatten(path.stem.removeprefix("eval-"), figures)
+        lines += [f"- {name}: {value:.2%}" for name, value in found.items()]
+        if "command" in figures:
+            lines.append(f"  by `{figures['command']}`")
     if not scores:
         lines.append("None: `sacl-eval` has not been run on it.")
     return "\n".join([*lines, "\n## Settings\n", "```toml", dump_config(config).rstrip(), "```"]) + "\n"

@@ -13,7 +13,7 @@ import torch
 
 from sacl_train.evaluate.features import encode_images
 from sacl_train.evaluate.linear import fit_linear
-from sacl_train.evaluate.probe import load_subject
+from sacl_train.evaluate.probe import load_subject, open_test
 from texturegen.errors import UserError
 from texturegen.images import decode_image
 from texturegen.sources.resize import fit_square
@@ -108,10 +108,21 @@ def evaluate_shape_bias(
 ) -> dict[str, Any]:
     """Shape bias of a linear probe that is trained on `train`, on the stimuli whose shape and texture it knows.
 
-    settings: of `fit_linear`. Raises UserError when the classes are none of the stimuli's.
+    stimuli: a folder of them, or a set of images that have a class of shape and one of texture (`shapes:conflict`, or
+    shards of it). settings: of `fit_linear`. Raises UserError when the classes are none of the stimuli's.
     """
     subject = load_subject(run, train, device, root, size)
     classes = subject.train.classes
+    told = {"probe": "shape-bias", "settings": settings, **subject.about(), "stimuli_directory": str(stimuli)}
+    classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
+    if (Path(stimuli) / "build.json").is_file() or not Path(stimuli).exists():
+        conflict = open_test(stimuli, subject, root, size)
+        if conflict.textures is None:
+            raise UserError(f"{stimuli}: its images have no class of texture; give stimuli or shapes:conflict")
+        seen = subject.store.of(conflict)
+        named = [classes[i] for i in classify(seen.values).argmax(1).tolist()]
+        of_texture = [classes[i] for i in conflict.textures[seen.numbers.numpy()].tolist()]
+        return {**told, **shape_bias(named, [classes[i] for i in seen.labels.tolist()], of_texture)}
     images, shapes, textures = read_stimuli(Path(stimuli), min(subject.train.size))
     known = {NAMES.get(name, name) for name in classes}
     picked = [i for i in range(len(images)) if {shapes[i], textures[i]} <= known]
@@ -119,12 +130,5 @@ def evaluate_shape_bias(
         raise UserError(f"{train}: its classes are none of the stimuli's, {', '.join(CATEGORIES)}")
     shown = torch.from_numpy(images[picked]).permute(0, 3, 1, 2)
     queries = encode_images(subject.encoder, shown, subject.config, subject.device)
-    scores = fit_linear(subject.features.values, subject.features.labels, **settings)[""](queries)
-    figures = shape_bias(categorise(scores, classes), [shapes[i] for i in picked], [textures[i] for i in picked])
-    return {
-        "probe": "shape-bias",
-        "settings": settings,
-        **subject.about(),
-        "stimuli_directory": str(stimuli),
-        **figures,
-    }
+    named = categorise(classify(queries), classes)
+    return {**told, **shape_bias(named, [shapes[i] for i in picked], [textures[i] for i in picked])}

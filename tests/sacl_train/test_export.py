@@ -1,5 +1,6 @@
 """Exported encoders load back and give the same features; those that do not fit a format are refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,10 @@ def test_safetensors_hold_all_that_is_needed(tiny: tuple[Path, torch.Tensor]) ->
     assert "se_resnet8, attention cbam, trained by sacl for 0 of 0 epochs" in card
     assert "`sacl-eval` has not been run" in card
     assert 'encoder = "se_resnet8"' in card
+    figures = {"command": "sacl-eval knn ...", "test": [{"split": "test", "variant": "k=20", "top1": 0.25}]}
+    (run / "eval-knn.json").write_text(json.dumps(figures))
+    card = export(run, "safetensors").with_suffix(".md").read_text()
+    assert "- knn, k=20, test: top1: 25.00%\n  by `sacl-eval knn ...`" in card
 
 
 def test_onnx_runs_elsewhere_at_any_size(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import texturegen.sources
 from sacl_train.cli_eval import eval_main
 from sacl_train.config import load_config
+from sacl_train.evaluate.probe import evaluate
 from sacl_train.evaluate.shape_bias import CATEGORIES, NAMES, categorise, evaluate_shape_bias, read_stimuli, shape_bias
 from sacl_train.loop import train
 from texturegen.build import Recipe, build
@@ -93,6 +94,29 @@ def test_the_command_prints_and_writes_it(two_classes: tuple[Path, Path, Path], 
     assert done.exit_code == 0, done.output
     assert "100.0%" in done.output
     assert json.loads((tmp_path / "f.json").read_text())["classes"]["dog"]["stimuli"] == 3
+
+
+def test_the_embedded_sets_conflicts_are_stimuli_too(
+    shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path
+) -> None:
+    settings = {**SMALL, "predictor_hidden": 8, "epochs": 0, "texture_role": "none", "batch_size": 4, "device": "cpu"}
+    train(load_config(None, settings), shapes_shards, tmp_path)
+    figures = evaluate_shape_bias(tmp_path, shapes_shards, shapes_test_shards, "cpu", epochs=5)
+    (linear,) = evaluate("linear", tmp_path, shapes_shards, [shapes_test_shards], "cpu", epochs=5)["test"]
+    assert figures["stimuli"] == 40
+    assert figures["shape_decisions"] == pytest.approx(linear["top1"])
+    assert figures["texture_decisions"] == pytest.approx(linear["texture_decisions"])
+    build(Recipe("folder", per_image=0), tmp_path / "s", root=str(_two_folders(tmp_path)))
+    with pytest.raises(UserError, match="no class of texture"):
+        evaluate_shape_bias(tmp_path, tmp_path / "s", tmp_path / "s", "cpu", epochs=5)
+
+
+def _two_folders(root: Path) -> Path:
+    for name in ("a", "b"):
+        (root / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            cv2.imwrite(str(root / "images" / name / f"{i}.png"), np.full((32, 32, 3), 50 * i, np.uint8))
+    return root / "images"
 
 
 def test_the_published_stimuli_are_read(shared_data: Path) -> None:
