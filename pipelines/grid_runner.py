@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 import traceback
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +27,7 @@ from texturegen.files import write_json
 from texturegen.sources import SOURCES
 
 GRACE = 20.0  # seconds that a worker has for a checkpoint when its parent is gone
+idle = threading.Event()  # this worker has no cell at hand
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def run_cell(job: Job) -> tuple[str, Any]:
     """
     directory = Path(job.directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
+    idle.clear()
     with directory.with_suffix(".log").open("a") as log, contextlib.redirect_stderr(log):
         try:
             return _run_cell(job, directory)
@@ -129,6 +130,8 @@ def run_cell(job: Job) -> tuple[str, Any]:
         except Exception:
             traceback.print_exc(file=log)
             return "failed", f"a fault of the program, see {log.name}"
+        finally:
+            idle.set()
 
 
 def _run_cell(job: Job, directory: Path) -> tuple[str, Any]:
@@ -209,7 +212,8 @@ def _build(
 def _start(threads: int) -> None:
     import torch
 
-    torch.set_num_threads(threads)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -219,7 +223,7 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
+    idle.wait(GRACE)
     os._exit(1)
 
 

@@ -260,6 +260,8 @@ def _negatives(scale: Scale, columns: tuple[str, ...]) -> Grid:
         "texture inside": ({"texture_part": "inside"}, None),
         "texture inside, own": ({"texture_part": "inside", "scope": "own"}, None),
         **{f"texture by {name}": ({}, name) for name in ("efros-leung", "wei-levoy", "wang-tiles", "quilting")},
+        "none, no grid": ({"texture_role": "none", "grid": 1, "cells": 1}, None),
+        "texture, no grid": ({"grid": 1, "cells": 1}, None),
         "none, geometric views": ({"texture_role": "none", "weak": "geometric"}, None),
         "texture, geometric views": ({"weak": "geometric"}, None),
     }

@@ -106,14 +106,14 @@ def test_seeds_run_in_processes_and_what_changed_is_done_again(tmp_path: Path) -
 @pytest.mark.slow
 def test_a_killed_grid_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "pipelines", "table4", "--out", str(tmp_path), "--seeds", "1", "--device", "cpu"]
-    process = subprocess.Popen([*line, "--set", "epochs=20"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([*line, "--set", "epochs=8"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while process.poll() is None and not list(tmp_path.rglob("figures.json")):
         time.sleep(0.05)
     process.kill()
     process.communicate(timeout=120)  # its workers hold the pipe, so this waits for them to end
     done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("figures.json")}
     assert 0 < len(done) < 4
-    again = subprocess.run([*line, "--set", "epochs=20"], capture_output=True, text=True)
+    again = subprocess.run([*line, "--set", "epochs=8"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert len(list(tmp_path.rglob("figures.json"))) == 4
     assert {path: path.stat().st_mtime_ns for path in done} == done
