@@ -24,7 +24,7 @@ def main() -> None:
 @click.option("--set", "changes", multiple=True, callback=read_pairs, help="SECTION.KEY=VALUE, over the recipe's.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs that train at once.")
 def run(recipe: str, out: Path, root: str | None, device: str, changes: dict[str, Any], jobs: int) -> None:
-    """Build, train, evaluate and report RECIPE: shapes, cifar10, or the path of a TOML file."""
+    """Build, train, evaluate and report RECIPE: shapes, cifar10, cifar100, stl10, imagenet100, or a TOML file."""
     from pipelines.recipe import load_recipe
     from pipelines.runner import run as run_journey
 

@@ -8,7 +8,9 @@ import pytest
 from pipelines.recipe import HERE, load_recipe
 from pipelines.report import write_report
 from pipelines.runner import run
+from sacl_train.config import load_config
 from texturegen.errors import UserError
+from texturegen.sources import SOURCES
 
 TINY = {
     "sets.train.limit": 64,
@@ -63,11 +65,16 @@ def test_the_report_calls_a_difference_one_only_beyond_two_standard_errors(tmp_p
 
 def test_every_shipped_recipe_can_be_read() -> None:
     names = [path.stem for path in HERE.glob("*.toml")]
-    assert {"shapes", "cifar10"} <= set(names)
+    assert {"shapes", "cifar10", "cifar100", "stl10", "imagenet100"} == set(names)
     for name in names:
         journey = load_recipe(name, {})
         assert {"none", "negative", "untrained"} <= set(journey.runs)
         assert journey.tests
+        for settings in journey.runs.values():
+            load_config(None, settings)
+        for options in journey.sets.values():
+            entry = SOURCES[options["dataset"]]
+            assert options["split"] in entry.splits
 
 
 @pytest.mark.parametrize(
