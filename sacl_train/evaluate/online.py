@@ -38,7 +38,7 @@ class OnlineProbe(nn.Module):
     def __init__(self, features: int, labels: Tensor) -> None:
         super().__init__()
         self.labels, classes = labels, int(labels.max()) + 1
-        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.norm = nn.BatchNorm1d(features, affine=False, track_running_stats=False)
         self.layer = nn.Linear(features, classes)
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)

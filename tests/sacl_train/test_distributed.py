@@ -95,10 +95,10 @@ def same_bits(one: dict, other: dict) -> None:
 
 @pytest.mark.slow
 def test_two_processes_killed_at_any_step_end_with_the_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
-    finish(run_two(*training(shapes_shards, tmp_path / "whole", epochs=15)))
+    finish(run_two(*training(shapes_shards, tmp_path / "whole", epochs=15, online="true")))
     killed, waits = tmp_path / "killed", random.Random(1)
     for sent in (signal.SIGKILL, signal.SIGTERM):
-        process = run_two(*training(shapes_shards, killed, epochs=15))
+        process = run_two(*training(shapes_shards, killed, epochs=15, online="true"))
         newest = max(killed.glob("*.pt"), default=None)
         while process.poll() is None and max(killed.glob("*.pt"), default=None) == newest:
             time.sleep(0.01)
@@ -115,7 +115,7 @@ def test_two_processes_killed_at_any_step_end_with_the_same_bits(shapes_shards: 
         assert 0 <= state["step"] < 60, "stopped too late to show anything"
         if sent == signal.SIGTERM:
             assert output.count("to go on: the same torchrun command") == 1
-    finish(run_two(*training(shapes_shards, killed, epochs=15)))
+    finish(run_two(*training(shapes_shards, killed, epochs=15, online="true")))
     one, other = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert one is not None
     assert other is not None
