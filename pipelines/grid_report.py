@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.grids import Cell, Grid
+from sacl_train.report.figures import provenance
 from texturegen.files import write_atomically
 
 Found = dict[tuple[str, str], list[dict[str, Any]]]
@@ -60,11 +61,14 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
         f"![]({grid.name}.png)",
         "",
     ]
+    made_by = provenance("python -m pipelines")
     content = [
         {"row": c.row, "column": c.column, "paper": c.paper, "settings": c.settings, "runs": found[c.row, c.column]}
         for c in grid.cells
     ]
-    write_atomically(out / f"{grid.name}.json", json.dumps({"scale": scale, "cells": content}, indent=1) + "\n")
+    write_atomically(
+        out / f"{grid.name}.json", json.dumps({"scale": scale, **made_by, "cells": content}, indent=1) + "\n"
+    )
     _draw(out / f"{grid.name}.png", grid, rows, columns, found)
     path = out / f"{grid.name}.md"
     write_atomically(path, "\n".join(lines))

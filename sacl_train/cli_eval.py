@@ -1,9 +1,7 @@
 """The `sacl-eval` command. torch is imported when the work begins: `--help` answers at once."""
 
 import json
-import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from texturegen.console import FriendlyGroup, warn
 from texturegen.files import write_atomically
 
 HELP = {"help_option_names": ["-h", "--help"]}
-VERSIONED = ("torch", "torchvision", "timm", "numpy")
 PLACE = "Shards, a folder of class folders, or DATASET:SPLIT."
 
 
@@ -211,10 +208,9 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 
 def write_figures(figures: dict[str, Any], output: Path) -> Path:
     """Write figures with the command and the versions that made them."""
-    figures["command"] = " ".join(["sacl-eval", *sys.argv[1:]])
-    python = ".".join(map(str, sys.version_info[:3]))
-    figures["versions"] = {"sacl": __version__, "python": python, **{name: version(name) for name in VERSIONED}}
-    write_atomically(output, json.dumps(figures, indent=2) + "\n")
+    from sacl_train.report.figures import provenance
+
+    write_atomically(output, json.dumps({**figures, **provenance("sacl-eval")}, indent=2) + "\n")
     return output
 
 

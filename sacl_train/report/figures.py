@@ -1,6 +1,20 @@
-"""The figures of a probe's JSON as one flat list, for tables."""
+"""The figures of a probe's JSON as one flat list, for tables; and what made them."""
 
+import shlex
+import sys
+from importlib.metadata import version
 from typing import Any
+
+from texturegen import __version__
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
+
+
+def provenance(program: str) -> dict[str, Any]:
+    """ "command", as it was typed, and "versions" of this package, Python and what figures depend on."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    versions = {"sacl": __version__, "python": python, **{name: version(name) for name in PACKAGES}}
+    return {"command": shlex.join([*shlex.split(program), *sys.argv[1:]]), "versions": versions}
 
 
 def flatten(probe: str, figures: dict[str, Any]) -> dict[str, float]:

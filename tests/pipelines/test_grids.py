@@ -147,6 +147,7 @@ def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path: Path) -> N
     text = write_grid(tmp_path, grid, "paper", found).read_text()
     assert "| sacl | 55.0 ± 7.1 (58.90) | - (62.26) | - (65.83) |" in text
     assert "Scale" not in text
+    assert {"torch", "sacl"} <= json.loads((tmp_path / "table7.json").read_text())["versions"].keys()
     assert "Scale `small`" in write_grid(tmp_path, grid, "small", found).read_text()
 
 
