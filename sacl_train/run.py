@@ -129,7 +129,8 @@ def comparable(config: Config) -> dict[str, Any]:
 def refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: str) -> None:
     """UserError unless checkpoint `state` of `out` is of a run with this config on the shards of this digest."""
     mine = comparable(config)
-    there = state["config"]
+    # A setting that came after the checkpoint had its default, or rather what that stands for.
+    there = {**load_config(None, {"method": state["config"].get("method", "sacl")}).flat(), **state["config"]}
     differ = [f"{k} {there.get(k)!r} there, {mine.get(k)!r} asked" for k in mine if there.get(k) != mine.get(k)]
     if state["shards"] != digest:
         differ.append("other shards")

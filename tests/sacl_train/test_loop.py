@@ -98,6 +98,21 @@ def test_another_run_in_the_directory_is_refused(shapes_shards: Path, shapes_tes
     train(tiny(epochs=1, threads=1, device="auto"), shapes_shards, tmp_path)  # not a difference
 
 
+def test_a_setting_newer_than_the_run_is_taken_for_its_default(shapes_shards: Path, tmp_path: Path) -> None:
+    rows = train(tiny(epochs=2), shapes_shards, tmp_path / "whole")
+    train(tiny(epochs=2), shapes_shards, tmp_path / "old")
+    for path in sorted((tmp_path / "old").glob("checkpoint-*.pt")):
+        state = torch.load(path, weights_only=True)
+        if state["epoch"] == 2:
+            path.unlink()
+        else:
+            del state["config"]["texture_part"], state["online"]
+            torch.save(state, path)
+    with pytest.raises(UserError, match="texture_part 'whole' there, 'inside' asked"):
+        train(tiny(epochs=2, texture_part="inside"), shapes_shards, tmp_path / "old")
+    assert deterministic(train(tiny(epochs=2), shapes_shards, tmp_path / "old")) == deterministic(rows)
+
+
 def test_other_shards_are_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
     settings = {"epochs": 0, "texture_role": "none", "mean": [0.5] * 3, "std": [0.2] * 3}
     train(tiny(**settings), shapes_shards, tmp_path)
