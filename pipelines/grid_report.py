@@ -75,6 +75,43 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
     return path
 
 
+def _differences(grid: Grid, columns: list[str], found: Found) -> list[str]:
+    """What a row has more than the one it is compared with, of the same seeds, with the mean's standard error."""
+    lines: list[str] = []
+    keys = [key for key in grid.figures if FIGURES[key][1] == 100 and key not in ("told_apart", "one_direction")]
+    for column in columns:
+        for row, base in grid.against.items():
+            pairs = paired(found.get((row, column), []), found.get((base, column), []))
+            if len(pairs) > 1:
+                cells = [_difference(pairs, key) for key in keys]
+                lines.append(_line([row, base, str(len(pairs)), *cells]))
+    if not lines:
+        return []
+    heads = [grid.rows, "against", "seeds", *(FIGURES[key][0] for key in keys)]
+    return [
+        "",
+        "## Differences, points",
+        "",
+        *_table(heads),
+        *lines,
+        "",
+        "Mean over pairs of the same seed ± its error.",
+    ]
+
+
+def paired(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Runs of the same seed."""
+    of_seed = {run["seed"]: run for run in base}
+    return [(run, of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed]
+
+
+def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], key: str) -> str:
+    values = [(mine[key] - its[key]) * FIGURES[key][1] for mine, its in pairs if key in mine and key in its]
+    if len(values) < 2:
+        return "-"
+    return f"{statistics.fmean(values):+.1f} ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
+
+
 def mean_and_deviation(runs: list[dict[str, Any]], key: str) -> tuple[float, float] | None:
     """Over the runs that have the figure; the deviation of one is 0. None where none has it."""
     values = [run[key] * FIGURES[key][1] for run in runs if key in run]

@@ -97,7 +97,7 @@ def run_grid(
                     failed.append(f"{name}: {content}")
                     print(f"{name}: failed: {content}", flush=True)
                     continue
-                found[job.cell.row, job.cell.column].append(content)
+                found[job.cell.row, job.cell.column].append({"seed": job.seed, **content})
                 told = ", ".join(f"{key} {content[key]:.3f}" for key in grid.figures if key in content)
                 print(f"{name}: {told}", flush=True)
                 path = write_grid(out, grid, scale.name, found)

@@ -34,6 +34,7 @@ class Grid:
 
     rows: what its rows are. figures: keys of `grid_runner.FIGURES` that are shown; the first is the table's own.
     numeric: what the columns (or, of one column, the rows) are numbers of: a line is drawn, not bars.
+    against: row -> the row that it is compared with, seed by seed.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Grid:
     cells: tuple[Cell, ...]
     figures: tuple[str, ...] = ("linear",)
     numeric: bool = False
+    against: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,12 @@ def _negatives(scale: Scale, columns: tuple[str, ...]) -> Grid:
         Cell(name, data, data, {**VIEWS, **settings}, None, synthesis) for name, (settings, synthesis) in rows.items()
     )
     figures = ("linear", "knn", "destroyed", "corruption", "shape_bias", "told_apart", "one_direction", "own_texture")
-    return Grid("negatives", f"What the negatives do, {data}", "negatives", cells, figures)
+    against = {
+        row: next((f"none, {views}" for views in ("no grid", "geometric views") if row.endswith(views)), "none")
+        for row in rows
+        if not row.startswith(("none", "untrained"))
+    }
+    return Grid("negatives", f"What the negatives do, {data}", "negatives", cells, figures, against=against)
 
 
 GRIDS: dict[str, Callable[[Scale, tuple[str, ...]], Grid]] = {

@@ -151,6 +151,18 @@ def test_the_table_has_mean_deviation_and_the_papers_figure(tmp_path: Path) -> N
     assert "Scale `small`" in write_grid(tmp_path, grid, "small", found).read_text()
 
 
+def test_rows_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    grid = make_grid("negatives", SCALES["small"])
+    found = {(cell.row, cell.column): [] for cell in grid.cells}
+    found["none", "cifar10"] = [{"seed": seed, "linear": value} for seed, value in enumerate((0.4, 0.3, 0.5))]
+    found["texture", "cifar10"] = [{"seed": 2, "linear": 0.53}, {"seed": 0, "linear": 0.41}, {"seed": 7, "linear": 1}]
+    text = write_grid(tmp_path, grid, "small", found).read_text()
+    assert "| texture | none | 2 | +2.0 ± 1.0 | - |" in text
+    assert grid.against["texture, no grid"] == "none, no grid"
+    assert grid.against["texture, geometric views"] == "none, geometric views"
+    assert set(grid.against.values()) <= {cell.row for cell in grid.cells}
+
+
 def test_a_stage_is_done_until_something_of_it_changes(tmp_path: Path) -> None:
     source, result, record = (tmp_path / name for name in ("in.txt", "out.json", "stage.json"))
     source.write_text("a")
