@@ -54,13 +54,9 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
                     cells = [text + _paper(grid, row, column) for text, column in zip(cells, columns, strict=True)]
                 lines.append(_line([row, *cells]))
             lines.append("")
-    lines += [
-        "",
-        f"Mean ± standard deviation over up to {seeds} seeds of the same data.",
-        "",
-        f"![]({grid.name}.png)",
-        "",
-    ]
+    lines += _differences(grid, columns, found)
+    spread = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed: no deviation is known."
+    lines += ["", spread, "", f"![]({grid.name}.png)", ""]
     made_by = provenance("python -m pipelines")
     content = [
         {"row": c.row, "column": c.column, "paper": c.paper, "settings": c.settings, "runs": found[c.row, c.column]}
