@@ -62,8 +62,8 @@ def run_grid(
     """
     out.mkdir(parents=True, exist_ok=True)
     commands = Commands(out, max(1, len(os.sched_getaffinity(0)) // jobs))
-    wanted = dict.fromkeys((cell.dataset, cell.synthesis) for cell in grid.cells)
-    shards = {key: _build(commands, scale, *key, out, root) for key in wanted}
+    wanted = list(dict.fromkeys((cell.dataset, cell.synthesis) for cell in grid.cells))
+    shards = _build(commands, scale, wanted, out, root)
     seeds = seeds or scale.seeds
     todo = [
         Job(
@@ -194,19 +194,24 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
 
 
 def _build(
-    commands: Commands, scale: Scale, dataset: str, synthesis: str | None, out: Path, root: str | None
-) -> dict[str, str]:
-    """The shards of a data set, built by the real command: set -> directory."""
-    places = {}
-    for name, options in scale.data[dataset].items():
-        textured = synthesis if name == "train" else None
-        place = out / "shards" / "-".join(part for part in (dataset, name, textured) if part)
-        entry = SOURCES[options["dataset"]]
-        rooted = {"root": root} if root and entry.needs_root else {}
-        chosen = {"method": textured} if textured else {}
-        commands.call("", "texturegen", "build", "--out", str(place), *flags_of({**options, **rooted, **chosen}))
-        places[name] = str(place)
-    return places
+    commands: Commands, scale: Scale, wanted: list[tuple[str, str | None]], out: Path, root: str | None
+) -> dict[tuple[str, str | None], dict[str, str]]:
+    """The shards of (data set, synthesis), each directory built once by the real command: set -> directory."""
+    found: dict[tuple[str, str | None], dict[str, str]] = {}
+    built: set[Path] = set()
+    for dataset, synthesis in wanted:
+        places = found[dataset, synthesis] = {}
+        for name, options in scale.data[dataset].items():
+            textured = synthesis if name == "train" else None
+            place = out / "shards" / "-".join(part for part in (dataset, name, textured) if part)
+            places[name] = str(place)
+            if place not in built:
+                rooted = {"root": root} if root and SOURCES[options["dataset"]].needs_root else {}
+                chosen = {"method": textured} if textured else {}
+                line = flags_of({**options, **rooted, **chosen})
+                commands.call("", "texturegen", "build", "--out", str(place), *line)
+                built.add(place)
+    return found
 
 
 def _start(threads: int) -> None:
