@@ -39,7 +39,8 @@ def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
     method = kind(encoder, weak, (16, 16), kind.Settings(**chosen)).double()
     random = np.random.default_rng(0)
     images = torch.from_numpy(random.integers(0, 256, (BATCH, 3, 16, 16), np.uint8))
-    textures = torch.from_numpy(random.integers(0, 256, (BATCH, 2, 3, 16, 16), np.uint8))
+    count = 1 if "texture_role=instance" in settings else 2
+    textures = torch.from_numpy(random.integers(0, 256, (BATCH, count, 3, 16, 16), np.uint8))
     share = np.array_split(np.arange(BATCH), distributed.count_processes())[distributed.process_rank()]
     distributed.synchronise_batch_norm(method, torch.device("cpu"))
     parts = []
