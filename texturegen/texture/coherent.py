@@ -1,15 +1,18 @@
 """Coherent synthesis, the default: every output pixel carries the coordinates of an exemplar pixel, coarse to fine.
 
 A candidate for a pixel is where a neighbour came from, moved by the offset between the two (Ashikhmin,
-"Synthesizing natural textures", I3D 2001, section 3), plus a few random ones in place of the precomputed similar
-windows of Tong et al., SIGGRAPH 2002 (k-coherence). Coordinates go from level to level and are corrected there in
-passes of four interleaved subpasses, as in Lefebvre and Hoppe, "Parallel controllable texture synthesis", SIGGRAPH
-2005, section 3: in scan order the nearest window is most often a flat one, and the texture collapses.
+"Synthesizing natural textures", I3D 2001, section 3); a pixel similar to such a one (Tong et al., "Synthesis of
+bidirectional texture functions on arbitrary surfaces", SIGGRAPH 2002: k-coherence); or a random one. Which pixels are
+similar is not computed beforehand, at a cost that grows with the exemplar, but learnt: two are where one took the
+other's place. Coordinates go from level to level and are corrected there in passes of four interleaved subpasses, as in
+Lefebvre and Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3: in scan order the nearest
+window is most often a flat one, and the texture collapses.
 
 A greedy search still prefers flat regions and long copies. Two prices work against that: `reuse`, which every use of an
 exemplar pixel adds to the next one (the uniformity of Kaspar et al., "Self tuning texture optimization", Eurographics
-2015, section 4), and `novelty`, which a pixel pays for staying where it is. docs/synthesis.md has what each of them
-gave. Windows wrap around the output, so it tiles.
+2015, section 4), and `novelty`, which a pixel pays for staying where it is. Both weigh most at the coarsest level,
+where they decide what the texture shows; at the finest, seams do. docs/synthesis.md has what each of them gave. Windows
+wrap around the output, so it tiles.
 """
 
 from collections.abc import Sequence
@@ -48,33 +51,36 @@ def coherent(
     *,
     window: Annotated[int, Whole(3, 15, odd=True)] = 5,
     levels: Annotated[int | None, Whole(1, 8, automatic=True)] = None,
-    block: Annotated[int, Whole(1, 256)] = 5,
-    first_passes: Annotated[int, Whole(0, 50)] = 10,
-    passes: Annotated[int, Whole(0, 50)] = 2,
-    last_passes: Annotated[int, Whole(0, 50)] = 1,
+    block: Annotated[int, Whole(1, 256)] = 6,
+    first_passes: Annotated[int, Whole(0, 50)] = 15,
+    passes: Annotated[int, Whole(0, 50)] = 3,
+    last_passes: Annotated[int | None, Whole(0, 50, automatic=True)] = None,
     candidates: Annotated[int, Whole(0, 50)] = 1,
-    reuse: Annotated[int, Whole(0, 255)] = 6,
-    novelty: Annotated[int, Whole(0, 255)] = 5,
+    reuse: Annotated[int, Whole(0, 255)] = 12,
+    novelty: Annotated[int, Whole(0, 255)] = 2,
 ) -> np.ndarray:
     """Return the source map int32 (H, W, 3) of a texture that tiles.
 
     window: side of the compared neighbourhoods. levels: of the pyramid; automatically as many as leave the smallest
     patch 8 pixels and the output 16. block: side of the random blocks that the coarsest level starts from; larger ones
     copy more of a patch verbatim. first_passes, last_passes, passes: corrections at the coarsest, the finest and the
-    other levels (a single level counts as the coarsest). candidates: random exemplar pixels tried per visit at the
-    finest level, twice as many at each coarser one.
-    reuse: grey levels that an exemplar pixel's fair share of the output adds to its windows' mean difference.
-    novelty: grey levels by which another candidate may be worse than the present one and still replace it.
+    other levels (a single level counts as the coarsest); last_passes is automatically 1, and 2 where there are two
+    levels. candidates: random exemplar pixels tried per visit.
+    reuse: grey levels that an exemplar pixel's fair share of the coarsest output adds to its windows' mean difference;
+    a quarter of it at each finer level. novelty: grey levels by which another candidate may be worse than the present
+    one and still replace it, at the finest level; 1.6 times as many at each coarser one.
     """
     if levels is None:
         levels = min(count_levels(patches, max(_LEAST_SIDE, window)), max(1, (min(size) // _LEAST_OUTPUT).bit_length()))
     check_sides(patches, window, levels)
     scales = pyramid(patches, levels)
     sizes = level_sizes(size, levels)
-    # Exemplar pixels near an edge are candidates too, with reflected windows: small patches have few others.
     border = window // 2
-    exemplar = stack(scales[-1], border)
-    values = 3 * window**2
+    # One pixel more than windows reach: a candidate just outside of its patch is read before it is refused.
+    exemplar = stack(scales[-1], border + 1)
+    if last_passes is None:
+        last_passes = 2 if levels == 2 else 1
+    values = 3 * window**2 * _PARTS
     key = np.uint64(seed)
     for level in range(levels - 1, -1, -1):
         level_key = np.uint64(derive(key, level))
@@ -82,11 +88,11 @@ def coherent(
             flat = _tile(exemplar, sizes[level], block, np.uint64(derive(level_key, 0)))
             count = first_passes
         else:
-            coarse, exemplar = exemplar, stack(scales[level], border)
+            coarse, exemplar = exemplar, stack(scales[level], border + 1)
             flat = _refine(flat, coarse, exemplar, sizes[level])
             count = passes if level else last_passes
-        side = _lay_out(exemplar, reuse * values * _PARTS, flat.size)
-        _correct(flat, side, border, count, candidates << level, novelty * values * _PARTS, level_key)
+        side = _lay_out(exemplar, reuse * values // 4 ** (levels - 1 - level), flat.size)
+        _correct(flat, side, border, count, candidates, novelty * values * 8**level // 5**level, level_key)
     return unflatten(flat, exemplar)
 
 
@@ -97,18 +103,8 @@ class _Exemplar(NamedTuple):
     stride: int
     pixels: np.ndarray  # int32 (N,): the positions inside a patch, which are the candidates
     prices: np.ndarray  # int64 (M,): what is added to the distance of a candidate; _FORBIDDEN outside the patches
+    similar: np.ndarray  # int32 (M,): the position that last replaced this one or was replaced by it; at first itself
     share: int  # what one use adds to the price
-
-
-class _Output(NamedTuple):
-    """The output with a margin that repeats the opposite side, so that no window needs to wrap."""
-
-    source: np.ndarray  # int32 (rows * stride,): flat positions in the exemplar
-    colours: np.ndarray  # uint8 (3 * rows * stride + slack,)
-    height: int
-    width: int
-    border: int
-    stride: int
 
 
 def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
@@ -116,11 +112,12 @@ def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
     prices = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
     pixels = np.empty(int(exemplar.sides.prod(axis=1).sum()), dtype=np.int32)
     _fill(exemplar, prices, pixels)
-    colours = np.zeros(exemplar.pixels.size + _slack(exemplar.border), dtype=np.uint8)
+    similar = np.arange(prices.size, dtype=np.int32)
+    colours = np.zeros(exemplar.pixels.size + LANES, dtype=np.uint8)
     colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
     # Of an exemplar larger than the output, no pixel need be used twice.
     share = reuse * len(pixels) // max(len(pixels), output)
-    return _Exemplar(colours, exemplar.stride, pixels, prices, share)
+    return _Exemplar(colours, exemplar.stride, pixels, prices, similar, share)
 
 
 @njit(nogil=True, cache=True)
@@ -167,14 +164,18 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
     result = np.empty((height, width), dtype=np.int32)
     coarse_rows, coarse_stride = coarse.pixels.shape[1:3]
     rows, stride = fine.pixels.shape[1:3]
-    for i in range(height):
-        for j in range(width):
-            line, column = divmod(flat[i // 2, j // 2], coarse_stride)
+    for i in range(flat.shape[0]):
+        for j in range(flat.shape[1]):
+            line, column = divmod(flat[i, j], coarse_stride)
             patch, row = divmod(line, coarse_rows)
-            # An odd side was rounded up when it was halved.
-            row = min(2 * (row - coarse.border) + i % 2, fine.sides[patch, 0] - 1)
-            column = min(2 * (column - coarse.border) + j % 2, fine.sides[patch, 1] - 1)
-            result[i, j] = (patch * rows + row + fine.border) * stride + column + fine.border
+            start = patch * rows * stride
+            row, column = 2 * (row - coarse.border), 2 * (column - coarse.border)
+            for down in range(min(2, height - 2 * i)):
+                for right in range(min(2, width - 2 * j)):
+                    # An odd side was rounded up when it was halved.
+                    y = min(row + down, fine.sides[patch, 0] - 1) + fine.border
+                    x = min(column + right, fine.sides[patch, 1] - 1) + fine.border
+                    result[2 * i + down, 2 * j + right] = start + y * stride + x
     return result
 
 
@@ -184,20 +185,24 @@ def _correct(
 ) -> int:
     """Visit every pixel and replace its position by the candidate with the least distance and price.
 
-    Returns how many windows were compared, which benchmarks/synthesis.py reports.
+    The output has a margin of `border` that repeats the opposite side, so that no window needs to wrap. Returns how
+    many windows were compared, which benchmarks/synthesis.py reports.
     """
+    # As plain arrays: a function that is given a tuple of them counts references, which costs more than a window.
+    colours, stride, pixels, prices, similar, share = exemplar
     height, width = flat.shape
-    stride = width + 2 * border
-    cells = (height + 2 * border) * stride
-    colours = np.zeros(3 * cells + _slack(border), dtype=np.uint8)
-    output = _Output(np.empty(cells, dtype=np.int32), colours, height, width, border, stride)
+    line = width + 2 * border
+    source = np.empty((height + 2 * border) * line, dtype=np.int32)
+    image = np.zeros(3 * len(source) + LANES, dtype=np.uint8)
     for row in range(height):
         for column in range(width):
-            exemplar.prices[flat[row, column]] += exemplar.share
-            _put(output, row, column, flat[row, column], exemplar.colours)
-    mask = np.zeros(_slack(border), dtype=np.uint8)
-    mask[: 3 * (2 * border + 1)] = 255
-    tried = np.empty(9, dtype=np.int32)
+            prices[flat[row, column]] += share
+            _put(source, image, height, width, border, row, column, flat[row, column], colours)
+    run = 3 * (2 * border + 1)
+    mask = np.zeros((run + LANES - 1) // LANES * LANES, dtype=np.uint8)
+    mask[:run] = 255
+    step, output_step = np.uint64(3 * stride), np.uint64(3 * line)
+    tried = np.empty(2 * 9 + candidates, dtype=np.int32)
     subpasses = np.arange(4)
     comparisons = 0
     for number in range(passes):
@@ -207,80 +212,129 @@ def _correct(
         for subpass in subpasses:
             for row in range(subpass // 2, height, 2):
                 for column in range(subpass % 2, width, 2):
-                    at = (row + border) * stride + column + border
-                    own = output.source[at]
-                    exemplar.prices[own] -= exemplar.share
-                    best, least = own, _cost(exemplar, own, output, at, border, mask) + novelty
-                    tried[0] = own
-                    count = 1
-                    for dy in range(-1, 2):
-                        for dx in range(-1, 2):
-                            candidate = np.int32(output.source[at + dy * stride + dx] - dy * exemplar.stride - dx)
-                            # Moved across a patch's edge it is forbidden; moved inside one area, it is known already.
-                            new = exemplar.prices[candidate] < _FORBIDDEN
-                            for k in range(count):
-                                new = new and tried[k] != candidate
-                            if new:
-                                tried[count] = candidate
-                                count += 1
-                                cost = _cost(exemplar, candidate, output, at, border, mask)
-                                if cost < least:
-                                    best, least = candidate, cost
+                    at = (row + border) * line + column + border
+                    own = source[at]
+                    prices[own] -= share
+                    count = _collect(source, at, line, stride, similar, tried)
                     for k in range(candidates):
-                        place = draw(random_key, (row * width + column) * candidates + k, len(exemplar.pixels))
-                        candidate = exemplar.pixels[place]
-                        cost = _cost(exemplar, candidate, output, at, border, mask)
+                        place = draw(random_key, (row * width + column) * candidates + k, len(pixels))
+                        tried[count] = pixels[place]
+                        count += 1
+                    comparisons += count
+                    # Nothing here branches on what a window holds, which would often be guessed wrong, and nothing is
+                    # written, so that the output's window stays in registers. To compare a candidate twice, or one
+                    # outside of its patch, costs less than to leave it out.
+                    best, least = own, _FORBIDDEN
+                    theirs = np.uint64(3 * (at - border * (line + 1)))
+                    for k in range(count):
+                        candidate = tried[k]
+                        ours = np.uint64(3 * (candidate - border * (stride + 1)))
+                        if border == 2:
+                            distance = _distance_5(colours, ours, step, image, theirs, output_step, mask)
+                        else:
+                            distance = _distance(colours, ours, step, image, theirs, output_step, mask, 2 * border + 1)
+                        cost = _PARTS * np.int64(distance) + prices[candidate] + (novelty if candidate == own else 0)
                         if cost < least:
                             best, least = candidate, cost
-                    comparisons += count + candidates
-                    exemplar.prices[best] += exemplar.share
+                    prices[best] += share
                     if best != own:
-                        _put(output, row, column, best, exemplar.colours)
+                        similar[own], similar[best] = best, own
+                        _put(source, image, height, width, border, row, column, best, colours)
     for row in range(height):
         for column in range(width):
-            flat[row, column] = output.source[(row + border) * stride + column + border]
+            flat[row, column] = source[(row + border) * line + column + border]
     return comparisons
 
 
 @njit(nogil=True, cache=True)
-def _put(output: _Output, row: int, column: int, position: int, colours: np.ndarray) -> None:
+def _collect(source: np.ndarray, at: int, line: int, stride: int, similar: np.ndarray, tried: np.ndarray) -> int:
+    """List the present position, what the eight neighbours propose, and what is similar to those; return how many."""
+    own = source[at]
+    tried[0] = own
+    count = 1
+    agreed = True
+    for dy in range(-1, 2):
+        for dx in range(-1, 2):
+            if dy != 0 or dx != 0:
+                candidate = np.int32(source[at + dy * line + dx] - dy * stride - dx)
+                agreed &= candidate == own
+                tried[count] = candidate
+                count += 1
+    if agreed:
+        count = 1  # inside a copied region, where about half of the visits are
+    for k in range(count):
+        tried[count + k] = similar[tried[k]]
+    return 2 * count
+
+
+@njit(nogil=True, cache=True)
+def _put(
+    source: np.ndarray,
+    image: np.ndarray,
+    height: int,
+    width: int,
+    border: int,
+    row: int,
+    column: int,
+    position: int,
+    colours: np.ndarray,
+) -> None:
     """Write a pixel wherever it stands: once, and again for every margin that repeats it."""
-    for i in range((row + output.border) % output.height, output.height + 2 * output.border, output.height):
-        for j in range((column + output.border) % output.width, output.stride, output.width):
-            at = i * output.stride + j
-            output.source[at] = position
+    line = width + 2 * border
+    if border <= row < height - border and border <= column < width - border:
+        at = (row + border) * line + column + border
+        source[at] = position
+        for channel in range(3):
+            image[3 * at + channel] = colours[3 * position + channel]
+        return
+    for i in range((row + border) % height, height + 2 * border, height):
+        for j in range((column + border) % width, line, width):
+            at = i * line + j
+            source[at] = position
             for channel in range(3):
-                output.colours[3 * at + channel] = colours[3 * position + channel]
+                image[3 * at + channel] = colours[3 * position + channel]
 
 
-@njit(nogil=True, cache=True)
-def _cost(exemplar: _Exemplar, candidate: np.int32, output: _Output, at: int, border: int, mask: np.ndarray) -> int:
-    """Sum of absolute differences of the windows around two positions, in parts, and the candidate's price."""
-    # Unsigned, because an index that may be negative costs a test each time.
-    ours = np.uint64(3 * (candidate - border * (exemplar.stride + 1)))
-    theirs = np.uint64(3 * (at - border * (output.stride + 1)))
-    line, other_line = np.uint64(3 * exemplar.stride), np.uint64(3 * output.stride)
+# Positions of windows are unsigned bytes' numbers, because an index that may be negative costs a test each time.
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _distance_5(
+    colours: np.ndarray,
+    ours: np.uint64,
+    step: np.uint64,
+    image: np.ndarray,
+    theirs: np.uint64,
+    output_step: np.uint64,
+    mask: np.ndarray,
+) -> np.int32:
+    """`_distance` of the default window: five rows of one vector each, which the compiler unrolls."""
     total = np.int32(0)
-    if border == 2:
-        # The default window in five steps that the compiler knows: half the time of the loop below.
-        for row in range(5):
-            step = np.uint64(row)
-            run = run_distance(
-                exemplar.colours, ours + step * line, output.colours, theirs + step * other_line, mask, np.uint64(0)
-            )
-            total = np.int32(total + run)
-        return _PARTS * np.int64(total) + exemplar.prices[candidate]
-    for _ in range(2 * border + 1):
-        for start in range(0, len(mask), LANES):
-            step = np.uint64(start)
-            run = run_distance(exemplar.colours, ours + step, output.colours, theirs + step, mask, step)
-            total = np.int32(total + run)
-        ours += line
-        theirs += other_line
-    return _PARTS * np.int64(total) + exemplar.prices[candidate]
+    for row in range(5):
+        number = np.uint64(row)
+        run = run_distance(colours, ours + number * step, image, theirs + number * output_step, mask, np.uint64(0))
+        total = np.int32(total + run)
+    return total
 
 
 @njit(nogil=True, cache=True)
-def _slack(border: int) -> int:
-    """A window row's bytes rounded up to whole vectors: so much is read at once, and must exist behind the last."""
-    return (3 * (2 * border + 1) + LANES - 1) // LANES * LANES
+def _distance(
+    colours: np.ndarray,
+    ours: np.uint64,
+    step: np.uint64,
+    image: np.ndarray,
+    theirs: np.uint64,
+    output_step: np.uint64,
+    mask: np.ndarray,
+    rows: int,
+) -> np.int32:
+    """Sum of absolute differences of two windows, from their first bytes on; steps lead from row to row."""
+    total = np.int32(0)
+    for _ in range(rows):
+        for start in range(0, len(mask), LANES):
+            place = np.uint64(start)
+            run = run_distance(colours, ours + place, image, theirs + place, mask, place)
+            total = np.int32(total + run)
+        ours += step
+        theirs += output_step
+    return total

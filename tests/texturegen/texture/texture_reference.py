@@ -208,6 +208,8 @@ def wei_levoy(patches, size, seed, window, levels, search, codebook, backtrack):
 def coherent(patches, size, seed, window, levels, block, first_passes, passes, last_passes, candidates, reuse, novelty):
     scales, sizes = scales_and_sizes(patches, size, levels)
     reach = window // 2
+    if last_passes is None:
+        last_passes = 2 if levels == 2 else 1
     source = []
     for level in reversed(range(levels)):
         exemplars, (height, width) = scales[level], sizes[level]
@@ -233,9 +235,12 @@ def coherent(patches, size, seed, window, levels, block, first_passes, passes, l
                     y, x = 2 * y + i % 2, 2 * x + j % 2
                     source[i][j] = (p, min(y, exemplars[p].shape[0] - 1), min(x, exemplars[p].shape[1] - 1))
         pixels = pixel_list(exemplars)
-        values = 3 * window**2
-        share = reuse * values * 256 * len(pixels) // max(len(pixels), height * width)
+        inside = set(pixels)
+        parts = 3 * window**2 * 256
+        price = (reuse * parts // 4 ** (levels - 1 - level)) * len(pixels) // max(len(pixels), height * width)
+        staying = novelty * parts * 8**level // 5**level
         uses = Counter(position for line in source for position in line)
+        similar = {}
         subpasses = [0, 1, 2, 3]
         for number in range(first_passes if level == levels - 1 else passes if level else last_passes):
             pass_key = derive(key, number + 1)
@@ -252,20 +257,22 @@ def coherent(patches, size, seed, window, levels, block, first_passes, passes, l
                     for dx in (-1, 0, 1):
                         p, y, x = source[(i + dy) % height][(j + dx) % width]
                         tries.append((p, y - dy, x - dx))
-                count = candidates * 2**level
-                for k in range(count):
-                    tries.append(pixels[draw(derive(pass_key, 1), (i * width + j) * count + k, len(pixels))])
+                tries += [similar.get(place, place) for place in tries]
+                for k in range(candidates):
+                    tries.append(pixels[draw(derive(pass_key, 1), (i * width + j) * candidates + k, len(pixels))])
                 costs = []
-                for place, (p, y, x) in enumerate(tries):
+                for place in tries:
                     cost = math.inf
-                    # The present position, come by again from a neighbour, still pays for staying.
-                    again = 0 < place < 10 and (p, y, x) == own
-                    if not again and 0 <= y < exemplars[p].shape[0] and 0 <= x < exemplars[p].shape[1]:
+                    if place in inside:
+                        p, y, x = place
                         difference = np.abs(padded[p][y : y + window, x : x + window] - wanted).sum()
-                        cost = 256 * int(difference) + share * uses[p, y, x]
-                    costs.append(cost + novelty * values * 256 * (place == 0))
-                source[i][j] = tries[int(np.argmin(costs))]
-                uses[source[i][j]] += 1
+                        cost = 256 * int(difference) + price * uses[place] + staying * (place == own)
+                    costs.append(cost)
+                best = tries[int(np.argmin(costs))]
+                source[i][j] = best
+                uses[best] += 1
+                if best != own:
+                    similar[own], similar[best] = best, own
     return source
 
 
