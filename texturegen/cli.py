@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from texturegen import __version__, cli_shards
-from texturegen.console import FriendlyGroup, Progress, emit, fail, plural, read_pairs
+from texturegen.console import KEPT, FriendlyGroup, Progress, emit, fail, plural, read_pairs
+from texturegen.errors import UserError
 from texturegen.threads import count_cpus
 
 FAILED_IMAGES = 3  # exit status of a build that finished without some images
@@ -75,6 +76,11 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             "--method-option", "settings", multiple=True, callback=read_settings, help="KEY=VALUE for the method."
         ),
         click.option(
+            "--classes",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="imagenet100: a list of WordNet ids; webdataset: class names; one a line.",
+        ),
+        click.option(
             "--source-option",
             "source_options",
             multiple=True,
@@ -95,6 +101,9 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--engine", default="processes", show_default=True, help="processes, or ray (a cluster).")
 @click.option("--ray-address", help="Of the cluster for --engine ray  [default: $RAY_ADDRESS]")
 @click.option(
+    "--retry-failed", is_flag=True, help="Make the shards in which images failed again, of a finished build too."
+)
+@click.option(
     "--shard-range",
     "part",
     metavar="I/N",
@@ -110,6 +119,7 @@ def build(
     engine: str,
     ray_address: str | None,
     part: tuple[int, int] | None,
+    retry_failed: bool,
     log_json: bool,
     **recipe: Any,
 ) -> None:
@@ -131,11 +141,17 @@ def build(
     workers = workers or (0 if engine == "ray" else count_cpus())  # 0: as many as the cluster can use
     try:
         result = building.build(
-            building.Recipe(**recipe), out, root, download, workers, engine, options, part, progress
+            _read_recipe(**recipe), out, root, download, workers, engine, options, part, retry_failed, progress
         )
+    except UserError as error:
+        if log_json:
+            emit("error", out=str(out), message=str(error))
+        raise
     except OSError as error:  # a full disk, most often
-        kept = "what is finished is kept: run the same command again to go on"
-        fail(f"{error.filename or out}: {error.strerror or error}; {kept}")
+        message = f"{error.filename or out}: {error.strerror or error}; {KEPT} to go on"
+        if log_json:
+            emit("error", out=str(out), message=message)
+        fail(message)
     finally:
         for bar in bars:
             bar.close()
@@ -154,16 +170,19 @@ def finish(directory: Path, log_json: bool) -> None:
 
 @main.command()
 @recipe_options
-@click.option("--seconds", default=10.0, show_default=True, help="How long to try.")
-def plan(root: str | None, workers: int | None, seconds: float, **recipe: Any) -> None:
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="How long to try.")
+@click.option("--log-json", is_flag=True, help="The result as a JSON line on stdout.")
+def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, **recipe: Any) -> None:
     """Say what a build of these options would take: images, shards, bytes, CPU hours, wall time. Writes nothing.
 
     Made of a short trial on images spread over the set, with all workers at work.
     """
-    from texturegen.build import Recipe
     from texturegen.build.trial import estimate
 
-    made = estimate(Recipe(**recipe), root, workers or count_cpus(), seconds)
+    made = estimate(_read_recipe(**recipe), root, workers or count_cpus(), seconds)
+    if log_json:
+        emit("plan", **asdict(made))
+        return
     lines = {
         "images": f"{made.images:,}",
         "textures": f"{made.textures:,}",
@@ -177,6 +196,15 @@ def plan(root: str | None, workers: int | None, seconds: float, **recipe: Any) -
         print(f"{name:11}{value}")
 
 
+def _read_recipe(classes: Path | None, source_options: dict[str, Any], **fields: Any) -> Any:
+    """The build.Recipe of what `recipe_options` read; --classes is short for a source option."""
+    from texturegen.build import Recipe
+
+    if classes is not None:
+        source_options = {**source_options, "classes": str(classes)}
+    return Recipe(source_options=source_options, **fields)
+
+
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -188,7 +216,9 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
     counts = result.counts
     if as_json:
         event = "finished" if result.missing is None else "part"
-        emit(event, out=str(out), **counts, missing_shards=result.missing or 0, seconds=result.seconds)
+        failures = [{"key": key, "error": error} for key, error in result.failures]
+        missing = result.missing or 0
+        emit(event, out=str(out), **counts, missing_shards=missing, seconds=result.seconds, failures=failures)
     else:
         print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
     if result.missing is not None:
@@ -202,7 +232,8 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
         print(f"failed: {key}: {error}", file=sys.stderr)
     if counts["failed"]:
         print(
-            f"error: {plural(counts['failed'], 'image')} failed; the manifest has them all, with reasons",
+            f"error: {plural(counts['failed'], 'image')} failed; the manifest has them all, with reasons; "
+            "`texturegen build ... --retry-failed` tries them again",
             file=sys.stderr,
         )
         sys.exit(FAILED_IMAGES)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from texturegen.errors import UserError
 
 LINE_SECONDS = 10.0
+KEPT = "what is finished is kept: run the same command again"
 
 
 class FriendlyCommand(click.Command):
@@ -29,10 +30,13 @@ class FriendlyCommand(click.Command):
             sys.exit(error.exit_code)
         except UserError as error:
             fail(str(error))
+        except MemoryError as error:
+            what = f" for {error}" if str(error) else ""
+            fail(f"not enough memory{what}; {KEPT}, with fewer --workers")
         except OSError as error:
             fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except (click.Abort, KeyboardInterrupt):
-            print("stopped; what is finished is kept: run the same command again to go on", file=sys.stderr)
+            print(f"stopped; {KEPT} to go on", file=sys.stderr)
             sys.exit(130)
 
 

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -23,8 +24,33 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_once(path: Path, content: str) -> bool:
+    """As `write_atomically`, but False, and nothing written, where another process had been quicker."""
+    temporary = temporary_name(path)
+    try:
+        write_atomically(temporary, content)
+        os.link(temporary, path)
+        sync_directory(path.parent)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was renamed in a directory last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def temporary_name(path: Path) -> Path:
@@ -34,4 +60,8 @@ def temporary_name(path: Path) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON with sorted keys, so that equal contents are equal bytes."""
-    write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_atomically(path, as_json(content))
+
+
+def as_json(content: Any) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -9,7 +9,7 @@ None and not a half-grey picture. What neither library notices is damage inside 
 import io
 import struct
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -68,7 +68,7 @@ def decode_image(data: bytes) -> np.ndarray:
         return _decode_gif(header)
     image = _decode_quietly(data)
     if image is None:
-        raise UserError(f"the {kind} file is truncated, damaged or of a kind that OpenCV cannot decode")
+        _refuse(data, f"the {kind} file is truncated, damaged or of a kind that OpenCV cannot decode")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -136,7 +136,7 @@ def _decode_png(data: bytes) -> np.ndarray:
         raise UserError("the PNG file is truncated")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise UserError("the PNG file is damaged")
+        _refuse(data, "the PNG file is damaged")
     return image
 
 
@@ -146,8 +146,21 @@ def _decode_known(data: bytes, size: tuple[int, int]) -> np.ndarray:
     image = _decode_quietly(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
         kind = "WEBP" if data[:4] == b"RIFF" else "JPEG"
-        raise UserError(f"the {kind} file is truncated, damaged or of a kind that OpenCV cannot decode")
+        _refuse(data, f"the {kind} file is truncated, damaged or of a kind that OpenCV cannot decode")
     return image
+
+
+def _refuse(data: bytes, reason: str) -> NoReturn:
+    """Raise UserError, or MemoryError: OpenCV gives the same answer to a damaged image and to a lack of memory."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            np.asarray(image.convert("RGB"))  # as many bytes as OpenCV wanted
+    except MemoryError:
+        raise MemoryError(f"an image of {image.width}x{image.height} pixels") from None
+    except Exception:  # Pillow finds it damaged too
+        pass
+    raise UserError(reason)
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

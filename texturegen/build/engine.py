@@ -17,6 +17,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,19 @@ def run_in_processes(job: Job, numbers: list[int], workers: int, progress: Progr
             worker.close()
 
 
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Put SIGINT off; where the platform, or a thread other than the main one, cannot, nothing is done."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
     """One spawned process, and what it shares with this one: counters and a stop flag.
 
@@ -116,7 +130,8 @@ class _Worker:
 
     def submit(self, job: Job, number: int) -> Future:
         self.before = self.made.value, self.failed.value
-        return self._pool.submit(_call, job, number)
+        with _ctrl_c_held():  # a process that starts inherits this: the terminal's Ctrl-C is not for it
+            return self._pool.submit(_call, job, number)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from texturegen.build.engine import Stopped
-from texturegen.build.recipe import Plan, Recipe, open_recipe_source, texture_seed
+from texturegen.build.listing import read_paths
+from texturegen.build.recipe import Plan, Recipe, open_planned_source, texture_seed
 from texturegen.errors import UserError
 from texturegen.images import ENCODINGS, encode_image
 from texturegen.shards import ShardWriter
-from texturegen.sources import ImageError, Item, Source
+from texturegen.sources import ImageError, Item, Source, SourceLost
 from texturegen.texture import cut_patches, synthesize
 from texturegen.texture.quality import measure
 
@@ -47,10 +48,13 @@ def run_job(
     `tick(made, failed)` is called after each image with what it was to give (an image alone counts as one) and whether
     it failed; when it returns False the job leaves nothing behind and raises Stopped.
     `poison`: positions that are not to be touched but recorded as failed, each with its reason.
-    Raises OSError when the shard cannot be written.
+    Raises OSError when the shard cannot be written, or a file of the source not read; UserError when the data set is
+    not the planned one, or gone.
     """
-    source = open_recipe_source(plan.recipe, root, check=False)
-    return write_shard(plan, source, directory, number, plan.positions(number), poison, tick)
+    watch = Stopwatch()
+    source = open_planned_source(plan, root, read_paths(directory, plan.source["digest"]))
+    watch.lap("read")
+    return write_shard(plan, source, directory, number, plan.positions(number), poison, tick, watch)
 
 
 def write_shard(
@@ -61,9 +65,10 @@ def write_shard(
     positions: Iterable[int],
     poison: Mapping[int, str],
     tick: Callable[[int, int], bool],
+    watch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """Make the samples at `positions` of `source` into shard `number`; for the rest see `run_job`."""
-    watch = Stopwatch()
+    watch = watch or Stopwatch()
     try:
         with ShardWriter(directory, number, plan.fingerprint) as writer:
             for position in positions:
@@ -81,13 +86,12 @@ def write_shard(
         raise
 
 
-def try_first(plan: Plan, root: str | None) -> None:
+def try_first(plan: Plan, source: Source) -> None:
     """Make the first texture, where all images are of one size, so that a recipe that suits none is refused at once.
 
     Raises UserError. An image that cannot be decoded proves nothing; the next is tried, up to three.
     """
     recipe = plan.recipe
-    source = open_recipe_source(recipe, root, check=False)
     if recipe.per_image == 0 or not source.one_size:
         return
     for position in range(min(plan.items, 3)):
@@ -111,8 +115,9 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
             watch.lap("encode")
     except ImageError as error:
         return error.reason  # the row has the key
-    except (UserError, OSError) as error:
-        # OSError: the source's file vanished or cannot be read. The writer's own are not caught here.
+    except SourceLost:
+        raise
+    except UserError as error:
         return str(error)
     finally:
         watch.lap("read")  # of a failure; else nothing has passed

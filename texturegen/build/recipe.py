@@ -5,6 +5,7 @@ Everything that decides a byte of the shards is in here; workers, engines and pl
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from texturegen import __version__
 from texturegen.errors import UserError, nearest
 from texturegen.images import ENCODINGS
 from texturegen.shards.schema import FORMAT
-from texturegen.sources import Source, open_source
+from texturegen.sources import Listing, Source, find_entry, open_source
 from texturegen.texture import resolve_settings
 
 # Packages that decide bytes; recorded, so that a difference between two machines can be explained.
@@ -86,7 +87,10 @@ class Plan:
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
 
-def open_recipe_source(recipe: Recipe, root: str | None, download: bool = False, check: bool = True) -> Source:
+def open_recipe_source(
+    recipe: Recipe, root: str | None, download: bool = False, check: bool = True, listing: Listing | None = None
+) -> Source:
+    find_entry(recipe.dataset, recipe.source_options)  # or an option might pass for one of open_source's
     return open_source(
         recipe.dataset,
         root=root,
@@ -94,14 +98,31 @@ def open_recipe_source(recipe: Recipe, root: str | None, download: bool = False,
         size=recipe.size,
         download=download,
         check=check,
+        listing=listing,
         **recipe.source_options,
     )
 
 
-def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -> tuple[Plan, list[str]]:
+def open_planned_source(plan: Plan, root: str | None, paths: Sequence[str] | None = None) -> Source:
+    """Open the data set of a plan in a process that need not check it again.
+
+    paths : what `listing.read_paths` gives of a source of files; with it nothing is searched.
+    Raises UserError where the data set is not the one that was planned.
+    """
+    listing = None if paths is None else Listing(paths, plan.source["classes"])
+    source = open_recipe_source(plan.recipe, root, check=False, listing=listing)
+    if len(source) < plan.items or (listing is None and source.digest != plan.source["digest"]):
+        raise UserError(
+            f"data set '{plan.recipe.dataset}': its images are not those that this build began with; put them back as "
+            "they were and run the same command again, or build into another directory"
+        )
+    return source
+
+
+def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -> tuple[Plan, Source]:
     """Open the data set once, with its checks, and fill in every default of the recipe.
 
-    Returns the plan and the names of the files that the source leaves out because they are no images.
+    Returns the plan and the open data set.
     Raises UserError for anything the recipe or the data set has wrong.
     """
     for name, least in (("per_image", 0), ("seed", 0), ("shard_size", 1), ("limit", 1), ("patch_size", 1)):
@@ -113,11 +134,14 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -
         raise UserError(f"unknown encoding '{recipe.encoding}'{close}; there are: {', '.join(ENCODINGS)}")
     settings = resolve_settings(recipe.method, recipe.settings)
     source = open_recipe_source(recipe, root, download)
-    recipe = replace(recipe, split=source.split, settings=settings)
+    options = dict(recipe.source_options)
+    if options.get("classes") is not None:
+        options["classes"] = list(source.classes)  # what the file holds decides the bytes, not where it lies
+    recipe = replace(recipe, split=source.split, settings=settings, source_options=options)
     items = len(source) if recipe.limit is None else min(recipe.limit, len(source))
     about = {"name": source.name, "split": source.split, "items": items, "classes": list(source.classes)}
     about["digest"] = source.digest
-    return Plan(recipe, items, about), list(getattr(source, "ignored", []))
+    return Plan(recipe, items, about), source
 
 
 def texture_seed(seed: int, key: str, index: int) -> int:

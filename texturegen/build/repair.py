@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 
 from texturegen.build.engine import ENGINES, Lost
 from texturegen.build.job import run_job
+from texturegen.build.listing import write_listing
 from texturegen.build.lock import take
 from texturegen.build.recipe import Plan, Recipe, make_plan
 from texturegen.errors import UserError
 from texturegen.shards.reader import read_build
 from texturegen.shards.schema import MANIFEST, PARTS, shard_name
 from texturegen.shards.verify import Report, inspect
+from texturegen.sources import Source
 
 SCRATCH = "repair"
 
@@ -101,11 +103,12 @@ def _rebuild(
             f"{directory}: {_list(names)} damaged, and there is no recipe to build from, as this directory was made by "
             f"`texturegen {content['derived']['operation']}`: make it again in that way"
         )
-    plan = _same_plan(directory, content, root)
+    plan, source = _same_plan(directory, content, root)
     for stale in scratch.iterdir():  # of a repair that was killed
         if stale.name != "lock":
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     (scratch / PARTS).mkdir()
+    write_listing(scratch, source)
     # What failed in the build is recorded again as failed, not tried: it may have been a worker's death, or a file
     # that can be read today.
     failed = pq.read_table(
@@ -136,8 +139,8 @@ def _rebuild(
     return sorted(rebuilt)
 
 
-def _same_plan(directory: Path, content: Mapping[str, Any], root: str | None) -> Plan:
-    """The plan of build.json, with the data set opened and checked to be the one of then."""
+def _same_plan(directory: Path, content: Mapping[str, Any], root: str | None) -> tuple[Plan, Source]:
+    """The plan of build.json, and the data set, opened and checked to be the one of then."""
     try:
         recipe = Recipe(**content["recipe"])
     except TypeError as error:
@@ -145,10 +148,10 @@ def _same_plan(directory: Path, content: Mapping[str, Any], root: str | None) ->
             f"{directory}: its recipe is of another version, texturegen {content.get('texturegen')} ({error}); "
             "repair it with that one"
         ) from None
-    plan, _ = make_plan(recipe, root)
+    plan, source = make_plan(recipe, root)
     now = json.loads(json.dumps(plan.describe()))
     if now == {name: content.get(name) for name in now}:
-        return plan
+        return plan, source
     for name in ("format", "texturegen"):
         if now[name] != content.get(name):
             raise UserError(

@@ -1,6 +1,5 @@
 """From a recipe to a finished shard directory: check, plan, map the missing jobs, join the parts."""
 
-import hashlib
 import json
 import platform
 import shutil
@@ -20,12 +19,20 @@ from texturegen.build.engine import ATTEMPTS, ENGINES, Lost
 from texturegen.build.job import STAGES, run_job, try_first
 from texturegen.build.lock import take
 from texturegen.build.recipe import RECORDED, Plan, Recipe, make_plan
+from texturegen.build.state import (
+    RECIPE,
+    claim,
+    enter,
+    is_finished,
+    read_json,
+    read_stats,
+    remove_leftovers,
+    reopen,
+    sha256_of,
+)
 from texturegen.errors import UserError, nearest
 from texturegen.files import write_atomically, write_json
-from texturegen.shards.reader import check_size
 from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA, PARTS
-
-RECIPE = "recipe.json"
 
 Progress = Callable[[int, int], object]
 StartProgress = Callable[[int, int], Progress]
@@ -58,6 +65,7 @@ def build(
     engine: str = "processes",
     engine_options: Mapping[str, Any] | None = None,
     part: tuple[int, int] | None = None,
+    retry_failed: bool = False,
     progress: StartProgress = lambda total, already: lambda made, failed: None,
 ) -> Result:
     """Build the shards of `recipe` in directory `out`; finished shards of an earlier run of it are kept.
@@ -70,6 +78,7 @@ def build(
     engine, engine_options : a name in `engine.ENGINES`, and what that one takes beside jobs and workers.
     part : (i, n), 1 <= i <= n: only the i-th of n equal parts of the shards, as one of n processes that share `out`;
         when all have ended, `finish(out)` makes it a finished build.
+    retry_failed : make shards in which images failed again, also those of a finished build.
     progress : called once with (textures in all, textures there already); what it returns is called with each number
         of textures made and of images failed; a negative number takes back what a worker had made when it died.
 
@@ -82,18 +91,32 @@ def build(
     if engine not in ENGINES:
         raise UserError(f"unknown engine '{engine}'{nearest(engine, ENGINES)}; there are: {', '.join(ENGINES)}")
     out = Path(out)
-    plan, ignored = make_plan(recipe, root, download)
+    plan, source = make_plan(recipe, root, download)
+    ignored = len(getattr(source, "ignored", []))
     numbers = range(plan.shards) if part is None else _numbers(plan, *part)
     if not (out / PARTS).exists() and not (out / BUILD).exists():
-        try_first(plan, root)
-    if _is_finished(out, plan):
-        return _result(out)
-    _claim(out, plan, ignored)
+        try_first(plan, source)
+    if is_finished(out, plan):
+        failed = _result(out).counts["failed"]
+        if not (retry_failed and failed):
+            return _result(out)
+        if part is not None:
+            raise UserError(f"{out}: is finished; try its failed images again without --shard-range")
+    enter(out)
     with ExitStack() as locks:
         locks.enter_context(take(out / PARTS / "lock", shared=part is not None))
         if part is not None:
             locks.enter_context(take(out / PARTS / f"lock-{numbers.start}-{numbers.stop}"))
-        _remove_leftovers(out, None if part is None else numbers)
+        if (out / BUILD).is_file():
+            if not retry_failed:  # another process has finished it since
+                return _result(out)
+            reopen(out, plan)
+        claim(out, plan, ignored, source)
+        if retry_failed:
+            for number in numbers:
+                if (read_stats(out, plan, number) or {"failed": 0})["failed"]:
+                    (out / PARTS / f"{number:06d}.json").unlink()
+        remove_leftovers(out, None if part is None else numbers)
         options = dict(engine_options or {})
         if engine == "ray":
             options["directory"] = out / PARTS  # every node must see it
@@ -101,10 +124,10 @@ def build(
         try:
             _make(plan, numbers, out, root, run, progress)
         finally:
-            _remove_leftovers(out, None if part is None else numbers)
+            remove_leftovers(out, None if part is None else numbers)
         if part is None:
-            return _finish(out, plan, len(ignored))
-    stats = {number: _stats(out, plan, number) for number in range(plan.shards)}
+            return _finish(out, plan, ignored)
+    stats = {number: read_stats(out, plan, number) for number in range(plan.shards)}
     mine = [stats[number] for number in numbers]
     failures = _failures(*(out / PARTS / f"{number:06d}.parquet" for number in numbers))
     return Result(_count(mine), failures, _add_seconds(mine), sum(found is None for found in stats.values()))
@@ -117,6 +140,8 @@ def finish(out: str | Path) -> Result:
     """
     out = Path(out)
     if (out / BUILD).is_file():
+        if "derived" in read_json(out / BUILD):
+            raise UserError(f"{out}: was made by merge or split, and is finished")
         return _result(out)
     path = out / PARTS / RECIPE
     if not path.is_file():
@@ -130,7 +155,7 @@ def finish(out: str | Path) -> Result:
         made_by = f"format {content.get('format')}, texturegen {content.get('texturegen')}"
         raise UserError(f"{out}: was begun by another version ({made_by}); finish it with that one")
     with take(out / PARTS / "lock"):
-        _remove_leftovers(out, None)
+        remove_leftovers(out, None)
         return _finish(out, plan, ignored)
 
 
@@ -152,7 +177,7 @@ def _make(
 
     An image on which a worker dies every time costs itself only: its shard is made again without it.
     """
-    finished = [number for number in numbers if _stats(out, plan, number)]
+    finished = [number for number in numbers if read_stats(out, plan, number)]
     missing = sorted({*numbers} - {*finished})
     per_image = max(plan.recipe.per_image, 1)
     total, already = (sum(len(plan.positions(n)) for n in some) * per_image for some in (numbers, finished))
@@ -191,89 +216,9 @@ def _list(numbers: list[int]) -> str:
     return ", ".join(map(str, sorted(numbers)[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
-def _is_finished(out: Path, plan: Plan) -> bool:
-    """Whether `out` holds this plan's finished build; UserError when it holds another's, or one that lost a shard."""
-    if not (out / BUILD).is_file():
-        return False
-    _refuse_other(out / BUILD, plan)
-    for shard in json.loads((out / BUILD).read_text())["shards"]:
-        check_size(out / shard["name"], shard["bytes"])
-    shutil.rmtree(out / PARTS, ignore_errors=True)  # left when an earlier run died between its last two steps
-    return True
-
-
-def _claim(out: Path, plan: Plan, ignored: list[str]) -> None:
-    """Make `out` this plan's own; UserError when it holds anything else."""
-    path = out / PARTS / RECIPE
-    if path.is_file():
-        _refuse_other(path, plan)
-    # Of an array's parts that start together, another may be at this same point.
-    elif out.exists() and (not out.is_dir() or any(entry.name != PARTS for entry in out.iterdir()) or _foreign(out)):
-        raise UserError(f"{out}: exists and holds other things; choose another --out")
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**plan.describe(), "ignored": len(ignored)})
-
-
-def _foreign(out: Path) -> bool:
-    parts = out / PARTS
-    names = [entry.name for entry in parts.iterdir()] if parts.is_dir() else []
-    return any(not name.startswith((RECIPE, "lock")) for name in names)
-
-
-def _remove_leftovers(out: Path, numbers: range | None) -> None:
-    """Remove temporary files of runs that were killed; under the lock, so that they are nobody's. None: of all."""
-    for path in [*out.glob("shard-*.tmp"), *(out / PARTS).glob("*.tmp")]:
-        number = path.name.removeprefix("shard-").partition(".")[0]
-        if numbers is None or (number.isdecimal() and int(number) in numbers):
-            path.unlink()
-
-
-def _refuse_other(path: Path, plan: Plan) -> None:
-    try:
-        there = json.loads(path.read_text())
-        mine = plan.describe()
-        old, new = _flat({name: there[name] for name in mine}), _flat(json.loads(json.dumps(mine)))
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; choose another --out or remove that directory") from None
-    differ = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    # Another method has other settings, another data set another digest: that need not be said.
-    for cause, follows in (
-        ("recipe.method", "recipe.settings."),
-        ("recipe.dataset", "source."),
-        ("recipe.limit", "source.items"),
-    ):
-        if cause in differ:
-            differ = [name for name in differ if not name.startswith(follows)]
-    if differ:
-        where = path.parent if path.name == BUILD else path.parent.parent
-        said = "; ".join(
-            "the data set's images differ"
-            if name == "source.digest"
-            else f"{name} {old.get(name)!r} there, {new.get(name)!r} asked"
-            for name in differ
-        )
-        raise UserError(f"{where}: holds another build ({said}); choose another --out or give the same options")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat
-
-
-def _stats(out: Path, plan: Plan, number: int) -> dict[str, Any] | None:
-    path = out / PARTS / f"{number:06d}.json"
-    if not path.is_file():
-        return None
-    stats = json.loads(path.read_text())
-    return stats if stats.pop("fingerprint") == plan.fingerprint and (out / stats["name"]).is_file() else None
-
-
 def _finish(out: Path, plan: Plan, ignored: int) -> Result:
     """Join the parts into the manifest, then write `build.json`, which makes the build a finished one."""
-    found = {number: _stats(out, plan, number) for number in range(plan.shards)}
+    found = {number: read_stats(out, plan, number) for number in range(plan.shards)}
     lost = [number for number, stats in found.items() if stats is None]
     if lost:
         raise UserError(
@@ -291,13 +236,11 @@ def _finish(out: Path, plan: Plan, ignored: int) -> Result:
         (out / PARTS).rmdir()
         raise UserError(f"none of the {counts['failed']} images could be used; the first: {reason}")
     write_atomically(out / MANIFEST, partial(_join, parts))
-    with open(out / MANIFEST, "rb") as f:
-        manifest_sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     content = {
         **plan.describe(),
         "counts": {**counts, "ignored": ignored},
         "shards": [{name: value for name, value in stats.items() if name != "seconds"} for stats in shards],
-        "manifest_sha256": manifest_sha256,
+        "manifest_sha256": sha256_of(out / MANIFEST),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
         # All that another run of the same recipe may have otherwise.
         "run": {"seconds": _add_seconds(shards)},
@@ -333,8 +276,11 @@ def _refuse_repeated_keys(parts: list[Path]) -> None:
 
 
 def _result(out: Path) -> Result:
-    content = json.loads((out / BUILD).read_text())
-    return Result(content["counts"], _failures(out / MANIFEST), content["run"]["seconds"])
+    content = read_json(out / BUILD)
+    try:
+        return Result(content["counts"], _failures(out / MANIFEST), content["run"]["seconds"])
+    except KeyError as error:
+        raise UserError(f"{out / BUILD}: damaged, it has no {error}") from None
 
 
 def _failures(*tables: Path) -> list[tuple[str, str]]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from texturegen.build.engine import Lost, run_in_processes
 from texturegen.build.job import write_shard
-from texturegen.build.recipe import Plan, Recipe, make_plan, open_recipe_source
+from texturegen.build.listing import read_paths, write_listing
+from texturegen.build.recipe import Plan, Recipe, make_plan, open_planned_source
 from texturegen.errors import UserError
 from texturegen.shards.schema import PARTS
 
@@ -49,10 +50,14 @@ def estimate(recipe: Recipe, root: str | None = None, workers: int = 1, seconds:
 
     Raises UserError for a fault of the recipe or the data set, or when the trial's workers die.
     """
-    plan, _ = make_plan(recipe, root)
+    plan, source = make_plan(recipe, root)
     workers = max(1, min(workers, plan.shards))
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / PARTS).mkdir()
+        write_listing(Path(directory), source)
+        # Kernels never compiled on this machine are so once, before the clock runs.
+        few = range(min(3, plan.items))
+        write_shard(plan, source, Path(directory), 2 * workers, few, {}, lambda made, failed: True)
         begin = time.perf_counter()
         job = partial(_try, plan, root, Path(directory), workers, seconds)
         outcomes = list(run_in_processes(job, list(range(workers)), workers, lambda made, failed: None))
@@ -87,7 +92,7 @@ def _try(
     tick: Callable[[int, int], bool],
 ) -> dict[str, Any]:
     """Shard `number` of a trial: runs of images from places in random order, for as long as there is time."""
-    source = open_recipe_source(plan.recipe, root, check=False)
+    source = open_planned_source(plan, root, read_paths(directory, plan.source["digest"]))
     runs = [range(start, min(start + RUN, plan.items)) for start in range(0, plan.items, RUN)]
     order = np.random.default_rng(0).permutation(len(runs))
     mine = [position for run in np.roll(order, number * len(runs) // workers) for position in runs[run]]

@@ -280,11 +280,13 @@ def check_size(path: Path, size: int) -> None:
 
 def _compare_size(file: str, found: int | None, size: int) -> None:
     if found is None:
-        raise UserError(f"{file}: missing; copy it again, or build again into a new directory")
+        raise UserError(
+            f"{file}: missing; `texturegen repair` makes it again from the data set, or copy it from elsewhere"
+        )
     if found != size:
         raise UserError(
             f"{file}: {found} bytes where {size} were written; "
-            "copy it again, or build again into a new directory (`texturegen verify` lists all damage)"
+            "`texturegen repair` makes it again from the data set (`texturegen verify` lists all damage)"
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from texturegen.files import temporary_name, write_atomically, write_json
+from texturegen.files import sync_directory, temporary_name, write_atomically, write_json
 from texturegen.shards.schema import (
     IMAGE_EXTENSIONS,
     KEY,
@@ -29,8 +29,8 @@ from texturegen.shards.schema import (
     texture_member,
 )
 
-# Extensions that are this contract's own: a member passed through cannot have them.
-RESERVED = re.compile(rf"cls|({'|'.join(IMAGE_EXTENSIONS)})|texture\d+\..*")
+# Extensions that are this contract's own, or WebDataset's (__key__, __url__): a member passed through cannot have them.
+RESERVED = re.compile(rf"cls|({'|'.join(IMAGE_EXTENSIONS)})|texture\d+\..*|__.*__")
 
 
 class ShardWriter:
@@ -65,7 +65,7 @@ class ShardWriter:
         """
         members = members or {}
         if not KEY.fullmatch(key):
-            raise ValueError(f"key {key!r} does not match {KEY.pattern}")
+            raise ValueError(f"the key {key!r} is not of at most 80 letters, digits, _ and -, with / between them")
         if not {ext, texture_ext} <= {*IMAGE_EXTENSIONS}:
             raise ValueError(f"{key}: a shard cannot hold images of type {ext!r} or {texture_ext!r}")
         for name in members:
@@ -105,6 +105,7 @@ class ShardWriter:
             "seconds": dict(seconds or {}),
         }
         os.replace(self._temporary, self.directory / self.name)
+        sync_directory(self.directory)
         parts = self.directory / PARTS
         table = pa.Table.from_pylist(self._rows, schema=MANIFEST_SCHEMA)
         write_atomically(parts / f"{self.number:06d}.parquet", lambda f: pq.write_table(table, f))

@@ -7,15 +7,16 @@ To add a source: write its class (see `base.Source`) in a module of its own and 
 all that a command line needs to know, so that printing its help imports no source.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from texturegen.errors import UserError, nearest
-from texturegen.sources.base import ImageError, Item, Source
+from texturegen.sources.base import ImageError, Item, Listing, Source, SourceLost
 
-__all__ = ["SOURCES", "Entry", "ImageError", "Item", "Source", "open_source"]
+__all__ = ["SOURCES", "Entry", "ImageError", "Item", "Listing", "Source", "SourceLost", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Entry:
     urls : whether `root` may also be a URL or a pattern of names, which it then gets as it was written.
     official : whether those files are a benchmark's, with checksums and a place to download them from.
     options : names of further keyword arguments.
+    listed : whether it looks through folders, and takes a Listing in place of that.
     """
 
     place: str
@@ -40,6 +42,7 @@ class Entry:
     urls: bool = False
     official: bool = False
     options: tuple[str, ...] = ()
+    listed: bool = False
 
 
 SOURCES: dict[str, Entry] = {
@@ -76,8 +79,9 @@ SOURCES: dict[str, Entry] = {
         default_split="train",
         needs_root=True,
         options=("classes",),
+        listed=True,
     ),
-    "folder": Entry("folder:Folder", needs_root=True),
+    "folder": Entry("folder:Folder", needs_root=True, listed=True),
     "webdataset": Entry("webdataset:WebDataset", needs_root=True, urls=True, options=("image", "classes")),
 }
 
@@ -89,6 +93,7 @@ def open_source(
     size: int | None = None,
     download: bool = False,
     check: bool = True,
+    listing: Listing | None = None,
     **options: Any,
 ) -> Source:
     """Open the source `name`; every mistake in the arguments or the files is a UserError of one sentence.
@@ -98,8 +103,25 @@ def open_source(
     size : give images of size x size (`resize.fit_square`; `shapes` draws them so); None keeps the source's own.
     download : fetch a benchmark's official archive when its files are missing or damaged.
     check : verify a benchmark's checksums; False suits a worker of a process that has done it.
+    listing : of a `listed` source, what the process that opened it first found (`source.listing`).
     options : those in the source's entry of SOURCES.
     """
+    entry = find_entry(name, options)
+    arguments: dict[str, Any] = {"split": _resolve_split(name, entry, split), "size": _check_size(size), **options}
+    if entry.needs_root:
+        if root is None:
+            raise UserError(f"data set '{name}' reads files: say with --root where they are")
+        arguments["root"] = str(root) if entry.urls else Path(root)  # Path makes s3:/bucket of s3://bucket
+    if entry.listed:
+        arguments["listing"] = listing
+    if entry.official:
+        arguments.update(download=download, check=check)
+    module, cls = entry.place.split(":")
+    return getattr(import_module(f"{__name__}.{module}"), cls)(**arguments)
+
+
+def find_entry(name: str, options: Iterable[str]) -> Entry:
+    """Return what SOURCES has of `name`; UserError for an unknown one, and for an option that it does not have."""
     if name not in SOURCES:
         raise UserError(f"unknown data set '{name}'{nearest(name, SOURCES)}; there are: {', '.join(SOURCES)}")
     entry = SOURCES[name]
@@ -109,15 +131,7 @@ def open_source(
             raise UserError(
                 f"data set '{name}' has no option '{option}'{nearest(option, entry.options)}; options: {known}"
             )
-    arguments: dict[str, Any] = {"split": _resolve_split(name, entry, split), "size": _check_size(size), **options}
-    if entry.needs_root:
-        if root is None:
-            raise UserError(f"data set '{name}' reads files: say with --root where they are")
-        arguments["root"] = str(root) if entry.urls else Path(root)  # Path makes s3:/bucket of s3://bucket
-    if entry.official:
-        arguments.update(download=download, check=check)
-    module, cls = entry.place.split(":")
-    return getattr(import_module(f"{__name__}.{module}"), cls)(**arguments)
+    return entry
 
 
 def _resolve_split(name: str, entry: Entry, split: str | None) -> str | None:

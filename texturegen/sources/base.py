@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import numpy as np
 
 from texturegen.errors import UserError
+
+
+class SourceLost(UserError):
+    """The files of a source cannot be reached: the fault of no image, so a build ends rather than record it of each."""
 
 
 class ImageError(UserError):
@@ -47,6 +52,17 @@ class Item:
     ext: str = "png"
     meta: dict[str, Any] = field(default_factory=dict)
     members: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What opening a source of files found, so that other processes need not look through its folders again.
+
+    paths : of the images, below the source's folder, in order. classes : the source's.
+    """
+
+    paths: Sequence[str]
+    classes: list[str]
 
 
 class Source(ABC):

@@ -1,18 +1,24 @@
 """Any folder of images: flat, or with a folder per class."""
 
+import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from texturegen.errors import UserError
 from texturegen.images import decode_image, original_extension
-from texturegen.sources.base import ImageError, Item, Source
+from texturegen.sources.base import ImageError, Item, Listing, Source, SourceLost
 
 Decoded = TypeVar("Decoded")
+Result = TypeVar("Result")
 
+WAITS = (0.2, 1.0, 5.0)  # seconds
+# What waiting does not mend.
+LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 
 
@@ -27,9 +33,12 @@ class Folder(Source):
 
     name = "folder"
 
-    def __init__(self, root: Path, split: None, size: int | None) -> None:
+    def __init__(self, root: Path, split: None, size: int | None, listing: Listing | None = None) -> None:
         self.split, self.size, self.one_size = split, size, size is not None
         self._root = root
+        if listing is not None:
+            self.listing, self.classes, self.ignored = listing, listing.classes, []
+            return
         if not root.exists():
             raise UserError(f"the image folder {root} does not exist")
         if not root.is_dir():
@@ -39,23 +48,24 @@ class Folder(Source):
             found = sorted(walk(root))
         except OSError as error:
             raise UserError(f"the image folder {error.filename} cannot be read: {error.strerror}") from error
-        self._paths = [path for path, kind in found if kind == "file" and extension_of(path) in EXTENSIONS]
-        images = set(self._paths)
+        paths = [path for path, kind in found if kind == "file" and extension_of(path) in EXTENSIONS]
+        images = set(paths)
         self.ignored = [printable(path) for path, _ in found if path not in images]
-        if not self._paths:
+        if not paths:
             others = f"only {len(self.ignored)} other file(s)" if self.ignored else "it is empty"
             raise UserError(f"no images in {root} ({others}); extensions: {', '.join(sorted(EXTENSIONS))}")
-        self._keys = [make_key(path) for path in self._paths]
-        require_unique(self._keys, self._paths)
+        require_unique(paths)
+        self.listing = Listing(paths, self.classes)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.listing.paths)
 
     def key(self, index: int) -> str:
-        return self._keys[index]
+        return make_key(self.listing.paths[index])
 
     def _read(self, index: int) -> Item:
-        key, path = self._keys[index], self._paths[index]
+        path = self.listing.paths[index]
+        key = make_key(path)
         data, image = read_image(key, self._root, path, decode_image)
         top, _, rest = path.partition("/")
         label = self.classes.index(top) if rest else -1
@@ -64,21 +74,38 @@ class Folder(Source):
         return Item(key, image, label, original, extension or "png", {"path": printable(path)})
 
     def _identity(self) -> Any:
-        return [self.name, list_sizes(self._root, self._paths)]
+        return [self.name, list_sizes(self._root, self.listing.paths)]
 
 
 def read_image(key: str, root: Path, path: str, decode: Callable[[bytes], Decoded]) -> tuple[bytes, Decoded]:
-    """Return the bytes of a file and what `decode` makes of them; ImageError says what is wrong, and with which."""
+    """Return the bytes of a file and what `decode` makes of them; ImageError says what is wrong, and with which.
+
+    A file that still cannot be read after some seconds is lost; when the folder itself is gone, SourceLost is raised.
+    """
     try:
-        data = (root / path).read_bytes()
+        data = patiently(lambda: (root / path).read_bytes())
         return data, decode(data)
     except OSError as error:
+        if not root.is_dir():
+            raise SourceLost(f"the folder {root} cannot be reached any more") from error
         raise ImageError(key, f"{printable(path)} cannot be read: {error.strerror}") from error
     except UserError as error:
         raise ImageError(key, f"{printable(path)}: {error}") from error
 
 
-def list_sizes(root: Path, paths: list[str]) -> list[list[str | int]]:
+def patiently(read: Callable[[], Result]) -> Result:
+    """Return read(); an OSError that may pass, as those of a network, lets it try again after 0.2, 1 and 5 seconds."""
+    for seconds in WAITS:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in LASTING:
+                raise
+            time.sleep(seconds)
+    return read()
+
+
+def list_sizes(root: Path, paths: Sequence[str]) -> list[list[str | int]]:
     """[path, size] of each: tells apart two copies of a data set under the same names, at about 4 us a file."""
     return [[path, os.stat(f"{root}/{path}").st_size] for path in paths]
 
@@ -120,9 +147,10 @@ def make_key(path: str) -> str:
     return f"{readable[:70]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
-def require_unique(keys: list[str], paths: list[str]) -> None:
+def require_unique(paths: Sequence[str]) -> None:
     seen: dict[str, str] = {}
-    for key, path in zip(keys, paths, strict=True):
+    for path in paths:
+        key = make_key(path)
         if key in seen:
             raise UserError(f"the files {seen[key]} and {path} get the same key {key}; rename one of them")
         seen[key] = path

@@ -7,13 +7,14 @@ as for torchvision: ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG.
 
 import os
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from texturegen.errors import UserError
 from texturegen.images import decode_reduced, original_extension
-from texturegen.sources.base import Item, Source
+from texturegen.sources.base import Item, Listing, Source
 from texturegen.sources.folder import (
     EXTENSIONS,
     extension_of,
@@ -38,48 +39,59 @@ class ImageNet100(Source):
     pixels is shrunk to that; others keep their pixels and their file. Links, hidden files and `ignored`: see `Folder`.
 
     root : holds the folders train/ and val/, or is itself the one that `split` names.
-    classes : a text file of WordNet ids, one a line; None is ImageNet-100's.
+    classes : a text file of WordNet ids, one a line, or a list of them; None is ImageNet-100's.
     """
 
     name = "imagenet100"
 
-    def __init__(self, root: Path, split: str, size: int | None, classes: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        size: int | None,
+        classes: str | Path | Sequence[str] | None = None,
+        listing: Listing | None = None,
+    ) -> None:
         self.split, self.size, self.one_size = split, size, size is not None
-        self.classes = read_class_list(CLASS_LIST if classes is None else Path(classes))
         self._root = _find_split(root, split)
-        try:
-            self._paths, self._labels, self.ignored = self._list()
-        except OSError as error:
-            raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
-        self._keys = [make_key(path) for path in self._paths]
-        require_unique(self._keys, self._paths)
+        if listing is not None:
+            self.listing, self.classes, self.ignored = listing, listing.classes, list[str]()
+        else:
+            self.classes = read_class_list(CLASS_LIST if classes is None else classes)
+            try:
+                paths, self.ignored = self._list()
+            except OSError as error:
+                raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+            require_unique(paths)
+            self.listing = Listing(paths, self.classes)
+        self._labels = {wnid: label for label, wnid in enumerate(self.classes)}
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.listing.paths)
 
     def key(self, index: int) -> str:
-        return self._keys[index]
+        return make_key(self.listing.paths[index])
 
     def _read(self, index: int) -> Item:
-        key, path = self._keys[index], self._paths[index]
+        path = self.listing.paths[index]
+        key, label = make_key(path), self._labels[path.partition("/")[0]]
         data, (decoded, divisor) = read_image(key, self._root, path, partial(decode_reduced, short=SHORT_SIDE))
         image = shrink_short(decoded, SHORT_SIDE)
         extension = original_extension(data) if divisor == 1 and image is decoded else None
         original = data if extension else None
-        return Item(key, image, self._labels[index], original, extension or "png", {"path": printable(path)})
+        return Item(key, image, label, original, extension or "png", {"path": printable(path)})
 
     def _identity(self) -> Any:
         # A stat per file: copies of ImageNet at other resolutions have the same names, and other sizes.
-        return [self.name, self.split, self.classes, list_sizes(self._root, self._paths)]
+        return [self.name, self.split, self.classes, list_sizes(self._root, self.listing.paths)]
 
-    def _list(self) -> tuple[list[str], list[int], list[str]]:
-        """Return the paths of the images under the split's folder, their labels, and what else lies there."""
+    def _list(self) -> tuple[list[str], list[str]]:
+        """Return the paths of the images under the split's folder, and what else lies there."""
         paths: list[str] = []
-        labels: list[int] = []
         ignored: list[str] = []
         missing: list[str] = []
         empty: list[str] = []
-        for label, wnid in enumerate(self.classes):
+        for wnid in self.classes:
             if not (self._root / wnid).is_dir():
                 missing.append(wnid)
                 continue
@@ -90,7 +102,6 @@ class ImageNet100(Source):
                 else:
                     ignored.append(printable(path))
             paths += images
-            labels += [label] * len(images)
             if not images:
                 empty.append(wnid)
         for wnids, problem in ((missing, "are not there"), (empty, "hold no images")):
@@ -98,19 +109,23 @@ class ImageNet100(Source):
                 few = ", ".join(wnids[:3]) + (", ..." if len(wnids) > 3 else "")
                 raise UserError(
                     f"{self.name}: {len(wnids)} of the {len(self.classes)} class folders {problem} in {self._root}: "
-                    f"{few}; complete it, or list other classes with --source-option classes=FILE"
+                    f"{few}; complete it, or list other classes with --classes FILE"
                 )
-        return paths, labels, ignored
+        return paths, ignored
 
 
-def read_class_list(path: Path) -> list[str]:
-    """Return the WordNet ids of a file, one a line, in its order; UserError names the first line that is not one."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"the class list {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise UserError(f"the class list {path} is not a text file") from None
+def read_class_list(classes: str | Path | Sequence[str]) -> list[str]:
+    """Return the WordNet ids of a list, or of a file with one a line; UserError names the first that is not one."""
+    if isinstance(classes, (str, Path)):
+        path = classes
+        try:
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise UserError(f"the class list {path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise UserError(f"the class list {path} is not a text file") from None
+    else:
+        path, lines = "the class list", [str(wnid) for wnid in classes]
     seen: dict[str, int] = {}
     for number, text in enumerate(lines, 1):
         wnid = text.strip()

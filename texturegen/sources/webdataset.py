@@ -6,7 +6,7 @@ of places; after that any sample is one read of its own bytes, from a local file
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate
@@ -15,8 +15,8 @@ from typing import Any
 
 from texturegen.errors import UserError
 from texturegen.images import decode_image, original_extension
-from texturegen.sources.base import ImageError, Item, Source
-from texturegen.sources.folder import printable
+from texturegen.sources.base import ImageError, Item, Source, SourceLost
+from texturegen.sources.folder import patiently, printable
 from texturegen.sources.remote import THREADS, File, buffered, find_files, is_url, open_reader
 from texturegen.sources.tarindex import NOT_FOLLOWED, TarIndex, index_tar, show
 
@@ -38,7 +38,7 @@ class WebDataset(Source):
 
     root : a folder of *.tar, one tar, or a pattern or URL of some: DIR/{000..003}.tar, s3://bucket/train-*.tar.
     image : extension of the member that is the image; None is the first of png, jpg, jpeg, webp there is.
-    classes : a text file of class names, one a line, in the order of the labels.
+    classes : a text file of class names, one a line, in the order of the labels, or a list of them.
     """
 
     name = "webdataset"
@@ -49,13 +49,13 @@ class WebDataset(Source):
         split: None,
         size: int | None,
         image: str | None = None,
-        classes: str | Path | None = None,
+        classes: str | Path | Sequence[str] | None = None,
     ) -> None:
         self.split, self.size, self.one_size = split, size, size is not None
         self._images = IMAGES if image is None else (image.lower().removeprefix("."),)
         if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", self._images[0]) or self._images[0] == "cls":
             raise UserError(f"'{image}' cannot be the extension of an image; say for example image=left.png")
-        self.classes = [] if classes is None else _read_names(Path(classes))
+        self.classes = [] if classes is None else _read_names(classes)
         self._files = find_files(root, ".tar")
         self._tars = _index(tuple(self._files))
         self._ends = list(accumulate(len(tar.keys) for tar in self._tars))
@@ -159,15 +159,18 @@ def _read_members(file: File, tar: TarIndex, row: int, refuse: Callable[[str], I
     if end - start <= MAX_SAMPLE:
         read = buffered(read, file.size, end - start)
     try:
-        members = {tar.exts[i]: read(tar.offsets[i], tar.offsets[i] + tar.sizes[i]) for i in rows}
+        members = patiently(lambda: {tar.exts[i]: read(tar.offsets[i], tar.offsets[i] + tar.sizes[i]) for i in rows})
     except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror or error}") from error
+        raise SourceLost(f"{printable(file.path)} cannot be read any more: {error.strerror or error}") from error
     if any(len(members[tar.exts[i]]) != tar.sizes[i] for i in rows):
         raise refuse("the tar has become shorter since it was indexed")
     return members
 
 
-def _read_names(path: Path) -> list[str]:
+def _read_names(classes: str | Path | Sequence[str]) -> list[str]:
+    if not isinstance(classes, (str, Path)):
+        return [str(name) for name in classes]
+    path = Path(classes)
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
