@@ -101,6 +101,38 @@ def test_a_wrong_build_is_refused(tmp_path: Path, arguments: list[str], message:
     assert not (tmp_path / "s").exists()
 
 
+def test_log_json_tells_of_errors_failures_and_plans(image_folder: Path, tmp_path: Path) -> None:
+    def events(*arguments: str | Path) -> list[dict]:
+        return [json.loads(line) for line in call("texturegen", *arguments, "--log-json")[1].splitlines()]
+
+    folder = ["--dataset", "folder", "--root", str(image_folder)]
+    (image_folder / "cats" / "bad.png").write_text("no image")
+    (finished,) = events("build", *folder, "--out", tmp_path / "s")
+    assert (finished["event"], finished["failed"]) == ("finished", 1)
+    assert finished["failures"][0]["key"].startswith("cats-bad-")
+    (error,) = events("build", *folder, "--seed", "1", "--out", tmp_path / "s")
+    assert error["event"] == "error"
+    assert "holds another build (recipe.seed 0 there, 1 asked)" in error["message"]
+    (plan,) = events("plan", *folder, "--seconds", "0.2")
+    assert (plan["event"], plan["images"], plan["shards"], plan["failed"]) == ("plan", 7, 1, 1)
+    assert "nan seconds" in refused("texturegen", "plan", *folder, "--seconds", "nan")
+
+
+def test_classes_are_what_a_file_holds_not_where_it_lies(tmp_path: Path, photo: np.ndarray) -> None:
+    for wnid in ("n02102040", "n01440764"):
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "train" / wnid / "1.JPEG"), photo)
+    (tmp_path / "a.txt").write_text("n02102040\nn01440764\n")
+    (tmp_path / "b.txt").write_text("n02102040\nn01440764")
+    build = ["texturegen", "build", "--dataset", "imagenet100", "--root", str(tmp_path), "--out", str(tmp_path / "s")]
+    assert call(*build, "--per-image", "0", "--classes", str(tmp_path / "a.txt"))[0] == 0
+    (tmp_path / "a.txt").unlink()
+    assert call(*build, "--per-image", "0", "--source-option", f"classes={tmp_path / 'b.txt'}")[0] == 0
+    (tmp_path / "s" / "shard-000000.tar").unlink()
+    (tmp_path / "b.txt").unlink()
+    assert call("texturegen", "repair", str(tmp_path / "s"), "--root", str(tmp_path))[0] == 0
+
+
 def test_an_unreadable_option_is_a_usage_error(tmp_path: Path) -> None:
     status, _, stderr = call(
         "texturegen", "build", "--dataset", "shapes", "--method-option", "window", "--out", tmp_path

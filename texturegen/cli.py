@@ -170,7 +170,7 @@ def finish(directory: Path, log_json: bool) -> None:
 
 @main.command()
 @recipe_options
-@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="How long to try.")
+@click.option("--seconds", default=10.0, show_default=True, help="How long to try.")
 @click.option("--log-json", is_flag=True, help="The result as a JSON line on stdout.")
 def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, **recipe: Any) -> None:
     """Say what a build of these options would take: images, shards, bytes, CPU hours, wall time. Writes nothing.
@@ -290,7 +290,7 @@ def info(directory: Path) -> None:
     from texturegen.shards.schema import QUALITY
 
     shards = open_shards(directory)
-    recipe, counts = shards.build["recipe"], shards.build["counts"]
+    recipe, counts = shards.build["recipe"], {"ignored": 0, **shards.build["counts"]}
     sizes = sorted(set(zip(shards.heights.tolist(), shards.widths.tolist(), strict=True)))
     size = f"{sizes[0][1]}x{sizes[0][0]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     lines = {

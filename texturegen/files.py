@@ -25,6 +25,9 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
             os.fsync(f.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

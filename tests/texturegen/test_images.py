@@ -165,3 +165,18 @@ def test_shards_hold_no_other_types(encode: Encode, format_: str) -> None:
     assert decode_image(data).shape == (300, 451, 3)
     with pytest.raises(UserError, match="neither a PNG nor a JPEG nor a WebP"):
         decode_member(data)
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp"])
+def test_a_lack_of_memory_is_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
+    data = cv2.imencode(extension, np.zeros((8, 9, 3), np.uint8))[1].tobytes()
+    monkeypatch.setattr("texturegen.images.cv2.imdecode", lambda *arguments: None)
+    with pytest.raises(UserError, match="damaged"):
+        decode_image(data)
+
+    def convert(image: Image.Image, mode: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(MemoryError, match="an image of 9x8 pixels"):
+        decode_image(data)

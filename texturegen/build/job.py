@@ -69,21 +69,16 @@ def write_shard(
 ) -> dict[str, Any]:
     """Make the samples at `positions` of `source` into shard `number`; for the rest see `run_job`."""
     watch = watch or Stopwatch()
-    try:
-        with ShardWriter(directory, number, plan.fingerprint) as writer:
-            for position in positions:
-                failure = poison.get(position)
-                if failure is None:
-                    failure = _add_sample(writer, plan.recipe, source, position, watch)
-                if failure is not None:
-                    _add_failure(writer, plan.recipe, source.key(position), position, failure)
-                if not tick(max(plan.recipe.per_image, 1), int(failure is not None)):
-                    raise Stopped
-            return writer.commit(watch)
-    except OSError as error:
-        # A full disk tells neither tarfile nor Arrow which file it was.
-        error.filename = error.filename or str(directory)
-        raise
+    with ShardWriter(directory, number, plan.fingerprint) as writer:
+        for position in positions:
+            failure = poison.get(position)
+            if failure is None:
+                failure = _add_sample(writer, plan.recipe, source, position, watch)
+            if failure is not None:
+                _add_failure(writer, plan.recipe, source.key(position), position, failure)
+            if not tick(max(plan.recipe.per_image, 1), int(failure is not None)):
+                raise Stopped
+        return writer.commit(watch)
 
 
 def try_first(plan: Plan, source: Source) -> None:

@@ -50,6 +50,8 @@ def estimate(recipe: Recipe, root: str | None = None, workers: int = 1, seconds:
 
     Raises UserError for a fault of the recipe or the data set, or when the trial's workers die.
     """
+    if not 0 < seconds < 86400:  # nor NaN
+        raise UserError(f"a trial of {seconds} seconds is none; 10 are usual")
     plan, source = make_plan(recipe, root)
     workers = max(1, min(workers, plan.shards))
     with tempfile.TemporaryDirectory() as directory:

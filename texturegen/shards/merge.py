@@ -109,6 +109,8 @@ def split(
             raise UserError(f"the share is {share}; it must lie between 0 and 1")
         kept = _share(shards, share, seed)
         derived = {"operation": "split", "share": share, "seed": seed}
+    if rest is not None and os.path.realpath(rest) == os.path.realpath(out):
+        raise UserError(f"{out}: is to hold what is chosen and the rest too; give --rest another directory")
     ok = pc.equal(shards.manifest["status"], "ok").to_numpy()
     for target, mask, chosen in ((out, kept, "none"), (rest, ~kept, "every one")):
         if target is not None and not (mask & ok).any():
@@ -132,7 +134,12 @@ class _New:
 
     def __init__(self, out: Path, inputs: list[Shards], shard_size: int | None, derived: dict[str, Any]) -> None:
         recipes = [shards.build["recipe"] for shards in inputs]
-        self.out, self.partial, self.inputs = out, out.with_name(f"{out.name}.partial"), inputs
+        self.inputs = inputs
+        self.out = Path(os.path.realpath(out))  # of a link, what it leads to takes the new name
+        self.partial = self.out.with_name(f"{self.out.name}.partial")
+        for shards in inputs:
+            if Path(os.path.realpath(shards.directory)) in (self.out, *self.out.parents):
+                raise UserError(f"{out}: is inside of {shards.directory}; choose a directory elsewhere")
         self.shard_size = recipes[0]["shard_size"] if shard_size is None else shard_size
         if self.shard_size < 1:
             raise UserError(f"--shard-size is {self.shard_size}; it must be at least 1")
@@ -194,7 +201,7 @@ class _New:
             manifest_sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         counts = {name: sum(stats[name] for stats in self.stats) for name in ("samples", "textures", "failed")}
         merged = len(self.inputs) > 1
-        counts["ignored"] = sum(shards.build["counts"]["ignored"] for shards in self.inputs) if merged else 0
+        counts["ignored"] = sum(shards.build["counts"].get("ignored", 0) for shards in self.inputs) if merged else 0
         sources = [shards.build["source"] for shards in self.inputs]
         content = {
             "format": FORMAT,

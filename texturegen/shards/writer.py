@@ -124,6 +124,8 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(self.directory)  # a full disk does not say where
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
 

@@ -32,6 +32,7 @@ from texturegen.build.trial import estimate
 from texturegen.errors import UserError
 from texturegen.images import decode_image
 from texturegen.shards import verify
+from texturegen.shards.merge import split
 from texturegen.shards.schema import QUALITY
 from texturegen.sources.folder import EXTENSIONS
 from texturegen.texture import synthesize
@@ -690,3 +691,12 @@ print(status["VmHWM"].split()[0])  # getrusage would tell the parent's too
     # The pages of the file that were read count as memory, and are the system's to take back: 1500 images, 40 MiB.
     assert abs(peaks[1] - peaks[0]) < 50
     assert peaks[1] < 600
+
+
+def test_finish_refuses_what_was_merged_or_is_damaged(shapes_shards: Path, tmp_path: Path) -> None:
+    split(shapes_shards, tmp_path / "some", share=0.5)
+    with pytest.raises(UserError, match="made by merge or split"):
+        finish(tmp_path / "some")
+    (tmp_path / "some" / "build.json").write_text("{}")
+    with pytest.raises(UserError, match=r"build.json: damaged, it has no 'counts'"):
+        finish(tmp_path / "some")

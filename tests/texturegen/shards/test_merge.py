@@ -149,6 +149,19 @@ def test_what_cannot_be_merged_is_refused(two: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "one", "two"]
 
 
+def test_directories_that_are_one_another_or_links(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="give --rest another directory"):
+        split(two, tmp_path / "x", tmp_path / "." / "x", share=0.5)
+    with pytest.raises(UserError, match=r"is inside of .*two"):
+        split(two, two / "sub", share=0.5)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert split(two, tmp_path / "link", share=0.5)[0]["samples"] == len(open_shards(tmp_path / "real"))
+    monkeypatch.chdir(tmp_path / "link")
+    with pytest.raises(UserError, match="exists and holds things"):
+        split(two, ".", share=0.5)
+
+
 def test_existing_and_half_made_directories_are_refused(two: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -61,7 +61,7 @@ def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
         writer.add(key, b"", "png", [], 0)
 
 
-@pytest.mark.parametrize("name", ["cls", "png", "texture0.png", "a/b", "", ".json", "x" * 99])
+@pytest.mark.parametrize("name", ["cls", "png", "texture0.png", "a/b", "", ".json", "x" * 99, "__key__", "__url__"])
 def test_a_member_that_would_pass_for_another_is_refused(tmp_path: Path, name: str) -> None:
     with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="cannot be passed through"):
         writer.add("a", b"", "png", [], 0, members={name: b""})
