@@ -38,6 +38,9 @@ from texturegen.texture.simd import LANES, run_distance
 _LEAST_SIDE = 8
 # The coarsest output: from a patch much larger than the output, a smaller one would be copied in one piece.
 _LEAST_OUTPUT = 16
+# Of larger patches a part is used: so many times the output's side, but for the tiniest outputs so many pixels.
+_MOST_TIMES = 4
+_LEAST_CROP = 256
 # Prices are in parts of a grey level, so that the price of one use among very many is not rounded to nothing.
 _PARTS = 256
 # The price of what is no pixel of a patch; no real one comes near it.
@@ -73,6 +76,7 @@ def coherent(
     if levels is None:
         levels = min(count_levels(patches, max(_LEAST_SIDE, window)), max(1, (min(size) // _LEAST_OUTPUT).bit_length()))
     check_sides(patches, window, levels)
+    patches, corners = _crop(patches, size, np.uint64(derive(np.uint64(seed), levels)))
     scales = pyramid(patches, levels)
     sizes = level_sizes(size, levels)
     border = window // 2
@@ -93,7 +97,28 @@ def coherent(
             count = passes if level else last_passes
         side = _lay_out(exemplar, reuse * values // 4 ** (levels - 1 - level), flat.size)
         _correct(flat, side, border, count, candidates, novelty * values * 8**level // 5**level, level_key)
-    return unflatten(flat, exemplar)
+    source = unflatten(flat, exemplar)
+    if corners.any():
+        source[..., 1:] += corners[source[..., 0]]
+    return source
+
+
+def _crop(
+    patches: Sequence[np.ndarray], size: tuple[int, int], key: np.uint64
+) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Cut patches with sides of more than _MOST_TIMES the output's to that, at random places; also the corners (P, 2).
+
+    So large a part holds more than the output can show, and the cost then does not grow with the exemplar.
+    """
+    corners = np.zeros((len(patches), 2), dtype=np.int32)
+    cut = list(patches)
+    for number, patch in enumerate(patches):
+        for axis in (0, 1):
+            most = max(_MOST_TIMES * size[axis], _LEAST_CROP)
+            if patch.shape[axis] > most:
+                corners[number, axis] = draw(key, 2 * number + axis, patch.shape[axis] - most + 1)
+                cut[number] = cut[number].take(range(corners[number, axis], corners[number, axis] + most), axis)
+    return cut, corners
 
 
 class _Exemplar(NamedTuple):

@@ -7,6 +7,7 @@ in which a sum is taken.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numba import njit
 
@@ -45,10 +46,14 @@ def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1, uni
 
 
 def pyramid(patches: Sequence[np.ndarray], levels: int) -> list[list[np.ndarray]]:
-    """Return the patches at `levels` resolutions, finest first; every level halves the sides, rounding up."""
+    """Return the patches at `levels` resolutions, finest first; every level halves the sides, rounding up.
+
+    They are smoothed with the binomial kernel 1 4 6 4 1 before every second pixel is kept (Burt and Adelson, "The
+    Laplacian pyramid as a compact image code", IEEE Transactions on Communications 31(4), 1983).
+    """
     result = [list(patches)]
     for _ in range(levels - 1):
-        result.append([halve(patch) for patch in result[-1]])
+        result.append([cv2.pyrDown(patch) for patch in result[-1]])
     return result
 
 
@@ -77,7 +82,8 @@ def stack(patches: Sequence[np.ndarray], border: int) -> Stack:
     height, width = (int(side) for side in sides.max(axis=0))
     pixels = np.zeros((len(patches), height + 2 * border, width + 2 * border, 3), dtype=np.uint8)
     for target, patch in zip(pixels, patches, strict=True):
-        _place(patch, border, target)
+        bordered = cv2.copyMakeBorder(patch, border, border, border, border, cv2.BORDER_REFLECT_101)
+        target[: bordered.shape[0], : bordered.shape[1]] = bordered
     return Stack(pixels, sides, border)
 
 
@@ -104,48 +110,3 @@ def unflatten(flat: np.ndarray, exemplar: Stack) -> np.ndarray:
             source[i, j, 1] = row - exemplar.border
             source[i, j, 2] = column - exemplar.border
     return source
-
-
-@njit(nogil=True, cache=True)
-def reflect(position: int, side: int) -> int:
-    """Mirror a position outside 0 .. side-1 at the edge pixel, which is not repeated; one mirroring deep."""
-    if position < 0:
-        position = -position
-    if position >= side:
-        position = 2 * side - 2 - position
-    return max(position, 0)
-
-
-@njit(nogil=True, cache=True)
-def halve(image: np.ndarray) -> np.ndarray:
-    """Smooth with the binomial kernel 1 4 6 4 1 and keep every second pixel (Burt and Adelson 1983)."""
-    height, width = image.shape[:2]
-    kernel = np.array([1, 4, 6, 4, 1])
-    across = np.empty((height, (width + 1) // 2, 3), dtype=np.int32)
-    for row in range(height):
-        for column in range(across.shape[1]):
-            for channel in range(3):
-                total = 0
-                for tap in range(5):
-                    total += kernel[tap] * image[row, reflect(2 * column + tap - 2, width), channel]
-                across[row, column, channel] = total
-    result = np.empty(((height + 1) // 2, across.shape[1], 3), dtype=np.uint8)
-    for row in range(result.shape[0]):
-        for column in range(result.shape[1]):
-            for channel in range(3):
-                total = 128
-                for tap in range(5):
-                    total += kernel[tap] * across[reflect(2 * row + tap - 2, height), column, channel]
-                result[row, column, channel] = total // 256
-    return result
-
-
-@njit(nogil=True, cache=True)
-def _place(patch: np.ndarray, border: int, target: np.ndarray) -> None:
-    height, width = patch.shape[:2]
-    for row in range(height + 2 * border):
-        from_row = reflect(row - border, height)
-        for column in range(width + 2 * border):
-            from_column = reflect(column - border, width)
-            for channel in range(3):
-                target[row, column, channel] = patch[from_row, from_column, channel]

@@ -56,9 +56,9 @@ def cut_patches(
 
 
 def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Check patches, all RGB or all grey, and copy them as RGB uint8 (h, w, 3), grey as three equal channels.
+    """Check patches, all RGB or all grey, and return them as RGB uint8 (h, w, 3), grey as three equal channels.
 
-    The kernels are compiled once, for contiguous and writable arrays of three channels. Raises UserError for no
+    Those that are so already are not copied, and nothing writes to them. The kernels are compiled once, for contiguous and writable arrays of three channels. Raises UserError for no
     patches, for grey beside RGB, and for what `check_image` refuses.
     """
     if isinstance(patches, np.ndarray) and patches.ndim != 4:
@@ -75,7 +75,7 @@ def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
         if is_grey(patch) != is_grey(patches[0]):
             kinds = ("grey", "RGB") if is_grey(patch) else ("RGB", "grey")
             raise UserError(f"patch {number} is {kinds[0]}, patch 0 {kinds[1]}: convert them to one kind first")
-    return [_copy_as_rgb(patch) for patch in patches]
+    return [_as_rgb(patch) for patch in patches]
 
 
 def check_image(image: np.ndarray, name: str) -> None:
@@ -101,7 +101,9 @@ def is_grey(image: np.ndarray) -> bool:
     return image.shape[2:] != (3,)
 
 
-def _copy_as_rgb(image: np.ndarray) -> np.ndarray:
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    if type(image) is np.ndarray and image.shape[2:] == (3,) and image.flags.carray:  # contiguous and writable
+        return image
     copy = np.empty((*image.shape[:2], 3), dtype=np.uint8)
     copy[:] = image if image.ndim == 3 else image[..., None]
     return copy

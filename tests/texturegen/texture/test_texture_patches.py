@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from texturegen.errors import UserError
-from texturegen.texture import cut_patches
+from texturegen.texture import METHODS, cut_patches, synthesize
 from texturegen.texture.patches import is_grey, read_patches
 
 
@@ -52,17 +52,29 @@ def test_grey_images_give_grey_patches_from_the_same_places():
     ("shape", "grey"),
     [((4, 3), True), ((4, 5, 1), True), ((4, 5, 3), False), ((1, 1, 3), False)],
 )
-def test_patches_are_copied_as_rgb(shape, grey):
+def test_patches_become_rgb_in_rows(shape, grey):
     patch = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
-    (copy,) = read_patches([patch])
-    assert is_grey(patch) == grey
-    assert copy.shape == (*shape[:2], 3)
-    assert copy.flags.c_contiguous
-    assert copy.flags.writeable
-    for channel in range(3):
-        np.testing.assert_array_equal(copy[..., channel], patch.reshape(shape[:2]) if grey else patch[..., channel])
-    copy[:] = 255
-    assert patch.max() < 255
+    frozen = patch.copy()
+    frozen.flags.writeable = False
+    for given in (patch, frozen, np.asfortranarray(patch), patch.view(np.memmap)):
+        (read,) = read_patches([given])
+        assert is_grey(given) == grey
+        assert type(read) is np.ndarray
+        assert read.shape == (*shape[:2], 3)
+        assert read.flags.carray
+        for channel in range(3):
+            np.testing.assert_array_equal(read[..., channel], patch.reshape(shape[:2]) if grey else patch[..., channel])
+    (read,) = read_patches([patch])
+    assert np.shares_memory(read, patch) == (not grey)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_patches_are_not_changed(method):
+    generator = np.random.default_rng(0)
+    patches = [generator.integers(0, 256, (16, 20, 3), dtype=np.uint8) for _ in range(2)]
+    before = [patch.copy() for patch in patches]
+    synthesize(patches, (20, 18), method)
+    np.testing.assert_array_equal(patches, before)
 
 
 @pytest.mark.parametrize(

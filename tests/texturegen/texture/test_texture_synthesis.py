@@ -168,6 +168,22 @@ def test_import_loads_no_compiler():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_coherent_uses_a_part_of_patches_much_larger_than_the_output():
+    generator = np.random.default_rng(0)
+    patches = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in ((700, 40, 3), (64, 900, 3))]
+    places = []
+    for seed in range(4):
+        texture = synthesize(patches, (20, 70), seed=seed)
+        for number, (patch, axis, most) in enumerate(zip(patches, (1, 2), (256, 280), strict=True)):
+            here = texture.source[texture.source[..., 0] == number]
+            np.testing.assert_array_equal(
+                texture.image[texture.source[..., 0] == number], patch[here[:, 1], here[:, 2]]
+            )
+            assert np.ptp(here[:, axis]) < most
+            places.append(here[:, axis].min())
+    assert len({*places}) > 4  # not the same part each time
+
+
 @pytest.mark.parametrize(
     ("side", "size", "levels"), [(16, 32, 2), (48, 96, 3), (96, 224, 4), (200, 16, 1), (200, 40, 2)]
 )
