@@ -4,6 +4,8 @@ RUN/checkpoint-00001200.pt is of step 1200. The newest few are kept, and best.pt
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,33 @@ import torch
 from texturegen.console import warn
 from texturegen.errors import UserError
 from texturegen.files import write_atomically
+from texturegen.lock import take
 
 BEST = "best.pt"
+LOCK = "lock"
 NAME = re.compile(r"checkpoint-(\d+)\.pt")
+
+
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Keep other trainers out of the directory `run`, made if need be: they would remove each other's checkpoints.
+
+    Directories that were made for it and stayed empty are removed again. Raises UserError that says who is in there;
+    who died there is no hindrance.
+    """
+    made = [path for path in (run, *run.parents) if not path.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / LOCK
+    try:
+        with take(path, place=run, doing="training"):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # the usual case: they are not empty
+            for directory in made:
+                directory.rmdir()
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], keep: int = 2, best: bool = False) -> None:

@@ -44,6 +44,7 @@ def train_main(
     On several GPUs or machines: `torchrun --nproc-per-node 4 -m sacl_train ...`.
     """
     from sacl_train.config import dump_config, load_config
+    from sacl_train.distributed import first_started
     from sacl_train.loop import Stopped, train
     from sacl_train.run import plan
 
@@ -53,7 +54,7 @@ def train_main(
         resolved, line = plan(asked, shards, out)
         print(f"# {line}\n{dump_config(resolved)}", end="")
         return
-    first = os.environ.get("RANK", "0") == "0"
+    first = first_started()
     try:
         rows = train(asked, shards, out)
     except Stopped as stopped:

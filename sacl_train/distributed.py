@@ -21,6 +21,11 @@ def process_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def first_started() -> bool:
+    """Whether this is the first of the processes that torchrun has started, joined or not yet; else it is the one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def count_processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 

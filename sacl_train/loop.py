@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from sacl_train import distributed
 from sacl_train.allocator import keep_freed_memory
-from sacl_train.checkpoint import load_checkpoint, save_checkpoint
+from sacl_train.checkpoint import alone_in, load_checkpoint, save_checkpoint
 from sacl_train.config import Config, dump_config
 from sacl_train.evaluate.online import make_online
 from sacl_train.evaluate.quick import quick_knn
@@ -77,15 +78,22 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
     best.pt, metrics.csv and metrics.jsonl (a row per epoch), steps.jsonl, curves.png and sheet.png.
     `config.epochs = 0` writes an untrained encoder: the row that every result should be compared with.
 
-    Returns the rows of metrics. Raises UserError for a mistake of the user's or a loss that is not finite, and Stopped
-    soon after SIGTERM or Ctrl-C.
+    Returns the rows of metrics. Raises UserError for a mistake of the user's, where another process trains in `out`, or
+    for a loss that is not finite, and Stopped soon after SIGTERM or Ctrl-C.
     """
-    shards = open_shards(shards_dir)
-    config = resolve(config, shards)
+    shards, out = open_shards(shards_dir), Path(out)
+    with alone_in(out) if distributed.first_started() else nullcontext():
+        return _train(config, shards, out)
+
+
+def _train(config: Config, shards: Shards, out: Path) -> list[dict[str, Any]]:
+    state = load_checkpoint(out)
+    config = resolve(config, shards, state)
     with arithmetic(config), distributed.joined(choose_device(config.device)) as device:
         if device.type == "cpu":
             keep_freed_memory()
-        run = _Run(config, shards, Path(out), device)
+        run = _Run(config, shards, out, device, state)
+        del state  # a second copy of all weights
         try:
             return run.train()
         finally:
@@ -95,7 +103,9 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
 class _Run:
     """The state of a run: networks, optimizer, the place in the data, the metrics; what a checkpoint holds."""
 
-    def __init__(self, config: Config, shards: Shards, out: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, shards: Shards, out: Path, device: torch.device, state: dict[str, Any] | None
+    ) -> None:
         self.config, self.shards, self.out, self.device = config, shards, out, device
         self.first = distributed.process_rank() == 0  # it alone writes
         self.stream = make_stream(config, shards, device)
@@ -115,7 +125,6 @@ class _Run:
         self.pending: deque[tuple[int, float, list[str], torch.Tensor]] = deque()
         self.stop_asked = False  # by any process, as all have read it
         self.log: StepLog | None = None
-        state = load_checkpoint(out)
         self.new = state is None
         distributed.wait()  # nobody writes while another reads
         if state is not None:
@@ -138,7 +147,7 @@ class _Run:
         if self.online is not None:
             self.online.load(state["online"])
         self.rows, self.now, self.saved = state["metrics"], Epoch(**state["running"]), state["step"]
-        self.stream.bad.update(state["damaged"])
+        self.stream.try_again(state["damaged"])
 
     def _begin(self, state: dict[str, Any] | None) -> None:
         self.out.mkdir(parents=True, exist_ok=True)

@@ -38,13 +38,21 @@ def shards_digest(shards: Shards) -> str:
     return hashlib.sha256("".join(shard["sha256"] for shard in shards.build["shards"]).encode()).hexdigest()
 
 
-def resolve(config: Config, shards: Shards) -> Config:
-    """The config with what it leaves to the shards: mean and std, and the length of a memory bank."""
+def resolve(config: Config, shards: Shards, state: dict[str, Any] | None = None) -> Config:
+    """The config with what it leaves to the shards: mean and std, and the length of a memory bank.
+
+    state : the checkpoint that the run goes on from. Its mean and std stay: samples that were damaged or repaired since
+        would change what is measured.
+    """
     if getattr(config.method_settings, "images", len(shards)) is None:
         config = replace(config, method_settings=replace(config.method_settings, images=len(shards)))
     if config.mean is not None and config.std is not None:
         return config
-    mean, std = channel_statistics(shards)
+    there = state["config"] if state is not None else {}
+    if there.get("mean") and there.get("std"):
+        mean, std = tuple(there["mean"]), tuple(there["std"])
+    else:
+        mean, std = channel_statistics(shards)
     return replace(config, mean=config.mean or mean, std=config.std or std)
 
 
@@ -112,10 +120,10 @@ def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Confi
     Raises the UserErrors that `train` raises before its first step.
     """
     shards = open_shards(shards_dir)
-    config = resolve(config, shards)
+    state = load_checkpoint(Path(out))
+    config = resolve(config, shards, state)
     stream = make_stream(config, shards, torch.device("cpu"))
     build_method(config, shards.image_size())
-    state = load_checkpoint(Path(out))
     if state is not None:
         refuse_other_run(Path(out), state, config, shards_digest(shards))
     return config, describe(config, stream, state["step"] if state else 0)

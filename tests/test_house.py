@@ -17,6 +17,7 @@ KNOWN_TO_TRAINER = (
     "texturegen.console",
     "texturegen.images",
     "texturegen.files",
+    "texturegen.lock",
 )
 FORBIDDEN = [
     ("texturegen/texture", ("texturegen.sources", "texturegen.shards", "texturegen.build")),

@@ -205,6 +205,15 @@ class Stream:
         textures[:] = self._cache[index, 1 + first : 1 + first + len(textures)]
         return True
 
+    def try_again(self, damaged: dict[int, str]) -> None:
+        """Take in what an earlier session found damaged (its `bad`), but for samples that have been repaired since."""
+        for index, fault in damaged.items():
+            try:
+                sample = self.shards[index]
+                _ = sample.image, sample.textures if self._shape[0] > 1 else None
+            except UserError:
+                self.bad[index] = fault
+
     def _note_bad(self, index: int, fault: str) -> None:
         self.bad[index] = fault
         if len(self.bad) > self._most_bad:

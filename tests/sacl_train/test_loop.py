@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,12 +18,12 @@ import torch
 
 import sacl_train.loop
 import sacl_train.signals
-from sacl_train.checkpoint import load_checkpoint
+from sacl_train.checkpoint import alone_in, load_checkpoint
 from sacl_train.config import Config, load_config
 from sacl_train.loop import train
 from sacl_train.methods import SACL
 from sacl_train.optim import build_optimizer, cosine_lr
-from sacl_train.run import load_encoder
+from sacl_train.run import load_encoder, plan
 from sacl_train.signals import listen
 from sacl_train.step import largest_batch
 from texturegen import open_shards
@@ -434,3 +435,46 @@ def test_a_second_signal_soon_after_is_the_first_ones_echo(monkeypatch: pytest.M
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_goes_on_when_a_sample_was_damaged_or_repaired_in_between(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, step, steps = open_shards(shapes_shards)[3], SACL.after_step, []
+
+    def stop(self: SACL, number: int, total: int) -> dict[str, float]:
+        steps.append(1)
+        if len(steps) == 6:  # in the second of three epochs
+            raise KeyboardInterrupt
+        return step(self, number, total)
+
+    for name in ("damaged", "repaired"):
+        shards = tmp_path / name
+        shutil.copytree(shapes_shards, shards)
+        tar = shards / Path(sample.shard).name
+        sound = tar.read_bytes()
+        harmed = sound.replace(sample.image_bytes, bytes(len(sample.image_bytes)))
+        tar.write_bytes(sound if name == "damaged" else harmed)
+        steps.clear()
+        monkeypatch.setattr(SACL, "after_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
+        monkeypatch.undo()
+        tar.write_bytes(harmed if name == "damaged" else sound)
+        plan(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
+        rows = train(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
+        assert [row["damaged"] for row in rows] == ([0, 1, 1] if name == "damaged" else [1, 0, 0])
+
+
+def test_two_trainers_do_not_meet_in_a_directory(shapes_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    with alone_in(out), pytest.raises(UserError, match=rf"run: process {os.getpid()} on .* is training there"):
+        train(tiny(epochs=0), shapes_shards, out)
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    dies = "import os, sys; from pathlib import Path; from texturegen.lock import take; "
+    dies += "lock = take(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", dies, out / "lock"]).returncode == -signal.SIGKILL
+    assert (out / "lock").exists()
+    train(tiny(epochs=0), shapes_shards, out)
+    assert not (out / "lock").exists()

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from texturegen.build.engine import ENGINES, Lost
 from texturegen.build.job import run_job
 from texturegen.build.listing import write_listing
-from texturegen.build.lock import take
 from texturegen.build.recipe import Plan, Recipe, make_plan
 from texturegen.errors import UserError
+from texturegen.lock import take
 from texturegen.shards.reader import read_build
 from texturegen.shards.schema import MANIFEST, PARTS, shard_name
 from texturegen.shards.verify import Report, inspect

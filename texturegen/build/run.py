@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from texturegen.build.engine import ATTEMPTS, ENGINES, Lost
 from texturegen.build.job import STAGES, run_job, try_first
-from texturegen.build.lock import take
 from texturegen.build.recipe import RECORDED, Plan, Recipe, make_plan
 from texturegen.build.state import (
     RECIPE,
@@ -32,6 +31,7 @@ from texturegen.build.state import (
 )
 from texturegen.errors import UserError, nearest
 from texturegen.files import write_atomically, write_json
+from texturegen.lock import take
 from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA, PARTS
 
 Progress = Callable[[int, int], object]

@@ -26,11 +26,11 @@ from texturegen import open_shards
 from texturegen.build import Recipe, build, finish
 from texturegen.build.engine import Stopped
 from texturegen.build.job import STAGES, run_job
-from texturegen.build.lock import take
 from texturegen.build.recipe import make_plan, texture_seed
 from texturegen.build.trial import estimate
 from texturegen.errors import UserError
 from texturegen.images import decode_image
+from texturegen.lock import take
 from texturegen.shards import verify
 from texturegen.shards.merge import split
 from texturegen.shards.schema import QUALITY
@@ -220,7 +220,7 @@ def test_a_second_build_of_another_recipe_does_not_take_the_directory(tmp_path: 
 
 
 def test_the_lock_of_a_process_that_died_does_not_block(tmp_path: Path) -> None:
-    holder = "from texturegen.build.lock import take; import os, sys; from pathlib import Path; "
+    holder = "from texturegen.lock import take; import os, sys; from pathlib import Path; "
     holder += "lock = take(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     path = tmp_path / "lock"
     assert subprocess.run([sys.executable, "-c", holder, path]).returncode == -signal.SIGKILL

@@ -15,9 +15,9 @@ from tests.test_commands import call, refused
 from tests.texturegen.build.test_build import digests
 from texturegen.build import Recipe, build
 from texturegen.build import repair as module
-from texturegen.build.lock import take
 from texturegen.build.repair import SCRATCH, repair
 from texturegen.errors import UserError
+from texturegen.lock import take
 from texturegen.shards.merge import split
 from texturegen.shards.verify import verify
 
