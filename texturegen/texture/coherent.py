@@ -277,16 +277,12 @@ def _collect(source: np.ndarray, at: int, line: int, stride: int, similar: np.nd
     own = source[at]
     tried[0] = own
     count = 1
-    agreed = True
     for dy in range(-1, 2):
         for dx in range(-1, 2):
             if dy != 0 or dx != 0:
                 candidate = np.int32(source[at + dy * line + dx] - dy * stride - dx)
-                agreed &= candidate == own
                 tried[count] = candidate
-                count += 1
-    if agreed:
-        count = 1  # inside a copied region, where about half of the visits are
+                count += candidate != own
     for k in range(count):
         tried[count + k] = similar[tried[k]]
     return 2 * count

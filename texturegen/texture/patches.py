@@ -58,8 +58,9 @@ def cut_patches(
 def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Check patches, all RGB or all grey, and return them as RGB uint8 (h, w, 3), grey as three equal channels.
 
-    Those that are so already are not copied, and nothing writes to them. The kernels are compiled once, for contiguous and writable arrays of three channels. Raises UserError for no
-    patches, for grey beside RGB, and for what `check_image` refuses.
+    Those that are so already are not copied, and nothing writes to them. The kernels are compiled once, for contiguous
+    and writable arrays of three channels. Raises UserError for no patches, for grey beside RGB, and for what
+    `check_image` refuses.
     """
     if isinstance(patches, np.ndarray) and patches.ndim != 4:
         # Of three dimensions it may be many grey patches, but then also a single one, whose rows are no patches.

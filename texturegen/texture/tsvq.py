@@ -15,6 +15,8 @@ from numba import njit
 LANES = 32
 # Of generalised Lloyd, per split. The split settles within a few; more cost time and change few members.
 _ROUNDS = 4
+# Vectors that are summed up in 32 bits, squares too: 255 * 255 * 2**15 < 2**32.
+_SOME = 2**15
 
 
 class Tree(NamedTuple):
@@ -45,14 +47,19 @@ def build_tree(vectors: np.ndarray, leaves: int) -> Tree:
     members = np.arange(count).astype(np.int32)
     begins, ends = np.zeros(most, dtype=np.int64), np.full(most, count, dtype=np.int64)
     sums = np.empty(length, dtype=np.int64)
+    room = _make_room(count, length)
     nodes = 1
     node = 0
     while node < nodes:
         begin, end = begins[node], ends[node]
         group = members[begin:end]
-        _sum_up(vectors, group, sums)
+        if len(group) == 1:
+            codewords[node], nearest[node] = vectors[group[0]], group[0]
+            node += 1
+            continue
+        _sum_up(vectors, group, room.ones[: len(group)], room.some, sums)
         _divide(sums, len(group), codewords[node])
-        cut = _split(vectors, group, sums) if nodes < most else 0
+        cut = _split(vectors, group, sums, room) if nodes < most else 0
         if cut > 0:
             children[node] = nodes
             begins[nodes], ends[nodes] = begin, begin + cut
@@ -72,8 +79,9 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
     the nearest node passed by. Of codewords equally near, the lowest node goes first and the lowest vector wins.
     passed: scratch int32 (2, N), for the nodes passed by and their distances.
     """
+    codewords, children, vectors = tree
     nodes, distances = passed
-    nodes[0], distances[0] = 0, squared_distance(tree.codewords[0], query)
+    nodes[0], distances[0] = 0, squared_distance(codewords[0], query)
     waiting = 1
     best, least = -1, np.int32(0)
     for _ in range(backtrack):
@@ -86,18 +94,18 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
         node, distance = nodes[first], distances[first]
         waiting -= 1
         nodes[first], distances[first] = nodes[waiting], distances[waiting]
-        while tree.children[node] >= 0:
-            node = tree.children[node]
-            distance = squared_distance(tree.codewords[node], query)
-            other = squared_distance(tree.codewords[node + 1], query)
+        while children[node] >= 0:
+            node = children[node]
+            distance = squared_distance(codewords[node], query)
+            other = squared_distance(codewords[node + 1], query)
             if other < distance:
                 nodes[waiting], distances[waiting] = node, distance
                 node, distance = node + 1, other
             else:
                 nodes[waiting], distances[waiting] = node + 1, other
             waiting += 1
-        if best < 0 or distance < least or (distance == least and tree.vectors[node] < best):
-            best, least = tree.vectors[node], distance
+        if best < 0 or distance < least or (distance == least and vectors[node] < best):
+            best, least = vectors[node], distance
     return best
 
 
@@ -111,20 +119,59 @@ def squared_distance(vector: np.ndarray, other: np.ndarray) -> np.int32:
     return total
 
 
+class _Room(NamedTuple):
+    """Scratch of the tree's building: small groups are many, and to allocate for each takes longer than to split it."""
+
+    ones: np.ndarray  # bool (n,): all True
+    right: np.ndarray  # bool (n,): the members on the second side
+    nearer: np.ndarray  # bool (n,)
+    second: np.ndarray  # int32 (n,)
+    some: np.ndarray  # uint32 (D,)
+    squares: np.ndarray  # int64 (D,)
+    sides: np.ndarray  # int64 (2, D): sums of each side
+    centroids: np.ndarray  # uint8 (2, D)
+    direction: np.ndarray  # int16 (D,)
+
+
 @njit(nogil=True, cache=True)
-def _sum_up(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray) -> None:
+def _make_room(count: int, length: int) -> _Room:
+    return _Room(
+        np.ones(count, dtype=np.bool_),
+        np.empty(count, dtype=np.bool_),
+        np.empty(count, dtype=np.bool_),
+        np.empty(count, dtype=np.int32),
+        np.empty(length, dtype=np.uint32),
+        np.empty(length, dtype=np.int64),
+        np.empty((2, length), dtype=np.int64),
+        np.empty((2, length), dtype=np.uint8),
+        np.empty(length, dtype=np.int16),
+    )
+
+
+@njit(nogil=True, cache=True)
+def _sum_up(vectors: np.ndarray, group: np.ndarray, chosen: np.ndarray, some: np.ndarray, sums: np.ndarray) -> int:
+    """Write the sum of the chosen vectors of a group into sums int64 (D,); return how many they are. some: scratch."""
     sums[:] = 0
-    for member in group:
-        vector = vectors[member]
+    count = 0
+    for begin in range(0, len(group), _SOME):
+        some[:] = 0
+        for n in range(begin, min(begin + _SOME, len(group))):
+            if chosen[n]:
+                count += 1
+                vector = vectors[group[n]]
+                for k in range(len(some)):
+                    some[k] += np.uint32(vector[k])
         for k in range(len(sums)):
-            sums[k] += np.int64(vector[k])
+            sums[k] += np.int64(some[k])
+    return count
 
 
 @njit(nogil=True, cache=True)
 def _divide(sums: np.ndarray, count: int, codeword: np.ndarray) -> None:
     """Write the centroid into `codeword`, rounded to the nearest whole number (halves up)."""
+    # In float64, for which there are vector instructions: exact, as the quotient of a sum of fewer than 2**40 bytes.
     for k in range(len(sums)):
-        codeword[k] = (2 * sums[k] + count) // (2 * count)
+        codeword[k] = np.uint8((2.0 * sums[k] + count) / (2.0 * count))
 
 
 @njit(nogil=True, cache=True)
@@ -138,37 +185,48 @@ def _nearest_member(vectors: np.ndarray, group: np.ndarray, codeword: np.ndarray
 
 
 @njit(nogil=True, cache=True)
-def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray) -> int:
+def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, room: _Room) -> int:
     """Move the members of the first child to the group's front, keeping their order; return how many they are.
 
     0 if all vectors are equal. The two codewords start as the centroid moved a little to either side in the widest
-    dimension, which splits the members at their mean there.
+    dimension, which splits the members at their mean there. sums: of the group.
     """
-    widest = _widest(vectors, group, sums)
+    widest = _widest(vectors, group, sums, room.some, room.squares)
     if widest < 0:
         return 0
-    right = np.empty(len(group), dtype=np.bool_)
-    for n in range(len(group)):
-        right[n] = vectors[group[n], widest] * len(group) > sums[widest]
+    count = len(group)
+    right, second = room.right[:count], room.second
+    for n in range(count):
+        right[n] = vectors[group[n], widest] * count > sums[widest]
     for _ in range(_ROUNDS):
-        if not _lloyd(vectors, group, right):
+        if not _lloyd(vectors, group, sums, right, room):
             break
-    first, second = group[~right], group[right]
-    group[: len(first)] = first
-    group[len(first) :] = second
-    return len(first)
+    left = 0
+    for n in range(count):
+        if right[n]:
+            second[n - left] = group[n]
+        else:
+            group[left] = group[n]
+            left += 1
+    for n in range(left, count):
+        group[n] = second[n - left]
+    return left
 
 
 @njit(nogil=True, cache=True)
-def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray) -> int:
-    """Return the dimension with the largest variance, -1 if all vectors are equal."""
+def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, some: np.ndarray, squares: np.ndarray) -> int:
+    """Return the dimension with the largest variance, -1 if all vectors are equal. some, squares: scratch."""
     count = len(group)
-    squares = np.zeros(len(sums), dtype=np.int64)
-    for member in group:
-        vector = vectors[member]
-        for k in range(len(sums)):
-            value = np.int32(vector[k])
-            squares[k] += np.int64(np.int32(value * value))
+    squares[:] = 0
+    for begin in range(0, count, _SOME):
+        some[:] = 0
+        for member in group[begin : begin + _SOME]:
+            vector = vectors[member]
+            for k in range(len(some)):
+                value = np.uint32(vector[k])
+                some[k] += np.uint32(value * value)
+        for k in range(len(squares)):
+            squares[k] += np.int64(some[k])
     widest, most = -1, 0
     for k in range(len(sums)):
         spread = count * squares[k] - sums[k] * sums[k]
@@ -178,25 +236,34 @@ def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _lloyd(vectors: np.ndarray, group: np.ndarray, right: np.ndarray) -> bool:
+def _lloyd(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, right: np.ndarray, room: _Room) -> bool:
     """Move each member to the side with the nearer centroid, the left one among equals; return whether any moved.
 
     Nothing moves if the right side would lose all, which rounded centroids, being equal, may do.
     """
-    sums = np.empty(vectors.shape[1], dtype=np.int64)
-    centroids = np.empty((2, vectors.shape[1]), dtype=np.uint8)
-    for side in range(2):
-        members = group[right == (side == 1)]
-        _sum_up(vectors, members, sums)
-        _divide(sums, len(members), centroids[side])
-    nearer = np.empty(len(group), dtype=np.bool_)
-    count, moved = 0, 0
+    sides, centroids, direction, nearer = room.sides, room.centroids, room.direction, room.nearer
+    count = _sum_up(vectors, group, right, room.some, sides[1])
+    for k in range(len(sums)):
+        sides[0, k] = sums[k] - sides[1, k]
+    _divide(sides[0], len(group) - count, centroids[0])
+    _divide(sides[1], count, centroids[1])
+    # |v - b|^2 < |v - a|^2 is v (2a - 2b) < aa - bb: one product instead of two distances.
+    limit = np.int32(0)
+    for k in range(len(direction)):
+        a, b = np.int32(centroids[0, k]), np.int32(centroids[1, k])
+        direction[k] = 2 * (a - b)
+        limit += np.int32(np.int32(a * a) - np.int32(b * b))
+    found, moved = 0, 0
     for n in range(len(group)):
         vector = vectors[group[n]]
-        nearer[n] = squared_distance(vector, centroids[1]) < squared_distance(vector, centroids[0])
-        count += nearer[n]
+        product = np.int32(0)
+        for k in range(len(vector)):
+            product += np.int32(np.int32(vector[k]) * np.int32(direction[k]))
+        nearer[n] = product < limit
+        found += nearer[n]
         moved += nearer[n] != right[n]
-    if moved == 0 or count == 0:
+    if moved == 0 or found == 0:
         return False
-    right[:] = nearer
+    for n in range(len(group)):
+        right[n] = nearer[n]
     return True

@@ -40,7 +40,7 @@ def wei_levoy(
     levels: Annotated[int | None, Whole(1, 8, automatic=True)] = None,
     search: Annotated[str, Choice(("exhaustive", "tsvq"))] = "exhaustive",
     codebook: Annotated[float, Fraction(0, 1)] = 1.0,
-    backtrack: Annotated[int, Whole(1, 1000)] = 4,
+    backtrack: Annotated[int, Whole(1, 1000)] = 2,
 ) -> np.ndarray:
     """Return the source map int32 (H, W, 3) of a texture that tiles.
 

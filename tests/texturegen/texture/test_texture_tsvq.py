@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import texture_reference as reference
 
-from texturegen.texture.tsvq import LANES, Tree, _lloyd, build_tree, find, pad
+from texturegen.texture.tsvq import LANES, Tree, _lloyd, _make_room, build_tree, find, pad
 
 
 def some_vectors(count, length, seed=0, levels=256):
@@ -98,7 +98,7 @@ def test_equal_vectors_are_one_leaf():
 def test_a_side_keeps_its_members_when_the_centroids_fall_together():
     vectors = np.array([[0], [2], [0], [2]], np.uint8)
     right = np.array([False, False, True, True])
-    assert not _lloyd(vectors, np.arange(4, dtype=np.int32), right)
+    assert not _lloyd(vectors, np.arange(4, dtype=np.int32), np.array([4]), right, _make_room(4, 1))
     assert right.tolist() == [False, False, True, True]
 
 
