@@ -18,7 +18,7 @@ from sacl_train.config import Config, dump_config
 from sacl_train.evaluate.online import make_online
 from sacl_train.evaluate.quick import quick_knn
 from sacl_train.methods import Method
-from sacl_train.metrics import Board, StepLog, write_rows
+from sacl_train.metrics import Board, Lap, StepLog, write_rows
 from sacl_train.optim import build_optimizer, cosine_lr
 from sacl_train.report.curves import draw_curves
 from sacl_train.report.sheet import draw_views
@@ -52,7 +52,7 @@ class Stopped(Exception):
 
 @dataclass
 class Epoch:
-    """What is under way of an epoch; part of the checkpoint.
+    """What is under way of an epoch; part of the checkpoint, which does not know how long it took to write.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ class _Run:
         self.stepper = Stepper(self.method, optimizer, config, device)
         self.online = make_online(config, method.encoder, shards, device)
         self.rows: list[dict[str, Any]] = []
-        self.now = Epoch(0)
+        self.now, self.lap = Epoch(0), Lap()
         self.saved = 0
         self.pending: deque[tuple[int, float, list[str], torch.Tensor]] = deque()
         self.stop_asked = False  # by any process, as all have read it
@@ -201,9 +201,12 @@ class _Run:
         """Do what is left of the epoch, counting in `now`; return its row of metrics."""
         self.method.train()
         now, config = self.now, self.config
+        self.lap = Lap()
         begin = time.monotonic()
         for batch in self.stream.epoch(now.number, skip=now.batches):
-            now.waited += time.monotonic() - begin
+            waited = time.monotonic() - begin
+            now.waited += waited
+            self.lap.waited += waited
             step, lr = self.step, self._lr(self.step)
             try:
                 metrics = self.stepper(batch, now.number, step, self.total, lr)
@@ -216,13 +219,15 @@ class _Run:
             # Reading a figure waits for the device: on CUDA that of a step is read when the next is under way.
             self._read_metrics(leave=1 if self.device.type == "cuda" else 0)
             now.batches += 1
-            now.seconds += time.monotonic() - begin
-            begin = time.monotonic()
+            done = time.monotonic()
+            now.seconds += done - begin
             if self.stop_asked:
                 self.save()
                 raise Stopped(self.saved)
             if self.step - self.saved >= config.save_every and now.batches < self.steps:
                 self.save()
+            begin = time.monotonic()
+            now.seconds += begin - done  # of writing: it counts as time, but not as waiting for a batch
         self._read_metrics()
         means = {name: total / self.steps for name, total in now.sums.items()}
         rate = self.steps * config.batch_size / now.seconds
@@ -244,12 +249,15 @@ class _Run:
                 )
             for name, value in values.items():
                 self.now.sums[name] = self.now.sums.get(name, 0.0) + value
+            self.lap.steps += 1
             if self.log is not None:
                 note = f"epoch {step // self.steps + 1}/{self.config.epochs}, loss {values['loss']:.3f}"
                 self.progress(self.config.batch_size, note=note)
                 if self.config.log_every and step % self.config.log_every == 0:
-                    self.log.write({"step": step, "epoch": step // self.steps + 1, "lr": lr, **values})
-                    self.board.write("step", {"lr": lr, **values}, step)
+                    values = {"lr": lr, **values, **self.lap.speed(self.config.batch_size)}
+                    self.lap = Lap()
+                    self.log.write({"step": step, "epoch": step // self.steps + 1, **values})
+                    self.board.write("step", values, step)
 
     def save(self, best: bool = False) -> None:
         """A checkpoint of the steps done."""

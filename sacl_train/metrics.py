@@ -4,11 +4,27 @@ import csv
 import io
 import json
 import os
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from texturegen.errors import UserError
 from texturegen.files import write_atomically
+
+
+@dataclass
+class Lap:
+    """The time since the step that was logged last, or since the epoch began: steps done, seconds waited for data."""
+
+    begin: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    waited: float = 0.0
+
+    def speed(self, batch_size: int) -> dict[str, float]:
+        """What an epoch's row has under these names."""
+        seconds = time.monotonic() - self.begin
+        return {"samples_per_second": self.steps * batch_size / seconds, "data_wait": self.waited / seconds}
 
 
 class StepLog:

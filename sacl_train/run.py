@@ -63,6 +63,13 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
             f"batch_size is {config.batch_size}, but {shards.directory} holds {len(shards)} images; "
             f"set a batch of at most {len(shards)}"
         )
+    pieces = count_processes() * config.accumulate
+    if config.batch_size // pieces < 2:
+        on = f" on {count_processes()} processes" if count_processes() > 1 else ""
+        raise UserError(
+            f"batch_size {config.batch_size} with accumulate {config.accumulate}{on} is less than two images at a time "
+            f"(one alone has nothing to be contrasted with); take a batch_size of at least {2 * pieces}"
+        )
     from_shards = config.method_settings.texture_role != "none" and config.texture_source != "patch-shuffle"
     plan = Plan(
         config.batch_size,

@@ -63,11 +63,12 @@ def bank_nce(
     tau: float = 0.2,
     alpha: float = 1.0,
     scope: str = "batch",
+    first: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each query against its own key, among it and a bank of earlier keys (He et al. 2020, eq. 1).
 
-    q, z: queries and their keys (N, D). bank: (K, D). t, alpha, scope: texture keys (M, P, D) as in `info_nce`; those
-    of the queries themselves with scope "own". Returns and statistics as there.
+    q, z: queries and their keys (N, D). bank: (K, D). t, alpha, scope, first: texture keys (M, P, D) as in `info_nce`.
+    Returns and statistics as there.
     """
     with torch.autocast(q.device.type, enabled=False):
         q, z, bank = _unit(q), _unit(z), _unit(bank)
@@ -76,9 +77,8 @@ def bank_nce(
         logits = torch.cat([positive, against], dim=1) / tau
         stats = {"positive_similarity": positive.mean(), "negative_similarity": against.mean()}
         if t is not None:
-            own_or_all = torch.einsum("nd,nkd->nk", q, _unit(t)) if scope == "own" else q @ _unit(t).flatten(0, 1).T
-            stats["texture_similarity"] = own_or_all.mean()
-            logits = torch.cat([logits, alpha * own_or_all / tau], dim=1)
+            textures, stats["texture_similarity"] = _texture_cosines(q, _unit(t), scope, first)
+            logits = torch.cat([logits, alpha * textures / tau], dim=1)
         loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))
     return loss, {name: value.detach() for name, value in stats.items()}
 
@@ -92,12 +92,13 @@ def pirl_nce(
     tau: float = 0.07,
     alpha: float = 1.0,
     scope: str = "batch",
+    first: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """-log h of the image's own feature - sum of log(1 - h) of the others', h a softmax (Misra & van der Maaten 2020,
     eq. 3, 4).
 
     v: features (N, D). own: theirs in the bank (N, D). bank: others (K, D). same: (N, K), those that are no negatives.
-    t, alpha, scope: texture keys (M, P, D) as in `bank_nce`. Returns and statistics as there.
+    t, alpha, scope, first: texture keys (M, P, D) as in `info_nce`. Returns and statistics as there.
     """
     with torch.autocast(v.device.type, enabled=False):
         v, own, bank = _unit(v), _unit(own), _unit(bank)
@@ -106,9 +107,8 @@ def pirl_nce(
         logits = torch.cat([positive, against.masked_fill(same, -torch.inf)], dim=1) / tau
         stats = {"positive_similarity": positive.mean(), "negative_similarity": against[~same].mean()}
         if t is not None:
-            own_or_all = torch.einsum("nd,nkd->nk", v, _unit(t)) if scope == "own" else v @ _unit(t).flatten(0, 1).T
-            stats["texture_similarity"] = own_or_all.mean()
-            logits = torch.cat([logits, alpha * own_or_all / tau], dim=1)
+            textures, stats["texture_similarity"] = _texture_cosines(v, _unit(t), scope, first)
+            logits = torch.cat([logits, alpha * textures / tau], dim=1)
         log_h = F.log_softmax(logits, dim=1)
         # A negative that has all of h would make the loss infinite: its share is taken as a rounding error from 1.
         others = log_h[:, 1:].exp().clamp(max=1 - torch.finfo(log_h.dtype).eps)
@@ -183,6 +183,17 @@ def embedding_std(z: Tensor) -> Tensor:
     before them hides a collapse that leaves any noise to blow up, which a kNN score at chance then shows.
     """
     return _unit(z).std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
+
+
+def _texture_cosines(q: Tensor, t: Tensor, scope: str, first: int) -> tuple[Tensor, Tensor]:
+    """Unit queries (N, D), texture keys (M, P, D), of which `first` + i are query i's: cosines (N, P) with those alone
+    (scope "own") or (N, M*P) with all, and the mean (0-d) over the queries' own.
+    """
+    if scope == "own":
+        own = torch.einsum("nd,nkd->nk", q, t[first : first + len(q)])
+        return own, own.mean()
+    cosines = q @ t.flatten(0, 1).T
+    return cosines, cosines.unflatten(1, t.shape[:2]).diagonal(first, dim1=0, dim2=1).mean()
 
 
 def _unit(x: Tensor) -> Tensor:

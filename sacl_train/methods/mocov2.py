@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
-from sacl_train.distributed import gather
+from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, bank_nce, embedding_std
 from sacl_train.methods.method import Method, Part
 from sacl_train.methods.textures import NEGATIVE_ROLES, check_choice, texture_keys
@@ -75,9 +75,10 @@ class MoCoV2(Method):
         textures = None
         if settings.texture_role == "negative":
             textures = texture_keys(self._keys, self.weak, batch, draws)  # (N, P, D)
-            textures = textures if settings.scope == "own" else gather(textures)
+            textures = gather(textures)  # (M, P, D)
         q = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
-        loss, metrics = bank_nce(q, keys, self.queue, textures, settings.tau, settings.alpha, settings.scope)
+        how = (settings.tau, settings.alpha, settings.scope, process_rank() * len(keys))
+        loss, metrics = bank_nce(q, keys, self.queue, textures, *how)
         yield loss, {**metrics, "embedding_std": embedding_std(gather(keys))}
         self._enqueue(gather(keys))
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sacl_train.data.draws import Draws, mix, uniform
 from sacl_train.data.weak import WeakAugment
-from sacl_train.distributed import gather
+from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, embedding_std, pirl_nce
 from sacl_train.methods.method import Method, Part
 from sacl_train.methods.textures import NEGATIVE_ROLES, check_choice, texture_keys
@@ -85,17 +85,18 @@ class PIRL(Method):
         textures = None
         if settings.texture_role == "negative":
             textures = texture_keys(self._keys, self.weak, batch, draws)  # (N, P, D)
-            textures = textures if settings.scope == "own" else gather(textures)
+            textures = gather(textures)  # (M, P, D)
         own, bank = self.bank[numbers], self.bank[drawn]
         same = drawn[None, :] == numbers[:, None]  # (N, K): an image is not its own negative
 
+        how = (settings.tau, settings.alpha, settings.scope, process_rank() * len(numbers))
         image = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
         std = embedding_std(gather(image.detach()))
         for weight, view in (
             (1 - settings.weight, lambda: image),
             (settings.weight, lambda: self._jigsaw(batch, draws)),
         ):
-            loss, metrics = pirl_nce(view(), own, bank, same, textures, settings.tau, settings.alpha, settings.scope)
+            loss, metrics = pirl_nce(view(), own, bank, same, textures, *how)
             yield weight * loss, {**metrics, "embedding_std": std}
         self._remember(gather(numbers), gather(image.detach()))
 

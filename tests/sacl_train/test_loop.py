@@ -43,6 +43,10 @@ def deterministic(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in timings} for row in rows]
 
 
+def logged_steps(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+
+
 def test_a_run_writes_what_it_says(shapes_shards: Path, tmp_path: Path) -> None:
     rows = train(tiny(), shapes_shards, tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -146,6 +150,39 @@ def test_a_batch_larger_than_the_data_set_is_refused(shapes_shards: Path, tmp_pa
     with pytest.raises(UserError, match=r"batch_size is 65, but .* holds 64 images"):
         train(tiny(batch_size=65), shapes_shards, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["sacl", "byol"])
+def test_a_batch_that_leaves_one_image_at_a_time_is_refused_at_once(
+    shapes_shards: Path, tmp_path: Path, method: str
+) -> None:
+    config = tiny(method=method, batch_size=4, accumulate=4)
+    with pytest.raises(UserError, match=r"batch_size 4 with accumulate 4 is less than two .* of at least 8"):
+        plan(config, shapes_shards, tmp_path / "run")
+    with pytest.raises(UserError, match="less than two images at a time"):
+        train(config, shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_time_that_checkpoints_take_is_no_waiting_for_data(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = sacl_train.loop.save_checkpoint
+
+    def slowly(*arguments: object) -> None:
+        time.sleep(0.3)
+        save(*arguments)
+
+    monkeypatch.setattr(sacl_train.loop, "save_checkpoint", slowly)
+    settings = {"epochs": 2, "knn_every": 0, "save_every": 1, "log_every": 2, "device": "cpu"}
+    rows = train(tiny(**settings), shapes_shards, tmp_path)
+    lines = logged_steps(tmp_path)
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    # Three of an epoch's four steps are followed by a slow checkpoint, two of them between two lines.
+    assert rows[1]["samples_per_second"] < 64 / 0.9
+    assert 16 * 2 / 0.6 > lines[3]["samples_per_second"] > 0
+    for row in (rows[1], lines[3]):
+        assert 0 <= row["data_wait"] < 0.2
 
 
 def test_images_smaller_than_the_grid_or_not_divisible_by_it_are_refused(shapes_shards: Path, tmp_path: Path) -> None:
@@ -348,16 +385,16 @@ def test_every_setting_trains_and_goes_on_in_mid_epoch(
     if changes.get("precision") is not None:
         assert rows[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.05)
     last = load_checkpoint(tmp_path)
-    lines = (tmp_path / "steps.jsonl").read_text()
+    lines = logged_steps(tmp_path)
     assert last is not None
-    assert [json.loads(line)["step"] for line in lines.splitlines()] == list(range(last["step"]))
+    assert [line["step"] for line in lines] == list(range(last["step"]))
     for checkpoint in sorted(tmp_path.glob("checkpoint-*.pt"))[4:]:
         checkpoint.unlink()
     assert deterministic(train(tiny(**changes), shapes_shards, tmp_path)) == deterministic(rows)
     again = load_checkpoint(tmp_path)
     assert again is not None
     assert all(torch.equal(again["method"][name], last["method"][name]) for name in last["method"])
-    assert (tmp_path / "steps.jsonl").read_text() == lines
+    assert deterministic(logged_steps(tmp_path)) == deterministic(lines)
 
 
 def test_patch_shuffle_needs_no_textures(shapes_test_shards: Path, tmp_path: Path) -> None:
@@ -404,7 +441,7 @@ def test_tensorboard_gets_the_curves(shapes_shards: Path, tmp_path: Path) -> Non
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    lines = logged_steps(tmp_path)
     assert [e.value for e in events.Scalars("step/loss")] == pytest.approx([line["loss"] for line in lines], rel=1e-6)
     assert "epoch/texture_similarity" in events.Tags()["scalars"]
 

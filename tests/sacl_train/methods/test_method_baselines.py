@@ -99,6 +99,19 @@ def test_textures_join_the_negatives_of_simclr_and_moco(scope: str) -> None:
     assert bank_nce(z[0], z[1], bank, t, 0.2, 2.0, scope)[0].item() == pytest.approx(moco, rel=1e-9)
 
 
+@pytest.mark.parametrize("scope", ["batch", "own"])
+def test_texture_similarity_is_to_the_images_own_textures(scope: str) -> None:
+    t, bank, count, first = embeddings(8, 3, 5), embeddings(7, 5), 4, 2
+    v, own = embeddings(2, count, 5)
+    mine = torch.stack(
+        [torch.nn.functional.cosine_similarity(v[i], t[first + i, k], dim=0) for i in range(4) for k in range(3)]
+    )
+    how = (t, 0.2, 2.0, scope, first)
+    same = torch.zeros(count, len(bank), dtype=torch.bool)
+    for _, stats in (bank_nce(v, own, bank, *how), pirl_nce(v, own, bank, same, *how)):
+        torch.testing.assert_close(stats["texture_similarity"], mine.mean())
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_fixed_batch_is_learnt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # MoCo's queue would fill with keys of these very images, whose positives they are.
