@@ -51,7 +51,8 @@ def _grid_command(name: str) -> None:
         from pipelines.grid_runner import run_grid
         from pipelines.grids import SCALES, make_grid, narrow
 
-        table = run_grid(narrow(make_grid(name, SCALES[scale]), only, changes), SCALES[scale], out, **options)
+        grid = narrow(make_grid(name, SCALES[scale]), (), changes)
+        table = run_grid(grid, SCALES[scale], out, only=only, **options)
         print(f"\n{table.read_text()}\nwritten to {table}")
 
 

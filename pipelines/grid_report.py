@@ -43,19 +43,19 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
         for row in rows:
             runs = found[row, columns[0]]
             cells = [_summary(runs, key) for key in keys]
-            cells[0] += _paper(grid, row, columns[0])
+            cells = [text + _paper(grid, row, columns[0], key) for text, key in zip(cells, keys, strict=True)]
             lines.append(_line([row, str(len(runs)), *cells]))
     else:
         for key in grid.figures:
             lines += [f"## {FIGURES[key][0]}", "", *_table([grid.rows, *columns])]
             for row in rows:
-                cells = [_summary(found.get((row, column), []), key) for column in columns]
-                if key == grid.figures[0]:
-                    cells = [text + _paper(grid, row, column) for text, column in zip(cells, columns, strict=True)]
+                cells = [_summary(found.get((row, c), []), key) + _paper(grid, row, c, key) for c in columns]
                 lines.append(_line([row, *cells]))
             lines.append("")
     lines += _differences(grid, columns, found)
-    spread = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed: no deviation is known."
+    counts = {len(runs) for runs in found.values() if runs}
+    over = f"{seeds} seeds" if len(counts) == 1 else f"up to {seeds} seeds"
+    spread = f"Mean ± standard deviation over {over}." if seeds > 1 else "One seed: no deviation is known."
     lines += ["", spread, "", f"![]({grid.name}.png)", ""]
     made_by = provenance("python -m pipelines")
     content = [
@@ -128,9 +128,9 @@ def _cell(grid: Grid, row: str, column: str) -> Cell | None:
     return next((cell for cell in grid.cells if (cell.row, cell.column) == (row, column)), None)
 
 
-def _paper(grid: Grid, row: str, column: str) -> str:
+def _paper(grid: Grid, row: str, column: str, key: str) -> str:
     cell = _cell(grid, row, column)
-    return f" ({cell.paper:.2f})" if cell is not None and cell.paper is not None else ""
+    return f" ({cell.paper[key]:.2f})" if cell is not None and key in cell.paper else ""
 
 
 def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Found) -> None:
@@ -153,9 +153,9 @@ def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Fo
                 means.append(figures[0])
                 errors.append(figures[1])
             cell = _cell(grid, row, column)
-            if cell is not None and cell.paper is not None:
+            if cell is not None and key in cell.paper:
                 marks.append(place)
-                papers.append(cell.paper)
+                papers.append(cell.paper[key])
         colour = f"C{number}"
         if grid.numeric:
             axes.errorbar(places, means, errors, marker="o", capsize=3, color=colour, label=line)

@@ -1,6 +1,7 @@
 """Run a grid cell by cell, in processes of its own; what is done is not done again.
 
 Layout: OUT/shards/SET, OUT/cells/ROW/COLUMN/seedN (a run of `sacl-train` with figures.json), OUT/GRID.md, .json, .png.
+A cell of other settings or shards is moved aside, to seedN.old-1 and so on.
 """
 
 import contextlib
@@ -12,16 +13,26 @@ import shutil
 import signal
 import threading
 import traceback
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines.grid_report import write_grid
-from pipelines.grids import Cell, Grid, Scale
-from pipelines.runner import Commands, flags_of
-from pipelines.stages import is_done, newest_checkpoint, record_done
+from pipelines.grid_report import Found, write_grid
+from pipelines.grids import Cell, Grid, Scale, narrow
+from pipelines.runner import Commands
+from pipelines.stages import (
+    claim_run,
+    decides_run,
+    digest_folder,
+    digest_shards,
+    is_done,
+    record_done,
+    set_aside,
+)
+from texturegen.console import plural
 from texturegen.errors import UserError
 from texturegen.files import write_json
 from texturegen.sources import SOURCES
@@ -32,17 +43,35 @@ idle = threading.Event()  # this worker has no cell at hand
 
 @dataclass(frozen=True)
 class Job:
-    """A cell of one seed, as a worker gets it."""
+    """A cell of one seed, as a worker gets it; digests: of what it is measured on, by set."""
 
     cell: Cell
     seed: int
     directory: str
     shards: dict[str, str]  # set -> directory
+    digests: dict[str, str]
     figures: tuple[str, ...]
     probe: dict[str, Any]
     corruption: dict[str, Any]
     stimuli: str | None
     device: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**self.cell.settings, "seed": self.seed, "device": self.device}
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What decides its figures, beside the run."""
+        measured = {"figures": self.figures, "probe": self.probe, "digests": self.digests}
+        return measured | ({"corruption": self.corruption} if "corruption" in self.figures else {})
+
+    def figures_at_hand(self) -> dict[str, Any] | None:
+        """Its figures, where it is done."""
+        directory = Path(self.directory)
+        record, output = directory / "stage.json", directory / "figures.json"
+        run = decides_run(self.settings, self.shards["train"])
+        return json.loads(output.read_text()) if is_done(record, run, self.measured, [output]) else None
 
 
 def run_grid(
@@ -54,62 +83,128 @@ def run_grid(
     device: str = "auto",
     seeds: int | None = None,
     jobs: int = 1,
+    only: tuple[str, ...] = (),
 ) -> Path:
     """Build what the cells need, run every cell with every seed, the first seed of all first; return the table's path.
 
-    The table is written anew after each cell. Raises UserError when a cell fails (the others are run first), and
-    KeyboardInterrupt when asked to stop.
+    only: the rows or columns to run (all, if nothing is named). The table is written anew after each cell; it also has
+    the figures of other cells and seeds that are there. Raises UserError when a cell fails (the others are run first),
+    and KeyboardInterrupt when asked to stop.
     """
+    chosen = narrow(grid, only, {})
     out.mkdir(parents=True, exist_ok=True)
-    commands = Commands(out, max(1, len(os.sched_getaffinity(0)) // jobs))
-    wanted = list(dict.fromkeys((cell.dataset, cell.synthesis) for cell in grid.cells))
-    shards = _build(commands, scale, wanted, out, root)
-    seeds = seeds or scale.seeds
-    todo = [
-        Job(
-            cell,
-            seed,
-            str(out / "cells" / _slug(cell.row) / _slug(cell.column) / f"seed{seed}"),
-            shards[cell.dataset, cell.synthesis],
-            grid.figures,
-            scale.probe,
-            scale.corruption,
-            stimuli,
-            device,
-        )
-        for seed in range(seeds)
-        for cell in grid.cells
-    ]
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {(cell.row, cell.column): [] for cell in grid.cells}
-    failed: list[str] = []
-    context = multiprocessing.get_context("spawn")
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(threads,)) as pool:
-        futures: dict[Future[Any], Job] = {pool.submit(run_cell, job): job for job in todo}
+    commands = Commands(out, threads)
+    built: set[Path] = set()
+    for cell in chosen.cells:
+        _build(commands, scale, cell, out, root, built)
+    make = _job_maker(grid, scale, out, stimuli, device)
+    found, other = _read_figures(grid, make, out)
+    mine = {(cell.row, cell.column) for cell in chosen.cells}
+    cells = tuple(cell for cell in grid.cells if (cell.row, cell.column) in mine or found[cell.row, cell.column])
+    grid = replace(grid, cells=cells)
+    found = {(cell.row, cell.column): found[cell.row, cell.column] for cell in cells}
+    done = {(place, run["seed"]) for place, runs in found.items() for run in runs}
+    wanted = [(cell, seed) for seed in range(seeds or scale.seeds) for cell in chosen.cells]
+    todo = [make(cell, seed) for cell, seed in wanted if ((cell.row, cell.column), seed) not in done]
+    if left := [place for place in other if place not in mine]:
+        print(f"left out of the table, of other settings or shards: {'; '.join(map(', '.join, left))}", flush=True)
+    if len(todo) < len(wanted):
+        print(f"{plural(len(wanted) - len(todo), 'cell')} of {len(wanted)} done before", flush=True)
+    path = write_grid(out, grid, scale.name, found) if done else None
+    if todo and "corruption" in grid.figures:
+        from sacl_train.evaluate.corruption import load_corruptions
+
+        load_corruptions()  # a package that is missing is missed before the first cell is trained
+    failed: list[str] = []
+    with contextlib.closing(_run_all(todo, jobs, threads)) as results:
+        for job, status, content in results:
+            name = f"{job.cell.row}, {job.cell.column}, seed {job.seed}"
+            if status == "failed":
+                failed.append(f"{name}: {content}")
+                print(f"{name}: failed: {content}", flush=True)
+                continue
+            found[job.cell.row, job.cell.column].append({"seed": job.seed, **content})
+            told = ", ".join(f"{key} {content[key]:.3f}" for key in grid.figures if key in content)
+            print(f"{name}: {told}", flush=True)
+            path = write_grid(out, grid, scale.name, found)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(todo)} cells failed; the first: {failed[0]}")
+    assert path is not None
+    return path
+
+
+def _job_maker(grid: Grid, scale: Scale, out: Path, stimuli: str | None, device: str) -> Any:
+    """(cell, seed) -> its Job."""
+    digests: dict[str, str] = {}
+    if stimuli is not None and not Path(stimuli).is_dir():
+        raise UserError(f"--stimuli {stimuli}: there is no such folder")
+    of_stimuli = {"stimuli": digest_folder(stimuli)} if stimuli and "shape_bias" in grid.figures else {}
+
+    def make(cell: Cell, seed: int) -> Job:
+        shards = {name: str(place) for name, place in _places(scale, cell, out).items()}
+        for place in shards.values():
+            if place not in digests:
+                digests[place] = digest_shards(place)
+        directory = out / "cells" / _slug(cell.row) / _slug(cell.column) / f"seed{seed}"
+        measured = {name: digests[place] for name, place in shards.items()} | of_stimuli
+        probe = probe_settings(scale, cell)
+        figures, corruption = grid.figures, scale.corruption
+        return Job(cell, seed, str(directory), shards, measured, figures, probe, corruption, stimuli, device)
+
+    return make
+
+
+def probe_settings(scale: Scale, cell: Cell) -> dict[str, Any]:
+    """Of the linear probe of a cell."""
+    return {**scale.probe, **scale.probe_of.get(cell.dataset, {})}
+
+
+def _read_figures(grid: Grid, make: Any, out: Path) -> tuple[Found, list[tuple[str, str]]]:
+    """What is there of the grid's cells; and the places of the cells that have figures of another run."""
+    found: Found = {(cell.row, cell.column): [] for cell in grid.cells}
+    other: list[tuple[str, str]] = []
+    for cell in grid.cells:
+        place = (cell.row, cell.column)
+        for path in sorted((out / "cells" / _slug(cell.row) / _slug(cell.column)).glob("seed*/figures.json")):
+            number = path.parent.name.removeprefix("seed")
+            if not number.isdecimal():
+                continue  # moved aside
+            try:
+                figures = make(cell, int(number)).figures_at_hand()
+            except UserError:
+                figures = None  # its shards are gone, or are others
+            if figures is not None:
+                found[place].append({"seed": int(number), **figures})
+            elif place not in other:
+                other.append(place)
+    return found, other
+
+
+def _run_all(todo: list[Job], jobs: int, threads: int) -> Any:
+    """(job, status, content) of each as it ends; as many at a time as there are workers, and none after Ctrl-C."""
+    if not todo:
+        return
+    left, running = iter(todo), dict[Future[Any], Job]()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_start, initargs=(threads,)) as pool:
         try:
-            for done in as_completed(futures):
-                job = futures[done]
-                name = f"{job.cell.row}, {job.cell.column}, seed {job.seed}"
-                status, content = done.result()
-                if status == "stopped":
-                    raise KeyboardInterrupt
-                if status == "failed":
-                    failed.append(f"{name}: {content}")
-                    print(f"{name}: failed: {content}", flush=True)
-                    continue
-                found[job.cell.row, job.cell.column].append({"seed": job.seed, **content})
-                told = ", ".join(f"{key} {content[key]:.3f}" for key in grid.figures if key in content)
-                print(f"{name}: {told}", flush=True)
-                path = write_grid(out, grid, scale.name, found)
+            while True:
+                # None is queued: a queued cell is begun by a worker whatever its parent has been told meanwhile.
+                for job in islice(left, jobs - len(running)):
+                    running[pool.submit(run_cell, job)] = job
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(done)
+                    status, content = done.result()
+                    if status == "stopped":
+                        raise KeyboardInterrupt
+                    yield job, status, content
         except BrokenProcessPool:
             raise UserError(
                 "a process of a cell was killed (out of memory?); run the same command again, with fewer --jobs"
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(todo)} cells failed; the first: {failed[0]}")
-    return path
 
 
 def run_cell(job: Job) -> tuple[str, Any]:
@@ -138,25 +233,18 @@ def _run_cell(job: Job, directory: Path) -> tuple[str, Any]:
     from sacl_train.config import load_config
     from sacl_train.loop import Stopped, train
 
-    settings = {**job.cell.settings, "seed": job.seed, "device": job.device}
-    sources = [Path(place) / "build.json" for place in job.shards.values()]
-    what = {"settings": settings, "figures": job.figures, "stimuli": job.stimuli}
-    what |= {"probe": job.probe, "corruption": job.corruption}
     record, output = directory / "stage.json", directory / "figures.json"
-    if is_done(record, what, [*sources, *newest_checkpoint(directory)], [output]):
-        return "done", json.loads(output.read_text())
-    started = directory.with_suffix(".json")
-    if directory.exists() and not is_done(started, settings, sources[:1], []):
-        shutil.rmtree(directory)  # of other settings or shards
-    record_done(started, settings, sources[:1], [])
+    claim_run(directory, job.settings, job.shards["train"])
+    if (figures := job.figures_at_hand()) is not None:
+        return "done", figures
     try:
-        rows = train(load_config(None, settings), job.shards["train"], directory)
+        rows = train(load_config(None, job.settings), job.shards["train"], directory)
     except Stopped:
         return "stopped", None
     figures = _measure(job, directory, rows)
     write_json(output, figures)
     shutil.rmtree(directory / "features", ignore_errors=True)
-    record_done(record, what, [*sources, *newest_checkpoint(directory)], [output])
+    record_done(record, decides_run(job.settings, job.shards["train"]), job.measured)
     return "done", figures
 
 
@@ -193,25 +281,35 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
     return figures
 
 
-def _build(
-    commands: Commands, scale: Scale, wanted: list[tuple[str, str | None]], out: Path, root: str | None
-) -> dict[tuple[str, str | None], dict[str, str]]:
-    """The shards of (data set, synthesis), each directory built once by the real command: set -> directory."""
-    found: dict[tuple[str, str | None], dict[str, str]] = {}
-    built: set[Path] = set()
-    for dataset, synthesis in wanted:
-        places = found[dataset, synthesis] = {}
-        for name, options in scale.data[dataset].items():
-            textured = synthesis if name == "train" else None
-            place = out / "shards" / "-".join(part for part in (dataset, name, textured) if part)
-            places[name] = str(place)
-            if place not in built:
-                rooted = {"root": root} if root and SOURCES[options["dataset"]].needs_root else {}
-                chosen = {"method": textured} if textured else {}
-                line = flags_of({**options, **rooted, **chosen})
-                commands.call("", "texturegen", "build", "--out", str(place), *line)
-                built.add(place)
+def _places(scale: Scale, cell: Cell, out: Path) -> dict[str, Path]:
+    """Where the sets lie that a cell learns from and is measured on."""
+    found = {}
+    for name in scale.data[cell.dataset]:
+        parts = [cell.dataset, name] + ([cell.synthesis, cell.filter] if name == "train" else [])
+        found[name] = out / "shards" / "-".join(_slug(part) for part in parts if part)
     return found
+
+
+def _build(commands: Commands, scale: Scale, cell: Cell, out: Path, root: str | None, built: set[Path]) -> None:
+    """The shards of a cell's data, by the real commands, where they are not there yet; `built`: seen to already."""
+    whole, places = _places(scale, replace(cell, filter=None), out), _places(scale, cell, out)
+    for name, options in scale.data[cell.dataset].items():
+        if whole[name] not in built:
+            chosen = {**options, "method": cell.synthesis} if cell.synthesis and name == "train" else options
+            commands.build(whole[name], chosen, root if SOURCES[options["dataset"]].needs_root else None)
+            built.add(whole[name])
+    part = places["train"]
+    if cell.filter is not None and part not in built:
+        record, what = part.with_name(f"{part.name}.json"), [cell.filter, digest_shards(whole["train"])]
+        line = ("texturegen", "split", str(whole["train"]), "--filter", cell.filter, "--out", str(part))
+        if part.is_dir() and record.is_file() and json.loads(record.read_text()) == what:
+            commands.skip("", *line)
+        else:
+            if part.exists():
+                set_aside(part)
+            commands.call("", *line)
+            write_json(record, what)
+        built.add(part)
 
 
 def _start(threads: int) -> None:

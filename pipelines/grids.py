@@ -12,20 +12,24 @@ from texturegen.errors import UserError, nearest
 
 Settings = dict[str, Any]
 
+PAPER_SETS = ("cifar10", "cifar100", "stl10", "imagenet100")
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One run (of each seed): its place in the table, its data, its settings, and the paper's figure of it in per cent.
+    """One run (of each seed): its place in the table, its data, its settings, and the paper's figures of it.
 
-    dataset: of `Scale.data`. synthesis: method of `texturegen build` for its textures.
+    dataset: of `Scale.data`. paper: key of `Grid.figures` -> per cent. synthesis: method of `texturegen build` for its
+    textures. filter: of `texturegen split`; it learns from the images that pass alone.
     """
 
     row: str
     column: str
     dataset: str
     settings: Settings
-    paper: float | None = None
+    paper: dict[str, float] = field(default_factory=dict)
     synthesis: str | None = None
+    filter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Scale:
 
     data: name -> options of `texturegen build` for its train and its test sets, the first of these is the table's.
     train: settings of every run; heads: of those methods whose heads have them. columns: a table's data sets.
-    probe: settings of the linear probe. corruptions: images, severities.
+    probe: settings of the linear probe. train_of, probe_of: of one data set, over those. corruption: of that probe.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Scale:
     batches: tuple[int, int, int]
     epochs: tuple[int, int, int]
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    train_of: dict[str, Settings] = field(default_factory=dict)
+    probe_of: dict[str, Settings] = field(default_factory=dict)
 
 
 def _set(dataset: str, train: Settings, test: Settings) -> dict[str, Settings]:
@@ -131,13 +137,16 @@ SCALES = {
             "stl10": _set("stl10", {"split": "train"}, {"split": "test"}),
             "imagenet100": _set("imagenet100", {"split": "train", "size": 224}, {"split": "val", "size": 224}),
         },
-        train={"encoder": "se_resnet50", "batch_size": 128, "epochs": 200, "lr": 0.1, "keep": 1},
+        train={"encoder": "se_resnet50", "batch_size": 128, "epochs": 200, "lr": 0.1, "keep": 1}
+        | {"precision": "bf16", "threads": 8},  # of an accelerator, and enough to keep it busy
         heads={"mocov2": {"queue": 4096}, "pirl": {"negatives": 4096}},
         probe={"epochs": 200},
-        corruption={},
+        train_of={"imagenet100": {"epochs": 100}},
+        probe_of={"imagenet100": {"epochs": 100}},
+        corruption={"images": 1000, "severities": (1, 2, 3, 4, 5)},  # of one thread: all would take hours a cell
         batches=(32, 64, 128),
         epochs=(200, 400, 800),
-        columns={"": ("cifar10",), "table3": ("cifar10", "cifar100", "stl10"), "table4": ("imagenet100",)}
+        columns={"": ("cifar10",), "table3": PAPER_SETS, "table4": ("imagenet100",)}
         | {"table5": ("cifar10", "cifar100", "stl10"), "table6": ("imagenet100",), "table7": ("cifar100",)}
         | {"figure7": ("cifar10", "cifar100")},
     ),
@@ -149,15 +158,14 @@ TABLE3 = {
     "byol": (80.14, 58.28, 84.88),
     "simsiam": (75.58, 49.21, 71.78),
     "mocov2": (82.35, 53.44, 81.25),
-    "sacl": (83.74, 58.90, 84.90),
+    "sacl": (83.74, 58.90, 84.90, 78.3),  # the last one from the abstract
 }
-TABLE4 = {"standard": 78.0, "pre": 77.77, "post": 77.25, "identity": 77.84}
+TABLE4 = {"standard": (78.0, 94.0), "pre": (77.77, 93.57), "post": (77.25, 93.65), "identity": (77.84, 93.85)}
 TABLE5 = {"cifar10": (55.78, 78.25, 83.74), "cifar100": (21.55, 41.26, 58.90), "stl10": (71.87, 79.68, 84.90)}
 # The paper says "collapse" for 0.5 and below.
 TABLE6 = {0.5: None, 0.6: 40.36, 0.7: 50.37, 0.8: 57.34, 0.9: 66.17, 0.99: 78.00, 0.999: 73.13, 1.0: 51.21}
 TABLE7 = {"mocov2": (53.44, 59.62, 63.74), "sacl": (58.90, 62.26, 65.83)}
 TAUS = (0.07, 0.1, 0.2, 0.5, 1.0)  # figure 7 has no numbers beside its points
-PAPER_SETS = ("cifar10", "cifar100", "stl10")
 
 
 def make_grid(name: str, scale: Scale) -> Grid:
@@ -166,8 +174,9 @@ def make_grid(name: str, scale: Scale) -> Grid:
     cells = []
     for cell in grid.cells:
         method = cell.settings.get("method", "sacl")
-        # Later ones win: those of the scale, of the method's heads at it, of the cell.
-        settings = {**scale.train, **scale.heads.get(method, {}), **cell.settings}
+        # Later ones win: those of the scale, of the data set and of the method's heads at it, of the cell.
+        usual = {**scale.train, **scale.train_of.get(cell.dataset, {})}
+        settings = {**usual, **scale.heads.get(method, {}), **cell.settings}
         cells.append(replace(cell, settings=settings))
     return replace(grid, cells=tuple(cells))
 
@@ -190,19 +199,24 @@ def narrow(grid: Grid, only: tuple[str, ...], changes: Settings) -> Grid:
     return replace(grid, cells=tuple(replace(cell, settings={**cell.settings, **changes}) for cell in chosen))
 
 
+def _linear(paper: float | None) -> dict[str, float]:
+    return {} if paper is None else {"linear": paper}
+
+
 def _table3(scale: Scale, columns: tuple[str, ...]) -> Grid:
     cells = []
     for method in (*TABLE3, "fast-moco", "barlow"):
         for column in columns:
             known = dict(zip(PAPER_SETS, TABLE3.get(method, ()), strict=False))
-            cells.append(Cell(method, column, column, {"method": method}, known.get(column)))
+            cells.append(Cell(method, column, column, {"method": method}, _linear(known.get(column))))
     return Grid("table3", "Linear evaluation of six methods (SACL, table 3), and of two more", "method", tuple(cells))
 
 
 def _table4(scale: Scale, columns: tuple[str, ...]) -> Grid:
     cells = [
-        Cell(place, column, column, {"placement": place}, paper if column == "imagenet100" else None)
-        for place, paper in TABLE4.items()
+        Cell(place, column, column, {"placement": place}, known if column == "imagenet100" else {})
+        for place, (top1, top5) in TABLE4.items()
+        for known in ({"linear": top1, "top5": top5},)
         for column in columns
     ]
     return Grid("table4", "Where SE stands in a block (SACL, table 4)", "placement", tuple(cells), ("linear", "top5"))
@@ -210,7 +224,7 @@ def _table4(scale: Scale, columns: tuple[str, ...]) -> Grid:
 
 def _table5(scale: Scale, columns: tuple[str, ...]) -> Grid:
     cells = [
-        Cell(column, str(size), column, {"batch_size": size}, paper)
+        Cell(column, str(size), column, {"batch_size": size}, _linear(paper))
         for column in columns
         for size, paper in zip(scale.batches, TABLE5.get(column, (None,) * 3), strict=True)
     ]
@@ -219,7 +233,7 @@ def _table5(scale: Scale, columns: tuple[str, ...]) -> Grid:
 
 def _table6(scale: Scale, columns: tuple[str, ...]) -> Grid:
     cells = [
-        Cell(column, f"{m:g}", column, {"momentum": m}, paper if column == "imagenet100" else None)
+        Cell(column, f"{m:g}", column, {"momentum": m}, _linear(paper if column == "imagenet100" else None))
         for column in columns
         for m, paper in TABLE6.items()
     ]
@@ -227,10 +241,9 @@ def _table6(scale: Scale, columns: tuple[str, ...]) -> Grid:
 
 
 def _table7(scale: Scale, columns: tuple[str, ...]) -> Grid:
+    comparable = scale.name == "paper"  # elsewhere its columns are other numbers of epochs
     cells = [
-        Cell(
-            method, str(epochs), column, {"method": method, "epochs": epochs}, paper if scale.name == "paper" else None
-        )
+        Cell(method, str(epochs), column, {"method": method, "epochs": epochs}, _linear(paper if comparable else None))
         for column in columns
         for method, figures in TABLE7.items()
         for epochs, paper in zip(scale.epochs, figures, strict=True)
@@ -244,6 +257,9 @@ def _figure7(scale: Scale, columns: tuple[str, ...]) -> Grid:
 
 
 VIEWS = {"weak": "mocov2"}  # geometry alone leaves every method the colours to match by
+# Of the textures of CIFAR-10 a third lacks more than this of what its patches show, the flat ones among them.
+NOT_FLAT = "completeness < 12"
+BASES = ("no grid", "geometric views", "mocov2", "simclr", "flat ones left out")  # a row "none, BASE" is compared with
 
 
 def _negatives(scale: Scale, columns: tuple[str, ...]) -> Grid:
@@ -266,13 +282,22 @@ def _negatives(scale: Scale, columns: tuple[str, ...]) -> Grid:
         "texture, no grid": ({"grid": 1, "cells": 1}, None),
         "none, geometric views": ({"texture_role": "none", "weak": "geometric"}, None),
         "texture, geometric views": ({"weak": "geometric"}, None),
+        **{
+            f"{word}, {method}": ({"method": method, "texture_role": role}, None)
+            for method in ("mocov2", "simclr")
+            for word, role in (("none", "none"), ("texture", "negative"))
+        },
+        # Both without the images whose textures are flat.
+        "none, flat ones left out": ({"texture_role": "none"}, None),
+        "texture, flat ones left out": ({}, None),
     }
     cells = tuple(
-        Cell(name, data, data, {**VIEWS, **settings}, None, synthesis) for name, (settings, synthesis) in rows.items()
+        Cell(name, data, data, {**VIEWS, **settings}, {}, synthesis, NOT_FLAT if "flat" in name else None)
+        for name, (settings, synthesis) in rows.items()
     )
     figures = ("linear", "knn", "destroyed", "corruption", "shape_bias", "told_apart", "one_direction", "own_texture")
     against = {
-        row: next((f"none, {views}" for views in ("no grid", "geometric views") if row.endswith(views)), "none")
+        row: next((f"none, {base}" for base in BASES if row.endswith(f", {base}")), "none")
         for row in rows
         if not row.startswith(("none", "untrained"))
     }

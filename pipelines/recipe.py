@@ -4,7 +4,7 @@
 [sets.NAME]      a shard directory: further options; `train` is the one to learn from, the others are tests
 [train]          settings of `sacl-train` for every run (sacl_train/config.py)
 [runs.NAME]      a run: further settings, `texture_role` above all
-[evaluate.PROBE] options of `sacl-eval PROBE`
+[evaluate.NAME]  options of `sacl-eval NAME`, any of its commands; a set's name stands for its shards
 """
 
 import tomllib
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sacl_train.evaluate.probe import PROBES
+from sacl_train.cli_eval import eval_main
 from texturegen.errors import UserError, nearest
 
 HERE = Path(__file__).parent
@@ -21,7 +21,7 @@ SECTIONS = ("build", "sets", "train", "runs", "evaluate")
 
 @dataclass(frozen=True)
 class Journey:
-    """A recipe, read: per set the options of its build, per run its settings, per probe its options."""
+    """A recipe, read: per set the options of its build, per run its settings, per `sacl-eval` command its options."""
 
     name: str
     sets: dict[str, dict[str, Any]]
@@ -69,8 +69,13 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Journey:
     if "train" not in content.get("sets", {}) or len(content["sets"]) < 2 or not content.get("runs"):
         raise UserError(f"{path}: needs [sets.train], at least one other set to test on, and at least one run")
     probes = content.get("evaluate", {"linear": {}})
-    if unknown := [probe for probe in probes if probe not in PROBES]:
-        raise UserError(f"{path}: there is no probe {unknown[0]!r}{nearest(unknown[0], PROBES)}")
+    for probe, options in probes.items():
+        if probe not in eval_main.commands:
+            raise UserError(f"{path}: `sacl-eval` has no {probe!r}{nearest(probe, eval_main.commands)}")
+        known = {flag for parameter in eval_main.commands[probe].params for flag in parameter.opts}
+        for key in options:
+            if (flag := f"--{key.replace('_', '-')}") not in known:
+                raise UserError(f"{path}: `sacl-eval {probe}` has no {flag}{nearest(flag, known)}")
     return Journey(
         path.stem,
         {name: {**content.get("build", {}), **options} for name, options in content["sets"].items()},

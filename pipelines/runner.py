@@ -7,13 +7,23 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pipelines.recipe import Journey
 from pipelines.report import write_report
-from pipelines.stages import is_done, newest_checkpoint, record_done
+from pipelines.stages import (
+    build_shards,
+    claim_run,
+    decides_run,
+    digest_folder,
+    digest_shards,
+    is_done,
+    record_done,
+)
+from sacl_train.cli_eval import eval_main
 from texturegen.errors import UserError
 from texturegen.files import write_json
 from texturegen.sources import SOURCES
@@ -55,6 +65,20 @@ class Commands:
         self.lines.append(line)
         write_json(self.path, dict(self.times))
 
+    def build(self, out: Path, options: dict[str, Any], root: str | None) -> None:
+        """`texturegen build`, unless `out` holds that build; another one is moved aside."""
+        rooted = {"root": root} if root else {}
+        line = ("texturegen", "build", "--out", str(out), *flags_of({**options, **rooted}))
+        build_shards(out, options, root, lambda: self.call("", *line), lambda: self.skip("", *line))
+
+    def stage(self, name: str, line: Sequence[str], record: Path, run: dict[str, Any], what: Any, output: Path) -> None:
+        """Run a command that makes `output` of `run` by `what`, unless that is done (see `stages.is_done`)."""
+        if is_done(record, run, what, [output]):
+            self.skip(name, *line)
+        else:
+            self.call(name, *line)
+            record_done(record, run, what)
+
     def skip(self, name: str, *command: str) -> None:
         """Say that a command need not run."""
         line = shlex.join(command)
@@ -63,52 +87,95 @@ class Commands:
 
 
 def run(journey: Journey, out: Path, root: str | None = None, device: str = "auto", jobs: int = 1) -> Path:
-    """Build the sets, train the runs, evaluate each on every test set; return the path of the report.
+    """Build the sets, train the runs, evaluate each; return the path of the report.
 
-    `jobs` runs train at once, with an equal share of the cores: on a CPU, small batches do not fill two cores.
-    Layout: OUT/shards/SET, OUT/runs/RUN, OUT/report.md. Raises UserError when a command fails, after the command
+    A stage whose output is there, made of the same, is skipped; what is there of another recipe is moved aside (see
+    `stages`). `jobs` runs train at once, with an equal share of the cores: on a CPU, small batches do not fill two
+    cores. Layout: OUT/shards/SET, OUT/runs/RUN, OUT/report.md. Raises UserError when a command fails, after the command
     has said why.
     """
+    from sacl_train.config import load_config
+
+    for settings in journey.runs.values():
+        load_config(None, settings)  # before hours are spent on the shards
     out.mkdir(parents=True, exist_ok=True)
     commands = Commands(out, max(1, len(os.sched_getaffinity(0)) // jobs))
     shards = {name: out / "shards" / name for name in journey.sets}
     for name, options in journey.sets.items():
         entry = SOURCES.get(options["dataset"])
-        rooted = {"root": root} if root and entry and entry.needs_root else {}
-        commands.call("", "texturegen", "build", "--out", str(shards[name]), *flags_of({**options, **rooted}))
-    commands.call("", "texturegen", "preview", str(shards["train"]), "-o", str(out / "preview.png"))
+        commands.build(shards[name], options, root if entry and entry.needs_root else None)
+    digests = {name: digest_shards(place) for name, place in shards.items()}
+    preview, record = out / "preview.png", out / "preview.json"
+    line = ("texturegen", "preview", str(shards["train"]), "-o", str(preview))
+    commands.stage("", line, record, {}, digests["train"], preview)
 
     def train_and_evaluate(name: str) -> dict[str, Any]:
-        run_dir = out / "runs" / name
+        run_dir, settings = out / "runs" / name, journey.runs[name]
         mark = name if jobs > 1 else ""
-        sets = [text for key, value in journey.runs[name].items() for text in ("--set", f"{key}={json.dumps(value)}")]
-        place = ["--shards", str(shards["train"]), "--device", device]
-        commands.call(mark, "sacl-train", "--out", str(run_dir), *place, *sets)
+        sets = [text for key, value in settings.items() for text in ("--set", f"{key}={json.dumps(value)}")]
+        line = ["sacl-train", "--out", str(run_dir), "--shards", str(shards["train"]), "--device", device, *sets]
+        claim_run(run_dir, settings, shards["train"])
+        if _is_trained(run_dir):
+            commands.skip(mark, *line)
+        else:
+            commands.call(mark, *line)
         if not _is_trained(run_dir):
             raise KeyboardInterrupt  # it was asked to stop, has saved its state, and ended well
         figures = {}
         for probe, options in journey.probes.items():
-            tests = [text for test in journey.tests for text in ("--test-shards", str(shards[test]))]
-            line = ["sacl-eval", probe, "--run", str(run_dir), *place, *tests, *flags_of(options)]
-            inputs = [*newest_checkpoint(run_dir), *(directory / "build.json" for directory in shards.values())]
-            record, output = run_dir / f"stage-{probe}.json", run_dir / f"eval-{probe}.json"
-            if is_done(record, line, inputs, [output]):
-                commands.skip(mark, *line)
-            else:
-                commands.call(mark, *line)
-                record_done(record, line, inputs, [output])
-            figures[probe] = json.loads(output.read_text())
+            if probe != "report":
+                output = run_dir / f"eval-{probe}.json"
+                line = evaluation(probe, run_dir, shards, journey.tests, device, options)
+                what = [probe, options, digests, {k: digest_folder(v) for k, v in options.items() if _is_folder(v)}]
+                run = decides_run(settings, shards["train"])
+                commands.stage(mark, line, run_dir / f"stage-{probe}.json", run, what, output)
+                figures[probe] = json.loads(output.read_text())
         return figures
 
     with ThreadPoolExecutor(jobs) as pool:
         results = dict(zip(journey.runs, pool.map(train_and_evaluate, journey.runs), strict=True))
-    return write_report(out, journey, results, [(line, commands.times[line]) for line in commands.lines])
+    if "report" in journey.probes:
+        places = [str(out / "runs" / name) for name in journey.runs]
+        commands.call("", "sacl-eval", "report", *places, "--out", str(out / "report.html"))
+    return write_report(out, journey, results, [(line, commands.times.get(line)) for line in commands.lines])
+
+
+def evaluation(
+    probe: str, run: Path, shards: dict[str, Path], tests: list[str], device: str, options: dict[str, Any]
+) -> list[str]:
+    """The command line of one evaluation: what it takes of the journey's own, and its options of the recipe.
+
+    An option that names a set is its directory. What is not said: all tests, or the first where it takes one; the
+    stimuli are the set `conflict`.
+    """
+    takes = {flag for parameter in eval_main.commands[probe].params for flag in parameter.opts}
+    usual: dict[str, Any] = {"run": str(run), "shards": "train", "device": device}
+    usual |= {"images": tests[0]} if probe == "embed" else {}
+    usual |= {"test-shards": tests[0] if probe == "corruption" else tests}
+    usual |= {"stimuli": "conflict"} if "conflict" in shards else {}
+    chosen = {key: value for key, value in usual.items() if f"--{key}" in takes}
+    aliases = {"test": "test-shards", "train": "shards"}
+    chosen |= {aliases.get(key, key.replace("_", "-")): value for key, value in options.items()}
+
+    def place(value: Any) -> Any:
+        if isinstance(value, list):
+            return [place(item) for item in value]
+        return str(shards[value]) if isinstance(value, str) and value in shards else value
+
+    return ["sacl-eval", probe, *flags_of({key: place(value) for key, value in chosen.items()})]
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_dir()
 
 
 def _is_trained(run_dir: Path) -> bool:
+    if not (run_dir / "config.toml").is_file():
+        return False
     epochs = tomllib.loads((run_dir / "config.toml").read_text())["epochs"]
     metrics = run_dir / "metrics.jsonl"
-    return (len(metrics.read_text().splitlines()) if metrics.is_file() else 0) >= epochs
+    done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+    return done >= epochs and any(run_dir.glob("checkpoint-*.pt"))
 
 
 def flags_of(options: dict[str, Any]) -> list[str]:

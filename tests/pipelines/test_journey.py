@@ -1,13 +1,15 @@
 """A whole journey through the real commands, small; and what recipes may say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.recipe import HERE, load_recipe
-from pipelines.report import write_report
-from pipelines.runner import run
+from pipelines.report import _table, write_report
+from pipelines.runner import Commands, evaluation, run
+from sacl_train.cli_eval import eval_main
 from sacl_train.config import load_config
 from texturegen.errors import UserError
 from texturegen.sources import SOURCES
@@ -20,32 +22,92 @@ TINY = {
     "train.epochs": 1,
     "train.batch_size": 16,
     "evaluate.linear.epochs": 5,
+    "evaluate.shape-bias.epochs": 5,
 }
 
 
 @pytest.mark.slow
-def test_a_journey_ends_with_a_report_and_can_be_run_again(tmp_path: Path) -> None:
-    report = run(load_recipe("shapes", TINY), tmp_path, device="cpu")
+def test_a_journey_ends_with_a_report_and_only_what_changed_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = load_recipe("shapes", TINY)
+    probes = {"linear": whole.probes["linear"], "shape-bias": whole.probes["shape-bias"], "report": {}}
+    journey = replace(whole, runs={name: whole.runs[name] for name in ("untrained", "negative")}, probes=probes)
+    report = run(journey, Path("j"), device="cpu")
     text = report.read_text()
-    results = json.loads((tmp_path / "report.json").read_text())["results"]
-    assert list(results) == ["untrained", "none", "negative"]
-    for name, probes in results.items():
-        assert list(probes) == ["knn", "linear"]
-        for figures in probes.values():
-            variants = [""] if figures["probe"] == "linear" else ["k=20", "k=200"]
-            places = [(test["split"], test["variant"]) for test in figures["test"]]
-            assert places == [(split, variant) for split in ("test", "conflict") for variant in variants]
-            for test in figures["test"]:
-                assert f"{100 * test['top1']:.1f} ±" in text
-        assert (tmp_path / "runs" / name / "sheet.png").is_file()
+    results = json.loads(Path("j/report.json").read_text())["results"]
+    assert list(results) == ["untrained", "negative"]
+    for name, found in results.items():
+        assert list(found) == ["linear", "shape-bias"]
+        assert [test["split"] for test in found["linear"]["test"]] == ["test", "conflict"]
+        for test in found["linear"]["test"]:
+            assert f"{100 * test['top1']:.1f} ±" in text
+        assert Path("j/runs", name, "sheet.png").is_file()
+    decided = [f"{100 * found['shape-bias']['shape_decisions']:.1f}" for found in results.values()]
+    assert f"| shape decisions | {' | '.join(decided)} |" in text
     for line in text.splitlines():
         if line.startswith("!["):
-            assert (tmp_path / line.split("(")[1].rstrip(")")).is_file()
-    kinds = ("*.tar", "checkpoint-*.pt", "eval-*.json")
-    before = {p: p.stat().st_mtime_ns for kind in kinds for p in tmp_path.rglob(kind)}
-    assert len(before) == 8 + 6
-    run(load_recipe("shapes", TINY), tmp_path, device="cpu", jobs=2)
+            assert Path("j", line.split("(")[1].rstrip(")")).is_file()
+    assert Path("j/report.html").stat().st_size > 1e6
+    kinds = ("*.tar", "checkpoint-*.pt", "eval-*.json", "preview.png")
+    before = {p: p.stat().st_mtime_ns for kind in kinds for p in Path("j").rglob(kind)}
+    assert len(before) == 4 + 2 + 4 + 1
+    calls = []
+    monkeypatch.setattr(Commands, "call", lambda self, name, *line: calls.append(line))
+    run(journey, tmp_path / "j", device="auto", jobs=2)
+    assert [line[:2] for line in calls] == [("sacl-eval", "report")]
     assert {p: p.stat().st_mtime_ns for p in before} == before
+    monkeypatch.undo()
+    # One run's settings, and one set of images: their stages are done again, and what was there is kept.
+    monkeypatch.chdir(tmp_path)
+    runs = {"untrained": journey.runs["untrained"], "negative": {**journey.runs["negative"], "tau": 0.5}}
+    sets = {**journey.sets, "conflict": {**journey.sets["conflict"], "limit": 30}}
+    run(replace(journey, runs=runs, sets=sets, probes={"linear": probes["linear"]}), Path("j"), device="cpu")
+    changed = {p for p in before if not p.is_file() or p.stat().st_mtime_ns != before[p]}
+    assert {p.relative_to("j").parts[:2] for p in changed if p.suffix in (".tar", ".pt")} == {
+        ("shards", "conflict"),
+        ("runs", "negative"),
+    }
+    assert before[Path("j/shards/conflict/shard-000000.tar")] == (
+        Path("j/shards/conflict.old-1/shard-000000.tar").stat().st_mtime_ns
+    )
+    assert list(Path("j/runs/negative.old-1").glob("checkpoint-*.pt"))
+    assert json.loads(Path("j/report.json").read_text())["results"]["untrained"]["linear"]["test"][1]["images"] == 30
+
+
+@pytest.mark.parametrize(
+    ("probe", "options", "expected"),
+    [
+        (
+            "knn",
+            {"k": [5, 20]},
+            "--shards S/train --device cpu --test-shards S/test --test-shards S/conflict --k 5 --k 20",
+        ),
+        (
+            "finetune",
+            {"share": 0.1},
+            "--shards S/train --device cpu --test-shards S/test --test-shards S/conflict --share 0.1",
+        ),
+        ("shape-bias", {}, "--shards S/train --device cpu --stimuli S/conflict"),
+        ("shape-bias", {"stimuli": "shapes:conflict"}, "--shards S/train --device cpu --stimuli shapes:conflict"),
+        ("corruption", {"images": 5}, "--shards S/train --device cpu --test-shards S/test --images 5"),
+        ("shortcut", {}, "--shards S/train --device cpu"),
+        ("embed", {"images": "conflict"}, "--device cpu --images S/conflict"),
+    ],
+)
+def test_every_evaluation_has_its_command_line(probe: str, options: dict, expected: str) -> None:
+    shards = {name: Path("S") / name for name in ("train", "test", "conflict")}
+    line = evaluation(probe, Path("R"), shards, ["test", "conflict"], "cpu", options)
+    assert line == ["sacl-eval", probe, "--run", "R", *expected.split()]
+    eval_main.commands[probe].make_context(probe, line[2:])  # parses, or raises
+
+
+def test_two_test_sets_of_one_split_have_a_column_each() -> None:
+    tests = [{"set": place, "split": "test", "variant": "", "images": 10, "top1": 0.5} for place in ("a", "b")]
+    assert _table({"run": {"linear": {"trained_epochs": 1, "test": tests}}}, "linear")[0] == (
+        "| run | epochs | test (a), % | test (b), % |"
+    )
 
 
 def _figures(top1: float, epochs: int) -> dict:
@@ -86,6 +148,7 @@ def test_every_shipped_recipe_can_be_read() -> None:
         ("shapes", {"train.encoder.x": 3}, "encoder is a value, not a section"),
         ("shapes", {"runs.x": 1}, "every section must be a table"),
         ("shapes", {"evaluate.linaer.epochs": 1}, "did you mean 'linear'"),
+        ("shapes", {"evaluate.linear.epoch": 1}, "did you mean '--epochs'"),
     ],
 )
 def test_a_wrong_recipe_is_named(name: str, changes: dict, message: str) -> None:
