@@ -26,12 +26,20 @@ FIGURES = {"histogram": 1, "autocorrelation": 3, "coherence": 1, "completeness":
 @click.option("--methods", default=",".join([*METHODS, *VARIANTS]).replace(", ", " "), show_default=True)
 @click.option("--option", "options", multiple=True, metavar="NAME=NUMBER", help="A setting of every method named.")
 @click.option("--seeds", default=1, show_default=True, help="Textures per photograph, each from other patches.")
+@click.option("--first-seed", default=0, show_default=True, help="Others than those the defaults were chosen with.")
 @click.option("--samples", default=150, show_default=True, help="Windows looked at, of each texture.")
 @click.option(
     "--sheets", type=click.Path(file_okay=False, path_type=Path), help="Write a contact sheet per method there."
 )
 def main(
-    photos: Path, sizes: str, methods: str, options: tuple[str], seeds: int, samples: int, sheets: Path | None
+    photos: Path,
+    sizes: str,
+    methods: str,
+    options: tuple[str],
+    seeds: int,
+    first_seed: int,
+    samples: int,
+    sheets: Path | None,
 ) -> None:
     images = [decode_image(path.read_bytes()) for path in sorted(photos.iterdir()) if path.is_file()]
     variants = {name.replace(", ", " "): value for name, value in VARIANTS.items()}
@@ -43,7 +51,7 @@ def main(
         for name in [*methods.split(","), "pixels shuffled", "patches tiled"]:
             rows = []
             for number, image in enumerate(images):
-                for seed in range(seeds):
+                for seed in range(first_seed, first_seed + seeds):
                     patches = make_patches(image, size, 1000 * seed + number)
                     if name in ("pixels shuffled", "patches tiled"):
                         source = control(patches, size, name, seed)
@@ -54,7 +62,7 @@ def main(
                         texture, source = made.image, made.source
                     quality = measure(patches, texture, seed, samples, source=source)
                     rows.append([getattr(quality, figure) for figure in FIGURES])
-                    if seed == 0:
+                    if seed == first_seed:
                         strips.setdefault(name, []).append(draw_pair(patches, texture))
             means = [f"{mean:.{digits}f}" for mean, digits in zip(np.mean(rows, axis=0), FIGURES.values(), strict=True)]
             print(f"| {size} | {name} | {' | '.join(means)} |", flush=True)

@@ -225,11 +225,12 @@ def plot_cost(image: np.ndarray, path: Path) -> None:
         return min(spend(lambda: synthesize(patches, (size, size))) for _ in range(5))
 
     sides = [32, 48, 64, 96, 128, 192, 256, 384, 512]
+    image = cv2.resize(image, (1000, 1000), interpolation=cv2.INTER_CUBIC)  # room for large exemplars
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
     left.loglog([side**2 for side in sides], [cost(48, side) for side in sides], "o-")
     left.loglog([32**2, 512**2], [cost(48, 512) / 256, cost(48, 512)], ":", color="grey")
     left.set(xlabel="output pixels (32 to 512 px), two patches of 48 px", ylabel="CPU ms")
-    exemplars = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384]
+    exemplars = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1000]
     right.plot(exemplars, [cost(side, 96) for side in exemplars], "o-")
     right.set(xlabel="side of both patches, output 96 px", ylabel="CPU ms", ylim=(0, None))
     figure.tight_layout()

@@ -192,6 +192,17 @@ def test_a_full_disk_is_one_sentence_and_the_build_can_go_on(tmp_path: Path) -> 
     )
 
 
+def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    places = [tmp_path / "file" / "s"]
+    if Path("/sys/kernel").is_dir():  # where not even root may make one
+        places.append(Path("/sys/s"))
+    for out in places:
+        message = refused("texturegen", "build", "--dataset", "shapes", "--limit", 3, "--out", out)
+        assert re.search(r"(Not a directory|not permitted|Permission denied|Read-only)", message)
+        assert str(out) in message
+
+
 def test_train_and_evaluate(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     status, stdout, stderr = call("sacl-train", "--shards", shapes_shards, "--out", run, "--epochs", 2, *TRAIN)
