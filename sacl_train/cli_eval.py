@@ -165,14 +165,25 @@ def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: 
 @click.option("--device", default="auto", show_default=True)
 @click.option("--map", "method", default="pca", show_default=True, help="pca, or tsne (needs scikit-learn)")
 @seed_option
+@click.option("--query", "queries", multiple=True, metavar="KEY", help="Image of the sheet  [default: ten, evenly]")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: RUN/embedding]")
-def embed(run: Path, out: Path | None, **options: Any) -> None:
+@click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-embed.json]")
+def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> None:
     """Features to Parquet with keys, labels and a map (x, y), and a sheet of nearest neighbours."""
     from sacl_train.evaluate.embed import embed as write_embedding
 
-    done = write_embedding(run, out=out or run / "embedding", **options)
-    print(f"{done['images']} images, {done['dimensions']} dimensions")
-    print("\n".join(map(str, done["files"])))
+    figures = write_embedding(run, out=out or run / "embedding", **options)
+    output = write_figures(figures, output or run / "eval-embed.json")
+    rows = []
+    for query in figures["queries"]:
+        first, *_ = near = query["neighbours"]
+        alike = sum(other["class"] == query["class"] for other in near)
+        nearest = [first["key"], first["class"], f"{first['cosine']:.3f}"]
+        rows.append([query["key"], query["class"], *nearest, f"{alike} of {len(near)}"])
+    _print_table(["query", "class", "nearest", "class", "cosine", "neighbours of its class"], rows)
+    print(f"{figures['images']} images, {figures['dimensions']} dimensions, map by {figures['map']}")
+    print("\n".join(figures["files"]))
+    print(f"written to {output}")
 
 
 @eval_main.command()
@@ -186,13 +197,21 @@ def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
 
     figures = evaluate_shortcut(run, shards, device)
     output = write_figures(figures, output or run / "eval-shortcut.json")
-    print(f"textures told from images by a linear classifier: {figures['told_apart']:.1%} (chance 50 %)")
-    if "one_direction" in figures:
-        print(
-            f"similarity of an image to its texture {figures['own_texture']:.3f}, to other textures "
-            f"{figures['other_textures']:.3f}, to other images {figures['other_images']:.3f}; of what sets textures "
-            f"apart, one direction explains {figures['one_direction']:.1%}, being one's own {figures['own_share']:.1%}"
-        )
+    named = {
+        "told_apart": "textures told from images (chance 50 %)",
+        "one_direction": "of what sets textures apart, in one direction",
+        "own_share": "of it, by being one's own texture",
+        "own_texture": "cosine of an image to its texture",
+        "other_textures": "cosine of an image to others' textures",
+        "other_images": "cosine of an image to other images",
+    }
+    shares = ("told_apart", "one_direction", "own_share")
+    rows = [
+        [text, _percent(figures[key]) if key in shares else f"{figures[key]:.3f}"]
+        for key, text in named.items()
+        if key in figures
+    ]
+    _print_table([f"{figures['images']} images", ""], rows)
     print(f"written to {output}")
 
 

@@ -1,5 +1,6 @@
 """Features of a set to Parquet, a map of them in the plane, and a sheet of nearest neighbours."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ def embed(
     size: int | None = None,
     method: str = "pca",
     seed: int = 0,
+    queries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write OUT.parquet (key, label, class, x, y, features: a fixed-size list of float32) and OUT.png.
 
-    method : "pca", or "tsne" by scikit-learn (the extra `maps`). The sheet shows up to 10 images, evenly over the set,
-    and to the right of each its 8 nearest by cosine. UserError when a package is missing.
+    method : "pca", or "tsne" by scikit-learn (the extra `maps`). The sheet shows the images with the keys `queries` (or
+    ten, evenly over the set) and to the right of each its 8 nearest by cosine. Returns, ready for JSON, what was done,
+    and of each query its "key", "class" and "neighbours", nearest first. UserError when a package is missing, there is
+    no such key, or there are fewer than two images.
     """
     if method not in MAPS:
         raise UserError(f"unknown map '{method}'{nearest(method, MAPS)}; known: {', '.join(MAPS)}")
@@ -42,12 +46,18 @@ def embed(
     chosen = choose_device(device)
     images = open_images(place, root, size)
     features, numbers = extract_features(encoder.to(chosen), images, config, chosen)
+    if len(numbers) < 2:
+        raise UserError(f"{place}: one image; a map and neighbours take two at least")
+    keys = [images.key(i) for i in numbers.tolist()]
+    classes = [_class(images.classes, label) for label in images.labels[numbers.numpy()].tolist()]
+    picked = _pick(keys, queries, str(place))
+    rows, cosines = find_neighbours(features, picked, NEIGHBOURS)
     flat = map_pca(features) if method == "pca" else map_tsne(features, seed)
     values = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().reshape(-1)), features.shape[1])
     columns = {
-        "key": pa.array([images.key(i) for i in numbers.tolist()]),
+        "key": pa.array(keys),
         "label": pa.array(images.labels[numbers.numpy()]),
-        "class": pa.array([_class(images.classes, label) for label in images.labels[numbers.numpy()].tolist()]),
+        "class": pa.array(classes),
         "x": pa.array(flat[:, 0]),
         "y": pa.array(flat[:, 1]),
         "features": values,
@@ -57,8 +67,32 @@ def embed(
     table = out.with_suffix(".parquet")
     write_atomically(table, lambda file: pq.write_table(pa.table(columns), file))
     sheet = out.with_suffix(".png")
-    write_atomically(sheet, encode_png(draw_neighbours(images, features, numbers)))
-    return {"images": len(numbers), "dimensions": features.shape[1], "epochs": epochs, "files": [table, sheet]}
+    write_atomically(sheet, encode_png(draw_neighbours(images, numbers[torch.cat([picked[:, None], rows], 1)])))
+    near = [
+        [{"key": keys[i], "class": classes[i], "cosine": cosine} for i, cosine in zip(row, of, strict=True)]
+        for row, of in zip(rows.tolist(), cosines.tolist(), strict=True)
+    ]
+    about: dict[str, Any] = {"probe": "embed", "run": str(run), "method": config.method, "encoder": config.encoder}
+    about |= {"trained_epochs": epochs, "planned_epochs": config.epochs, "set": images.place, "split": images.split}
+    told = zip(picked.tolist(), near, strict=True)
+    return {
+        **about,
+        "images": len(numbers),
+        "dimensions": features.shape[1],
+        "map": method,
+        "files": [str(table), str(sheet)],
+        "queries": [{"key": keys[i], "class": classes[i], "neighbours": found} for i, found in told],
+    }
+
+
+def _pick(keys: list[str], queries: Sequence[str], place: str) -> Tensor:
+    """int64 (Q,): where the images of the sheet are among `keys`."""
+    if not queries:
+        return torch.from_numpy(np.unique(np.linspace(0, len(keys) - 1, min(QUERIES, len(keys))).astype(int)))
+    at = {key: i for i, key in enumerate(keys)}
+    if unknown := [key for key in queries if key not in at]:
+        raise UserError(f"{place}: no image has the key {unknown[0]!r}{nearest(unknown[0], keys)}")
+    return torch.tensor([at[key] for key in queries])
 
 
 def _class(names: list[str], label: int) -> str:
@@ -85,11 +119,8 @@ def map_tsne(features: Tensor, seed: int = 0) -> np.ndarray:
     return found.astype(np.float32)
 
 
-def draw_neighbours(images: Images, features: Tensor, numbers: Tensor, queries: int = QUERIES) -> np.ndarray:
-    """uint8 (H, W, 3): a row per query, evenly over the set: itself, then its nearest by cosine of features (N, C)."""
-    picked = np.unique(np.linspace(0, len(features) - 1, min(queries, len(features))).astype(int))
-    rows = find_neighbours(features, torch.from_numpy(picked), NEIGHBOURS)
-    wanted = numbers[torch.cat([torch.from_numpy(picked)[:, None], rows], 1)]  # (Q, 1 + neighbours)
+def draw_neighbours(images: Images, wanted: Tensor) -> np.ndarray:
+    """uint8 (H, W, 3): a row per query, images of the numbers int64 (Q, 1 + neighbours): itself, then its nearest."""
     order = np.unique(wanted.numpy())
     batches = list(images.batches(order))
     pixels = torch.cat([batch["image"] for batch in batches])
@@ -105,9 +136,12 @@ def draw_neighbours(images: Images, features: Tensor, numbers: Tensor, queries: 
     return torch.cat(lines, -2).permute(1, 2, 0).contiguous().numpy()
 
 
-def find_neighbours(features: Tensor, queries: Tensor, count: int) -> Tensor:
-    """int64 (Q, count): the features (N, C) most like each of those at `queries`, itself left out; fewer if N is."""
+def find_neighbours(features: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The features (N, C) most like each of those at `queries`, itself left out: their places int64 (Q, count), nearest
+    first, and cosines; fewer if N is.
+    """
     unit = F.normalize(features, dim=1)
     similarity = unit[queries] @ unit.T
     similarity[torch.arange(len(queries)), queries] = -torch.inf
-    return similarity.topk(min(count, len(features) - 1), dim=1).indices
+    cosines, rows = similarity.topk(min(count, len(features) - 1), dim=1)
+    return rows, cosines

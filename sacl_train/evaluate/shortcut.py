@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.ridge import fit_ridge
 from sacl_train.run import choose_device, load_method
+from texturegen.console import plural
 from texturegen.errors import UserError
 from texturegen.shards import open_shards
 
 SAMPLES = 2000
+BATCH = 250  # at most
 
 
 @torch.inference_mode()
@@ -32,7 +35,7 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     the sum of squares of its similarities to textures, less its mean similarity to other images, that the direction
     from the images' mean to the textures' explains alone; "own_share": share that is explained by being one's own.
 
-    UserError when the shards have no textures.
+    UserError when the shards have no textures, or fewer than two images.
     """
     method, config, epochs = load_method(Path(run))
     place = choose_device(device)
@@ -40,14 +43,19 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     opened = open_shards(shards)
     if not opened.textures_per_image:
         raise UserError(f"{shards}: there are no textures here; build them with --per-image 1")
+    if len(opened) < 2:
+        raise UserError(f"{shards}: {plural(len(opened), 'image')}; to compare one with others takes two at least")
     assert config.mean is not None
     assert config.std is not None
-    picked = np.unique(np.linspace(0, len(opened) - 1, min(SAMPLES, len(opened))).astype(int)).tolist()
+    picked = np.unique(np.linspace(0, len(opened) - 1, min(SAMPLES, len(opened))).astype(int))
     features: dict[str, list[Tensor]] = {"image": [], "texture": []}
     embeddings: dict[str, list[Tensor]] = {"image": [], "texture": []}
     project = getattr(method, "projector", None)
-    for at in range(0, len(picked), 250):
-        samples = [opened[i] for i in picked[at : at + 250]]
+    for module in method.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = 0.0  # a pass by batch statistics must not change the encoder that the next one reads
+    for numbers in np.array_split(picked, -(-len(picked) // BATCH)):  # even: the embeddings depend on their batch
+        samples = [opened[i] for i in numbers.tolist()]
         for name, pixels in (
             ("image", [sample.image for sample in samples]),
             ("texture", [sample.texture(0) for sample in samples]),

@@ -1,12 +1,16 @@
 """Fine-tuning, the online probe, the embedding's files."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
+from torch.nn import functional as F
 
+from sacl_train.cli_eval import eval_main
 from sacl_train.config import load_config
 from sacl_train.evaluate.embed import embed, find_neighbours, map_pca
 from sacl_train.evaluate.finetune import choose_share, evaluate_finetune
@@ -79,6 +83,27 @@ def test_the_embedding_has_keys_a_map_and_neighbours(run: Path, shapes_shards: P
         embed(run, shapes_shards, tmp_path / "x", "cpu", method="tnse")
 
 
+def test_queries_are_named_and_their_neighbours_printed_and_written(run: Path, shapes_shards: Path) -> None:
+    keys = open_shards(shapes_shards).keys
+    options = ["embed", "--run", str(run), "--images", str(shapes_shards), "--device", "cpu"]
+    done = CliRunner().invoke(eval_main, [*options, "--query", keys[5], "--query", keys[2]])
+    assert done.exit_code == 0, done.output
+    figures = json.loads((run / "eval-embed.json").read_text())
+    assert [query["key"] for query in figures["queries"]] == [keys[5], keys[2]]
+    assert {"command", "versions"} <= figures.keys()
+    table = pq.read_table(run / "embedding.parquet")
+    features = F.normalize(torch.from_numpy(np.stack(table["features"].to_numpy(zero_copy_only=False))), dim=1)
+    cosines = features @ features[5]
+    first, second, *_ = figures["queries"][0]["neighbours"]
+    assert first["key"] == keys[cosines.argsort(descending=True)[1]]
+    assert 1 >= first["cosine"] >= second["cosine"]
+    assert first["key"] in done.output
+    assert decode_image((run / "embedding.png").read_bytes()).shape == (2 * 68, 9 * 68 + 12, 3)
+    done = CliRunner().invoke(eval_main, [*options, "--query", keys[5] + "x"])
+    assert done.exit_code == 1
+    assert f"did you mean '{keys[5]}'" in done.output
+
+
 def test_the_map_is_the_principal_plane_and_neighbours_are_nearest() -> None:
     random = torch.Generator().manual_seed(0)
     plane = torch.randn(50, 2, generator=random) * torch.tensor([9.0, 4.0])
@@ -89,4 +114,4 @@ def test_the_map_is_the_principal_plane_and_neighbours_are_nearest() -> None:
     torch.testing.assert_close(*products, rtol=1e-4, atol=1e-3)
     angles = torch.tensor([0.0, 0.1, 0.3, 2.0, 2.05])
     circle = torch.stack([angles.cos(), angles.sin()], 1)
-    assert find_neighbours(circle, torch.tensor([0, 4]), 2).tolist() == [[1, 2], [3, 2]]
+    assert find_neighbours(circle, torch.tensor([0, 4]), 2)[0].tolist() == [[1, 2], [3, 2]]

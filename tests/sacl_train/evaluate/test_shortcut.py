@@ -1,14 +1,19 @@
 """The shortcut's figures on embeddings that are made to have it, or not."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.nn import functional as F
 
+from sacl_train.cli_eval import eval_main
 from sacl_train.config import load_config
+from sacl_train.evaluate import shortcut
 from sacl_train.evaluate.shortcut import evaluate_shortcut, explain_similarities, tell_apart
 from sacl_train.loop import train
+from texturegen.build import Recipe, build
 from texturegen.errors import UserError
 
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
@@ -36,11 +41,31 @@ def test_one_direction_explains_what_it_made_and_not_what_the_image_made() -> No
     assert instances["other_images"] == pytest.approx(0, abs=0.01)
 
 
-def test_a_run_on_shards_is_measured(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+def test_a_run_on_shards_is_measured(
+    shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(load_config(None, RUN), shapes_shards, tmp_path / "run")
     figures = evaluate_shortcut(tmp_path / "run", shapes_shards, "cpu")
     assert figures["images"] == 64
     assert 0.4 <= figures["told_apart"] <= 1
     assert -1 <= figures["other_textures"] <= figures["own_texture"] <= 1
+    monkeypatch.setattr(shortcut, "BATCH", 63)  # which leaves one image over
+    assert evaluate_shortcut(tmp_path / "run", shapes_shards, "cpu")["told_apart"] == figures["told_apart"]
     with pytest.raises(UserError, match="no textures here"):
         evaluate_shortcut(tmp_path / "run", shapes_test_shards, "cpu")
+    build(Recipe("shapes", limit=1), tmp_path / "one")
+    with pytest.raises(UserError, match="1 image; to compare"):
+        evaluate_shortcut(tmp_path / "run", tmp_path / "one", "cpu")
+
+
+def test_the_command_prints_a_table(shapes_shards: Path, tmp_path: Path) -> None:
+    train(load_config(None, RUN), shapes_shards, tmp_path / "run")
+    options = ["--run", str(tmp_path / "run"), "--shards", str(shapes_shards), "--device", "cpu"]
+    done = CliRunner().invoke(eval_main, ["shortcut", *options])
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "run" / "eval-shortcut.json").read_text())
+    assert {"command", "versions"} <= figures.keys()
+    rows = dict(line.rsplit(maxsplit=1) for line in done.output.splitlines()[1:-1])
+    assert rows["textures told from images (chance 50 %)"] == f"{figures['told_apart']:.1%}"
+    assert rows["cosine of an image to its texture"] == f"{figures['own_texture']:.3f}"
+    assert len(rows) == 6
