@@ -1,10 +1,10 @@
 """What a training step costs, as ratios of interleaved rounds: waiting for data, the grid, other methods, memory.
 
-    python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,grid,simclr,memory]
+    python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,grid,simclr,memory,cuda]
 
 "wait" trains SE-ResNet-20 on embedded 32 px images. "simclr" compares a step, from uint8 images on, with one of
 lightly's transform, head and loss around the same encoder, in processes of their own. "memory" is the peak of all
-tensors alive in a step.
+tensors alive in a step. "cuda" is for a machine with a CUDA GPU, see gpu.py.
 """
 
 import statistics
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import gpu
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -38,12 +39,15 @@ PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--only", default="wait,grid,simclr,memory", show_default=True)
 @click.option("--simclr-steps", hidden=True, help="Time this kind of step and print the seconds.")
-def main(threads: int, rounds: int, only: str, simclr_steps: str | None) -> None:
+@click.option("--device", default="cuda", hidden=True, help="Of the part `cuda`, to try it elsewhere.")
+@click.option("--tiny", is_flag=True, hidden=True, help="The part `cuda` at the size of a toy, for the same.")
+def main(threads: int, rounds: int, only: str, simclr_steps: str | None, device: str, tiny: bool) -> None:
     torch.set_num_threads(threads)
     if simclr_steps:
         print(time_simclr(simclr_steps))
         return
     parts = {"wait": report_waiting, "grid": report_grid, "simclr": report_simclr, "memory": report_memory}
+    parts["cuda"] = lambda rounds: gpu.report(rounds, device, tiny)
     for name in only.split(","):
         parts[name](rounds)
         print(flush=True)
