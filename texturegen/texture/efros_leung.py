@@ -16,9 +16,11 @@ from texturegen.texture.rand import derive, draw, shuffle
 from texturegen.texture.settings import Fraction, Whole
 from texturegen.texture.windows import BARRIER, MOST_WEIGHT, RUN, add_taps, barrier, planes
 
+# What is called for every output pixel is inlined: else the references of all arrays in its arguments are counted.
+
 # Taps that a run of candidates takes at once, and the share of it (one in so many) that is few enough to go on singly.
-_TOGETHER = 4
-_FEW = 32
+_TOGETHER = 6
+_FEW = 64
 # Output pixels without a source: to be filled, and beyond the edges.
 _EMPTY, _OUTSIDE = -1, -2
 
@@ -171,7 +173,7 @@ def _most_neighbours_first(source: np.ndarray, stride: int, ring: np.ndarray) ->
     return ring[np.argsort(missing, kind="mergesort")]  # a stable sort
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exemplar, window: _Window) -> int:
     """Collect the known pixels of an output pixel's window, in the order of the taps; return how many they are."""
     known = 0
@@ -186,7 +188,7 @@ def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exempl
     return known
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float, near: np.ndarray) -> int:
     """Find the candidates whose distance is at most 1 + epsilon times the smallest; return how many they are.
 
@@ -194,6 +196,7 @@ def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float,
     A candidate whose sum over the heaviest taps is beyond the limit already is dismissed, which changes no choice. Runs
     of candidates share the taps, for the sake of vector code, until few are left, which go on one by one.
     """
+    planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
     limit = _limit(least, epsilon)
     found = 0
     for begin in range(exemplar.first, exemplar.last + 1, RUN):
@@ -212,7 +215,7 @@ def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float,
             continue
         for k in range(len(run)):
             if run[k] <= limit:
-                distance = _finish(exemplar.planes, window, done, begin + k, run[k], limit)
+                distance = _finish(planes, offsets, values, weights, done, begin + k, run[k], limit)
                 if distance <= limit:
                     near[0, found], near[1, found] = begin + k, distance
                     found += 1
@@ -243,27 +246,35 @@ def _count_within(distances: np.ndarray, limit: np.int32) -> int:
 
 @njit(nogil=True, cache=True)
 def _finish(
-    planes: np.ndarray, window: _Window, done: int, position: int, distance: np.int32, limit: np.int32
+    planes: np.ndarray,
+    offsets: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray,
+    done: int,
+    position: int,
+    distance: np.int32,
+    limit: np.int32,
 ) -> np.int32:
     """Add the taps from `done` on to one candidate's distance, until it is beyond the limit."""
-    for tap in range(done, len(window.offsets)):
+    for tap in range(done, len(offsets)):
         if distance > limit:
             break
-        place = position + window.offsets[tap]
+        place = position + offsets[tap]
         total = np.int32(0)
         for channel in range(3):
-            difference = np.int32(np.int32(planes[channel, place]) - window.values[tap, channel])
+            difference = np.int32(np.int32(planes[channel, place]) - values[tap, channel])
             total += np.int32(difference * difference)
-        distance += np.int32(window.weights[tap] * total)
+        distance += np.int32(weights[tap] * total)
     return distance
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def _continue_neighbours(source: np.ndarray, stride: int, pixel: int, exemplar: _Exemplar, window: _Window) -> np.int32:
     """Return the smallest distance of the candidates that continue a filled neighbour's source, BARRIER if none does.
 
     It is near the smallest of all, so that few candidates need all their taps.
     """
+    planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
     nearest, least = -1, BARRIER
     for down in range(-1, 2):
         for right in range(-1, 2):
@@ -273,7 +284,7 @@ def _continue_neighbours(source: np.ndarray, stride: int, pixel: int, exemplar: 
             if neighbour < 0 or position == nearest or not 0 <= position < len(exemplar.start):
                 continue
             if exemplar.start[position] == 0:
-                distance = _finish(exemplar.planes, window, 0, position, np.int32(0), least)
+                distance = _finish(planes, offsets, values, weights, 0, position, np.int32(0), least)
                 if distance < least:
                     nearest, least = position, distance
     return least
