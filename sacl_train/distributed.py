@@ -32,16 +32,15 @@ def count_processes() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun has started, if it has; gives the device of this one, `cuda` by local number.
+    """Join the processes that torchrun has started, if it has; `device` is this one's, from now on the current one.
 
     The back end is nccl on CUDA and gloo elsewhere.
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
         yield device
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device

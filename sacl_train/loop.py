@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections import deque
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,26 +208,28 @@ class _Run:
             now.waited += waited
             self.lap.waited += waited
             step, lr = self.step, self._lr(self.step)
-            try:
-                metrics = self.stepper(batch, now.number, step, self.total, lr)
-            except torch.OutOfMemoryError:
-                raise explain_memory(self.stepper, batch, step, now.number) from None
-            if self.online is not None:
-                metrics |= self.online.step(self.method.encoder, batch, config)
+            metrics: dict[str, Any] = {}
+            with suppress(torch.OutOfMemoryError):
+                done = self.stepper(batch, now.number, step, self.total, lr)
+                if self.online is not None:
+                    done |= self.online.step(self.method.encoder, batch, config)
+                metrics = done
+            if not metrics:  # behind the handler, which holds all tensors of the step that failed
+                raise explain_memory(self.stepper, batch, step, now.number)
             names, values = as_numbers({**metrics, "stop": float(self.asked.is_set())}, self.device)
             self.pending.append((step, lr, names, distributed.average(values)))
             # Reading a figure waits for the device: on CUDA that of a step is read when the next is under way.
             self._read_metrics(leave=1 if self.device.type == "cuda" else 0)
             now.batches += 1
-            done = time.monotonic()
-            now.seconds += done - begin
+            ended = time.monotonic()
+            now.seconds += ended - begin
             if self.stop_asked:
                 self.save()
                 raise Stopped(self.saved)
             if self.step - self.saved >= config.save_every and now.batches < self.steps:
                 self.save()
             begin = time.monotonic()
-            now.seconds += begin - done  # of writing: it counts as time, but not as waiting for a batch
+            now.seconds += begin - ended  # of writing: it counts as time, but not as waiting for a batch
         self._read_metrics()
         means = {name: total / self.steps for name, total in now.sums.items()}
         rate = self.steps * config.batch_size / now.seconds
@@ -310,7 +312,8 @@ class _Run:
 
     def _refuse_broken(self) -> None:
         """A step can destroy the weights unseen: no loss is computed after the last one before a checkpoint."""
-        if not all(bool(tensor.isfinite().all()) for tensor in self.method.state_dict().values()):
+        finite = torch.stack([tensor.isfinite().all() for tensor in self.method.state_dict().values()]).all()
+        if not bool(finite):  # the device is waited for once
             raise UserError(
                 f"after step {self.step} weights are no longer finite; the last good checkpoint is of step "
                 f"{self.saved}. Try a lower lr, into another --out"

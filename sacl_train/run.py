@@ -1,6 +1,7 @@
 """A run: what is trained on what, whether a directory holds it, and the encoder that came out."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,17 @@ FREE = ("device", "threads", "cache", "cache_gb", "bad_share", "save_every", "ke
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU. UserError for a device that is not there."""
+    """`auto` is CUDA where there is some, else the CPU; of torchrun's processes each has the CUDA device of its number.
+
+    UserError for a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+            # Whoever only asked the first one for memory would have some of it for good.
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}); try cpu") from None

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.paste import paste_inside
 from sacl_train.data.shuffle import shuffle_patches
 from sacl_train.data.stream import Batch
-from sacl_train.distributed import average_gradients
+from sacl_train.distributed import average_gradients, count_processes
 from sacl_train.methods import Method
 from sacl_train.methods.method import Part, merge
 from texturegen.errors import UserError
@@ -48,6 +47,11 @@ def arithmetic(config: Config) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[3])
 
 
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The precision of forward passes."""
+    return torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+
+
 class Stepper:
     """Holds what a step needs: the method, its optimizer, and the scaler of fp16's gradients."""
 
@@ -61,15 +65,7 @@ class Stepper:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        parts: list[Part] = []
-        for piece in _pieces(batch, config.accumulate):
-            draws = Draws(config.seed, epoch, piece["index"].numpy())
-            on_device = self._prepare(piece, draws)
-            made = self.method.parts(on_device, draws)
-            while (part := self._next(made)) is not None:
-                loss = part[0] / config.accumulate
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                parts.append((loss.detach(), part[1]))
+        parts = [part for piece in _pieces(batch, config.accumulate) for part in self.add_gradients(piece, epoch)]
         average_gradients(self._trained)
         if config.clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -79,9 +75,20 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return {**merge(parts), **self.method.after_step(step, steps)}
 
+    def add_gradients(self, piece: Batch, epoch: int) -> list[Part]:
+        """Those of one of the pieces that a batch is done in; its losses and their metrics, without gradient."""
+        draws = Draws(self.config.seed, epoch, piece["index"].numpy())
+        made = self.method.parts(self._prepare(piece, draws), draws)
+        parts: list[Part] = []
+        while (part := self._next(made)) is not None:
+            loss = part[0] / self.config.accumulate
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            parts.append((loss.detach(), part[1]))
+        return parts
+
     def _next(self, parts: Iterator[Part]) -> Part | None:
         # The forward pass alone: gradients take the types of what they are the gradients of.
-        with torch.autocast(self.device.type, DTYPES[self.config.precision], enabled=self.config.precision != "fp32"):
+        with autocast(self.config, self.device):
             return next(parts, None)
 
     def _prepare(self, batch: Batch, draws: Draws) -> Batch:
@@ -109,30 +116,36 @@ def cell_sizes(config: Config, image_size: tuple[int, ...]) -> tuple[int, int]:
 
 
 def explain_memory(stepper: Stepper, batch: Batch, step: int, epoch: int) -> UserError:
-    """What to say when the device's memory did not hold a batch: the largest that fits, from a step of an eighth."""
-    size = len(batch["index"])
-    advice = "try half of it"
-    device = stepper.device
-    if device.type == "cuda":
-        stepper.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        base, tried = torch.cuda.memory_allocated(device), max(2, size // 8)
-        torch.cuda.reset_peak_memory_stats(device)
-        few = {name: values[:tried] for name, values in batch.items()}
-        try:
-            for piece in _pieces(few, 1):
-                draws = Draws(0, epoch, np.arange(tried))
-                for loss, _ in stepper.method.parts(stepper._prepare(piece, draws), draws):
-                    loss.backward()  # type: ignore[no-untyped-call]
-            free = base + torch.cuda.mem_get_info(device)[0]
-            fits = largest_batch(base, torch.cuda.max_memory_allocated(device), tried, free)
-            advice = f"by estimate {fits} fit" if fits >= 2 else "this encoder does not fit at all"
-        except torch.OutOfMemoryError:
-            advice = "this encoder hardly fits at all"
+    """What to say when the device's memory did not hold a batch: the largest that fits, from a step of an eighth.
+
+    To be called when nothing holds the failed step's tensors: an exception that is being handled does.
+    """
+    size = len(batch["index"]) // stepper.config.accumulate
+    if count_processes() > 1:  # the others wait for this one's keys and gradients, not for those of a trial
+        advice = "an estimate of what fits is made by a single process only; try half of it"
+    elif stepper.device.type == "cuda":
+        advice = _estimate(stepper, {name: values[: max(2, size // 8)] for name, values in batch.items()}, epoch)
+    else:
+        advice = "try half of it"
     return UserError(
         f"step {step}: the device is out of memory with {size} images at once; {advice}. Smaller pieces of a batch: "
-        "--set accumulate=2; less memory: --set checkpointing=true or precision=bf16"
+        f"--set accumulate={2 * stepper.config.accumulate}; less memory: --set checkpointing=true or precision=bf16"
     )
+
+
+def _estimate(stepper: Stepper, few: Batch, epoch: int) -> str:
+    """How many images fit on a CUDA device, from the peak of memory that `few` of them need."""
+    stepper.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    base = torch.cuda.memory_allocated(stepper.device)
+    torch.cuda.reset_peak_memory_stats(stepper.device)
+    try:
+        stepper.add_gradients(few, epoch)
+    except torch.OutOfMemoryError:
+        return "this encoder hardly fits at all"
+    free = base + torch.cuda.mem_get_info(stepper.device)[0]
+    fits = largest_batch(base, torch.cuda.max_memory_allocated(stepper.device), len(few["index"]), free)
+    return f"by estimate {fits} fit" if fits >= 2 else "this encoder does not fit at all"
 
 
 def largest_batch(base: int, peak: int, tried: int, available: int) -> int:
@@ -151,5 +164,8 @@ def _pieces(batch: Batch, count: int) -> Iterator[Batch]:
 
 def as_numbers(metrics: dict[str, Any], device: torch.device) -> tuple[list[str], Tensor]:
     """Names, and the values as one float64 tensor on the device: read back together, later."""
-    values = [torch.as_tensor(v, dtype=torch.float64, device=device) for v in metrics.values()]
+    values = [
+        v.to(device, torch.float64) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device)
+        for v in metrics.values()
+    ]
     return list(metrics), torch.stack(values)

@@ -2,9 +2,9 @@
 
 from itertools import combinations
 
-import torch
 from torch import Tensor
 
+from sacl_train.data.device import constant
 from texturegen.errors import UserError
 
 
@@ -26,7 +26,7 @@ def combine(features: Tensor, n: int, cells: int) -> Tensor:
     features: (n*n*N, C) in `split_grid`'s order. Returns (C(n*n, cells), N, C), subsets in itertools' order.
     """
     by_cell = features.unflatten(0, (n * n, -1))  # (n*n, N, C)
-    subsets = torch.tensor(list(combinations(range(n * n), cells)), device=features.device)  # (A, cells)
+    subsets = constant(tuple(combinations(range(n * n), cells)), features.device)  # (A, cells)
     return by_cell[subsets].mean(dim=1)  # (A, cells, N, C) -> (A, N, C)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sacl_train.data.device import send
 from sacl_train.data.draws import uniform
 
 HALF = (0.3, 0.4)  # least and largest half side of the box, of the image's side
@@ -21,12 +22,12 @@ def paste_inside(images: Tensor, textures: Tensor, states: np.ndarray) -> Tensor
     The box is about the middle, drawn anew from each of states uint64 (N,), and the same for an image's P textures.
     """
     height, width = images.shape[-2:]
-    draws = [torch.from_numpy(uniform(states, word))[:, None] for word in WORDS]
+    draws = [draw[:, None] for draw in send([uniform(states, word) for word in WORDS], images.device)]
     halves = [HALF[0] + (HALF[1] - HALF[0]) * draw for draw in draws[:2]]
     centres = [0.5 + AWAY * (2 * draw - 1) for draw in draws[2:]]
     inside = []
     for half, centre, side in zip(halves, centres, (height, width), strict=True):
-        place = (torch.arange(side) + 0.5)[None] / side
+        place = (torch.arange(side, device=images.device) + 0.5)[None] / side
         inside.append(((half - (place - centre).abs()) / SOFT + 0.5).clamp(0, 1))  # (N, side)
-    mask = torch.minimum(inside[0][:, :, None], inside[1][:, None, :])[:, None, None].to(images.device)
+    mask = torch.minimum(inside[0][:, :, None], inside[1][:, None, :])[:, None, None]
     return (images[:, None] + mask * (textures.float() - images[:, None])).round().to(torch.uint8)

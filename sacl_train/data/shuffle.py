@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sacl_train.data.device import send
 from sacl_train.data.draws import mix, uniform
 from texturegen.errors import UserError
 
@@ -36,12 +37,13 @@ def shuffle_patches(images: Tensor, states: np.ndarray, sizes: tuple[int, int]) 
     same = ((order == np.arange(cells.max())) | (np.arange(cells.max()) >= cells[:, None])).all(axis=1)
     order[same, :2] = order[same, 1::-1]
 
-    side, across, number = (torch.from_numpy(a).to(images.device)[:, None] for a in (sides, columns, cells))
+    shown, *of_images = send([order, sides, columns, cells], images.device)
+    side, across, number = (values[:, None] for values in of_images)
     rows, places = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     row_cell = (rows // side) % (number // across)  # (N, H)
     column_cell = (places // side) % across  # (N, W)
     cell = row_cell[:, :, None] * across[:, :, None] + column_cell[:, None, :]  # (N, H, W)
-    source = torch.from_numpy(order).to(images.device).gather(1, cell.flatten(1)).view_as(cell)
+    source = shown.gather(1, cell.flatten(1)).view_as(cell)
     y = source // across[:, :, None] * side[:, :, None] + (rows % side)[:, :, None]
     x = source % across[:, :, None] * side[:, :, None] + (places % side)[:, None, :]
     index = (y * width + x).flatten(1)[:, None].expand(-1, channels, -1)

@@ -8,13 +8,15 @@ parameters, hashed from (seed, epoch, sample, view) on the CPU: the same in any 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sacl_train.data import colour, geometry
+from sacl_train.data.device import constant, send
 from sacl_train.data.draws import uniform
 from texturegen.errors import UserError, nearest
 
@@ -33,12 +35,28 @@ class GeometricOp(Protocol):
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Change:
+    """One thing done to some of a batch's images.
+
+    Attributes
+    ----------
+    adjust : float images (n, 3, H, W) in 0..1, amounts float32 (n,) -> as many images.
+    rows : int64 (n,), of the batch, ascending.
+    amounts : float32 (n,).
+    """
+
+    adjust: Callable[[Tensor, Tensor], Tensor]
+    rows: np.ndarray
+    amounts: np.ndarray
+
+
 class ColourOp(Protocol):
-    """Changes float images (N, 3, H, W) in 0..1, in place or not; parameters are drawn as in `GeometricOp`."""
+    """Says what is to be done to those rows of a batch that it happens to, in order; draws as in `GeometricOp`."""
 
     WORD: ClassVar[int]
 
-    def apply(self, x: Tensor, states: np.ndarray) -> Tensor: ...
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]: ...
 
 
 @dataclass(frozen=True)
@@ -108,19 +126,26 @@ class WeakAugment:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _views(self, images: Tensor, states: np.ndarray, geometric: np.ndarray) -> Tensor:
-        count, _, height, width = images.shape
-        views = _to_float(images)
-        if self.policy.geometry:
-            matrices = torch.eye(3).expand(count, 3, 3)
-            for op, probability in self.policy.geometry:
-                chosen = torch.from_numpy(uniform(geometric, op.WORD) < probability)
-                drawn = op.matrices(geometric, height, width)
-                matrices = geometry.compose(matrices, torch.where(chosen[:, None, None], drawn, torch.eye(3)))
-            views = geometry.warp(views, matrices.to(images.device))
+        height, width = images.shape[-2:]
+        changes: list[Change] = []
         for photometric, probability in self.policy.colour:
-            chosen_rows = np.flatnonzero(uniform(states, photometric.WORD) < probability)
-            views = _change(views, chosen_rows, states, photometric.apply)
-        return _standardise(views, self.mean, self.std)
+            rows = np.flatnonzero(uniform(states, photometric.WORD) < probability)
+            changes += photometric.changes(states, rows, height, width)
+        matrices = self._matrices(geometric, height, width)
+        sent, *places = send([matrices, *_arrays(changes)], images.device)  # all that is drawn, in one copy
+        views = _to_float(images)
+        if len(matrices):
+            views = geometry.warp(views, sent)
+        return _standardise(_changed(views, changes, places), self.mean, self.std)
+
+    def _matrices(self, states: np.ndarray, height: int, width: int) -> np.ndarray:
+        """All geometric operations as one: float32 (N, 3, 3); (0, 3, 3) where there are none."""
+        matrices = torch.eye(3).expand(len(states) if self.policy.geometry else 0, 3, 3)
+        for op, probability in self.policy.geometry:
+            chosen = torch.from_numpy(uniform(states, op.WORD) < probability)
+            drawn = op.matrices(states, height, width)
+            matrices = geometry.compose(matrices, torch.where(chosen[:, None, None], drawn, torch.eye(3)))
+        return matrices.numpy()
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -169,7 +194,7 @@ class Rotation:
     degrees: float = 15.0
 
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        angle = _between(states, self.WORD + 1, -self.degrees, self.degrees) * (math.pi / 180)
+        angle = torch.from_numpy(_between(states, self.WORD + 1, -self.degrees, self.degrees)) * (math.pi / 180)
         return geometry.rotation_matrix(angle, width / height)
 
 
@@ -183,7 +208,7 @@ class Translation:
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
         right = _between(states, self.WORD + 1, -self.shift, self.shift)
         down = _between(states, self.WORD + 2, -self.shift, self.shift)
-        return geometry.translation_matrix(right, down)
+        return geometry.translation_matrix(torch.from_numpy(right), torch.from_numpy(down))
 
 
 @dataclass(frozen=True)
@@ -199,7 +224,7 @@ class ColourJitter:
     saturation: float = 0.4
     hue: float = 0.1
 
-    def apply(self, x: Tensor, states: np.ndarray) -> Tensor:
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
         steps = (
             (colour.adjust_brightness, 1, self.brightness),
             (colour.adjust_contrast, 1, self.contrast),
@@ -207,18 +232,16 @@ class ColourJitter:
             (colour.adjust_hue, 0, self.hue),
         )
         # The order of four random numbers is a random order.
-        order = np.argsort([uniform(states, self.WORD + 10 + i) for i in range(len(steps))], axis=0)  # (4, N)
-        for place in range(len(steps)):
+        numbers = range(len(steps))
+        order = np.argsort([uniform(states[rows], self.WORD + 10 + i) for i in numbers], axis=0)  # (4, n)
+        changes = []
+        for place in numbers:
             for number, (adjust, centre, strength) in enumerate(steps):
-
-                def change(part: Tensor, of: np.ndarray, now: Any = (adjust, number, centre, strength)) -> Tensor:
-                    adjust, number, centre, strength = now
-                    factor = _between(of, self.WORD + 1 + number, centre - strength, centre + strength)
-                    return adjust(part, factor.to(part.device))
-
-                if strength:
-                    x = _change(x, np.flatnonzero(order[place] == number), states, change)
-        return x
+                now = rows[order[place] == number]
+                if strength and len(now):
+                    amounts = _between(states[now], self.WORD + 1 + number, centre - strength, centre + strength)
+                    changes.append(Change(adjust, now, amounts))
+        return changes
 
 
 @dataclass(frozen=True)
@@ -227,8 +250,8 @@ class Grey:
 
     WORD: ClassVar[int] = 0x600
 
-    def apply(self, x: Tensor, states: np.ndarray) -> Tensor:
-        return colour.to_grey(x).repeat(1, 3, 1, 1)
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
+        return [Change(_grey, rows, np.zeros(len(rows), np.float32))]
 
 
 @dataclass(frozen=True)
@@ -241,27 +264,40 @@ class Blur:
     WORD: ClassVar[int] = 0x700
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    def apply(self, x: Tensor, states: np.ndarray) -> Tensor:
-        side = min(x.shape[-2:])
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
+        side = min(height, width)
         if side <= 64:
-            return x
-        sigma = _between(states, self.WORD + 1, *self.sigma) * (side / 224)
+            return []
+        sigma = _between(states[rows], self.WORD + 1, *self.sigma) * np.float32(side / 224)
         radius = math.ceil(3 * self.sigma[1] * side / 224)  # beyond 3 sigma a Gaussian has 0.3 % of its weight
-        return colour.gaussian_blur(x, sigma.to(x.device), radius)
+        return [Change(partial(colour.gaussian_blur, radius=radius), rows, sigma)]
 
 
-def _change(x: Tensor, rows: np.ndarray, states: np.ndarray, change: Callable[[Tensor, np.ndarray], Tensor]) -> Tensor:
-    """Do `change` to those rows of x alone; in place unless they are all."""
-    if len(rows) == len(x):
-        return change(x, states)
-    if len(rows):
-        at = torch.from_numpy(rows).to(x.device)
-        x.index_copy_(0, at, change(x.index_select(0, at), states[rows]).contiguous())
+def change(x: Tensor, changes: Sequence[Change]) -> Tensor:
+    """Do all changes to float images (N, 3, H, W) in 0..1, in their order; in place where one is of some only."""
+    return _changed(x, changes, send(_arrays(changes), x.device))
+
+
+def _arrays(changes: Sequence[Change]) -> list[np.ndarray]:
+    return [array for change in changes for array in (change.rows, change.amounts)]
+
+
+def _changed(x: Tensor, changes: Sequence[Change], sent: Sequence[Tensor]) -> Tensor:
+    """`change`, with what `_arrays` gave on x's device."""
+    for made, rows, amounts in zip(changes, sent[::2], sent[1::2], strict=True):
+        if len(rows) == len(x):
+            x = made.adjust(x, amounts)
+        elif len(rows):
+            x.index_copy_(0, rows, made.adjust(x.index_select(0, rows), amounts).contiguous())
     return x
 
 
-def _between(states: np.ndarray, word: int, low: float, high: float) -> Tensor:
-    return _tensor(low + (high - low) * uniform(states, word).astype(float))
+def _grey(x: Tensor, amounts: Tensor) -> Tensor:
+    return colour.to_grey(x).repeat(1, 3, 1, 1)
+
+
+def _between(states: np.ndarray, word: int, low: float, high: float) -> np.ndarray:
+    return (low + (high - low) * uniform(states, word).astype(float)).astype(np.float32)
 
 
 def _tensor(values: np.ndarray) -> Tensor:
@@ -276,4 +312,6 @@ def _to_float(images: Tensor) -> Tensor:
 
 def _standardise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """In place: callers own `x`, and a second copy of the batch would cost more than the arithmetic."""
-    return x.sub_(x.new_tensor(mean)[:, None, None]).div_(x.new_tensor(std)[:, None, None])
+    for values, move in ((mean, x.sub_), (std, x.div_)):
+        move(constant(tuple(values), x.device)[:, None, None])
+    return x

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sacl_train.config import Config
+from sacl_train.data.device import send
+from sacl_train.data.weak import normalise
 from sacl_train.distributed import average_gradients
-from sacl_train.evaluate.features import encode_images
+from sacl_train.evaluate.images import BATCH
 from sacl_train.nets import Encoder
+from sacl_train.step import autocast
 from texturegen.errors import UserError
 from texturegen.shards import Shards
 
@@ -47,11 +50,11 @@ class OnlineProbe(nn.Module):
     def step(self, encoder: nn.Module, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
         """Learn from a batch's images, uint8 (N, 3, H, W), by their "index"; return "online_top1" before that.
 
-        The images are whole and unaugmented, the encoder in eval mode and without gradient.
+        The images are whole and unaugmented, the encoder in eval mode, without gradient, and in the run's precision.
+        Nothing here waits for the device.
         """
-        device = self.layer.weight.device
-        features = encode_images(encoder, batch["image"], config, device).to(device).clone()
-        labels = self.labels[batch["index"]].to(device)
+        features = self._encode(encoder, batch["image"], config)
+        labels = send([self.labels[batch["index"]].numpy()], features.device)[0]
         logits = self.layer(self.norm(features))
         known = labels >= 0
         total = known.sum().clamp_min(1)
@@ -61,6 +64,22 @@ class OnlineProbe(nn.Module):
         average_gradients(self.layer.parameters())
         self.optimizer.step()
         return {"online_top1": ((logits.argmax(1) == labels) & known).sum() / total}
+
+    @torch.no_grad()
+    def _encode(self, encoder: nn.Module, images: Tensor, config: Config) -> Tensor:
+        """Features float32 (N, C), on the device."""
+        assert config.mean is not None
+        assert config.std is not None
+        device = self.layer.weight.device
+        training = encoder.training
+        encoder.eval()
+        with autocast(config, device):
+            pieces = [
+                encoder(normalise(piece, config.mean, config.std)).float()
+                for piece in images.to(device, non_blocking=True).split(BATCH)
+            ]
+        encoder.train(training)
+        return torch.cat(pieces)
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""

@@ -105,14 +105,15 @@ def pirl_nce(
         positive = (v * own).sum(1, keepdim=True)  # (N, 1)
         against = v @ bank.T  # (N, K)
         logits = torch.cat([positive, against.masked_fill(same, -torch.inf)], dim=1) / tau
-        stats = {"positive_similarity": positive.mean(), "negative_similarity": against[~same].mean()}
+        others = against.masked_fill(same, 0).sum() / (~same).sum()
+        stats = {"positive_similarity": positive.mean(), "negative_similarity": others}
         if t is not None:
             textures, stats["texture_similarity"] = _texture_cosines(v, _unit(t), scope, first)
             logits = torch.cat([logits, alpha * textures / tau], dim=1)
         log_h = F.log_softmax(logits, dim=1)
         # A negative that has all of h would make the loss infinite: its share is taken as a rounding error from 1.
-        others = log_h[:, 1:].exp().clamp(max=1 - torch.finfo(log_h.dtype).eps)
-        loss = (-log_h[:, 0] - torch.log1p(-others).sum(1)).mean()
+        shares = log_h[:, 1:].exp().clamp(max=1 - torch.finfo(log_h.dtype).eps)
+        loss = (-log_h[:, 0] - torch.log1p(-shares).sum(1)).mean()
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
@@ -138,7 +139,7 @@ def nt_xent(
         mine = first + torch.arange(images, device=z.device)
         own, other = torch.cat([mine, mine + total]), torch.cat([mine + total, mine])  # (2N,)
         positive = cosines[rows, other]
-        logits = (cosines / tau).index_put((rows, own), cosines.new_tensor(-torch.inf))
+        logits = (cosines / tau).index_put((rows, own), cosines.new_full((), -torch.inf))
         stats = {"positive_similarity": positive.mean()}
         if total > 1:
             rest = cosines.sum() - positive.sum() - cosines[rows, own].sum()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sacl_train.data.device import send
 from sacl_train.data.draws import Draws, mix, uniform
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
@@ -77,11 +78,12 @@ class PIRL(Method):
         self.jigsaw_projector = nn.Linear(SIDE * SIDE * out, out)
         self.register_buffer("bank", F.normalize(torch.randn(settings.images, out), dim=1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._done = 0  # `steps` on the host, which would have to wait for the device's
+        self.register_load_state_dict_post_hook(lambda method, _: setattr(method, "_done", int(method.steps)))
 
     def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
         settings = self.settings
-        numbers = torch.from_numpy(draws.samples).to(self.bank.device)
-        drawn = self._draw_negatives(draws.seed)
+        numbers, drawn = send([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
         textures = None
         if settings.texture_role == "negative":
             textures = texture_keys(self._keys, self.weak, batch, draws)  # (N, P, D)
@@ -103,6 +105,7 @@ class PIRL(Method):
     def after_step(self, step: int, steps: int) -> dict[str, float]:
         """The next step draws other negatives."""
         self.steps += 1
+        self._done += 1
         return {}
 
     def _jigsaw(self, batch: dict[str, Tensor], draws: Draws) -> Tensor:
@@ -112,14 +115,14 @@ class PIRL(Method):
         features = self.cell_projector(self.encoder(cells.flatten(0, 1)))
         return self.jigsaw_projector(features.unflatten(0, (len(cells), -1)).flatten(1))
 
-    def _draw_negatives(self, seed: int) -> Tensor:
+    def _draw_negatives(self, seed: int) -> np.ndarray:
         """int64 (K,): places in the bank, the same in every process."""
         count = len(self.bank)
         if self.settings.negatives >= count:
-            return torch.arange(count, device=self.bank.device)
-        state = mix(mix(np.zeros(1, np.uint64), seed), int(self.steps))
+            return np.arange(count)
+        state = mix(mix(np.zeros(1, np.uint64), seed), self._done)
         drawn = mix(state, np.arange(self.settings.negatives)) % np.uint64(count)
-        return torch.from_numpy(drawn.astype(np.int64)).to(self.bank.device)
+        return drawn.astype(np.int64)
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
@@ -142,13 +145,14 @@ def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
     sides = [length // SIDE for length in x.shape[-2:]]
     crops = [max(round(CROP * side), 1) for side in sides]
     order = np.stack([mix(states, ORDER + i) for i in range(cells)], 1).argsort(1)  # (N, 9): the cells shown
-    starts = []
+    drawn = []
     for word, side, crop, cell in (
         (ROWS, sides[0], crops[0], order // SIDE),
         (COLUMNS, sides[1], crops[1], order % SIDE),
     ):
         away = np.stack([uniform(states, word + i) for i in range(cells)], 1) * (side - crop + 1)
-        starts.append(torch.from_numpy(cell * side + away.astype(np.int64)).to(x.device))
+        drawn.append(cell * side + away.astype(np.int64))
+    starts = send(drawn, x.device)
     rows = starts[0][:, :, None] + torch.arange(crops[0], device=x.device)  # (N, 9, h)
     columns = starts[1][:, :, None] + torch.arange(crops[1], device=x.device)  # (N, 9, w)
     image = torch.arange(len(x), device=x.device)[:, None, None, None]

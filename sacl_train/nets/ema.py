@@ -30,8 +30,12 @@ def update_target(target: nn.Module, online: nn.Module, m: float) -> None:
     if not 0 <= m <= 1:
         raise ValueError(f"m must be from 0 to 1, not {m}")
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - m)  # one kernel for all tensors
+    of_type: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):
-        mine.copy_(theirs)
+        for tensors, tensor in zip(of_type.setdefault(mine.dtype, ([], [])), (mine, theirs), strict=True):
+            tensors.append(tensor)
+    for copies, originals in of_type.values():
+        torch._foreach_copy_(copies, originals)
 
 
 def momentum_at(step: int, steps: int, base: float, schedule: str = "constant") -> float:

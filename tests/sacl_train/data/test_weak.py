@@ -12,6 +12,7 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import (
     Blur,
     ColourJitter,
+    ColourOp,
     Crop,
     Flip,
     Grey,
@@ -19,6 +20,7 @@ from sacl_train.data.weak import (
     Rotation,
     Translation,
     WeakAugment,
+    change,
     make_policy,
     normalise,
 )
@@ -34,6 +36,10 @@ def seeded(seed: int = 0) -> Generator:
 
 def states(count: int, view: int = 0) -> np.ndarray:
     return Draws(0, 0, np.arange(count)).of(view)
+
+
+def done(op: ColourOp, x: Tensor) -> Tensor:
+    return change(x, op.changes(states(len(x)), np.arange(len(x)), *x.shape[-2:]))
 
 
 def images(count: int = 6, height: int = 32, width: int = 32) -> Tensor:
@@ -154,25 +160,25 @@ def test_rotation_and_translation_ranges() -> None:
 
 def test_jitter_strength_zero_and_grey() -> None:
     x = torch.rand(5, 3, 8, 8, generator=seeded())
-    torch.testing.assert_close(ColourJitter(0, 0, 0, 0).apply(x, states(5)), x, atol=1e-6, rtol=0)
-    jittered = ColourJitter().apply(x.clone(), states(5))
+    torch.testing.assert_close(done(ColourJitter(0, 0, 0, 0), x), x, atol=1e-6, rtol=0)
+    jittered = done(ColourJitter(), x.clone())
     assert ((jittered - x).abs().flatten(1).max(dim=1).values > 0.01).all()
-    grey = Grey().apply(x, states(5))
+    grey = done(Grey(), x)
     assert torch.equal(grey[:, 0], grey[:, 1])
     assert torch.equal(grey[:, 0], grey[:, 2])
 
 
 def test_blur_smooths_large_images_and_leaves_small_ones() -> None:
     small, large = torch.rand(2, 3, 64, 64, generator=seeded()), torch.rand(2, 3, 224, 224, generator=seeded())
-    assert torch.equal(Blur().apply(small, states(2)), small)
-    blurred = Blur((1.0, 2.0)).apply(large, states(2))
+    assert torch.equal(done(Blur(), small), small)
+    blurred = done(Blur((1.0, 2.0)), large)
     assert (blurred.std(dim=(1, 2, 3)) < 0.5 * large.std(dim=(1, 2, 3))).all()
 
 
 def test_blur_is_in_proportion_to_the_image() -> None:
     x = torch.rand(2, 3, 112, 112, generator=seeded())
     expected = F.gaussian_blur(x, [7, 7], [1.0, 1.0])  # half of 224 pixels: half the sigma
-    torch.testing.assert_close(Blur((2.0, 2.0)).apply(x, states(2)), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(done(Blur((2.0, 2.0)), x), expected, atol=1e-6, rtol=0)
 
 
 def test_policy_settings_reach_the_operations() -> None:

@@ -75,7 +75,7 @@ def test_barlow_is_lightlys() -> None:
     lightly = pytest.importorskip("lightly.loss")
     a, b = embeddings(9, 6), embeddings(9, 6) + 0.3
     theirs = lightly.BarlowTwinsLoss(lambda_param=5e-3)(a, b)
-    assert cross_correlation(a, b)[0].item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-6)
+    assert cross_correlation(a, b)[0].item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
@@ -237,10 +237,10 @@ def test_pirls_bank_moves_towards_what_was_seen_and_draws_anew() -> None:
     assert not (method.bank[:8] == before[:8]).all(1).any()
     torch.testing.assert_close(method.bank.norm(dim=1), torch.ones(64))
     first = method._draw_negatives(0)
-    assert torch.equal(first, method._draw_negatives(0))
+    assert np.array_equal(first, method._draw_negatives(0))
     method.after_step(0, 10)
-    assert not torch.equal(first, method._draw_negatives(0))
-    assert torch.equal(make("pirl", negatives=100)._draw_negatives(0), torch.arange(64))
+    assert not np.array_equal(first, method._draw_negatives(0))
+    assert np.array_equal(make("pirl", negatives=100)._draw_negatives(0), np.arange(64))
     with pytest.raises(UserError, match="3x3 cells; images of 8 px"):
         METHODS["pirl"](method.encoder, method.weak, (8, 8), method.settings)
 

@@ -47,6 +47,15 @@ def test_update_equals_the_formula_and_copies_buffers(m: float) -> None:
         assert buffers[name] is not theirs
 
 
+def test_buffers_are_not_copied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    online, target = networks()
+    calls: list[int] = []
+    copy = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda mine, theirs: calls.append(len(mine)) or copy(mine, theirs))
+    update_target(target, online, 0.5)
+    assert sorted(calls) == [1, 2]  # the counts, whole numbers, and the statistics
+
+
 def test_target_is_a_copy_without_gradient_in_train_mode() -> None:
     online, target = networks()
     assert not any(p.requires_grad for p in target.parameters())
