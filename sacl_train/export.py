@@ -1,25 +1,30 @@
 """The encoder of a run alone, in the shape that other programs read, with a model card beside it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sacl_train.checkpoint import load_checkpoint
 from sacl_train.config import Config, dump_config
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.weights import timm_weights
 from sacl_train.report.figures import flatten
-from sacl_train.run import load_encoder
+from sacl_train.run import load_encoder, shards_digest
 from texturegen import __version__
 from texturegen.errors import UserError, nearest
 from texturegen.files import write_atomically
+from texturegen.shards import open_shards
 
 FORMATS = {"safetensors": "safetensors", "torchvision": "pth", "timm": "pth", "onnx": "onnx"}
 
 
 def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
-    """Write the encoder of `run` to `out` (RUN/encoder-FORMAT.EXT by default), and a model card with it; return where.
+    """Write the encoder of `run` to `out`, and a model card beside it (OUT with .md); return where.
+
+    out : a file, or a directory to put encoder-FORMAT.EXT into; RUN by default.
 
     safetensors: our own names; `load_exported` builds the encoder again from the file alone.
     torchvision: a state dict for its `resnet18`, 34, 50 or 101 (strict=False: without `fc`), of attention "none".
@@ -33,18 +38,23 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
         raise UserError(f"unknown format '{form}'{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
     encoder, config, epochs = load_encoder(run)
     encoder = encoder.cpu().to(memory_format=torch.contiguous_format)
-    out = Path(out) if out is not None else run / f"encoder-{form}.{FORMATS[form]}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".tmp")
+    out = Path(out) if out is not None else run
+    if out.is_dir():
+        out = out / f"encoder-{form}.{FORMATS[form]}"
+    if out.suffix == ".md":
+        raise UserError(
+            f"{out}: the model card has this name; choose another --out, such as {out.stem}.{FORMATS[form]}"
+        )
     if form == "safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(encoder.state_dict(), part, {"encoder": json.dumps(_describe(config, encoder))})
+        content: Any = save(encoder.state_dict(), {"encoder": json.dumps(_describe(config, encoder))})
     elif form == "onnx":
-        _write_onnx(encoder, config, part)
+        content = _make_onnx(encoder, config)
     else:
-        torch.save(_foreign_weights(encoder, config, form), part)
-    part.replace(out)
+        content = partial(torch.save, _foreign_weights(encoder, config, form))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content)
     write_atomically(out.with_suffix(".md"), _card(run, out, form, config, encoder, epochs))
     return out
 
@@ -87,21 +97,22 @@ def _foreign_weights(encoder: Encoder, config: Config, form: str) -> dict[str, t
     return encoder.state_dict() if form == "torchvision" else timm_weights(encoder)
 
 
-def _write_onnx(encoder: Encoder, config: Config, path: Path) -> None:
+def _make_onnx(encoder: Encoder, config: Config) -> bytes:
     side = 32 if _describe(config, encoder)["arguments"]["stem"] != "imagenet" else 224
     try:
-        torch.onnx.export(
+        program = torch.onnx.export(
             encoder,
             (torch.zeros(2, 3, side, side),),
-            str(path),
             input_names=["images"],
             output_names=["features"],
             dynamic_shapes={"x": {0: torch.export.Dim("N"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}},
-            external_data=False,
+            dynamo=True,
             verbose=False,
         )
     except ImportError as error:
         raise UserError(f"--format onnx needs more packages ({error}): pip install 'sacl-texture[onnx]'") from None
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epochs: int) -> str:
@@ -114,7 +125,9 @@ def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epo
         f"sacl-texture {__version__}, torch {torch.__version__}.\n",
         f"Format {form}. Input: images (N, 3, H, W) in 0..1, minus mean {list(about['mean'])}, divided by std "
         f"{list(about['std'])}. Output: {encoder.out_features} features an image.\n",
-        "## Figures\n",
+        "## Data\n",
+        *_data(run),
+        "\n## Figures\n",
     ]
     scores = sorted(run.glob("eval-*.json"))
     for path in scores:
@@ -126,3 +139,31 @@ def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epo
     if not scores:
         lines.append("None: `sacl-eval` has not been run on it.")
     return "\n".join([*lines, "\n## Settings\n", "```toml", dump_config(config).rstrip(), "```"]) + "\n"
+
+
+def _data(run: Path) -> list[str]:
+    """What it learnt from, of the build.json of its shards where they still lie in a place that its figures name.
+
+    A run itself holds no more of its shards than their digest, by which they are known.
+    """
+    state = load_checkpoint(run)
+    assert state is not None
+    evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("eval-*.json"))]
+    places = [of.get(key) for of in evaluations for key in ("train", "shards")]
+    for place in dict.fromkeys(place for place in places if place):
+        try:
+            shards = open_shards(place)
+        except (UserError, OSError):
+            continue
+        if shards_digest(shards) == state["shards"]:
+            recipe, source = shards.build["recipe"], shards.build["source"]
+            made = (
+                f"{shards.textures_per_image} an image, by {recipe['method']}" if shards.textures_per_image else "none"
+            )
+            return [
+                f"- data set: {source['name']}, split {source['split']}, {len(source['classes'])} classes",
+                f"- images: {len(shards)}",
+                f"- textures: {made}",
+                f"- digest of the shards: {state['shards']}",
+            ]
+    return [f"The shards are not at hand; their digest is {state['shards']}."]

@@ -134,7 +134,30 @@ def _probes(found: dict[str, dict[str, Any]]) -> str:
         for label, values in lines.items()
     ]
     note = "<p class='note'>In per cent. Each probe's JSON beside the run has its command and versions.</p>"
-    return f"<h2>Probes</h2>{note}{_table(['figure', *found], rows)}"
+    parts = [f"<h2>Probes</h2>{note}{_table(['figure', *found], rows)}"]
+    corruptions = {name: _errors(run["figures"].get("corruption", {})) for name, run in found.items()}
+    parts.append(_side_by_side("Error by corruption, mean of the severities", "corruption", corruptions))
+    biases = {name: _biases(run["figures"].get("shape-bias", {})) for name, run in found.items()}
+    parts.append(_side_by_side("Shape bias by the stimulus's shape", "shape", biases))
+    return "".join(parts)
+
+
+def _errors(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: sum(errors) / len(errors) for name, errors in figures.get("errors", {}).items()}
+
+
+def _biases(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: row["bias"] for name, row in figures.get("classes", {}).items() if row["bias"] is not None}
+
+
+def _side_by_side(title: str, head: str, found: dict[str, dict[str, float]]) -> str:
+    """A table of shares, in per cent, a column per run; nothing where no run has any."""
+    labels = dict.fromkeys(label for figures in found.values() for label in figures)
+    rows = [
+        [label, *(f"{100 * figures[label]:.1f}" if label in figures else "-" for figures in found.values())]
+        for label in labels
+    ]
+    return f"<h3>{escape(title)}</h3>{_table([head, *found], rows)}" if rows else ""
 
 
 def _pictures(name: str, run: Path, charts: list[dict[str, Any]]) -> str:

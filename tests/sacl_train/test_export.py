@@ -10,10 +10,12 @@ import torch
 import torchvision
 from click.testing import CliRunner
 
+from sacl_train.checkpoint import load_checkpoint
 from sacl_train.cli import export_main
 from sacl_train.config import load_config
 from sacl_train.export import export, load_exported
 from sacl_train.loop import train
+from sacl_train.report.figures import flatten
 from sacl_train.run import load_encoder
 from texturegen.errors import UserError
 
@@ -47,6 +49,51 @@ def test_safetensors_hold_all_that_is_needed(tiny: tuple[Path, torch.Tensor]) ->
     (run / "eval-knn.json").write_text(json.dumps(figures))
     card = export(run, "safetensors").with_suffix(".md").read_text()
     assert "- knn, k=20, test: top1: 25.00%\n  by `sacl-eval knn ...`" in card
+
+
+def test_a_directory_is_filled_and_nothing_half_written_is_left(
+    tiny: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = tiny
+    done = CliRunner().invoke(export_main, [str(run), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "encoder-safetensors.md",
+        "encoder-safetensors.safetensors",
+    ]
+    before = (tmp_path / "encoder-safetensors.safetensors").read_bytes()
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert CliRunner().invoke(export_main, [str(run), "--out", str(tmp_path)]).exit_code == 1
+    assert (tmp_path / "encoder-safetensors.safetensors").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(UserError, match="the model card has this name"):
+        export(run, "safetensors", tmp_path / "x.md")
+
+
+def test_the_card_holds_the_data_where_they_are_at_hand(
+    shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path
+) -> None:
+    run, _ = make(shapes_shards, tmp_path / "run", encoder="se_resnet8", width=4, stem="cifar-stride2")
+    digest = load_checkpoint(run)["shards"]
+    (run / "eval-knn.json").write_text(json.dumps({"train": str(tmp_path / "gone"), "test": []}))
+    (run / "eval-linear.json").write_text(json.dumps({"train": str(shapes_test_shards), "test": []}))
+    card = export(run, "safetensors").with_suffix(".md").read_text()
+    assert f"not at hand; their digest is {digest}" in card
+    (run / "eval-shortcut.json").write_text(json.dumps({"shards": str(shapes_shards)}))
+    card = export(run, "safetensors").with_suffix(".md").read_text()
+    lines = ["data set: shapes, split train, 10 classes", "images: 64", "textures: 1 an image, by coherent"]
+    for line in (*lines, f"digest of the shards: {digest}"):
+        assert f"- {line}\n" in card
+
+
+def test_two_test_sets_of_one_split_are_both_told() -> None:
+    tests = [{"set": place, "split": "test", "top1": top1} for place, top1 in (("a", 0.2), ("b", 0.4))]
+    assert flatten("knn", {"test": tests}) == {"knn, test (a): top1": 0.2, "knn, test (b): top1": 0.4}
+    assert flatten("knn", {"test": tests[:1]}) == {"knn, test: top1": 0.2}
 
 
 def test_onnx_runs_elsewhere_at_any_size(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:

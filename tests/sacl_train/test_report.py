@@ -97,6 +97,21 @@ def test_every_figure_of_the_runs_is_in_it(page: Path) -> None:
     assert "torch " in text
 
 
+def test_every_corruption_and_every_class_has_a_row(page: Path, tmp_path: Path) -> None:
+    for name in ("first", "<second>"):
+        shutil.copytree(page.parent / name, tmp_path / name)
+    errors = {"errors": {"fog": [0.25, 0.5], "snow": [0.75, 1.0]}}
+    (tmp_path / "first" / "eval-corruption.json").write_text(json.dumps(errors))
+    classes = {"classes": {"cat": {"bias": 0.8}, "dog": {"bias": None}}}
+    (tmp_path / "<second>" / "eval-shape-bias.json").write_text(json.dumps(classes))
+    write_page([tmp_path / "first", tmp_path / "<second>"], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    for row in (("fog", "37.5", "-"), ("snow", "87.5", "-"), ("cat", "-", "80.0")):
+        assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" in text
+    assert "<td>dog</td>" not in text
+    assert "Error by corruption" not in page.read_text()
+
+
 def test_a_directory_without_a_run_is_named(tmp_path: Path, page: Path) -> None:
     with pytest.raises(UserError, match="no run here"):
         write_page([tmp_path], tmp_path / "r.html")
