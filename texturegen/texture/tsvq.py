@@ -81,7 +81,7 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
     """
     codewords, children, vectors = tree
     nodes, distances = passed
-    nodes[0], distances[0] = 0, squared_distance(codewords[0], query)
+    nodes[0], distances[0] = 0, squared_distance(codewords, 0, query)
     waiting = 1
     best, least = -1, np.int32(0)
     for _ in range(backtrack):
@@ -96,8 +96,8 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
         nodes[first], distances[first] = nodes[waiting], distances[waiting]
         while children[node] >= 0:
             node = children[node]
-            distance = squared_distance(codewords[node], query)
-            other = squared_distance(codewords[node + 1], query)
+            distance = squared_distance(codewords, node, query)
+            other = squared_distance(codewords, node + 1, query)
             if other < distance:
                 nodes[waiting], distances[waiting] = node, distance
                 node, distance = node + 1, other
@@ -110,11 +110,14 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
 
 
 @njit(nogil=True, cache=True)
-def squared_distance(vector: np.ndarray, other: np.ndarray) -> np.int32:
-    """Squared distance of two vectors uint8 (D,)."""
+def squared_distance(vectors: np.ndarray, number: int, other: np.ndarray) -> np.int32:
+    """Squared distance of row `number` of vectors uint8 (n, D) to another uint8 (D,).
+
+    Not of the row itself: to take it counts a reference, which costs as much as the distance.
+    """
     total = np.int32(0)
-    for k in range(len(vector)):
-        difference = np.int32(np.int32(vector[k]) - np.int32(other[k]))
+    for k in range(len(other)):
+        difference = np.int32(np.int32(vectors[number, k]) - np.int32(other[k]))
         total += np.int32(difference * difference)
     return total
 
@@ -176,9 +179,9 @@ def _divide(sums: np.ndarray, count: int, codeword: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def _nearest_member(vectors: np.ndarray, group: np.ndarray, codeword: np.ndarray) -> int:
-    best, least = group[0], squared_distance(vectors[group[0]], codeword)
+    best, least = group[0], squared_distance(vectors, group[0], codeword)
     for member in group[1:]:
-        distance = squared_distance(vectors[member], codeword)
+        distance = squared_distance(vectors, member, codeword)
         if distance < least:
             best, least = member, distance
     return best
