@@ -2,6 +2,8 @@
 monitor.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -120,7 +122,7 @@ def pirl_nce(
 def nt_xent(
     z: Tensor,
     everyone: Tensor,
-    t: Tensor | None = None,
+    t: Sequence[Tensor] | None = None,
     tau: float = 0.5,
     alpha: float = 1.0,
     scope: str = "batch",
@@ -129,7 +131,7 @@ def nt_xent(
     """Cross-entropy of each view against the same image's other view, among all but itself (Chen et al. 2020, eq. 1).
 
     z: both views of this process's images (2, N, D). everyone: those of all processes (2, M, D), these from `first` on.
-    t, alpha, scope: texture keys (M, P, D) as in `info_nce`. Returns and statistics as there.
+    t: texture keys (M, P, D) for each of the two views. alpha, scope, returns and statistics: as in `info_nce`.
     """
     with torch.autocast(z.device.type, enabled=False):
         z, everyone = _unit(z), _unit(everyone)
@@ -145,11 +147,12 @@ def nt_xent(
             rest = cosines.sum() - positive.sum() - cosines[rows, own].sum()
             stats["negative_similarity"] = rest / (2 * images * (2 * total - 2))
         if t is not None:
-            t = _unit(t)
-            of_own = torch.einsum("vnd,nkd->vnk", z, t[first : first + images]).flatten(0, 1)  # (2N, P)
-            stats["texture_similarity"] = of_own.mean()
-            textures = of_own if scope == "own" else z.flatten(0, 1) @ t.flatten(0, 1).T
-            logits = torch.cat([logits, alpha * textures / tau], dim=1)
+            of_views, similarities = zip(
+                *(_texture_cosines(view, _unit(keys), scope, first) for view, keys in zip(z, t, strict=True)),
+                strict=True,
+            )
+            stats["texture_similarity"] = torch.stack(similarities).mean()
+            logits = torch.cat([logits, alpha * torch.cat(of_views) / tau], dim=1)
         loss = F.cross_entropy(logits, other)
     return loss, {name: value.detach() for name, value in stats.items()}
 

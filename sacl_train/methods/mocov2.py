@@ -17,7 +17,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, bank_nce, embedding_std
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import NEGATIVE_ROLES, check_choice, texture_keys
+from sacl_train.methods.textures import NEGATIVE_ROLES, TEXTURE_VIEWS, check_choice, keys_for_queries
 from sacl_train.nets.ema import make_target, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
@@ -30,7 +30,8 @@ class MoCoV2Settings:
 
     queue: keys kept of earlier batches; a data set of few images wants fewer (4096 for CIFAR). tau: temperature.
     momentum: m of the target. projector_hidden None: as wide as the encoder's features. texture_role: "none", or
-    "negative": the batch's textures join the queue's keys for its queries; alpha, scope: see `losses.info_nce`.
+    "negative": the batch's textures join the queue's keys for its queries; alpha, scope: see `losses.info_nce`;
+    texture_view: see `textures.keys_for_queries`.
     """
 
     queue: int = 65536
@@ -41,10 +42,12 @@ class MoCoV2Settings:
     texture_role: str = "none"
     alpha: float = 1.0
     scope: str = "batch"
+    texture_view: str = "own"
 
     def __post_init__(self) -> None:
         check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
         check_choice("scope", self.scope, SCOPES)
+        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
         if self.queue < 1 or not self.tau > 0 or not 0 <= self.momentum <= 1:
             raise UserError("queue must be at least 1, tau above 0 and momentum from 0 to 1")
 
@@ -72,11 +75,10 @@ class MoCoV2(Method):
     def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
         settings = self.settings
         keys = self._keys(self.weak(batch["image"], draws.of(1)))  # (N, D)
-        textures = None
+        textures, query = None, draws.of(0)
         if settings.texture_role == "negative":
-            textures = texture_keys(self._keys, self.weak, batch, draws)  # (N, P, D)
-            textures = gather(textures)  # (M, P, D)
-        q = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
+            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, [query])[0]
+        q = self.projector(self.encoder(self.weak(batch["image"], query)))
         how = (settings.tau, settings.alpha, settings.scope, process_rank() * len(keys))
         loss, metrics = bank_nce(q, keys, self.queue, textures, *how)
         yield loss, {**metrics, "embedding_std": embedding_std(gather(keys))}

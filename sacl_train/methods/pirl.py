@@ -19,7 +19,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, embedding_std, pirl_nce
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import NEGATIVE_ROLES, check_choice, texture_keys
+from sacl_train.methods.textures import NEGATIVE_ROLES, TEXTURE_VIEWS, check_choice, keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
 
@@ -35,7 +35,8 @@ class PIRLSettings:
     negatives: drawn anew at each step from the memory bank; all of it where it has no more. tau: temperature. weight:
     of the jigsaw's loss, the image's own has the rest (lambda of eq. 5). bank_momentum: of a feature in the bank.
     images: places in the bank; that of the shards when not given. texture_role: "none", or "negative": the batch's
-    textures join the negatives; alpha, scope: see `losses.info_nce`.
+    textures join the negatives; alpha, scope: see `losses.info_nce`; texture_view: see `textures.keys_for_queries`
+    (with "query" the jigsaw is compared with whole textures that have the geometry of the view it was cut from).
     """
 
     negatives: int = 32000
@@ -47,10 +48,12 @@ class PIRLSettings:
     texture_role: str = "none"
     alpha: float = 1.0
     scope: str = "batch"
+    texture_view: str = "own"
 
     def __post_init__(self) -> None:
         check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
         check_choice("scope", self.scope, SCOPES)
+        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
         if self.negatives < 1 or not self.tau > 0 or not 0 <= self.weight <= 1 or not 0 <= self.bank_momentum < 1:
             raise UserError("negatives must be at least 1, tau above 0, weight from 0 to 1, bank_momentum below 1")
 
@@ -84,21 +87,21 @@ class PIRL(Method):
     def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
         settings = self.settings
         numbers, drawn = send([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
-        textures = None
+        textures: list[Tensor] | list[None] = [None, None]  # of the image and of the jigsaw
         if settings.texture_role == "negative":
-            textures = texture_keys(self._keys, self.weak, batch, draws)  # (N, P, D)
-            textures = gather(textures)  # (M, P, D)
+            queries = [draws.of(view) for view in (0, 1)]
+            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, queries)
         own, bank = self.bank[numbers], self.bank[drawn]
         same = drawn[None, :] == numbers[:, None]  # (N, K): an image is not its own negative
 
         how = (settings.tau, settings.alpha, settings.scope, process_rank() * len(numbers))
         image = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
         std = embedding_std(gather(image.detach()))
-        for weight, view in (
-            (1 - settings.weight, lambda: image),
-            (settings.weight, lambda: self._jigsaw(batch, draws)),
+        for weight, view, t in (
+            (1 - settings.weight, lambda: image, textures[0]),
+            (settings.weight, lambda: self._jigsaw(batch, draws), textures[1]),
         ):
-            loss, metrics = pirl_nce(view(), own, bank, same, textures, *how)
+            loss, metrics = pirl_nce(view(), own, bank, same, t, *how)
             yield weight * loss, {**metrics, "embedding_std": std}
         self._remember(gather(numbers), gather(image.detach()))
 

@@ -14,14 +14,13 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.losses import SCOPES, embedding_std, info_nce
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import check_choice, texture_keys, texture_views
+from sacl_train.methods.textures import TEXTURE_VIEWS, check_choice, keys_for_queries, texture_views
 from sacl_train.nets.ema import SCHEDULES, make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
 from texturegen.errors import UserError
 
 TEXTURE_ROLES = ("negative", "instance", "positive", "none")
-TEXTURE_VIEWS = ("own", "query")
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,8 @@ class SACL(Method):
             yield from self._with_instances(batch, draws, views)
             return
         textures: list[Tensor | None] = [None, None]  # of each query: (M, P, D), M = N times the processes
-        geometric = states if self.settings.texture_view == "query" else (None, None)
         if role != "none":
-            textures = [gather(texture_keys(self._keys, self.weak, batch, draws, geometric[0]))] * 2
-            if self.settings.texture_view == "query":
-                textures[1] = gather(texture_keys(self._keys, self.weak, batch, draws, geometric[1]))
+            textures = [*keys_for_queries(self._keys, self.weak, batch, draws, self.settings.texture_view, states)]
         # All keys are made before the first gradient is taken: the first part may then be forgotten.
         sides: list[tuple[int, Tensor, Tensor | None]]  # number of the view, its keys, further negatives
         if role == "positive":

@@ -12,7 +12,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather_with_gradient, process_rank
 from sacl_train.methods.losses import SCOPES, embedding_std, nt_xent
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import NEGATIVE_ROLES, check_choice, texture_keys
+from sacl_train.methods.textures import NEGATIVE_ROLES, TEXTURE_VIEWS, check_choice, keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
 from texturegen.errors import UserError
@@ -23,7 +23,8 @@ class SimCLRSettings:
     """Defaults are the paper's (section 2.1; tau for CIFAR-10 of B.9, 0.5; ImageNet's is 0.1).
 
     projector_hidden None: as wide as the encoder's features. texture_role: "none", or "negative": the batch's textures
-    are further negatives of both views, with a gradient of their own; alpha, scope: see `losses.info_nce`.
+    are further negatives of both views, with a gradient of their own; alpha, scope: see `losses.info_nce`;
+    texture_view: see `textures.keys_for_queries`.
     """
 
     tau: float = 0.5
@@ -32,10 +33,12 @@ class SimCLRSettings:
     texture_role: str = "none"
     alpha: float = 1.0
     scope: str = "batch"
+    texture_view: str = "own"
 
     def __post_init__(self) -> None:
         check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
         check_choice("scope", self.scope, SCOPES)
+        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
         if not self.tau > 0:
             raise UserError(f"tau must be positive, not {self.tau}")
 
@@ -56,11 +59,13 @@ class SimCLR(Method):
 
     def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
         settings = self.settings
-        views = torch.cat([self.weak(batch["image"], draws.of(view)) for view in (0, 1)])  # (2N, 3, H, W)
+        states = [draws.of(view) for view in (0, 1)]
+        views = torch.cat([self.weak(batch["image"], state) for state in states])  # (2N, 3, H, W)
         z = self._project(views).unflatten(0, (2, -1))  # (2, N, D)
-        textures = None
+        textures: list[Tensor] | None = None
         if settings.texture_role == "negative":
-            textures = gather_with_gradient(texture_keys(self._project, self.weak, batch, draws))  # (M, P, D)
+            how = (settings.texture_view, states, gather_with_gradient)
+            textures = keys_for_queries(self._project, self.weak, batch, draws, *how)  # (M, P, D) for each view
         everyone = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
         loss, metrics = nt_xent(z, everyone, textures, settings.tau, settings.alpha, settings.scope, first)

@@ -1,15 +1,17 @@
 """Texture images as keys: what every method that takes them does with a batch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
+from sacl_train.distributed import gather as gather_keys
 from texturegen.errors import UserError, nearest
 
 NEGATIVE_ROLES = ("negative", "none")
+TEXTURE_VIEWS = ("own", "query")
 FIRST, SECOND = 2, 0x40000  # purposes of `draws`: first and second views of the textures, by number
 
 
@@ -44,6 +46,25 @@ def texture_keys(
     shown = texture_views(weak, batch, draws, geometric)
     # A pass of their own: mixed with photographs, each would change the statistics the other is normalised by.
     return encode(shown).unflatten(0, (len(batch["image"]), -1))
+
+
+def keys_for_queries(
+    encode: Callable[[Tensor], Tensor],
+    weak: WeakAugment,
+    batch: dict[str, Tensor],
+    draws: Draws,
+    texture_view: str,
+    queries: Sequence[np.ndarray],
+    gather: Callable[[Tensor], Tensor] = gather_keys,
+) -> list[Tensor]:
+    """For each of the views that are queries, of states (N,), the texture keys (M, P, D) it is compared with.
+
+    texture_view: "own" draws the view of a texture by itself: the same keys for all queries. "query" shows it with the
+    geometry of the query (Ge et al. 2021), so that only content tells them apart: a pass of the textures for each.
+    """
+    if texture_view == "own":
+        return [gather(texture_keys(encode, weak, batch, draws))] * len(queries)
+    return [gather(texture_keys(encode, weak, batch, draws, states)) for states in queries]
 
 
 def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:

@@ -64,6 +64,7 @@ def finish(process: subprocess.Popen) -> str:
         "fast-moco",
         "mocov2 texture_role=negative",
         "simclr texture_role=negative",
+        "simclr texture_role=negative texture_view=query scope=own",
         "byol",
         "simsiam",
         "barlow",

@@ -95,7 +95,7 @@ def test_textures_join_the_negatives_of_simclr_and_moco(scope: str) -> None:
             simclr -= math.log(exps(z[v, i], z[1 - v, i][None], 1) / both) / 8
         positive = exps(z[0, i], z[1, i][None], 1)
         moco -= math.log(positive / (positive + exps(z[0, i], bank, 1) + exps(z[0, i], of_textures, 2))) / 4
-    assert nt_xent(z, z, t, 0.2, 2.0, scope)[0].item() == pytest.approx(simclr, rel=1e-9)
+    assert nt_xent(z, z, (t, t), 0.2, 2.0, scope)[0].item() == pytest.approx(simclr, rel=1e-9)
     assert bank_nce(z[0], z[1], bank, t, 0.2, 2.0, scope)[0].item() == pytest.approx(moco, rel=1e-9)
 
 
@@ -153,6 +153,21 @@ def test_textures_are_read_with_the_role_negative_only(name: str) -> None:
     assert "texture_similarity" not in without
     with pytest.raises(UserError, match="needs texture images"):
         make(name, texture_role="negative")({"image": content["image"]}, draws)
+
+
+@pytest.mark.parametrize("name", ["mocov2", "simclr", "pirl"])
+def test_a_texture_is_shown_as_its_query_is_with_texture_view_query(name: str) -> None:
+    content, draws = batch()
+    content["texture"] = content["image"][:, None]  # so that only its view tells a texture from its query
+    similarity = {}
+    for view in ("own", "query"):
+        method = make(name, texture_role="negative", texture_view=view).eval()
+        _, metrics = next(method.parts(content, draws))
+        similarity[view] = metrics["texture_similarity"].item()
+    assert similarity["query"] == pytest.approx(1, abs=1e-5)
+    assert similarity["own"] < 0.999
+    with pytest.raises(UserError, match=r"unknown texture_view 'qury'.*did you mean 'query'"):
+        make(name, texture_view="qury")
 
 
 @pytest.mark.parametrize("name", ["byol", "simsiam", "barlow"])
