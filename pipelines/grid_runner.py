@@ -70,7 +70,7 @@ class Job:
         """Its figures, where it is done."""
         directory = Path(self.directory)
         record, output = directory / "stage.json", directory / "figures.json"
-        run = decides_run(self.settings, self.shards["train"])
+        run = decides_run(self.settings, self.digests["train"])
         return json.loads(output.read_text()) if is_done(record, run, self.measured, [output]) else None
 
 
@@ -244,7 +244,7 @@ def _run_cell(job: Job, directory: Path) -> tuple[str, Any]:
     figures = _measure(job, directory, rows)
     write_json(output, figures)
     shutil.rmtree(directory / "features", ignore_errors=True)
-    record_done(record, decides_run(job.settings, job.shards["train"]), job.measured)
+    record_done(record, decides_run(job.settings, job.digests["train"]), job.measured)
     return "done", figures
 
 

@@ -127,7 +127,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
                 output = run_dir / f"eval-{probe}.json"
                 line = evaluation(probe, run_dir, shards, journey.tests, device, options)
                 what = [probe, options, digests, {k: digest_folder(v) for k, v in options.items() if _is_folder(v)}]
-                run = decides_run(settings, shards["train"])
+                run = decides_run(settings, digests["train"])
                 commands.stage(mark, line, run_dir / f"stage-{probe}.json", run, what, output)
                 figures[probe] = json.loads(output.read_text())
         return figures

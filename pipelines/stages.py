@@ -15,15 +15,15 @@ from texturegen.errors import UserError
 from texturegen.files import write_json
 
 
-def decides_run(settings: dict[str, Any], shards: str | Path) -> dict[str, Any]:
-    """All that decides a run of `sacl-train`: its settings, each with its default, and a digest of its shards.
+def decides_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
+    """All that decides a run of `sacl-train`: its settings, each with its default, and the digest of its shards.
 
-    UserError for settings that are none, or a directory that holds no shards.
+    UserError for settings that are none.
     """
     from sacl_train.config import load_config
     from sacl_train.run import comparable
 
-    return {"settings": comparable(load_config(None, settings)), "shards": digest_shards(shards)}
+    return {"settings": comparable(load_config(None, settings)), "shards": digest}
 
 
 def digest_shards(directory: str | Path) -> str:
@@ -63,7 +63,7 @@ def claim_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> 
 
     Another run is moved aside; one that was moved aside before, and is the one that is asked for, is moved back.
     """
-    if directory.exists() and not _holds(directory, settings, shards):
+    if directory.exists() and _holds(directory, settings, shards) is False:
         set_aside(directory)
     if not directory.exists():
         for old in directory.parent.glob(f"{directory.name}.old-*"):
@@ -120,8 +120,8 @@ def build_shards(
     make()
 
 
-def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> bool:
-    """Whether a directory's checkpoint, if it has one, is of this run."""
+def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> bool | None:
+    """Whether a directory's checkpoint is of this run; None where it has none."""
     from sacl_train.checkpoint import load_checkpoint
     from sacl_train.config import load_config
     from sacl_train.run import refuse_other_run, resolve, shards_digest
@@ -129,7 +129,7 @@ def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> boo
 
     state = load_checkpoint(directory)
     if state is None:
-        return True
+        return None
     opened = open_shards(shards)
     config = resolve(load_config(None, settings), opened)
     try:

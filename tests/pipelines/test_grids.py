@@ -246,7 +246,7 @@ def test_a_failing_cell_is_named_and_the_others_are_run(out: Path, at_once: None
 
 def test_a_fault_of_the_program_is_in_the_cells_log(tmp_path: Path) -> None:
     cell = make_grid("table4", TINY).cells[0]
-    job = Job(cell, 0, str(tmp_path / "cell"), {"train": None}, {}, ("linear",), {}, {}, None, "cpu")  # type: ignore[dict-item]
+    job = Job(cell, 0, str(tmp_path / "cell"), {"train": None}, {"train": ""}, ("linear",), {}, {}, None, "cpu")  # type: ignore[dict-item]
     status, why = run_cell(job)
     assert (status, why) == ("failed", f"a fault of the program, see {tmp_path}/cell.log")
     assert "TypeError" in (tmp_path / "cell.log").read_text()
