@@ -69,10 +69,30 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
     paths = list_checkpoints(run)
     for path in paths:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises many kinds for one fact: these bytes are no checkpoint
-            damage = f"{path}: cannot be read ({type(error).__name__})"
+            return read_checkpoint(path)
+        except UserError as error:
             if path == paths[-1]:
-                raise UserError(f"{damage}, nor is there another; remove it to start again") from None
-            warn(f"{damage}; taking the one before")
+                raise UserError(f"{error}, nor is there another; remove it to start again") from None
+            warn(f"{error}; taking the one before")
     return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """One checkpoint, its tensors on the CPU. UserError when it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+    except Exception as error:  # torch.load raises many kinds for one fact: these bytes are no checkpoint
+        raise UserError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def directory_of(run: Path) -> Path:
+    """Where what is made of a run belongs: its directory, also where one of its checkpoints is named."""
+    return run.parent if is_checkpoint(run) else run
+
+
+def is_checkpoint(run: Path) -> bool:
+    """Whether the name is that of a checkpoint instead of a run."""
+    return run.suffix == ".pt" and not run.is_dir()

@@ -83,9 +83,11 @@ class Config:
     compile: bool = False  # the networks, by torch.compile
     deterministic: bool = False  # the same bits on every run on CUDA too; slower
     threads: int = 2  # that decode images
-    cache: str = "auto"  # decoded images in memory: ram, none, or auto: if all fit into cache_gb
-    cache_gb: float = 4.0
-    bad_share: float = 0.01  # of the samples that may be damaged before the run stops
+    cache: str = "auto"  # decoded images in memory, all in each process: ram, none, or auto: if they fit into cache_gb
+    cache_gb: float | None = (
+        None  # of a process; none: half of the memory that is available, shared by those of a machine
+    )
+    bad_share: float = 0.01  # of the samples that may be damaged, for all processes together, before the run stops
     log_every: int = 50  # steps from one line of steps.jsonl to the next; 0: none
     tensorboard: bool = False
     save_every: int = 1000  # steps from one checkpoint to the next; there is one after every epoch too
@@ -96,7 +98,7 @@ class Config:
         least |= {"save_every": 1, "keep": 1, "accumulate": 1, "shuffle_buffer": 1, "log_every": 0, "bad_share": 0}
         least |= {"sgd_momentum": 0, "weight_decay": 0, "degrees": 0, "shift": 0}
         for key, bound in least.items():
-            if getattr(self, key) < bound:
+            if (value := getattr(self, key)) is not None and value < bound:
                 raise UserError(f"{key} is {getattr(self, key)}; it must be at least {bound}")
         for key, known in CHOICES.items():
             if (value := getattr(self, key)) not in known:
@@ -159,6 +161,9 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
     given.pop("method", None)
     for key, (value, where) in given.items():
         if key not in hints:
+            owners = [name for name in METHODS if key in typing.get_type_hints(METHODS[name].Settings)]
+            if owners:
+                raise UserError(f"{where}method {method} has no setting {key!r}; it belongs to {', '.join(owners)}")
             raise UserError(f"{where}there is no setting {key!r}{nearest(key, hints)}")
         values[key] = _typed(value, hints[key], f"{where}{key}")
     method_settings = METHODS[method].Settings(**{key: values.pop(key) for key in of_method if key in values})

@@ -18,7 +18,7 @@ from sacl_train.config import Config, dump_config
 from sacl_train.evaluate.online import make_online
 from sacl_train.evaluate.quick import quick_knn
 from sacl_train.methods import Method
-from sacl_train.metrics import Board, Lap, StepLog, write_rows
+from sacl_train.metrics import Board, Lap, StepLog, require_board, write_rows
 from sacl_train.optim import build_optimizer, cosine_lr
 from sacl_train.report.curves import draw_curves
 from sacl_train.report.sheet import draw_views
@@ -107,6 +107,7 @@ class _Run:
         self, config: Config, shards: Shards, out: Path, device: torch.device, state: dict[str, Any] | None
     ) -> None:
         self.config, self.shards, self.out, self.device = config, shards, out, device
+        require_board(config.tensorboard)
         self.first = distributed.process_rank() == 0  # it alone writes
         self.stream = make_stream(config, shards, device)
         self.steps = len(self.stream)  # of an epoch
@@ -288,9 +289,11 @@ class _Run:
             save_checkpoint(self.out, content, self.config.keep, best)
 
     def _damaged(self) -> dict[int, str]:
-        """What any of the processes could not read."""
+        """What any of the processes could not read; UserError when it is too much."""
         found = distributed.gather_objects(self.stream.bad)
-        return dict(sorted((number, text) for part in found for number, text in part.items()))
+        damaged = dict(sorted((number, text) for part in found for number, text in part.items()))
+        self.stream.take_in(damaged)
+        return damaged
 
     def _score(self, row: dict[str, Any]) -> bool:
         """Put the kNN score into the row if it is due; whether it is the best so far."""

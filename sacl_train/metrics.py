@@ -1,6 +1,7 @@
 """What a run writes down: a row per epoch (metrics.csv, metrics.jsonl), and lines of single steps (steps.jsonl)."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -51,20 +52,24 @@ class StepLog:
         self._file.close()
 
 
-class Board:
-    """TensorBoard's events in RUN/tensorboard, those of steps that will be done again dropped; or nothing.
+def require_board(wanted: bool) -> None:
+    """UserError when TensorBoard is wanted and not installed."""
+    if wanted and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard is not installed: pip install 'sacl-texture[tensorboard]', or train with "
+            "--set tensorboard=false"
+        )
 
-    Raises UserError when it is wanted and not installed.
-    """
+
+class Board:
+    """TensorBoard's events in RUN/tensorboard, those of steps that will be done again dropped; or nothing."""
 
     def __init__(self, run: Path, step: int, wanted: bool) -> None:
         self._writer: Any = None
         if not wanted:
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("tensorboard is not installed: pip install 'sacl-texture[tensorboard]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
 
     def write(self, group: str, values: dict[str, Any], step: int) -> None:

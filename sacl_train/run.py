@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from sacl_train.checkpoint import load_checkpoint
+from sacl_train.checkpoint import is_checkpoint, load_checkpoint, read_checkpoint
 from sacl_train.config import Config, load_config
 from sacl_train.data.stream import Plan, Stream, channel_statistics
 from sacl_train.data.weak import WeakAugment, make_policy
 from sacl_train.distributed import count_processes, process_rank
 from sacl_train.methods import METHODS, Method
+from sacl_train.metrics import require_board
 from sacl_train.nets import Encoder, build_encoder
 from texturegen.errors import UserError
 from texturegen.shards import Shards, open_shards
@@ -134,6 +135,7 @@ def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Confi
     Raises the UserErrors that `train` raises before its first step.
     """
     shards = open_shards(shards_dir)
+    require_board(config.tensorboard)
     state = load_checkpoint(Path(out))
     config = resolve(config, shards, state)
     stream = make_stream(config, shards, torch.device("cpu"))
@@ -165,9 +167,11 @@ def refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: s
 def load_method(run: Path) -> tuple[Method, Config, int]:
     """The method of a run with its networks, its config, and the epochs it has been trained for so far.
 
+    run : the run's directory, for its newest checkpoint, or one of the checkpoints in it: RUN/best.pt.
+
     Raises UserError when there is no checkpoint in `run`.
     """
-    state = load_checkpoint(run)
+    state = read_checkpoint(run) if is_checkpoint(run) else load_checkpoint(run)
     if state is None:
         raise UserError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
     config = load_config(None, state["config"])  # not config.toml: that one may have been edited since

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sacl_train.data.draws import Draws, uniform
+from sacl_train.data.memory import cache_budget
 from sacl_train.data.order import count_batches, epoch_order, split_batch
 from texturegen.console import warn
 from texturegen.errors import UserError, nearest
@@ -56,7 +57,8 @@ class Stream:
     A sample whose bytes are damaged is named in a warning and another of the epoch stands in for it, the same in every
     run. More than `bad_share` of all samples: UserError.
 
-    Images are decoded once and kept as uint8 with cache "ram", or "auto" where `cache_gb` is enough for all of them.
+    Images are decoded once and kept as uint8 with cache "ram", or "auto" where `cache_gb` is enough for all of them;
+    every process keeps all. None for `cache_gb` takes half of the memory that is available (see `memory`).
 
     Raises UserError when the images are of different sizes, textures are asked for and there are none, the batch does
     not divide among the processes, or the cache is too small for "ram".
@@ -68,7 +70,7 @@ class Stream:
         plan: Plan,
         threads: int = 2,
         cache: str = "auto",
-        cache_gb: float = 4.0,
+        cache_gb: float | None = None,
         bad_share: float = 0.01,
         pin: bool = False,
     ) -> None:
@@ -96,10 +98,14 @@ class Stream:
         height, width = shards.image_size()
         self._shape = (1 + held, height, width, 3)
         self._cache: np.ndarray | None = None
+        if cache == "none":
+            return
         size = len(shards) * np.prod(self._shape) / 1e9
-        if cache == "ram" and size > cache_gb:
-            raise UserError(f"cache ram: the pixels take {size:.1f} GB, cache_gb is {cache_gb:g}; set it higher")
-        if cache != "none" and size <= cache_gb:
+        most = cache_budget() / 1e9 if cache_gb is None else cache_gb
+        if cache == "ram" and size > most:
+            allowed = "cache_gb is" if cache_gb is not None else "half of the memory available to this process is"
+            raise UserError(f"cache ram: the pixels take {size:.1f} GB, {allowed} {most:.2g}; set cache_gb higher")
+        if size <= most:
             self._cache = np.empty((len(shards), *self._shape), np.uint8)
             self._cached = np.zeros(len(shards), bool)
 
@@ -214,13 +220,22 @@ class Stream:
             except UserError:
                 self.bad[index] = fault
 
-    def _note_bad(self, index: int, fault: str) -> None:
-        self.bad[index] = fault
+    def take_in(self, damaged: dict[int, str]) -> None:
+        """What all processes together have found (their `bad`): `bad_share` is meant for that."""
+        self.bad.update(damaged)
+        self._refuse_too_many()
+
+    def _refuse_too_many(self) -> None:
         if len(self.bad) > self._most_bad:
             raise UserError(
                 f"{self.shards.directory}: {len(self.bad)} damaged samples are more than bad_share allows of "
-                f"{len(self.shards)}; the last: {fault}. `texturegen repair` makes their shards again"
+                f"{len(self.shards)}; the last: {list(self.bad.values())[-1]}. `texturegen repair` makes their shards "
+                "again"
             )
+
+    def _note_bad(self, index: int, fault: str) -> None:
+        self.bad[index] = fault
+        self._refuse_too_many()
         if len(self.bad) <= NAMED:
             last = "; further ones are counted only" if len(self.bad) == NAMED else ""
             warn(f"skipped: {fault}{last}")

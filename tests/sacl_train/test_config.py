@@ -36,6 +36,9 @@ def test_a_dumped_config_reads_back(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"epoch": 3}, "no setting 'epoch' .did you mean 'epochs'"),
+        ({"method": "mocov2", "grid": 1}, "method mocov2 has no setting 'grid'; it belongs to sacl, fast-moco"),
+        ({"queue": 1}, "method sacl has no setting 'queue'; it belongs to mocov2"),
+        ({"cache_gb": -1}, "cache_gb is -1.0; it must be at least 0"),
         ({"texturerole": "none"}, "did you mean 'texture_role'"),
         ({"epochs": "many"}, "epochs is 'many'; it must be a whole number"),
         ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),

@@ -1,6 +1,7 @@
 """The loop: it learns, it resumes exactly, and it says what is wrong."""
 
 import csv
+import importlib.util
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import torch
 
 import sacl_train.loop
 import sacl_train.signals
-from sacl_train.checkpoint import alone_in, load_checkpoint
+from sacl_train.checkpoint import alone_in, directory_of, load_checkpoint
 from sacl_train.config import Config, load_config
 from sacl_train.loop import train
 from sacl_train.methods import SACL
@@ -515,3 +516,44 @@ def test_two_trainers_do_not_meet_in_a_directory(shapes_shards: Path, tmp_path: 
     assert (out / "lock").exists()
     train(tiny(epochs=0), shapes_shards, out)
     assert not (out / "lock").exists()
+
+
+def test_damage_that_other_processes_found_counts(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(value: object) -> list[object]:
+        return [value, {5: "one", 6: "two"}] if isinstance(value, dict) else [value]
+
+    monkeypatch.setattr(sacl_train.loop.distributed, "gather_objects", gather)
+    with pytest.raises(UserError, match="2 damaged samples are more than bad_share allows of 64; the last: two"):
+        train(tiny(bad_share=0.02), shapes_shards, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    for work in (plan, train):
+        with pytest.raises(UserError, match="tensorboard is not installed: pip install"):
+            work(tiny(tensorboard=True), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_encoder_of_the_best_score_can_be_had(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=1, knn_every=1), shapes_shards, tmp_path)
+    best, _, epochs = load_encoder(tmp_path / "best.pt")
+    assert epochs == 1
+    saved = torch.load(tmp_path / "best.pt", weights_only=True)["method"]
+    assert all(torch.equal(tensor, saved[f"encoder.{name}"]) for name, tensor in best.state_dict().items())
+    # Of it, and not of the newest one, which is gone here.
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        path.unlink()
+    load_encoder(tmp_path / "best.pt")
+    assert directory_of(tmp_path / "best.pt") == directory_of(tmp_path) == tmp_path
+    with pytest.raises(UserError, match=r"other.pt: there is no such checkpoint"):
+        load_encoder(tmp_path / "other.pt")
+    (tmp_path / "best.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"best.pt: cannot be read"):
+        load_encoder(tmp_path / "best.pt")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import sacl_train.data.memory
+from sacl_train.data.memory import available_memory
 from sacl_train.data.stream import Plan, Stream, channel_statistics
 from texturegen import open_shards
 from texturegen.build import Recipe, build
@@ -203,3 +205,47 @@ def test_remote_shards_in_shard_order_are_read_in_blocks(shapes_shards: Path, mo
         assert all(torch.equal(read["shards"][i], read["global"][i]) for i in read["shards"])
     finally:
         memory.rm("/blocks", recursive=True)
+
+
+def test_the_share_of_damaged_samples_is_that_of_all_processes(shapes_shards: Path) -> None:
+    shards = open_shards(shapes_shards)
+    streams = [Stream(shards, Plan(16, rank=rank, ranks=2), bad_share=0.02) for rank in (0, 1)]  # one of 64
+    for number, stream in enumerate(streams):
+        stream._note_bad(number, f"sample {number}")
+    both = {**streams[0].bad, **streams[1].bad}
+    for stream in streams:
+        with pytest.raises(UserError, match="2 damaged samples are more than bad_share allows of 64"):
+            stream.take_in(both)
+
+
+def test_what_is_cached_is_half_of_the_memory_that_is_available(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = open_shards(shapes_shards)
+    for ranks in (1, 2):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        for spare in (-1, 1):
+            half = 64 * 32 * 32 * 3 + spare  # bytes of all images
+            monkeypatch.setattr(sacl_train.data.memory, "available_memory", lambda size=2 * half * ranks: size)
+            assert Stream(shards, Plan(16), cache="auto").cached == (spare > 0)
+        assert Stream(shards, Plan(16), cache="auto", cache_gb=1.0).cached
+    monkeypatch.setattr(sacl_train.data.memory, "available_memory", lambda: 0.0)
+    with pytest.raises(UserError, match="half of the memory available to this process is 0; set cache_gb higher"):
+        Stream(shards, Plan(16), cache="ram")
+
+
+def test_available_memory_is_the_systems_and_the_containers(tmp_path: Path) -> None:
+    proc, group = tmp_path / "meminfo", tmp_path / "group"
+    proc.write_text("MemTotal:  4000 kB\nMemFree:  100 kB\nMemAvailable:    2000 kB\n")
+    assert available_memory(proc, group) == 2000 * 1024
+    group.mkdir()
+    for name, text in (
+        ("memory.max", "900000"),
+        ("memory.current", "700000"),
+        ("memory.stat", "anon 1\nfile 300000\n"),
+    ):
+        (group / name).write_text(text)
+    assert available_memory(proc, group) == 500000
+    (group / "memory.max").write_text("max\n")
+    assert available_memory(proc, group) == 2000 * 1024
+    assert available_memory(tmp_path / "none", tmp_path / "none") > 0
