@@ -131,7 +131,7 @@ def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> boo
     if state is None:
         return None
     opened = open_shards(shards)
-    config = resolve(load_config(None, settings), opened)
+    config = resolve(load_config(None, settings), opened, state)
     try:
         refuse_other_run(directory, state, config, shards_digest(opened))
     except UserError:

@@ -16,8 +16,9 @@ from pipelines.__main__ import GRID_NAMES, SCALE_NAMES
 from pipelines.grid_report import mean_and_deviation, write_grid
 from pipelines.grid_runner import Job, probe_settings, run_cell, run_grid
 from pipelines.grids import GRIDS, SCALES, make_grid, narrow
-from pipelines.stages import digest_folder, is_done, record_done, set_aside
+from pipelines.stages import claim_run, digest_folder, is_done, record_done, set_aside
 from sacl_train.config import load_config
+from sacl_train.loop import train
 from sacl_train.run import comparable
 from texturegen.build import Recipe, build
 from texturegen.errors import UserError
@@ -178,6 +179,19 @@ def test_a_cell_of_other_settings_is_moved_aside_and_back(
     run_grid(grid, TINY, out, device="cpu", seeds=1)
     assert stamps(cell / "seed0") == {p: t for p, t in first.items() if "pre" in p.parts}
     assert len(list(cell.glob("seed0.old-*/checkpoint-*.pt"))) == 1
+
+
+def test_a_repair_of_the_shards_does_not_move_a_run_aside(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**TINY.train, "epochs": 0, "device": "cpu"}
+    train(load_config(None, settings), built / "shapes-train", tmp_path / "run")
+    # With samples that could not be read before, mean and std are others; the run goes on with its own.
+    monkeypatch.setattr("sacl_train.run.channel_statistics", lambda shards: ((0.1,) * 3, (0.2,) * 3))
+    claim_run(tmp_path / "run", settings, built / "shapes-train")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    claim_run(tmp_path / "run", {**settings, "mean": (0.1, 0.1, 0.1)}, built / "shapes-train")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.old-1"]
 
 
 def test_rows_that_were_run_one_by_one_are_in_one_table(
