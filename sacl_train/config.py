@@ -84,9 +84,7 @@ class Config:
     deterministic: bool = False  # the same bits on every run on CUDA too; slower
     threads: int = 2  # that decode images
     cache: str = "auto"  # decoded images in memory, all in each process: ram, none, or auto: if they fit into cache_gb
-    cache_gb: float | None = (
-        None  # of a process; none: half of the memory that is available, shared by those of a machine
-    )
+    cache_gb: float | None = None  # of a process; none: its part of half the memory that is available
     bad_share: float = 0.01  # of the samples that may be damaged, for all processes together, before the run stops
     log_every: int = 50  # steps from one line of steps.jsonl to the next; 0: none
     tensorboard: bool = False
