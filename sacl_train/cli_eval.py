@@ -27,7 +27,12 @@ def eval_main() -> None:
 def common_options(tests: str) -> Callable[[Any], Any]:
     """Options that probes share; tests: "many", "one" or "none" test sets."""
     options = [
-        click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`."),
+        click.option(
+            "--run",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="Directory of `sacl-train`, or a checkpoint in it.",
+        ),
         click.option("--train", "--shards", "train", required=True, help=f"Labelled training images. {PLACE}"),
         click.option("--root", type=click.Path(path_type=Path), help="Where the files of a DATASET lie."),
         click.option("--size", type=click.IntRange(1), help="Side in pixels of images that are not in shards."),
@@ -106,7 +111,7 @@ def shape_bias(run: Path, output: Path | None, **options: Any) -> None:
     from sacl_train.evaluate.shape_bias import evaluate_shape_bias
 
     figures = evaluate_shape_bias(run, **options)
-    output = write_figures(figures, output or run / "eval-shape-bias.json")
+    output = write_figures(figures, output or beside(run, "eval-shape-bias.json"))
     heads = ["shape", "stimuli", "shape decisions", "texture decisions", "bias"]
     rows = [
         [name, str(row["stimuli"]), *(_percent(row[key]) for key in ("shape_decisions", "texture_decisions", "bias"))]
@@ -127,7 +132,7 @@ def corruption(run: Path, output: Path | None, **options: Any) -> None:
     from sacl_train.evaluate.corruption import evaluate_corruption
 
     figures = evaluate_corruption(run, **options)
-    output = write_figures(figures, output or run / "eval-corruption.json")
+    output = write_figures(figures, output or beside(run, "eval-corruption.json"))
     rows = [[name, *map(_percent, errors)] for name, errors in figures["errors"].items()]
     _print_table(["error by severity", *map(str, figures["severities"])], rows)
     print(f"clean {figures['clean_error']:.1%}, mean of all corruptions {figures['mean_error']:.1%}")
@@ -147,7 +152,7 @@ def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: 
     from sacl_train.evaluate.finetune import evaluate_finetune
 
     figures = evaluate_finetune(run, tests=list(tests), **options)
-    output = write_figures(figures, output or run / "eval-finetune.json")
+    output = write_figures(figures, output or beside(run, "eval-finetune.json"))
     rows = []
     for row in figures["test"]:
         name = f"{row['split'] or 'images'} ({row['set']})"
@@ -158,7 +163,9 @@ def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: 
 
 
 @eval_main.command()
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`.")
+@click.option(
+    "--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`, or a checkpoint in it."
+)
 @click.option("--images", "place", required=True, help=PLACE)
 @click.option("--root", type=click.Path(path_type=Path), help="Where the files of a DATASET lie.")
 @click.option("--size", type=click.IntRange(1), help="Side in pixels of images that are not in shards.")
@@ -172,8 +179,8 @@ def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> N
     """Features to Parquet with keys, labels and a map (x, y), and a sheet of nearest neighbours."""
     from sacl_train.evaluate.embed import embed as write_embedding
 
-    figures = write_embedding(run, out=out or run / "embedding", **options)
-    output = write_figures(figures, output or run / "eval-embed.json")
+    figures = write_embedding(run, out=out or beside(run, "embedding"), **options)
+    output = write_figures(figures, output or beside(run, "eval-embed.json"))
     rows = []
     for query in figures["queries"]:
         first, *_ = near = query["neighbours"]
@@ -187,7 +194,9 @@ def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> N
 
 
 @eval_main.command()
-@click.option("--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`.")
+@click.option(
+    "--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`, or a checkpoint in it."
+)
 @click.option("--shards", required=True, help="With textures, as it was trained on.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-shortcut.json]")
@@ -196,7 +205,7 @@ def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
     from sacl_train.evaluate.shortcut import evaluate_shortcut
 
     figures = evaluate_shortcut(run, shards, device)
-    output = write_figures(figures, output or run / "eval-shortcut.json")
+    output = write_figures(figures, output or beside(run, "eval-shortcut.json"))
     named = {
         "told_apart": "textures told from images (chance 50 %)",
         "one_direction": "of what sets textures apart, in one direction",
@@ -225,6 +234,14 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     print(write_page(list(runs), out))
 
 
+def beside(run: Path, name: str) -> Path:
+    """Where a file about a run goes: RUN/NAME; of one of its checkpoints, RUN/best.pt, RUN/NAME with `-best`."""
+    from sacl_train.checkpoint import directory_of, is_checkpoint
+
+    mark, path = f"-{run.stem}" if is_checkpoint(run) else "", Path(name)
+    return directory_of(run) / f"{path.stem}{mark}{path.suffix}"
+
+
 def write_figures(figures: dict[str, Any], output: Path) -> Path:
     """Write figures with the command and the versions that made them."""
     from sacl_train.report.figures import provenance
@@ -237,7 +254,7 @@ def _evaluate(probe: str, run: Path, tests: tuple[str, ...], output: Path | None
     from sacl_train.evaluate.probe import evaluate
 
     figures = evaluate(probe, run, tests=list(tests), **options)
-    output = write_figures(figures, output or run / f"eval-{probe}.json")
+    output = write_figures(figures, output or beside(run, f"eval-{probe}.json"))
     trained, planned = figures["trained_epochs"], figures["planned_epochs"]
     print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
     if trained < planned:

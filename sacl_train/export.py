@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sacl_train.checkpoint import load_checkpoint
+from sacl_train.checkpoint import directory_of, is_checkpoint, load_checkpoint
 from sacl_train.config import Config, dump_config
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.weights import timm_weights
@@ -24,7 +24,8 @@ FORMATS = {"safetensors": "safetensors", "torchvision": "pth", "timm": "pth", "o
 def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
     """Write the encoder of `run` to `out`, and a model card beside it (OUT with .md); return where.
 
-    out : a file, or a directory to put encoder-FORMAT.EXT into; RUN by default.
+    run : of `sacl-train`, or one of its checkpoints. out : a file, or a directory to put encoder-FORMAT.EXT into
+    (encoder-best-FORMAT.EXT of RUN/best.pt); RUN by default.
 
     safetensors: our own names; `load_exported` builds the encoder again from the file alone.
     torchvision: a state dict for its `resnet18`, 34, 50 or 101 (strict=False: without `fc`), of attention "none".
@@ -38,9 +39,10 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
         raise UserError(f"unknown format '{form}'{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
     encoder, config, epochs = load_encoder(run)
     encoder = encoder.cpu().to(memory_format=torch.contiguous_format)
-    out = Path(out) if out is not None else run
+    out = Path(out) if out is not None else directory_of(run)
     if out.is_dir():
-        out = out / f"encoder-{form}.{FORMATS[form]}"
+        mark = f"{run.stem}-" if is_checkpoint(run) else ""
+        out = out / f"encoder-{mark}{form}.{FORMATS[form]}"
     if out.suffix == ".md":
         raise UserError(
             f"{out}: the model card has this name; choose another --out, such as {out.stem}.{FORMATS[form]}"
@@ -129,9 +131,8 @@ def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epo
         *_data(run),
         "\n## Figures\n",
     ]
-    scores = sorted(run.glob("eval-*.json"))
-    for path in scores:
-        figures = json.loads(path.read_text())
+    scores = _scores(run)
+    for path, figures in scores.items():
         found = flatten(path.stem.removeprefix("eval-"), figures)
         lines += [f"- {name}: {value:.2%}" for name, value in found.items()]
         if "command" in figures:
@@ -141,15 +142,24 @@ def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epo
     return "\n".join([*lines, "\n## Settings\n", "```toml", dump_config(config).rstrip(), "```"]) + "\n"
 
 
+def _scores(run: Path) -> dict[Path, dict[str, Any]]:
+    """What `sacl-eval` wrote of this checkpoint, or of the run where `run` is one."""
+    found = {path: json.loads(path.read_text()) for path in sorted(directory_of(run).glob("eval-*.json"))}
+
+    def subject(of: Path) -> str:
+        return of.name if is_checkpoint(of) else ""
+
+    return {path: of for path, of in found.items() if subject(Path(of.get("run", ""))) == subject(run)}
+
+
 def _data(run: Path) -> list[str]:
     """What it learnt from, of the build.json of its shards where they still lie in a place that its figures name.
 
     A run itself holds no more of its shards than their digest, by which they are known.
     """
-    state = load_checkpoint(run)
+    state = load_checkpoint(directory_of(run))
     assert state is not None
-    evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("eval-*.json"))]
-    places = [of.get(key) for of in evaluations for key in ("train", "shards")]
+    places = [of.get(key) for of in _scores(run).values() for key in ("train", "shards")]
     for place in dict.fromkeys(place for place in places if place):
         try:
             shards = open_shards(place)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sacl_train.checkpoint import directory_of
 from sacl_train.config import Config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.images import BATCH, Images
@@ -77,7 +78,7 @@ class FeatureStore:
     """
 
     def __init__(self, run: Path, encoder: nn.Module, config: Config, device: torch.device) -> None:
-        self.folder, self.encoder, self.config, self.device = run / FOLDER, encoder, config, device
+        self.folder, self.encoder, self.config, self.device = directory_of(run) / FOLDER, encoder, config, device
         digest = hashlib.sha256(repr((config.mean, config.std, config.encoder, device.type)).encode())
         for name, tensor in encoder.state_dict().items():
             digest.update(name.encode())

@@ -1,6 +1,7 @@
 """Exported encoders load back and give the same features; those that do not fit a format are refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 from sacl_train.checkpoint import load_checkpoint
 from sacl_train.cli import export_main
+from sacl_train.cli_eval import eval_main
 from sacl_train.config import load_config
 from sacl_train.export import export, load_exported
 from sacl_train.loop import train
@@ -88,6 +90,27 @@ def test_the_card_holds_the_data_where_they_are_at_hand(
     lines = ["data set: shapes, split train, 10 classes", "images: 64", "textures: 1 an image, by coherent"]
     for line in (*lines, f"digest of the shards: {digest}"):
         assert f"- {line}\n" in card
+
+
+def test_a_checkpoint_is_scored_and_exported_beside_its_run(shapes_shards: Path, tmp_path: Path) -> None:
+    run, _ = make(shapes_shards, tmp_path / "run", encoder="se_resnet8", width=4, stem="cifar-stride2")
+    best = run / "best.pt"
+    shutil.copy(next(run.glob("checkpoint-*.pt")), best)
+    before, others = best.read_bytes(), {path.name for path in run.iterdir()}
+    shards = str(shapes_shards)
+    for line in (["ridge", "--train", shards, "--test", shards], ["shortcut", "--shards", shards]):
+        done = CliRunner().invoke(eval_main, [*line, "--run", str(best), "--device", "cpu"])
+        assert done.exit_code == 0, done.output
+    for subject in (best, run):
+        done = CliRunner().invoke(export_main, [str(subject)])
+        assert done.exit_code == 0, done.output
+    made = {path.name for path in run.iterdir()} - others - {"features"}
+    cards = {"encoder-best-safetensors.md", "encoder-safetensors.md"}
+    weights = {name.replace(".md", ".safetensors") for name in cards}
+    assert made == {"eval-ridge-best.json", "eval-shortcut-best.json"} | cards | weights
+    assert best.read_bytes() == before
+    assert "ridge-best" in (run / "encoder-best-safetensors.md").read_text()
+    assert "`sacl-eval` has not been run on it" in (run / "encoder-safetensors.md").read_text()
 
 
 def test_two_test_sets_of_one_split_are_both_told() -> None:
