@@ -79,9 +79,8 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
     the nearest node passed by. Of codewords equally near, the lowest node goes first and the lowest vector wins.
     passed: scratch int32 (2, N), for the nodes passed by and their distances.
     """
-    codewords, children, vectors = tree
     nodes, distances = passed
-    nodes[0], distances[0] = 0, squared_distance(codewords, 0, query)
+    nodes[0], distances[0] = 0, squared_distance(tree.codewords, 0, query)
     waiting = 1
     best, least = -1, np.int32(0)
     for _ in range(backtrack):
@@ -94,18 +93,18 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
         node, distance = nodes[first], distances[first]
         waiting -= 1
         nodes[first], distances[first] = nodes[waiting], distances[waiting]
-        while children[node] >= 0:
-            node = children[node]
-            distance = squared_distance(codewords, node, query)
-            other = squared_distance(codewords, node + 1, query)
+        while tree.children[node] >= 0:
+            node = tree.children[node]
+            distance = squared_distance(tree.codewords, node, query)
+            other = squared_distance(tree.codewords, node + 1, query)
             if other < distance:
                 nodes[waiting], distances[waiting] = node, distance
                 node, distance = node + 1, other
             else:
                 nodes[waiting], distances[waiting] = node + 1, other
             waiting += 1
-        if best < 0 or distance < least or (distance == least and vectors[node] < best):
-            best, least = vectors[node], distance
+        if best < 0 or distance < least or (distance == least and tree.vectors[node] < best):
+            best, least = tree.vectors[node], distance
     return best
 
 
