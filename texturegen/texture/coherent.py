@@ -39,8 +39,8 @@ _LEAST_SIDE = 8
 # The coarsest output: from a patch much larger than the output, a smaller one would be copied in one piece.
 _LEAST_OUTPUT = 16
 # Of larger patches a part is used: so many times the output's side, but for the tiniest outputs so many pixels.
-_MOST_TIMES = 4
-_LEAST_CROP = 256
+_MOST_TIMES = 2
+_LEAST_CROP = 128
 # Prices are in parts of a grey level, so that the price of one use among very many is not rounded to nothing.
 _PARTS = 256
 # The price of what is no pixel of a patch; no real one comes near it.
@@ -64,6 +64,7 @@ def coherent(
 ) -> np.ndarray:
     """Return the source map int32 (H, W, 3) of a texture that tiles.
 
+    Of patches with more than twice the output's side (and more than 128 pixels) a random part of that size is used.
     window: side of the compared neighbourhoods. levels: of the pyramid; automatically as many as leave the smallest
     patch 8 pixels and the output 16. block: side of the random blocks that the coarsest level starts from; larger ones
     copy more of a patch verbatim. first_passes, last_passes, passes: corrections at the coarsest, the finest and the
@@ -76,7 +77,10 @@ def coherent(
     if levels is None:
         levels = min(count_levels(patches, max(_LEAST_SIDE, window)), max(1, (min(size) // _LEAST_OUTPUT).bit_length()))
     check_sides(patches, window, levels)
-    patches, corners = _crop(patches, size, np.uint64(derive(np.uint64(seed), levels)))
+    least = max(
+        _LEAST_CROP, (window - 1) * 2 ** (levels - 1) + 1
+    )  # a window at the coarsest level, as check_sides has it
+    patches, corners = _crop(patches, size, least, np.uint64(derive(np.uint64(seed), levels)))
     scales = pyramid(patches, levels)
     sizes = level_sizes(size, levels)
     border = window // 2
@@ -104,17 +108,18 @@ def coherent(
 
 
 def _crop(
-    patches: Sequence[np.ndarray], size: tuple[int, int], key: np.uint64
+    patches: Sequence[np.ndarray], size: tuple[int, int], least: int, key: np.uint64
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Cut patches with sides of more than _MOST_TIMES the output's to that, at random places; also the corners (P, 2).
+    """Cut patches with sides of more than _MOST_TIMES the output's, and `least`, to that, at random places.
 
-    So large a part holds more than the output can show, and the cost then does not grow with the exemplar.
+    So large a part holds more than the output can show, and the cost then does not grow with the exemplar. Returns
+    the parts and their corners int32 (P, 2) in the patches.
     """
     corners = np.zeros((len(patches), 2), dtype=np.int32)
     cut = list(patches)
     for number, patch in enumerate(patches):
         for axis in (0, 1):
-            most = max(_MOST_TIMES * size[axis], _LEAST_CROP)
+            most = max(_MOST_TIMES * size[axis], least)
             if patch.shape[axis] > most:
                 corners[number, axis] = draw(key, 2 * number + axis, patch.shape[axis] - most + 1)
                 cut[number] = cut[number].take(range(corners[number, axis], corners[number, axis] + most), axis)

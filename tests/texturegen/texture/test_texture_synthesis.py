@@ -174,7 +174,7 @@ def test_coherent_uses_a_part_of_patches_much_larger_than_the_output():
     places = []
     for seed in range(4):
         texture = synthesize(patches, (20, 70), seed=seed)
-        for number, (patch, axis, most) in enumerate(zip(patches, (1, 2), (256, 280), strict=True)):
+        for number, (patch, axis, most) in enumerate(zip(patches, (1, 2), (128, 140), strict=True)):
             here = texture.source[texture.source[..., 0] == number]
             np.testing.assert_array_equal(
                 texture.image[texture.source[..., 0] == number], patch[here[:, 1], here[:, 2]]
@@ -182,6 +182,8 @@ def test_coherent_uses_a_part_of_patches_much_larger_than_the_output():
             assert np.ptp(here[:, axis]) < most
             places.append(here[:, axis].min())
     assert len({*places}) > 4  # not the same part each time
+    deep = synthesize([patches[0].repeat(8, axis=1)], (20, 20), window=3, levels=8)  # 257 pixels are one window there
+    assert deep.image.shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize(
