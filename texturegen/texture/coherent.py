@@ -77,9 +77,8 @@ def coherent(
     if levels is None:
         levels = min(count_levels(patches, max(_LEAST_SIDE, window)), max(1, (min(size) // _LEAST_OUTPUT).bit_length()))
     check_sides(patches, window, levels)
-    least = max(
-        _LEAST_CROP, (window - 1) * 2 ** (levels - 1) + 1
-    )  # a window at the coarsest level, as check_sides has it
+    # No less than a window at the coarsest level, as in check_sides.
+    least = max(_LEAST_CROP, (window - 1) * 2 ** (levels - 1) + 1)
     patches, corners = _crop(patches, size, least, np.uint64(derive(np.uint64(seed), levels)))
     scales = pyramid(patches, levels)
     sizes = level_sizes(size, levels)
