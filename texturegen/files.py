@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -54,6 +55,12 @@ def sync_directory(path: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def temporary_name(path: Path) -> Path:

@@ -27,10 +27,9 @@ from texturegen.build.state import (
     read_stats,
     remove_leftovers,
     reopen,
-    sha256_of,
 )
 from texturegen.errors import UserError, nearest
-from texturegen.files import write_atomically, write_json
+from texturegen.files import sha256_of, write_atomically, write_json
 from texturegen.lock import take
 from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA, PARTS
 
@@ -97,9 +96,9 @@ def build(
     if not (out / PARTS).exists() and not (out / BUILD).exists():
         try_first(plan, source)
     if is_finished(out, plan):
-        failed = _result(out).counts["failed"]
-        if not (retry_failed and failed):
-            return _result(out)
+        result = _result(out)
+        if not (retry_failed and result.counts["failed"]):
+            return result
         if part is not None:
             raise UserError(f"{out}: is finished; try its failed images again without --shard-range")
     enter(out)

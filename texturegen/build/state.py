@@ -8,9 +8,7 @@ out/parts/NNNNNN.json          a shard's stats, its commit mark
 out/parts/lock                 held while somebody builds
 """
 
-import hashlib
 import json
-import os
 import re
 import reprlib
 import shutil
@@ -24,10 +22,11 @@ import pyarrow.parquet as pq
 from texturegen.build.listing import read_paths, write_listing
 from texturegen.build.recipe import Plan
 from texturegen.errors import UserError
-from texturegen.files import as_json, write_atomically, write_json, write_once
+from texturegen.files import as_json, sha256_of, write_atomically, write_json, write_once
 from texturegen.shards.reader import check_size
 from texturegen.shards.schema import BUILD, MANIFEST, PARTS
 from texturegen.sources import Source
+from texturegen.sources.folder import printable
 
 RECIPE = "recipe.json"
 _SHARD = re.compile(r"shard-\d+\.tar(\.[0-9a-f]+\.tmp)?")
@@ -119,16 +118,12 @@ def reopen(out: Path, plan: Plan) -> None:
         rows.setdefault(table["position"][0].as_py() // plan.recipe.shard_size, []).append(table)
     for number, stats in enumerate(content["shards"]):
         part = out / PARTS / f"{number:06d}.parquet"
-        write_atomically(part, partial(_write_table, pa.concat_tables(rows.pop(number))))
+        write_atomically(part, partial(pq.write_table, pa.concat_tables(rows.pop(number))))
         # The time is only known of all together.
         spent = seconds if number == 0 else dict.fromkeys(seconds, 0.0)
         write_json(part.with_suffix(".json"), {"fingerprint": plan.fingerprint, **stats, "seconds": spent})
     (out / BUILD).unlink()
     (out / MANIFEST).unlink()
-
-
-def _write_table(table: pa.Table, f: Any) -> None:
-    pq.write_table(table, f)
 
 
 def _refuse_other(path: Path, plan: Plan, source: Source | None = None) -> None:
@@ -169,7 +164,7 @@ def _changed_files(out: Path, digest: str, source: Source) -> str:
     then, now = {*before}, {*source.listing.paths}
     gone, new = sorted(then - now), sorted(now - then)
     said = [
-        f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {verb}: {', '.join(map(_printable, paths[:3]))}"
+        f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {verb}: {', '.join(map(printable, paths[:3]))}"
         + (", ..." if len(paths) > 3 else "")
         for paths, verb in ((gone, "gone"), (new, "new"))
         if paths
@@ -189,12 +184,3 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except ValueError:
         raise UserError(f"{path}: damaged; it is no JSON object") from None
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _printable(path: str) -> str:
-    return os.fsencode(path).decode(errors="replace")

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from texturegen import __version__
 from texturegen.errors import UserError
-from texturegen.files import write_atomically, write_json
+from texturegen.files import sha256_of, write_atomically, write_json
 from texturegen.shards.filter import rows_that_pass
 from texturegen.shards.reader import Shards
 from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
@@ -197,8 +197,6 @@ class _New:
         self._commit()
         parts = [self.partial / PARTS / f"{number:06d}.parquet" for number in range(len(self.stats))]
         write_atomically(self.partial / MANIFEST, partial(_join, parts))
-        with open(self.partial / MANIFEST, "rb") as f:
-            manifest_sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         counts = {name: sum(stats[name] for stats in self.stats) for name in ("samples", "textures", "failed")}
         merged = len(self.inputs) > 1
         counts["ignored"] = sum(shards.build["counts"].get("ignored", 0) for shards in self.inputs) if merged else 0
@@ -216,7 +214,7 @@ class _New:
             "texturegen": __version__,
             "counts": counts,
             "shards": [{name: value for name, value in stats.items() if name != "seconds"} for stats in self.stats],
-            "manifest_sha256": manifest_sha256,
+            "manifest_sha256": sha256_of(self.partial / MANIFEST),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
             "derived": self.derived,
         }

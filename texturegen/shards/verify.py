@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from texturegen.errors import UserError
+from texturegen.files import sha256_of
 from texturegen.images import MAX_PIXELS, decode_image
 from texturegen.shards.reader import read_build
 from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA
@@ -131,9 +132,8 @@ def _read_manifest(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]
         return None, ["missing; build again into a new directory"]
     faults = []
     try:
-        with open(path, "rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != sha256:
-                faults.append(CHECKSUM_FAULT)
+        if sha256_of(path) != sha256:
+            faults.append(CHECKSUM_FAULT)
         if not pq.read_schema(path).equals(MANIFEST_SCHEMA):
             return None, [*faults, "its columns are not those of a manifest; copy it again or build again"]
         table = pq.read_table(path, columns=COLUMNS)

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from texturegen.files import sync_directory, temporary_name, write_atomically, write_json
+from texturegen.files import sha256_of, sync_directory, temporary_name, write_atomically, write_json
 from texturegen.shards.schema import (
     IMAGE_EXTENSIONS,
     KEY,
@@ -92,12 +92,10 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        with open(self._temporary, "rb") as f:
-            sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         failed = sum(row["status"] != "ok" for row in self._rows)
         stats = {
             "name": self.name,
-            "sha256": sha256,
+            "sha256": sha256_of(self._temporary),
             "bytes": self._temporary.stat().st_size,
             "samples": self.samples,
             "textures": sum(row["status"] == "ok" and row.get("index") is not None for row in self._rows),

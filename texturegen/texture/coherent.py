@@ -306,6 +306,7 @@ def _put(
 ) -> None:
     """Write a pixel wherever it stands: once, and again for every margin that repeats it."""
     line = width + 2 * border
+    # Written out twice: one loop over both cases, or a function for the pixel, takes half as long again in all.
     if border <= row < height - border and border <= column < width - border:
         at = (row + border) * line + column + border
         source[at] = position
