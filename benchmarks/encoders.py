@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sacl_train.nets import ATTENTION, ENCODERS, build_encoder
+from sacl_train.nets.blocks import Bottleneck
 
 # Table 1 of the paper: millions of parameters, GFLOPs (it counts a multiply-add once).
 TABLE_1 = {
@@ -20,9 +21,17 @@ TABLE_1 = {
 CLASSIFIER = 2048 * 1000 + 1000  # table 1 counts ImageNet's
 
 
-def measure(name: str, side: int, **settings: str) -> tuple[float, float]:
-    """Millions of parameters and billions of multiply-adds for an image of side x side pixels."""
+def measure(name: str, side: int, early_stride: bool = False, **settings: str) -> tuple[float, float]:
+    """Millions of parameters and billions of multiply-adds for an image of side x side pixels.
+
+    early_stride: a bottleneck halves the side in its first convolution, as in He et al. 2016, not in its second, as
+    torchvision's and ours do.
+    """
     encoder = build_encoder(name, image_size=side, **settings).eval()
+    if early_stride:
+        for block in encoder.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         encoder(torch.zeros(1, 3, side, side))
@@ -39,6 +48,8 @@ def main() -> None:
             f"| {kind} | {parameters + CLASSIFIER / 1e6:.2f} | {theirs[0]} | {adds + CLASSIFIER / 1e9:.2f} "
             f"| {theirs[1]} |"
         )
+    adds = measure("se_resnet50", 224, early_stride=True, attention="abn")[1] + CLASSIFIER / 1e9
+    print(f"\nabn with the strides of He et al. 2016: {adds:.2f}")
     print("\nWithout a classifier\n\n| encoder | side, px | parameters, M | multiply-adds, G |\n|---|---|---|---|")
     for name in ENCODERS:
         for side in (32, 96, 224):
