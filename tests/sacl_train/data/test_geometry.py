@@ -67,9 +67,9 @@ def test_composition_does_the_left_matrix_first(smooth: Tensor) -> None:
     move = geometry.translation_matrix(full(6 / 48), full(0.0))
     cropped_then_moved = geometry.warp(geometry.warp(smooth, crop), move)
     inside = (..., slice(3, -3), slice(10, -3))
-    composed = geometry.warp(smooth, crop @ move)
+    composed = geometry.warp(smooth, geometry.compose(crop, move))
     torch.testing.assert_close(composed[inside], cropped_then_moved[inside], atol=5e-3, rtol=0)
-    assert (geometry.warp(smooth, move @ crop)[inside] - cropped_then_moved[inside]).abs().max() > 0.05
+    assert (geometry.warp(smooth, geometry.compose(move, crop))[inside] - cropped_then_moved[inside]).abs().max() > 0.05
 
 
 def test_edges_are_mirrored() -> None:

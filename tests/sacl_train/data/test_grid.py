@@ -35,6 +35,7 @@ def test_split_grid_keeps_values_of_channels_last_images() -> None:
         ((2, 3, 9, 8), 2, "multiples of 2"),
         ((2, 3, 8, 9), 2, "multiples of 2"),
         ((2, 3, 1, 1), 2, "smaller than the 2x2 grid"),
+        ((2, 3, 1, 8), 2, "smaller than the 2x2 grid"),
         ((2, 3, 8, 8), 0, "at least one cell"),
     ],
 )

@@ -16,6 +16,7 @@ def test_an_epoch_holds_every_sample_once_and_is_its_own(order: str) -> None:
     assert np.array_equal(epoch_order(NUMBERS, 0, 0, order, 16), first)
     assert not np.array_equal(epoch_order(NUMBERS, 0, 1, order, 16), first)
     assert not np.array_equal(epoch_order(NUMBERS, 1, 0, order, 16), first)
+    assert not np.array_equal(epoch_order(NUMBERS, 1, 0, order, 16), epoch_order(NUMBERS, 0, 1, order, 16))
 
 
 def test_whole_shards_are_read_one_after_the_other_within_the_buffer() -> None:

@@ -22,4 +22,10 @@ def test_the_middle_is_texture_and_the_edge_is_image() -> None:
     assert covered.min() >= 0.5**2
     assert covered.max() <= 0.8**2
     assert len(covered.unique()) > 10
+    plane = pasted[:, 0, 0]
+    assert ((plane > 10) & (plane < 200)).flatten(1).any(1).all(), "the box has a soft edge"
+    for axis in (1, 2):
+        inside = (plane == 10).any(axis)
+        before, after = inside.int().argmax(1), inside.flip(1).int().argmax(1)
+        assert len((before - after).unique()) > 2, "the box is not always in the middle"
     assert torch.equal(paste_inside(images[7:9], textures[7:9], states[7:9]), pasted[7:9])

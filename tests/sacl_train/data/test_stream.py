@@ -95,6 +95,7 @@ def test_one_texture_is_drawn_anew_each_epoch_or_all_are_given(three_textures: P
                 assert any(same)
                 chosen[index].append(same.index(True))
     assert all(len(set(numbers)) > 1 for numbers in chosen.values())
+    assert one._choose(np.arange(40), 0) != Stream(shards, Plan(8, 1, "one"))._choose(np.arange(40), 0)
     counts = np.bincount(np.concatenate(list(chosen.values())), minlength=3)
     assert counts.min() > 0.25 * counts.sum()
     for batch in Stream(shards, Plan(8, textures="all"), cache=cache).epoch(0):
@@ -114,7 +115,10 @@ def test_processes_together_read_what_one_reads(shapes_shards: Path, order: str,
     whole, parts = read(0, 1), [read(rank, 3) for rank in range(3)]
     assert len(whole) == {"drop": 5, "wrap": 6}[remainder]
     for step, batch in enumerate(whole):
-        assert sorted(torch.cat([part[step] for part in parts]).tolist()) == sorted(batch.tolist())
+        together = torch.cat([part[step] for part in parts])
+        assert sorted(together.tolist()) == sorted(batch.tolist())
+        if order == "shards":
+            assert (np.diff(shards.numbers[together]) >= 0).all(), "each reads from as few shards as may be"
     seen = torch.cat(whole).tolist()
     assert len(set(seen)) == {"drop": 60, "wrap": 64}[remainder]
     assert [batch.tolist() for batch in read(1, 3, skip=2)] == [batch.tolist() for batch in parts[1][2:]]
@@ -142,15 +146,17 @@ def test_a_damaged_sample_is_replaced_counted_and_named(
     def read(threads: int) -> list[list[int]]:
         stream = Stream(shards, Plan(16, textures="one"), threads=threads, cache=cache, bad_share=0.05)
         batches = [batch["index"].tolist() for batch in stream.epoch(0)]
+        list(stream.epoch(1))
         assert sorted(stream.bad) == bad
         return batches
 
     first = read(1)
-    assert "skipped: " in capsys.readouterr().err
+    assert capsys.readouterr().err.count("skipped: ") == 2, "each is named once, not in every epoch"
     assert read(4) == first, "the same samples stand in, whatever the timing"
     seen = list(chain(*first))
     assert len(seen) == 64
     assert not set(seen) & set(bad)
+    assert all(len(set(batch)) == 16 for batch in first), "no image is its own negative"
     sound = [batch["index"].tolist() for batch in Stream(open_shards(shapes_shards), Plan(16)).epoch(0)]
     assert sum(a != b for a, b in zip(chain(*sound), seen, strict=True)) == 2
     in_order = Stream(shards, Plan(16), bad_share=0.05).in_order()
@@ -161,6 +167,40 @@ def test_too_many_damaged_samples_stop_the_stream(shapes_shards: Path, tmp_path:
     damage(shapes_shards, tmp_path / "s", [3, 41])
     with pytest.raises(UserError, match=r"damaged samples are more than bad_share allows of 64.*texturegen repair"):
         list(Stream(open_shards(tmp_path / "s"), Plan(16), bad_share=0.02).epoch(0))
+    assert len(list(Stream(open_shards(tmp_path / "s"), Plan(16), bad_share=2 / 64).epoch(0))) == 4
+
+
+def test_a_stand_in_has_the_texture_of_its_own_place(three_textures: Path, tmp_path: Path) -> None:
+    damage(three_textures, tmp_path / "s", [3])
+    stream, twice = Stream(open_shards(tmp_path / "s"), Plan(8, textures="one"), bad_share=0.05), 0
+    for epoch in range(6):
+        seen: dict[int, torch.Tensor] = {}
+        for batch in stream.epoch(epoch):
+            for index, texture in zip(batch["index"].tolist(), batch["texture"], strict=True):
+                twice += index in seen
+                assert torch.equal(seen.setdefault(index, texture), texture)
+    assert twice == 6
+
+
+def test_the_tenth_damaged_sample_is_the_last_that_is_named(shapes_shards: Path, capsys: pytest.CaptureFixture) -> None:
+    stream = Stream(open_shards(shapes_shards), Plan(16), bad_share=1)
+    for number in range(12):
+        stream._note_bad(number, f"sample {number}")
+    said = capsys.readouterr().err
+    assert said.count("skipped: ") == 10
+    assert "sample 9; further ones are counted only" in said
+
+
+def test_statistics_are_of_images_spread_over_the_set_that_can_be_read(shapes_shards: Path, tmp_path: Path) -> None:
+    def mean(*indices: int) -> np.ndarray:
+        return np.mean([open_shards(shapes_shards)[i].image / 255 for i in indices], axis=(0, 1, 2))
+
+    np.testing.assert_allclose(channel_statistics(open_shards(shapes_shards), 2)[0], mean(0, 63), atol=1e-4)
+    damage(shapes_shards, tmp_path / "first", [0])
+    np.testing.assert_allclose(channel_statistics(open_shards(tmp_path / "first"), 2)[0], mean(63), atol=1e-4)
+    damage(tmp_path / "first", tmp_path / "both", [63])
+    with pytest.raises(UserError, match="00000063: image: the bytes are neither"):
+        channel_statistics(open_shards(tmp_path / "both"), 2)
 
 
 def test_a_cache_that_is_too_small_is_refused_or_left_out(shapes_shards: Path) -> None:
@@ -173,8 +213,11 @@ def test_a_cache_that_is_too_small_is_refused_or_left_out(shapes_shards: Path) -
 
 
 def test_a_batch_that_does_not_divide_is_refused(shapes_shards: Path) -> None:
-    with pytest.raises(UserError, match="batch_size 16 does not divide by 3 processes times accumulate 2"):
-        Stream(open_shards(shapes_shards), Plan(16, ranks=3, accumulate=2))
+    for ranks, accumulate in ((3, 2), (2, 3)):
+        with pytest.raises(
+            UserError, match=f"batch_size 16 does not divide by {ranks} processes times accumulate {accumulate}"
+        ):
+            Stream(open_shards(shapes_shards), Plan(16, ranks=ranks, accumulate=accumulate))
 
 
 def test_remote_shards_in_shard_order_are_read_in_blocks(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +289,10 @@ def test_available_memory_is_the_systems_and_the_containers(tmp_path: Path) -> N
     ):
         (group / name).write_text(text)
     assert available_memory(proc, group) == 500000
+    (group / "memory.max").write_text("9000000")
+    assert available_memory(proc, group) == 2000 * 1024, "the machine has less than the group may take"
+    (group / "memory.max").write_text("300000")
+    assert available_memory(proc, group) == 0
     (group / "memory.max").write_text("max\n")
     assert available_memory(proc, group) == 2000 * 1024
     assert available_memory(tmp_path / "none", tmp_path / "none") > 0

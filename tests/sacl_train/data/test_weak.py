@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
+from sacl_train.data import colour
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import (
     Blur,
@@ -140,6 +141,8 @@ def test_crop_boxes_lie_in_the_image_and_have_the_asked_area() -> None:
     assert ratio[~cut].max() <= 4 / 3 + 1e-5
     assert ratio.min() >= 3 / 4 * 0.65
     assert ratio.max() - ratio.min() > 0.5
+    drawn = torch.stack([area, ratio, matrices[:, 0, 2], matrices[:, 1, 2]])[:, ~cut]  # each by itself
+    assert (torch.corrcoef(drawn) - torch.eye(4)).abs().max() < 0.1
 
 
 def test_whole_image_crop_is_the_whole_square_image() -> None:
@@ -152,10 +155,34 @@ def test_rotation_and_translation_ranges() -> None:
     degrees = torch.atan2(turns[:, 1, 0], turns[:, 0, 0]).rad2deg()
     assert -15 <= degrees.min() < -14
     assert 14 < degrees.max() <= 15
+    oblong = Rotation(15).matrices(states(2000), 48, 32)  # (x, y) of a unit square are not pixels alike
+    torch.testing.assert_close(oblong[:, 0, 1] * 32 / 48, turns[:, 0, 1])
+    torch.testing.assert_close(oblong[:, 1, 0] * 48 / 32, turns[:, 1, 0])
     shifts = Translation(0.1).matrices(states(2000), 32, 32)[:, :2, 2] / 2
     assert -0.1 <= shifts.min() < -0.095
     assert 0.095 < shifts.max() <= 0.1
     assert not torch.equal(shifts[:, 0], shifts[:, 1])
+
+
+def test_geometric_operations_are_composed_in_their_order() -> None:
+    crop, turn, drawn = Crop(), Rotation(), states(20)
+    matrices = WeakAugment(Policy(((crop, 1.0), (turn, 1.0))), MEAN, STD)._matrices(drawn, 32, 48)
+    expected = crop.matrices(drawn, 32, 48) @ turn.matrices(drawn, 32, 48)
+    torch.testing.assert_close(torch.from_numpy(matrices), expected)
+
+
+def test_jitter_draws_each_strength_and_the_order_of_the_four() -> None:
+    adjusts = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue)
+    of, drawn, order = [0.1, 0.2, 0.3, 0.05], np.zeros((4, 2000)), np.zeros((4, 2000))
+    for place, made in enumerate(ColourJitter(*of).changes(states(2000), np.arange(2000), 8, 8)):
+        drawn[adjusts.index(made.adjust), made.rows], order[adjusts.index(made.adjust), made.rows] = made.amounts, place
+    for amounts, centre, strength in zip(drawn, (1, 1, 1, 0), of, strict=True):
+        assert centre - strength <= amounts.min() < centre - 0.98 * strength
+        assert centre + 0.98 * strength < amounts.max() <= centre + strength
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
+    counts = np.unique(np.argsort(order, axis=0), axis=1, return_counts=True)[1]
+    assert len(counts) == 24
+    assert np.abs(counts - 2000 / 24).max() < 5 * math.sqrt(2000 / 24)
 
 
 def test_jitter_strength_zero_and_grey() -> None:
@@ -181,12 +208,16 @@ def test_blur_is_in_proportion_to_the_image() -> None:
     torch.testing.assert_close(done(Blur((2.0, 2.0)), x), expected, atol=1e-6, rtol=0)
 
 
-def test_policy_settings_reach_the_operations() -> None:
-    policy = make_policy("geometric", crop_scale=(0.5, 0.5), degrees=0, shift=0)
-    drawn = [op.matrices(states(50), 32, 32) for op, _ in policy.geometry]
-    torch.testing.assert_close(drawn[0][:, 0, 0] * drawn[0][:, 1, 1], torch.full((50,), 0.5))
-    for unchanged in drawn[2:]:
-        torch.testing.assert_close(unchanged, torch.eye(3).expand(50, 3, 3))
+def test_policies_are_the_published_ones_with_the_strengths_asked_for() -> None:
+    given = {"crop_scale": (0.3, 0.9), "degrees": 5.0, "shift": 0.2, "jitter": (0.1, 0.2, 0.3, 0.05), "grey": 0.4}
+    crop_flip = ((Crop((0.3, 0.9)), 1.0), (Flip(), 0.5))
+    turned = (*crop_flip, (Rotation(5.0), 1.0), (Translation(0.2), 1.0))
+    jitter_grey = ((ColourJitter(0.1, 0.2, 0.3, 0.05), 0.8), (Grey(), 0.4))
+    assert make_policy("geometric", **given) == Policy(turned)
+    assert make_policy("mocov2", **given) == Policy(crop_flip, (*jitter_grey, (Blur(), 0.5)))
+    assert make_policy("colour-geometric", **given) == Policy(turned, jitter_grey)
+    chen = ((ColourJitter(0.4, 0.4, 0.4, 0.1), 0.8), (Grey(), 0.2), (Blur((0.1, 2.0)), 0.5))
+    assert make_policy("mocov2") == Policy(((Crop((0.2, 1.0)), 1.0), (Flip(), 0.5)), chen)
 
 
 def test_unknown_policy_names_the_nearest() -> None:
