@@ -1,7 +1,10 @@
 """The baselines' losses against lightly's and against loops, their state, their textures, and that they learn."""
 
+import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +81,97 @@ def test_barlow_is_lightlys() -> None:
     assert cross_correlation(a, b)[0].item() == pytest.approx(theirs.item(), rel=1e-6, abs=1e-6)
 
 
+def shown(method: Method, content: dict[str, torch.Tensor], draws: Draws) -> list[torch.Tensor]:
+    """The method's two views of the images, of draws 0 and 1."""
+    return [method.weak(content["image"], draws.of(number)).double() for number in (0, 1)]
+
+
+def written_out(name: str, method: Any, content: dict[str, torch.Tensor], draws: Draws) -> torch.Tensor:
+    """The loss of a baseline from its networks, a line of its paper's algorithm at a time."""
+    settings, (first, second) = method.settings, shown(method, content, draws)
+
+    def online(x: torch.Tensor) -> torch.Tensor:
+        return method.projector(method.encoder(x))
+
+    def target(x: torch.Tensor) -> torch.Tensor:
+        return method.target_projector(method.target_encoder(x)).detach()
+
+    def textures(encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        views = [method.weak(content["texture"][:, k], draws.of(2 + k)).double() for k in (0, 1)]
+        return encode(torch.stack(views, 1).flatten(0, 1)).unflatten(0, (-1, 2))
+
+    if name == "mocov2":
+        how = (textures(target), settings.tau, settings.alpha, settings.scope)
+        return bank_nce(online(first), target(second), method.queue, *how)[0]
+    if name == "simclr":
+        z = online(torch.cat([first, second])).unflatten(0, (2, -1))
+        t = textures(online)
+        return nt_xent(z, z, (t, t), settings.tau, settings.alpha, settings.scope)[0]
+    if name == "byol":
+        p = [method.predictor(online(x)) for x in (first, second)]
+        return (negative_cosine(p[0], target(second))[0] + negative_cosine(p[1], target(first))[0]) / 2
+    if name == "simsiam":
+        z = [online(x) for x in (first, second)]
+        p = [method.predictor(x) for x in z]
+        return (negative_cosine(p[0], z[1].detach())[0] + negative_cosine(p[1], z[0].detach())[0]) / 2
+    if name == "barlow":
+        return cross_correlation(online(first), online(second), settings.redundancy)[0]
+    drawn = method._draw_negatives(draws.seed)
+    same = torch.from_numpy(drawn[None] == draws.samples[:, None])
+    with torch.no_grad():
+        how = (textures(online), settings.tau, settings.alpha, settings.scope)
+    cells = cut_jigsaw(second, draws.of(1)).unbind(1)
+    count, features = len(first), method.encoder(torch.stack(cells, 1).flatten(0, 1))
+    jigsaw = method.jigsaw_projector(method.cell_projector(features).view(count, -1))
+    both = [pirl_nce(v, method.bank[:count], method.bank[drawn], same, *how)[0] for v in (online(first), jigsaw)]
+    return (1 - settings.weight) * both[0] + settings.weight * both[1]
+
+
+TEXTURES = {"texture_role": "negative", "scope": "own", "alpha": 2.0, "tau": 0.3}
+CHANGES: dict[str, dict[str, object]] = {
+    "mocov2": TEXTURES,
+    "simclr": TEXTURES,
+    "byol": {},
+    "simsiam": {},
+    "barlow": {"redundancy": 0.1},
+    "pirl": {**TEXTURES, "weight": 0.3, "negatives": 40},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_baselines_loss_and_gradients_are_its_algorithm_written_out(name: str) -> None:
+    method, (content, draws) = make(name, **CHANGES[name]).double(), batch()
+    for part, module in method.named_children():
+        if part.startswith("target"):  # one that equals the online network would hide a mix-up
+            for p in module.parameters():
+                p.data.mul_(1 + 0.3 * torch.rand_like(p))
+    theirs = copy.deepcopy(method)
+    weak = method.weak
+    method.weak = lambda *args: weak(*args).double()
+    loss, _ = method(content, draws)
+    expected = written_out(name, theirs, content, draws)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    loss.backward()
+    expected.backward()
+    for (part, mine), its in zip(method.named_parameters(), theirs.parameters(), strict=True):
+        assert (mine.grad is None) == (its.grad is None) == part.startswith("target"), part
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, its.grad, rtol=1e-7, atol=1e-12, msg=part)
+
+
+@pytest.mark.parametrize(("name", "m"), [("mocov2", 0.9), ("byol", 0.95)])
+def test_encoder_and_projector_of_the_target_follow(name: str, m: float) -> None:
+    method = make(name, momentum=0.9)
+    pairs = [(method.target_encoder, method.encoder), (method.target_projector, method.projector)]
+    before = [[p.clone() for p in target.parameters()] for target, _ in pairs]
+    for p in (p for _, online in pairs for p in online.parameters()):
+        p.data.add_(torch.randn_like(p))
+    assert method.after_step(4, 8) == {"m": pytest.approx(m)}  # of BYOL half way up its cosine
+    for (target, online), old in zip(pairs, before, strict=True):
+        for mine, theirs, was in zip(target.parameters(), online.parameters(), old, strict=True):
+            torch.testing.assert_close(mine.detach(), m * was + (1 - m) * theirs.detach())
+
+
 @pytest.mark.parametrize("scope", ["batch", "own"])
 def test_textures_join_the_negatives_of_simclr_and_moco(scope: str) -> None:
     z, t, bank = embeddings(2, 4, 5), embeddings(4, 3, 5), embeddings(7, 5)
@@ -136,7 +230,8 @@ def test_the_queue_takes_the_newest_keys_in_turn() -> None:
     list(method.parts(content, draws))
     torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(20))
     assert torch.equal(method.queue[8:], before[8:])
-    assert not (method.queue[:8] == before[:8]).all(1).any()
+    keys = method._keys(method.weak(content["image"], draws.of(1)))
+    torch.testing.assert_close(method.queue[:8], torch.nn.functional.normalize(keys, dim=1))
     list(method.parts(content, draws))
     list(method.parts(content, draws))  # keys 16 to 23: around the end
     assert int(method.queue_at) == 4

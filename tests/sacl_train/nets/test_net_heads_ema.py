@@ -4,14 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from sacl_train.nets.ema import make_target, update_target
-from sacl_train.nets.heads import predictor, projector
+from sacl_train.nets.ema import make_target, momentum_at, update_target
+from sacl_train.nets.heads import deep_mlp, mlp, predictor, projector
 
 
 def test_heads_have_the_layers_of_the_method() -> None:
     kinds = [type(layer).__name__ for layer in projector(8, 16, 12)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     assert [type(layer).__name__ for layer in predictor(12, 4)] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert [type(layer).__name__ for layer in mlp(8, 16, 12)] == ["Linear", "ReLU", "Linear"]
+    assert [type(layer).__name__ for layer in mlp(8, 16, 12, norm=True)] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert [type(layer).__name__ for layer in deep_mlp(8, 16, 12)] == kinds[:-1]
+    assert [layer.bias is None for layer in predictor(12, 4) if isinstance(layer, nn.Linear)] == [True, False]
     x = torch.randn(5, 8)
     assert predictor(12, 4)(projector(8, 16, 12)(x)).shape == (5, 12)
     for head in (projector(8), predictor()):
@@ -45,6 +49,22 @@ def test_update_equals_the_formula_and_copies_buffers(m: float) -> None:
     for name, theirs in online.named_buffers():
         assert torch.equal(buffers[name], theirs)
         assert buffers[name] is not theirs
+
+
+@pytest.mark.parametrize("m", [-0.1, 1.1, float("nan")])
+def test_a_momentum_out_of_range_is_refused(m: float) -> None:
+    online, target = networks()
+    with pytest.raises(ValueError, match="m must be from 0 to 1"):
+        update_target(target, online, m)
+
+
+def test_the_momentum_stays_or_rises_to_one_along_a_cosine() -> None:
+    """Grill et al. 2020, section 3.2."""
+    assert [momentum_at(step, 8, 0.9) for step in (0, 4, 7)] == [0.9] * 3
+    rising = [momentum_at(step, 8, 0.9, "cosine") for step in range(9)]
+    assert rising == sorted(rising)
+    assert [rising[step] for step in (0, 4, 8)] == pytest.approx([0.9, 0.95, 1.0])
+    assert rising[2] == pytest.approx(1 - 0.1 * (0.5**0.5 + 1) / 2)
 
 
 def test_buffers_are_not_copied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
