@@ -11,6 +11,8 @@ from texturegen.errors import UserError
 def test_defaults_are_the_papers() -> None:
     config = load_config(None, {})
     assert (config.lr, config.weight_decay, config.batch_size, config.epochs) == (0.1, 1e-4, 128, 200)
+    assert (config.sgd_momentum, config.optimizer, config.warmup_epochs, config.clip) == (0.9, "sgd", 0, None)
+    assert (config.weak, config.crop_scale, config.degrees) == ("geometric", (0.2, 1.0), 15)
     own = config.method_settings
     assert (own.tau, own.momentum, own.grid, own.texture_role) == (0.2, 0.99, 2, "negative")
 
@@ -22,6 +24,9 @@ def test_flags_win_over_the_file_over_the_defaults(tmp_path: Path) -> None:
     assert (config.epochs, config.lr, config.batch_size) == (9, 1.0, 128)
     assert (config.method_settings.tau, config.method_settings.alpha) == (0.5, 2.0)
     assert config.mean == (0.5, 0.5, 0.5)
+    assert load_config(path, {"mean": "none"}).mean is load_config(path, {"mean": "None"}).mean is None
+    with pytest.raises(FileNotFoundError):
+        load_config(tmp_path / "other.toml", {})
 
 
 def test_a_dumped_config_reads_back(tmp_path: Path) -> None:
@@ -60,11 +65,33 @@ def test_a_dumped_config_reads_back(tmp_path: Path) -> None:
         ({"seed": 10**20}, "seed is 1"),
         ({"method": [1]}, "no method"),
         ({"batch_size": 1}, "batch_size is 1"),
+        ({"epochs": True}, "epochs is True; it must be a whole number"),
+        ({"lr": "none"}, "lr is 'none'; it must be a finite number"),
+        ({"epochs": 3, "warmup_epochs": 4}, "warmup_epochs is 4.0; it must be between 0 and epochs, 3"),
+        ({"clip": 0}, "clip is 0.0; it must be above 0, or none"),
+        ({"shuffle_cells": [0.3, 0.1]}, "shuffle_cells is"),
+        ({"shuffle_cells": [0.1, 0.6]}, "shuffle_cells is"),
+        ({"order": "shard"}, "unknown order 'shard' .did you mean 'shards'"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'"),
+        ({"seed": 2**63}, "seed is 9"),
+        *(
+            ({key: least - 1}, f"{key} is {least - 1}.*; it must be at least {least}")
+            for key, least in {
+                **{"knn_every": 0, "threads": 1, "seed": 0, "save_every": 1, "keep": 1, "accumulate": 1},
+                **{"shuffle_buffer": 1, "log_every": 0, "bad_share": 0, "sgd_momentum": 0, "degrees": 0, "shift": 0},
+            }.items()
+        ),
     ],
 )
 def test_a_mistake_is_named(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(None, settings)
+
+
+def test_the_least_of_every_setting_is_taken() -> None:
+    least = {"epochs": 0, "knn_every": 0, "threads": 1, "seed": 2**63 - 1, "cache_gb": 0, "save_every": 1, "keep": 1}
+    least |= {"bad_share": 0, "log_every": 0, "weight_decay": 0, "batch_size": 2, "crop_scale": [1, 1]}
+    assert load_config(None, least).bad_share == 0
 
 
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:

@@ -232,6 +232,9 @@ def test_the_queue_takes_the_newest_keys_in_turn() -> None:
     assert torch.equal(method.queue[8:], before[8:])
     keys = method._keys(method.weak(content["image"], draws.of(1)))
     torch.testing.assert_close(method.queue[:8], torch.nn.functional.normalize(keys, dim=1))
+    short = make("mocov2", queue=5)
+    list(short.parts(content, draws))
+    torch.testing.assert_close(short.queue, method.queue[3:8])  # the newest of more keys than there are places
     list(method.parts(content, draws))
     list(method.parts(content, draws))  # keys 16 to 23: around the end
     assert int(method.queue_at) == 4

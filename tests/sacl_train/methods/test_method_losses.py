@@ -8,7 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sacl_train.methods.losses import embedding_std, info_nce
+from sacl_train.methods.losses import (
+    bank_nce,
+    cross_correlation,
+    embedding_std,
+    info_nce,
+    negative_cosine,
+    nt_xent,
+    pirl_nce,
+)
 
 Array = NDArray[np.float64]
 
@@ -70,6 +78,69 @@ def test_statistics_are_mean_cosines() -> None:
     assert not any(value.requires_grad for value in stats.values())
 
 
+@pytest.mark.parametrize("scope", ["batch", "own"])
+def test_shares_of_a_batch_have_its_loss_and_statistics(scope: str) -> None:
+    """Several processes: each has queries of its own and the keys and textures of all, its own from `first` on."""
+    p, z, t = inputs(3, 6, 2)
+    bank, how = torch.randn(9, 7, dtype=torch.float64), (0.3, 2.0, scope)
+    same, other = torch.rand(6, 9) < 0.2, torch.stack([z, p[1]])
+
+    def losses(mine: slice) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        return [
+            info_nce(p[:, mine], z, t, *how, mine.start),
+            bank_nce(p[0, mine], z[mine], bank, t, *how, mine.start),
+            nt_xent(other[:, mine], other, (t, t + 1), *how, mine.start),
+            pirl_nce(p[0, mine], z[mine], bank, same[:1].expand(2, 9), t, *how, mine.start),
+        ]
+
+    parts = [losses(slice(start, start + 2)) for start in (0, 2, 4)]
+    whole = [
+        info_nce(p, z, t, *how),
+        bank_nce(p[0], z, bank, t, *how),
+        nt_xent(other, other, (t, t + 1), *how),
+        pirl_nce(p[0], z, bank, same[:1].expand(6, 9), t, *how),
+    ]
+    for n, (loss, stats) in enumerate(whole):
+        torch.testing.assert_close(torch.stack([part[n][0] for part in parts]).mean(), loss)
+        for name, value in stats.items():
+            torch.testing.assert_close(torch.stack([part[n][1][name] for part in parts]).mean(), value)
+
+
+def test_statistics_of_the_baselines_are_mean_cosines() -> None:
+    p, z, t = inputs(1, 4, 2)
+    q, bank = p[0], torch.randn(5, 7, dtype=torch.float64)
+    same = torch.zeros(4, 5, dtype=torch.bool)
+    same[1, 2] = True
+
+    def cosine(a: Tensor, b: Tensor) -> Tensor:
+        return torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2)
+
+    positive, views, against = cosine(q, z).diagonal().mean(), torch.cat([q, z]), cosine(q, bank)
+    others = torch.ones(8, 8).fill_diagonal_(0) - torch.eye(4).repeat(2, 2).fill_diagonal_(0)
+    textures = torch.stack([cosine(view, t[:, k]).diagonal() for view in (q, z) for k in (0, 1)])
+    for (_, stats), negative, texture in (
+        (nt_xent(torch.stack([q, z]), torch.stack([q, z]), (t, t)), cosine(views, views)[others > 0], textures),
+        (bank_nce(q, z, bank, t), against, textures[:2]),
+        (pirl_nce(q, z, bank, same, t), against[~same], textures[:2]),
+        (negative_cosine(q, z), None, None),
+    ):
+        torch.testing.assert_close(stats["positive_similarity"], positive)
+        if negative is not None:
+            torch.testing.assert_close(stats["negative_similarity"], negative.mean())
+            torch.testing.assert_close(stats["texture_similarity"], texture.mean())
+        assert not any(value.requires_grad for value in stats.values())
+    a, b = ((x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt() for x in (q, z))
+    torch.testing.assert_close(cross_correlation(q, z)[1]["positive_similarity"], cosine(a, b).diagonal().mean())
+
+
+def test_a_negative_that_has_all_of_the_probability_does_not_make_pirls_loss_infinite() -> None:
+    v = torch.eye(3)[:1].requires_grad_(True)
+    loss, _ = pirl_nce(v, -torch.eye(3)[:1], torch.eye(3)[:1], torch.zeros(1, 1, dtype=torch.bool), tau=0.01)
+    loss.backward()
+    assert loss.isfinite()
+    assert v.grad.isfinite().all()
+
+
 def test_one_image_without_textures_has_no_loss() -> None:
     p, z, _ = inputs(6, 1, 1)
     loss, stats = info_nce(p.requires_grad_(True), z)
@@ -77,6 +148,22 @@ def test_one_image_without_textures_has_no_loss() -> None:
     assert loss.item() == 0
     assert not p.grad.any()
     assert set(stats) == {"positive_similarity"}
+
+
+def test_half_precision_of_the_baselines_is_computed_in_float32_even_under_autocast() -> None:
+    p, z, t = (x.bfloat16() for x in inputs(1, 6, 1))
+    half, whole = (p[0], z, t), (p[0].float(), z.float(), t.float())
+
+    def losses(q: Tensor, z: Tensor, t: Tensor) -> list[Tensor]:
+        both, same = torch.stack([q, z]), torch.zeros(6, 6, dtype=torch.bool)
+        made = bank_nce(q, z, z, t), pirl_nce(q, z, q, same, t), nt_xent(both, both, (t, t)), negative_cosine(q, z)
+        return [loss for loss, _ in (*made, cross_correlation(q, z))]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses(*half)
+    for mine, expected in zip(found, losses(*whole), strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_is_computed_in_float32_even_under_autocast() -> None:
@@ -97,5 +184,6 @@ def test_embedding_std_is_one_when_spread_and_zero_when_collapsed() -> None:
     spread = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     assert embedding_std(spread).item() == pytest.approx(1, abs=0.02)
     assert embedding_std(torch.ones(10, 64) * torch.arange(1, 11)[:, None]).item() == pytest.approx(0, abs=1e-6)
+    assert embedding_std(torch.randn(1, 64).expand(10, 64)).item() == pytest.approx(0, abs=1e-6)
     one_line = torch.randn(4000, 1) * torch.ones(64)  # two directions only, both of them far apart
     assert embedding_std(one_line + 10).item() < 0.01
