@@ -16,10 +16,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import sacl_train.loop
 import sacl_train.signals
 from sacl_train.checkpoint import alone_in, directory_of, load_checkpoint
+from sacl_train.cli import train_main
 from sacl_train.config import Config, load_config
 from sacl_train.loop import train
 from sacl_train.methods import SACL
@@ -49,8 +51,20 @@ def logged_steps(run: Path) -> list[dict]:
 
 
 def test_a_run_writes_what_it_says(shapes_shards: Path, tmp_path: Path) -> None:
-    rows = train(tiny(), shapes_shards, tmp_path)
+    rows = train(tiny(log_every=1, sgd_momentum=0.8, weight_decay=1e-3), shapes_shards, tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+    lines = logged_steps(tmp_path)
+    assert [line["lr"] for line in lines] == [cosine_lr(step, 12, 0.1) for step in range(12)]
+    for number, row in enumerate(rows):
+        steps = lines[4 * number : 4 * number + 4]
+        assert {line["epoch"] for line in steps} == {row["epoch"]}
+        assert steps[-1]["lr"] == row["lr"]
+        for name in ("loss", "embedding_std", "texture_similarity", "m"):
+            assert row[name] == pytest.approx(np.mean([line[name] for line in steps]))
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    (group,) = state["optimizer"]["param_groups"]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (rows[-1]["lr"], 0.8, 1e-3)
     assert ["knn" in row for row in rows] == [False, True, True]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
@@ -87,6 +101,53 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert theirs is not None
     assert ours["method"].keys() == theirs["method"].keys()
     assert all(torch.equal(ours["method"][name], theirs["method"][name]) for name in ours["method"])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_command_says_how_to_go_on(
+    sent: signal.Signals, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SACL.after_step
+
+    def signalled(self: SACL, number: int, total: int) -> dict[str, float]:
+        if number == 1:
+            signal.raise_signal(sent)
+        return step(self, number, total)
+
+    monkeypatch.setattr(SACL, "after_step", signalled)
+    sets = [text for key, value in TINY.items() for text in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(train_main, ["--shards", str(shapes_shards), "--out", str(tmp_path), *sets])
+    assert (done.exit_code, done.exception) == (0, None)
+    assert "stopped at step 2; to go on: sacl-train " in done.output
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert (state["step"], state["running"]["batches"]) == (2, 2)
+
+
+def test_ctrl_c_before_the_first_step_is_no_traceback(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sacl_train.loop, "build_method", lambda *_: signal.raise_signal(signal.SIGINT))
+    sets = [text for key, value in TINY.items() for text in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(train_main, ["--shards", str(shapes_shards), "--out", str(tmp_path / "run"), *sets])
+    assert done.exit_code == 130
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_come_at_every_so_many_steps_and_after_an_epoch(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=2, knn_every=0, save_every=3, keep=9), shapes_shards, tmp_path)
+    assert sorted(int(path.stem[-8:]) for path in tmp_path.glob("checkpoint-*.pt")) == [0, 3, 4, 7, 8]
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.3, 0.5, 0.4], 2), ([0.4, 0.2, 0.3], 1), ([0.3, None, 0.3], 3)])
+def test_the_best_checkpoint_is_that_of_the_best_score_the_newest_of_equals(
+    scores: list[float | None], best: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(scores)
+    monkeypatch.setattr(sacl_train.loop, "quick_knn", lambda *_: next(left))
+    train(tiny(knn_every=1, batch_size=64), shapes_shards, tmp_path)
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == best
 
 
 def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path) -> None:
@@ -502,6 +563,7 @@ def test_a_run_goes_on_when_a_sample_was_damaged_or_repaired_in_between(
         plan(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
         rows = train(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
         assert [row["damaged"] for row in rows] == ([0, 1, 1] if name == "damaged" else [1, 0, 0])
+        assert (tmp_path / "run" / name / "damaged.txt").read_text().count(sample.key) == 1
 
 
 def test_two_trainers_do_not_meet_in_a_directory(shapes_shards: Path, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sacl_train.loop
 import sacl_train.step
 from sacl_train.config import load_config
+from sacl_train.data.draws import Draws
 from sacl_train.evaluate.online import OnlineProbe
 from sacl_train.loop import train
 from sacl_train.methods import METHODS, SACL
+from sacl_train.nets.ema import momentum_at
 from sacl_train.optim import build_optimizer
 from sacl_train.run import build_method, choose_device
-from sacl_train.step import Stepper, as_numbers, explain_memory
+from sacl_train.step import Stepper, arithmetic, as_numbers, cell_sizes, explain_memory
 from texturegen.errors import UserError
 
 CPU = torch.device("cpu")
@@ -86,6 +88,106 @@ def test_a_step_waits_for_nothing(settings: dict[str, Any], monkeypatch: pytest.
     with Waits() as waits:
         step(1)
     assert waits.seen == []
+
+
+def test_the_rate_of_a_step_and_its_number_are_those_asked_for() -> None:
+    stepper, batch = make("byol")
+    done = stepper(batch, 0, 3, 10, 0.05)
+    assert {group["lr"] for group in stepper.optimizer.param_groups} == {0.05}
+    assert done["m"] == momentum_at(3, 10, 0.996, "cosine")
+
+
+def gradients_of(stepper: Stepper, batch: dict[str, torch.Tensor], epoch: int = 0) -> torch.Tensor:
+    stepper.optimizer.zero_grad()
+    stepper.add_gradients(batch, epoch)
+    return torch.cat([p.grad.flatten() for p in stepper.method.parameters() if p.grad is not None])
+
+
+def test_views_are_drawn_anew_in_every_epoch_and_by_the_seed() -> None:
+    stepper, batch = make("sacl")
+    other, _ = make("sacl", seed=1)
+    other.method.load_state_dict(stepper.method.state_dict())
+    first, again, later = (gradients_of(stepper, batch, epoch) for epoch in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, later)
+    assert not torch.allclose(first, gradients_of(other, batch))
+
+
+def test_the_gradient_of_a_batch_in_pieces_is_the_mean_of_theirs() -> None:
+    (whole, batch), moved = make("sacl"), []
+    pieces = [{name: values[part] for name, values in batch.items()} for part in (slice(0, 8), slice(8, 16))]
+    expected = sum(gradients_of(whole, piece) for piece in pieces) / 2
+    stepper, _ = make("sacl", accumulate=2)
+    names = [p for p in stepper.method.parameters() if p.requires_grad]
+    stepper.optimizer.register_step_pre_hook(lambda *_: moved.append(torch.cat([p.grad.flatten() for p in names])))
+    losses = [float(sum(loss for loss, _ in whole.add_gradients(piece, 0))) for piece in pieces]
+    done = stepper(batch, 0, 0, 10, 0.1)
+    torch.testing.assert_close(moved[0], expected)
+    assert float(done["loss"]) == pytest.approx(sum(losses) / 2)
+    assert all(p.grad is None for p in names), "the next step begins without gradients"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_at_their_true_length(precision: str) -> None:
+    stepper, batch = make("sacl", clip=1e-3, precision=precision)
+    for group in stepper.optimizer.param_groups:
+        group["weight_decay"] = 0
+    trained = [p for p in stepper.method.parameters() if p.requires_grad]
+    before = torch.cat([p.detach().flatten().clone() for p in trained])
+    stepper(batch, 0, 0, 10, 10.0)
+    after = torch.cat([p.detach().flatten() for p in trained])
+    assert float((after - before).norm()) == pytest.approx(10 * 1e-3, rel=0.02)
+
+
+def test_a_step_of_fp16_that_overflows_is_left_out_and_the_next_is_scaled_less() -> None:
+    stepper, batch = make("sacl", precision="fp16")
+    weight, scale = stepper.method.encoder.conv1.weight, stepper.scaler.get_scale()
+    before = weight.detach().clone()
+    handle = weight.register_hook(lambda gradient: gradient * torch.inf)
+    stepper(batch, 0, 0, 10, 0.1)
+    assert torch.equal(weight, before)
+    assert stepper.scaler.get_scale() == scale / 2
+    handle.remove()
+    stepper(batch, 0, 1, 10, 0.1)
+    assert not torch.equal(weight, before)
+
+
+def test_negatives_come_from_the_shards_the_device_or_both() -> None:
+    def prepared(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        stepper, batch = make("sacl", **changes)
+        moved = stepper._prepare(batch, Draws(0, 0, np.arange(16)))
+        assert torch.equal(moved["image"], batch["image"])
+        return batch["image"], batch["texture"], moved["texture"]
+
+    images, given, both = prepared(texture_source="both", shuffle_cells=[0.25, 0.25])
+    assert both.shape == (16, 2, 3, 32, 32)
+    assert torch.equal(both[:, :1], given)
+    assert not torch.equal(both[:, 1], images)
+    assert torch.equal(both[:, 1].flatten(2).sort(2).values, images.flatten(2).sort(2).values)
+    images, given, inside = prepared(texture_part="inside")
+    assert torch.equal(inside[:, 0, :, 0], images[:, :, 0])
+    assert torch.equal(inside[..., 16, 16], given[..., 16, 16])
+
+
+def test_cells_of_patch_shuffle_are_shares_of_the_smaller_side() -> None:
+    config = load_config(None, {})  # .07 to .32
+    assert [cell_sizes(config, size) for size in ((32, 96), (96, 32), (4, 4))] == [(2, 10), (2, 10), (1, 1)]
+
+
+def test_the_arithmetic_is_the_runs_and_as_it_was_afterwards() -> None:
+    cudnn = torch.backends.cudnn
+
+    def now() -> tuple[str, bool, bool, bool]:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, deterministic
+
+    before = now()
+    with arithmetic(load_config(None, {"tf32": False, "deterministic": True})):
+        assert now() == ("highest", False, False, True)
+        with arithmetic(load_config(None, {})):
+            assert now()[:3] == ("high", True, True)
+        assert now() == ("highest", False, False, True)
+    assert now() == before
 
 
 def test_a_drawn_negative_is_the_same_when_a_pirl_run_goes_on() -> None:

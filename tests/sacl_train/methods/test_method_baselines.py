@@ -159,6 +159,20 @@ def test_a_baselines_loss_and_gradients_are_its_algorithm_written_out(name: str)
             torch.testing.assert_close(mine.grad, its.grad, rtol=1e-7, atol=1e-12, msg=part)
 
 
+@pytest.mark.parametrize("name", ["mocov2", "simclr"])
+def test_the_projector_is_as_wide_as_asked_or_as_the_features(name: str) -> None:
+    for given, hidden in ((None, 16), (5, 5)):
+        first, *_, last = make(name, projector_hidden=given, projector_out=7).projector
+        assert (first.in_features, first.out_features, last.in_features, last.out_features) == (16, hidden, hidden, 7)
+
+
+def test_byols_heads_have_a_batch_norm_within_and_none_at_the_end() -> None:
+    """Grill et al. 2020, section 3.2."""
+    method = make("byol")
+    for head in (method.projector, method.predictor):
+        assert [type(layer).__name__ for layer in head] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+
+
 @pytest.mark.parametrize(("name", "m"), [("mocov2", 0.9), ("byol", 0.95)])
 def test_encoder_and_projector_of_the_target_follow(name: str, m: float) -> None:
     method = make(name, momentum=0.9)
@@ -343,14 +357,15 @@ def test_a_jigsaw_shows_each_cell_once_and_moves_them() -> None:
 
 
 def test_pirls_bank_moves_towards_what_was_seen_and_draws_anew() -> None:
-    method, (content, draws) = make("pirl", bank_momentum=0.5), batch()
-    before = method.bank.clone()
+    method, (content, draws) = make("pirl", bank_momentum=0.3), batch()
+    before, unit = method.bank.clone(), torch.nn.functional.normalize
     list(method.parts(content, draws))
     assert torch.equal(method.bank[8:], before[8:])
-    assert not (method.bank[:8] == before[:8]).all(1).any()
-    torch.testing.assert_close(method.bank.norm(dim=1), torch.ones(64))
+    seen = unit(method.projector(method.encoder(method.weak(content["image"], draws.of(0)))), dim=1)
+    torch.testing.assert_close(method.bank[:8], unit(0.3 * before[:8] + 0.7 * seen, dim=1))
     first = method._draw_negatives(0)
     assert np.array_equal(first, method._draw_negatives(0))
+    assert not np.array_equal(first, method._draw_negatives(1))
     method.after_step(0, 10)
     assert not np.array_equal(first, method._draw_negatives(0))
     assert np.array_equal(make("pirl", negatives=100)._draw_negatives(0), np.arange(64))
