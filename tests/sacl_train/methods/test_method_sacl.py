@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.methods import METHODS
+from sacl_train.methods.losses import embedding_std
 from sacl_train.methods.sacl import SACL, SACLSettings
 from sacl_train.nets import build_encoder
 from texturegen.errors import UserError
@@ -164,8 +165,10 @@ def test_a_fixed_batch_is_learnt(role: str) -> None:
 
 def test_only_the_online_networks_get_gradients_and_the_target_follows_them() -> None:
     method, batch = make(momentum=0.9), make_batch()
-    loss, _ = method(batch, draws(batch, 0))
+    loss, metrics = method(batch, draws(batch, 0))
     loss.backward()
+    keys = method._keys(method.weak(batch["image"], draws(batch, 0).of(1)))
+    torch.testing.assert_close(metrics["embedding_std"], embedding_std(keys))
     online = [method.encoder, method.projector, method.predictor]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for net in online for p in net.parameters())
     pairs = [(method.target_encoder, method.encoder), (method.target_projector, method.projector)]
@@ -174,7 +177,8 @@ def test_only_the_online_networks_get_gradients_and_the_target_follows_them() ->
     torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1).step()
     for (target, _), old in zip(pairs, before, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(target.parameters(), old, strict=True))
-    method.after_step(0, 10)
+    assert method.after_step(0, 10) == {"m": 0.9}
+    assert make(momentum=0.9, momentum_schedule="cosine").after_step(5, 10) == {"m": pytest.approx(0.95)}
     for (target, source), old in zip(pairs, before, strict=True):
         for mine, theirs, previous in zip(target.parameters(), source.parameters(), old, strict=True):
             torch.testing.assert_close(mine.detach(), 0.9 * previous + 0.1 * theirs.detach())
