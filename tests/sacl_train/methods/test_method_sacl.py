@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.nn import Linear
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
@@ -243,4 +244,6 @@ def test_registry_builds_with_settings() -> None:
     method = kind(encoder, weak, (16, 16), kind.Settings(**SMALL, tau=0.1))
     assert isinstance(method, SACL)
     assert method.settings.tau == 0.1
+    assert [layer.out_features for layer in method.projector if isinstance(layer, Linear)] == [24, 24, 16]
+    assert [layer.out_features for layer in method.predictor if isinstance(layer, Linear)] == [8, 16]
     assert method.encoder is encoder
