@@ -508,6 +508,7 @@ def test_lars_neither_decays_nor_scales_biases_and_norms() -> None:
     assert [p.ndim for p in groups[0]["params"]] == [2]
     assert [p.ndim for p in groups[1]["params"]] == [1, 1, 1]
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.1, 0.0)
+    assert {group["momentum"] for group in build_optimizer(network, "lars", momentum=0.7).param_groups} == {0.7}
     optimizer = build_optimizer(network, "lars", lr=1.0, momentum=0.0, weight_decay=0.0)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for p in network.parameters():
@@ -584,6 +585,30 @@ def test_damage_that_other_processes_found_counts(
     with pytest.raises(UserError, match="2 damaged samples are more than bad_share allows of 64; the last: two"):
         train(tiny(bad_share=0.02), shapes_shards, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_processes_that_see_different_directories_do_not_train(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(value: object) -> list[object]:
+        return [value, 4] if isinstance(value, int) else [value]
+
+    monkeypatch.setattr(sacl_train.loop.distributed, "gather_objects", gather)
+    with pytest.raises(UserError, match=r"found checkpoints of steps \[0, 4\]; all must see the same directory"):
+        train(tiny(), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_scale_of_fp16_goes_on(shapes_shards: Path, tmp_path: Path) -> None:
+    config = tiny(precision="fp16", batch_size=64, epochs=2, knn_every=0, keep=9)
+    train(config, shapes_shards, tmp_path)
+    first, last = tmp_path / "checkpoint-00000001.pt", tmp_path / "checkpoint-00000002.pt"
+    state = torch.load(first, weights_only=True)
+    state["scaler"]["scale"] = 1024.0
+    torch.save(state, first)
+    last.unlink()
+    train(config, shapes_shards, tmp_path)
+    assert torch.load(last, weights_only=True)["scaler"]["scale"] == 1024
 
 
 def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
