@@ -1,20 +1,22 @@
 """Lines of single steps: cut back to the checkpoint, never filled up."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 import sacl_train.metrics
-from sacl_train.metrics import Lap, StepLog
+from sacl_train.metrics import Board, Lap, StepLog
 
 
-def test_lines_behind_the_checkpoint_are_removed(tmp_path: Path) -> None:
-    path = tmp_path / "steps.jsonl"
+def test_lines_behind_the_checkpoint_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sizes = tmp_path / "steps.jsonl", []
+    monkeypatch.setattr(sacl_train.metrics.os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
     log = StepLog(path)
     log.write({"step": 0})
     saved = log.offset()
-    assert saved == path.stat().st_size > 0, "what a checkpoint counts on is on the disk"
+    assert sizes == [saved] == [path.stat().st_size], "what a checkpoint counts on is on the disk"
     log.write({"step": 1})
     log.close()
     again = StepLog(path, saved)
@@ -28,6 +30,22 @@ def test_a_log_that_was_lost_begins_anew(tmp_path: Path) -> None:
     log.write({"step": 5})
     log.close()
     assert (tmp_path / "steps.jsonl").read_bytes() == b'{"step": 5}\n'
+
+
+def test_events_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for begin, end in ((0, 8), (5, 7)):
+        board = Board(tmp_path, begin, wanted=True)
+        for step in range(begin, end):
+            board.write("step", {"loss": 10.0 * begin + step, "damaged": 1, "note": "no number"}, step)
+        board.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["step/loss", "step/damaged"]
+    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [
+        *((step, float(step)) for step in range(5)),
+        (5, 55.0),
+        (6, 56.0),
+    ]
 
 
 def test_speed_is_of_the_steps_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:

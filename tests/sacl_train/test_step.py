@@ -239,8 +239,10 @@ def test_what_fits_is_measured_as_the_run_computes(monkeypatch: pytest.MonkeyPat
     assert {dtype for _, dtype in seen} == {torch.bfloat16}
     assert seen[-1][0] == 4 * 2  # cells of two images
     assert "with 8 images at once; try half of it" in str(explain_memory(stepper, batch, 3, 0))
-    monkeypatch.setattr(sacl_train.step, "count_processes", lambda: 2)
     stepper.device = torch.device("cuda")
+    monkeypatch.setattr(sacl_train.step, "_estimate", lambda stepper, few, epoch: f"{len(few['image'])} tried")
+    assert "with 8 images at once; 2 tried. " in str(explain_memory(stepper, batch, 3, 0))
+    monkeypatch.setattr(sacl_train.step, "count_processes", lambda: 2)
     said = str(explain_memory(stepper, batch, 3, 0))
     assert "an estimate of what fits is made by a single process only" in said
     assert "--set accumulate=4" in said
