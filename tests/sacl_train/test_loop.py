@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,12 +25,14 @@ import sacl_train.signals
 from sacl_train.checkpoint import alone_in, directory_of, load_checkpoint
 from sacl_train.cli import train_main
 from sacl_train.config import Config, load_config
+from sacl_train.data.order import epoch_order
+from sacl_train.data.stream import Batch, Stream
 from sacl_train.loop import train
 from sacl_train.methods import SACL
 from sacl_train.optim import build_optimizer, cosine_lr
 from sacl_train.run import load_encoder, plan
 from sacl_train.signals import listen
-from sacl_train.step import largest_batch
+from sacl_train.step import Stepper, largest_batch
 from texturegen import open_shards
 from texturegen.build import Recipe, build
 from texturegen.errors import UserError
@@ -109,6 +113,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(ours["method"][name], theirs["method"][name]) for name in ours["method"])
 
 
+def test_every_epoch_has_its_own_order_and_every_step_its_number_and_rate(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch, step, asked = Stream.epoch, Stepper.__call__, []
+
+    def noted_epoch(self: Stream, number: int, skip: int = 0) -> Iterator[Batch]:
+        asked.append((number, skip))
+        return epoch(self, number, skip)
+
+    def noted_step(self: Stepper, batch: Batch, *where: int | float) -> dict[str, Any]:
+        asked.append(where)
+        return step(self, batch, *where)
+
+    monkeypatch.setattr(Stream, "epoch", noted_epoch)
+    monkeypatch.setattr(Stepper, "__call__", noted_step)
+    train(tiny(epochs=2, batch_size=32, knn_every=0, warmup_epochs=1.5), shapes_shards, tmp_path)
+    rates = [cosine_lr(number, 4, 0.1, 3) for number in range(4)]
+    steps = [(number // 2, number, 4, rate) for number, rate in enumerate(rates)]
+    assert asked == [(0, 0), *steps[:2], (1, 0), *steps[2:]]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_the_command_says_how_to_go_on(
     sent: signal.Signals, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,7 +184,10 @@ def test_the_best_checkpoint_is_that_of_the_best_score_the_newest_of_equals(
 def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(), shapes_shards, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+    rows = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(b"")  # as if killed between the checkpoint and them
     assert len(train(tiny(), shapes_shards, tmp_path)) == 3
+    assert (tmp_path / "metrics.jsonl").read_bytes() == rows
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == before
     assert sorted(path.name for path in before) == ["best.pt", "checkpoint-00000008.pt", "checkpoint-00000012.pt"]
 
@@ -559,6 +587,19 @@ def test_a_run_goes_on_when_a_sample_was_damaged_or_repaired_in_between(
         rows = train(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
         assert [row["damaged"] for row in rows] == ([0, 1, 1] if name == "damaged" else [1, 0, 0])
         assert (tmp_path / "run" / name / "damaged.txt").read_text().count(sample.key) == 1
+
+
+def test_damage_that_was_met_before_the_checkpoint_still_counts(shapes_shards: Path, tmp_path: Path) -> None:
+    shards = open_shards(shapes_shards)
+    sample = shards[int(epoch_order(shards.numbers, 0, 0)[0])]  # of the first batch
+    shutil.copytree(shapes_shards, tmp_path / "s")
+    tar = tmp_path / "s" / Path(sample.shard).name
+    tar.write_bytes(tar.read_bytes().replace(sample.image_bytes, bytes(len(sample.image_bytes))))
+    config = tiny(epochs=1, knn_every=0, save_every=1, keep=9, bad_share=0.02)
+    train(config, tmp_path / "s", tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-00000004.pt").unlink()
+    (row,) = train(config, tmp_path / "s", tmp_path / "run")
+    assert row["damaged"] == 1
 
 
 def test_two_trainers_do_not_meet_in_a_directory(shapes_shards: Path, tmp_path: Path) -> None:
