@@ -128,8 +128,8 @@ def test_every_epoch_has_its_own_order_and_every_step_its_number_and_rate(
 
     monkeypatch.setattr(Stream, "epoch", noted_epoch)
     monkeypatch.setattr(Stepper, "__call__", noted_step)
-    train(tiny(epochs=2, batch_size=32, knn_every=0, warmup_epochs=1.5), shapes_shards, tmp_path)
-    rates = [cosine_lr(number, 4, 0.1, 3) for number in range(4)]
+    train(tiny(epochs=2, batch_size=32, knn_every=0, warmup_epochs=0.5), shapes_shards, tmp_path)
+    rates = [cosine_lr(number, 4, 0.1, 1) for number in range(4)]
     steps = [(number // 2, number, 4, rate) for number, rate in enumerate(rates)]
     assert asked == [(0, 0), *steps[:2], (1, 0), *steps[2:]]
 
@@ -318,26 +318,27 @@ def test_a_collapse_is_warned_of(
     assert "the embeddings have collapsed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("last", "save_every", "good"), [(8, 1000, 4), (2, 1, 1)], ids=["epoch", "step"])
 def test_weights_that_the_last_step_destroyed_are_not_saved(
-    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last: int, save_every: int, good: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, steps = SACL.after_step, []
 
     def destroy(self: SACL, number: int, total: int) -> dict[str, float]:
         done = step(self, number, total)
         steps.append(1)
-        if len(steps) == 8:  # the last of the second epoch
+        if len(steps) == last:  # of the second epoch, or before a checkpoint within the first
             next(self.encoder.parameters()).data.fill_(float("nan"))
         return done
 
     monkeypatch.setattr(SACL, "after_step", destroy)
     with pytest.raises(
-        UserError, match=r"after step 8 weights are no longer finite; the last good checkpoint is of step 4"
+        UserError, match=rf"after step {last} weights are no longer finite; the last good checkpoint is of step {good}"
     ):
-        train(tiny(), shapes_shards, tmp_path)
+        train(tiny(save_every=save_every), shapes_shards, tmp_path)
     state = load_checkpoint(tmp_path)
     assert state is not None
-    assert state["epoch"] == 1
+    assert state["step"] == good
     assert all(tensor.isfinite().all() for tensor in state["method"].values())
 
 
