@@ -3,8 +3,12 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import sacl_train.loop
+from sacl_train.config import load_config
 
 PROGRAM = """
 import resource, sys, numpy as np
@@ -30,3 +34,11 @@ def test_memory_is_mapped_once() -> None:
     kept, with_it = faults("keep")
     assert kept
     assert with_it < faults("usual")[1] / 4
+
+
+def test_a_run_on_a_cpu_keeps_it(shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(sacl_train.loop, "keep_freed_memory", lambda: asked.append(True))
+    settings = {"encoder": "se_resnet8", "width": 4, "epochs": 0, "batch_size": 16, "device": "cpu"}
+    sacl_train.loop.train(load_config(None, settings), shapes_shards, tmp_path)
+    assert asked == [True]
