@@ -1,5 +1,6 @@
 """A step of the optimizer: what the host must not wait for, and what is said when the memory is full."""
 
+import copy
 import gc
 import weakref
 from pathlib import Path
@@ -14,7 +15,7 @@ import sacl_train.loop
 import sacl_train.step
 from sacl_train.config import load_config
 from sacl_train.data.draws import Draws
-from sacl_train.evaluate.online import OnlineProbe
+from sacl_train.evaluate.online import LR, OnlineProbe
 from sacl_train.loop import train
 from sacl_train.methods import METHODS, SACL
 from sacl_train.nets.ema import momentum_at
@@ -188,6 +189,30 @@ def test_the_arithmetic_is_the_runs_and_as_it_was_afterwards() -> None:
             assert now()[:3] == ("high", True, True)
         assert now() == ("highest", False, False, True)
     assert now() == before
+
+
+def test_the_online_probe_learns_from_the_labelled_by_their_numbers_and_leaves_the_encoder() -> None:
+    stepper, batch = make("sacl")
+    encoder, labels = stepper.method.encoder, torch.full((40,), -1)
+    labels[30:36] = torch.tensor([0, 0, 0, 1, 2, 2])
+    online, batch["index"] = OnlineProbe(encoder.out_features, labels), torch.arange(20, 36)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    done = online.step(encoder, batch, stepper.config)
+    assert done["online_top1"].item() == 0.5  # all logits are 0: the first class, of half of the six
+    shares = torch.tensor([3, 1, 2]) / 6  # the gradient of the mean over these: 1/3 less the share of each
+    torch.testing.assert_close(online.layer.bias.detach(), LR * (shares - 1 / 3))
+    assert encoder.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_an_online_probe_goes_on_with_its_momentum() -> None:
+    stepper, batch = make("sacl")
+    probes = [OnlineProbe(stepper.method.encoder.out_features, torch.arange(16) % 3) for _ in (0, 1)]
+    probes[0].step(stepper.method.encoder, batch, stepper.config)
+    probes[1].load(copy.deepcopy(probes[0].state()))
+    for probe in probes:
+        probe.step(stepper.method.encoder, batch, stepper.config)
+    assert torch.equal(probes[0].layer.weight, probes[1].layer.weight)
 
 
 def test_a_drawn_negative_is_the_same_when_a_pirl_run_goes_on() -> None:
