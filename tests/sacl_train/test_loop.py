@@ -27,6 +27,7 @@ from sacl_train.cli import train_main
 from sacl_train.config import Config, load_config
 from sacl_train.data.order import epoch_order
 from sacl_train.data.stream import Batch, Stream
+from sacl_train.evaluate import quick
 from sacl_train.loop import train
 from sacl_train.methods import SACL
 from sacl_train.optim import build_optimizer, cosine_lr
@@ -413,6 +414,26 @@ def test_unlabelled_images_train_without_a_knn_score(image_folder: Path, tmp_pat
     assert set(open_shards(tmp_path / "s").labels.tolist()) == {-1}
     rows = train(tiny(epochs=1, batch_size=2, knn_every=1), tmp_path / "s", tmp_path / "run")
     assert rows[0]["knn"] is None
+    with pytest.raises(UserError, match="no labelled images, and the online probe needs them"):
+        train(tiny(epochs=1, batch_size=2, online=True), tmp_path / "s", tmp_path / "other")
+
+
+def test_the_knn_score_is_of_other_images_than_its_bank(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, seen = open_shards(shapes_shards), []
+
+    def numbers_of(encoder: Any, images: Any, config: Config, device: Any, picked: np.ndarray) -> tuple:
+        return torch.from_numpy(picked)[:, None], torch.from_numpy(picked)
+
+    monkeypatch.setattr(quick, "SAMPLES", 50)
+    monkeypatch.setattr(quick, "extract_features", numbers_of)
+    monkeypatch.setattr(quick, "knn_accuracy", lambda *of: seen.append(of) or 0.5)
+    for seed in (0, 1):
+        assert quick.quick_knn(torch.nn.Identity(), shards, tiny(seed=seed), torch.device("cpu")) == 0.5
+    for bank, of_bank, queries, of_queries in seen:
+        assert (len(queries), len(bank), len(torch.cat([queries, bank]).unique())) == (10, 40, 50)
+        for numbers, labels in ((bank, of_bank), (queries, of_queries)):
+            assert torch.equal(labels, torch.from_numpy(shards.labels)[numbers[:, 0]])
+    assert not torch.equal(seen[0][0], seen[1][0])
 
 
 def test_the_rate_falls_along_half_a_cosine() -> None:
