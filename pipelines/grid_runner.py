@@ -36,6 +36,7 @@ from texturegen.console import plural
 from texturegen.errors import UserError
 from texturegen.files import write_json
 from texturegen.sources import SOURCES
+from texturegen.threads import count_cpus
 
 GRACE = 20.0  # seconds that a worker has for a checkpoint when its parent is gone
 idle = threading.Event()  # this worker has no cell at hand
@@ -93,7 +94,7 @@ def run_grid(
     """
     chosen = narrow(grid, only, {})
     out.mkdir(parents=True, exist_ok=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, count_cpus() // jobs)
     commands = Commands(out, threads)
     built: set[Path] = set()
     for cell in chosen.cells:

@@ -27,6 +27,7 @@ from sacl_train.cli_eval import eval_main
 from texturegen.errors import UserError
 from texturegen.files import write_json
 from texturegen.sources import SOURCES
+from texturegen.threads import count_cpus
 
 FINISHED = {"texturegen": (0, 3)}  # 3: a build that finished without some images, and said so
 
@@ -99,7 +100,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     for settings in journey.runs.values():
         load_config(None, settings)  # before hours are spent on the shards
     out.mkdir(parents=True, exist_ok=True)
-    commands = Commands(out, max(1, len(os.sched_getaffinity(0)) // jobs))
+    commands = Commands(out, max(1, count_cpus() // jobs))
     shards = {name: out / "shards" / name for name in journey.sets}
     for name, options in journey.sets.items():
         entry = SOURCES.get(options["dataset"])

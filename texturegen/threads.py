@@ -1,18 +1,31 @@
 """Work in threads of this process, for kernels that let go of the GIL."""
 
+import math
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
+
+from texturegen.cgroups import control_groups, read_number
 
 T = TypeVar("T")
 
 
 def count_cpus() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many CPUs this process may use: of the machine's, those that its affinity and its container leave."""
+    # sched_getaffinity is not there on macOS and Windows.
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(min([count, *(_cpu_share(group) for group in control_groups("cpu"))]))
+
+
+def _cpu_share(group: Path) -> float:
+    """CPUs' worth of time that a control group may have (cgroup v2: cpu.max, v1: cfs_quota_us)."""
+    try:
+        quota, period = map(int, (group / "cpu.max").read_text().split())
+    except (OSError, ValueError):  # version 1, or "max"
+        quota, period = (read_number(group / f"cpu.cfs_{name}_us") or -1 for name in ("quota", "period"))
+    return math.ceil(quota / period) if quota > 0 and period > 0 else math.inf
 
 
 def run_in_threads(job: Callable[[int], T], count: int, threads: int) -> list[T]:

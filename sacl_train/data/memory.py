@@ -1,7 +1,10 @@
 """How much memory this process may fill with decoded images."""
 
+import math
 import os
 from pathlib import Path
+
+from texturegen.cgroups import control_groups, read_number
 
 SHARE = 0.5  # of what is available: the rest is for the step, and for what else runs here
 UNKNOWN = 8e9  # bytes, where the system does not say
@@ -12,19 +15,29 @@ def cache_budget() -> float:
     return SHARE * available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def available_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that can be had without swapping, in the machine and in the control group (a container, a Slurm job).
+def available_memory(proc: Path = Path("/proc/meminfo"), groups: list[Path] | None = None) -> float:
+    """Bytes that can be had without swapping, in the machine and in all control groups (a container, a Slurm job).
 
     What the system says of the machine otherwise; 8 GB where it says nothing.
     """
-    free = _of_machine(proc)
+    groups = control_groups("memory") if groups is None else groups
+    return max(min([_of_machine(proc), *(_of_group(group) for group in groups)]), 0)
+
+
+def _of_group(group: Path) -> float:
+    """What a control group (version 2 or 1) leaves; infinite without a limit."""
+    limit, used = (read_number(group / name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        limit, used = (read_number(group / f"memory.{name}_in_bytes") for name in ("limit", "usage"))
+    if limit is None or used is None:
+        return math.inf
     try:
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         # Files read lately are counted as used, but are dropped for whoever needs the memory.
-        used = int((group / "memory.current").read_text()) - int(statistics["file"])
-        return max(min(free, int((group / "memory.max").read_text()) - used), 0)
-    except (OSError, ValueError, KeyError):  # no such group, or "max"
-        return free
+        used -= int(statistics.get("file") or statistics["total_cache"])
+    except (OSError, ValueError, KeyError):
+        pass
+    return limit - used
 
 
 def _of_machine(proc: Path) -> float:

@@ -280,7 +280,7 @@ def test_what_is_cached_is_half_of_the_memory_that_is_available(
 def test_available_memory_is_the_systems_and_the_containers(tmp_path: Path) -> None:
     proc, group = tmp_path / "meminfo", tmp_path / "group"
     proc.write_text("MemTotal:  4000 kB\nMemFree:  100 kB\nMemAvailable:    2000 kB\n")
-    assert available_memory(proc, group) == 2000 * 1024
+    assert available_memory(proc, [group]) == 2000 * 1024
     group.mkdir()
     for name, text in (
         ("memory.max", "900000"),
@@ -288,11 +288,28 @@ def test_available_memory_is_the_systems_and_the_containers(tmp_path: Path) -> N
         ("memory.stat", "anon 1\nfile 300000\n"),
     ):
         (group / name).write_text(text)
-    assert available_memory(proc, group) == 500000
+    assert available_memory(proc, [group]) == 500000
     (group / "memory.max").write_text("9000000")
-    assert available_memory(proc, group) == 2000 * 1024, "the machine has less than the group may take"
+    assert available_memory(proc, [group]) == 2000 * 1024, "the machine has less than the group may take"
     (group / "memory.max").write_text("300000")
-    assert available_memory(proc, group) == 0
+    assert available_memory(proc, [group]) == 0
     (group / "memory.max").write_text("max\n")
-    assert available_memory(proc, group) == 2000 * 1024
-    assert available_memory(tmp_path / "none", tmp_path / "none") > 0
+    assert available_memory(proc, [group]) == 2000 * 1024
+    assert available_memory(tmp_path / "none", []) > 0
+
+
+def test_the_smallest_limit_of_all_control_groups_holds_in_both_versions(tmp_path: Path) -> None:
+    proc = tmp_path / "meminfo"
+    proc.write_text("MemAvailable:    2000 kB\n")
+    task, job, old = (tmp_path / name for name in ("task", "job", "old"))
+    for group, names, amounts in (
+        (task, ("memory.max", "memory.current"), ("max", "700000")),
+        (job, ("memory.max", "memory.current"), ("900000", "700000")),
+        (old, ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"), ("500000", "450000", "total_cache 9")),
+    ):
+        group.mkdir()
+        for name, amount in zip(names, amounts, strict=True):
+            (group / name).write_text(amount)
+    assert available_memory(proc, [task, job]) == 200000
+    assert available_memory(proc, [task, job, old]) == 50009
+    assert available_memory(proc, [task]) == 2000 * 1024
