@@ -138,7 +138,7 @@ SCALES = {
             "imagenet100": _set("imagenet100", {"split": "train", "size": 224}, {"split": "val", "size": 224}),
         },
         train={"encoder": "se_resnet50", "batch_size": 128, "epochs": 200, "lr": 0.1, "keep": 1}
-        | {"precision": "bf16", "threads": 8},  # of an accelerator, and enough to keep it busy
+        | {"precision": "bf16"},  # of an accelerator
         heads={"mocov2": {"queue": 4096}, "pirl": {"negatives": 4096}},
         probe={"epochs": 200},
         train_of={"imagenet100": {"epochs": 100}},

@@ -82,7 +82,7 @@ class Config:
     channels_last: bool = True
     compile: bool = False  # the networks, by torch.compile
     deterministic: bool = False  # the same bits on every run on CUDA too; slower
-    threads: int = 2  # that decode images
+    threads: int | None = None  # that decode images; none: the CPUs there are, shared by the processes of a machine
     cache: str = "auto"  # decoded images in memory, all in each process: ram, none, or auto: if they fit into cache_gb
     cache_gb: float | None = None  # of a process; none: its part of half the memory that is available
     bad_share: float = 0.01  # of the samples that may be damaged, for all processes together, before the run stops

@@ -41,7 +41,9 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
         yield device
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    cuda = device.type == "cuda"
+    # Told its device, nccl connects now, and barriers do not have to guess it.
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
         yield device
     finally:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 
 from sacl_train import distributed
 from sacl_train.allocator import keep_freed_memory
-from sacl_train.checkpoint import alone_in, load_checkpoint, save_checkpoint
+from sacl_train.checkpoint import alone_in, save_checkpoint
 from sacl_train.config import Config, dump_config
+from sacl_train.data.device import read_later
 from sacl_train.evaluate.online import make_online
 from sacl_train.evaluate.quick import quick_knn
 from sacl_train.methods import Method
@@ -27,6 +29,7 @@ from sacl_train.run import (
     choose_device,
     comparable,
     describe,
+    load_begun,
     make_stream,
     refuse_other_run,
     resolve,
@@ -87,7 +90,7 @@ def train(config: Config, shards_dir: str | Path, out: str | Path) -> list[dict[
 
 
 def _train(config: Config, shards: Shards, out: Path) -> list[dict[str, Any]]:
-    state = load_checkpoint(out)
+    state = load_begun(out)
     config = resolve(config, shards, state)
     with arithmetic(config), distributed.joined(choose_device(config.device)) as device:
         if device.type == "cpu":
@@ -123,7 +126,7 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
         self.now, self.lap = Epoch(0), Lap()
         self.saved = 0
-        self.pending: deque[tuple[int, float, list[str], torch.Tensor]] = deque()
+        self.pending: deque[tuple[int, float, list[str], Callable[[], list[float]]]] = deque()
         self.stop_asked = False  # by any process, as all have read it
         self.log: StepLog | None = None
         self.new = state is None
@@ -216,9 +219,9 @@ class _Run:
                     done |= self.online.step(self.method.encoder, batch, config)
                 metrics = done
             if not metrics:  # behind the handler, which holds all tensors of the step that failed
-                raise explain_memory(self.stepper, batch, step, now.number)
+                raise explain_memory(self.stepper, batch, step, now.number, self._elsewhere())
             names, values = as_numbers({**metrics, "stop": float(self.asked.is_set())}, self.device)
-            self.pending.append((step, lr, names, distributed.average(values)))
+            self.pending.append((step, lr, names, read_later(distributed.average(values))))
             # Reading a figure waits for the device: on CUDA that of a step is read when the next is under way.
             self._read_metrics(leave=1 if self.device.type == "cuda" else 0)
             now.batches += 1
@@ -242,13 +245,13 @@ class _Run:
     def _read_metrics(self, leave: int = 0) -> None:
         """Take in the metrics of all steps but the last `leave`; UserError for a loss that is not finite."""
         while len(self.pending) > leave:
-            step, lr, names, tensor = self.pending.popleft()
-            values = dict(zip(names, tensor.tolist(), strict=True))
+            step, lr, names, read = self.pending.popleft()
+            values = dict(zip(names, read(), strict=True))
             self.stop_asked |= values.pop("stop") > 0
             if not math.isfinite(values["loss"]):
                 raise UserError(
                     f"step {step} (epoch {step // self.steps + 1}): the loss is {values['loss']}; the last good "
-                    f"checkpoint is of step {self.saved}. Try a lower lr, into another --out"
+                    f"checkpoint is of step {self.saved}. Try a lower lr{self._elsewhere()}"
                 )
             for name, value in values.items():
                 self.now.sums[name] = self.now.sums.get(name, 0.0) + value
@@ -290,7 +293,7 @@ class _Run:
 
     def _damaged(self) -> dict[int, str]:
         """What any of the processes could not read; UserError when it is too much."""
-        found = distributed.gather_objects(self.stream.bad)
+        found = distributed.gather_objects(self.stream.found_bad())
         damaged = dict(sorted((number, text) for part in found for number, text in part.items()))
         self.stream.take_in(damaged)
         return damaged
@@ -300,7 +303,8 @@ class _Run:
         every, number = self.config.knn_every, self.now.number + 1
         if not every or (number % every and number != self.config.epochs):
             return False
-        row["knn"] = quick_knn(self.method.encoder, self.shards, self.config, self.device) if self.first else None
+        with torch.compiler.set_stance("force_eager"):  # minutes of compiling again, in eval mode, for this
+            row["knn"] = quick_knn(self.method.encoder, self.shards, self.config, self.device) if self.first else None
         distributed.wait()
         scores = [other["knn"] for other in self.rows if other.get("knn") is not None]
         return row["knn"] is not None and row["knn"] >= max(scores, default=0)
@@ -319,8 +323,12 @@ class _Run:
         if not bool(finite):  # the device is waited for once
             raise UserError(
                 f"after step {self.step} weights are no longer finite; the last good checkpoint is of step "
-                f"{self.saved}. Try a lower lr, into another --out"
+                f"{self.saved}. Try a lower lr{self._elsewhere()}"
             )
+
+    def _elsewhere(self) -> str:
+        """To be added to advice on settings: a run that has saved a step takes no others."""
+        return ", into another --out" if self.saved else ""
 
     def close(self) -> None:
         if self.log is not None:

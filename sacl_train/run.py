@@ -13,6 +13,7 @@ from sacl_train.config import Config, load_config
 from sacl_train.data.stream import Plan, Stream, channel_statistics
 from sacl_train.data.weak import WeakAugment, make_policy
 from sacl_train.distributed import count_processes, process_rank
+from sacl_train.evaluate.online import make_online
 from sacl_train.methods import METHODS, Method
 from sacl_train.metrics import require_board
 from sacl_train.nets import Encoder, build_encoder
@@ -24,20 +25,26 @@ FREE = ("device", "threads", "cache", "cache_gb", "bad_share", "save_every", "ke
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is some, else the CPU; of torchrun's processes each has the CUDA device of its number.
+    """`auto` is CUDA where there is some, else the CPU; of torchrun's processes each has the CUDA device of its number,
+    or the one that it is shown.
 
-    UserError for a device that is not there.
+    UserError for a device that is not there, or is neither a CPU nor CUDA's.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    tried = name
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"device {name!r}: this program knows cpu and cuda")
         if device.type == "cuda" and "LOCAL_RANK" in os.environ:
             # Whoever only asked the first one for memory would have some of it for good.
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            shown = torch.cuda.device_count()
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if shown != 1 else 0)
+            tried = str(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}); try cpu") from None
+        raise UserError(f"device {tried!r} is not to be had here ({str(error).splitlines()[0]}); try cpu") from None
     return device
 
 
@@ -98,8 +105,8 @@ def build_method(config: Config, image_size: tuple[int, int]) -> Method:
     """The method of `config` with freshly initialised networks, a function of the config (and its seed) alone."""
     if config.mean is None or config.std is None:
         raise ValueError("mean and std must be resolved before the networks are built")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: CUDA's generators stay as they are
+        torch.default_generator.manual_seed(config.seed)
         encoder = build_encoder(
             config.encoder,
             config.stem,
@@ -132,17 +139,29 @@ def describe(config: Config, stream: Stream, step: int) -> str:
 def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Config, str]:
     """What `train` would do, with nothing written: the resolved config, and a line about it.
 
-    Raises the UserErrors that `train` raises before its first step.
+    Raises the UserErrors that `train` raises before its first step in a single process.
     """
     shards = open_shards(shards_dir)
+    choose_device(config.device)
     require_board(config.tensorboard)
-    state = load_checkpoint(Path(out))
+    state = load_begun(Path(out))
     config = resolve(config, shards, state)
-    stream = make_stream(config, shards, torch.device("cpu"))
-    build_method(config, shards.image_size())
+    cpu = torch.device("cpu")  # what is made here is only looked at
+    stream = make_stream(config, shards, cpu)
+    make_online(config, build_method(config, shards.image_size()).encoder, shards, cpu)
     if state is not None:
         refuse_other_run(Path(out), state, config, shards_digest(shards))
     return config, describe(config, stream, state["step"] if state else 0)
+
+
+def load_begun(out: Path) -> dict[str, Any] | None:
+    """The newest checkpoint in `out`, for a run to go on from; None where there is none.
+
+    None too for a run that ended before its first step (out of memory, a loss that is not finite): the next try begins
+    anew, with what settings it likes. An untrained encoder, of 0 epochs, is a run that is done.
+    """
+    state = load_checkpoint(out)
+    return None if state is not None and state["step"] == 0 < state["config"]["epochs"] else state
 
 
 def comparable(config: Config) -> dict[str, Any]:

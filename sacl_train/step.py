@@ -115,8 +115,10 @@ def cell_sizes(config: Config, image_size: tuple[int, ...]) -> tuple[int, int]:
     return low, high
 
 
-def explain_memory(stepper: Stepper, batch: Batch, step: int, epoch: int) -> UserError:
+def explain_memory(stepper: Stepper, batch: Batch, step: int, epoch: int, elsewhere: str = "") -> UserError:
     """What to say when the device's memory did not hold a batch: the largest that fits, from a step of an eighth.
+
+    elsewhere: to be added to the advice to take other settings.
 
     To be called when nothing holds the failed step's tensors: an exception that is being handled does.
     """
@@ -130,6 +132,7 @@ def explain_memory(stepper: Stepper, batch: Batch, step: int, epoch: int) -> Use
     return UserError(
         f"step {step}: the device is out of memory with {size} images at once; {advice}. Smaller pieces of a batch: "
         f"--set accumulate={2 * stepper.config.accumulate}; less memory: --set checkpointing=true or precision=bf16"
+        f"{elsewhere}"
     )
 
 

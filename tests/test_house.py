@@ -18,6 +18,8 @@ KNOWN_TO_TRAINER = (
     "texturegen.images",
     "texturegen.files",
     "texturegen.lock",
+    "texturegen.cgroups",
+    "texturegen.threads",
 )
 FORBIDDEN = [
     ("texturegen/texture", ("texturegen.sources", "texturegen.shards", "texturegen.build")),

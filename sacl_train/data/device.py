@@ -1,6 +1,6 @@
-"""Small arrays from the host to the device, without the host waiting for the device."""
+"""Small arrays from the host to the device and back, without the host waiting for the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +17,25 @@ def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     return unpack(pack(arrays, pin=device.type == "cuda").to(device, non_blocking=True), arrays)
+
+
+def read_later(values: Tensor) -> Callable[[], list[float]]:
+    """Begin to fetch 1-d `values`; the function that gives them waits for them, not for what is queued after them.
+
+    On CUDA `values.tolist()` would wait for all that is queued by the time it is called.
+    """
+    if values.device.type != "cuda":
+        return values.tolist
+    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    there.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return there.tolist()
+
+    return read
 
 
 def pack(arrays: Sequence[np.ndarray], pin: bool = False) -> Tensor:

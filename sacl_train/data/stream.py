@@ -1,5 +1,7 @@
 """Shards -> uint8 batches: an order per epoch, decoded by threads ahead of the consumer."""
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +16,7 @@ from sacl_train.data.order import count_batches, epoch_order, split_batch
 from texturegen.console import warn
 from texturegen.errors import UserError, nearest
 from texturegen.shards import Shards
+from texturegen.threads import count_cpus
 
 Batch = dict[str, torch.Tensor]
 CACHES = ("auto", "ram", "none")
@@ -57,6 +60,8 @@ class Stream:
     A sample whose bytes are damaged is named in a warning and another of the epoch stands in for it, the same in every
     run. More than `bad_share` of all samples: UserError.
 
+    threads: that decode; None takes the CPUs there are, by equal parts to the processes that torchrun started here.
+
     Images are decoded once and kept as uint8 with cache "ram", or "auto" where `cache_gb` is enough for all of them;
     every process keeps all. None for `cache_gb` takes half of the memory that is available (see `memory`).
 
@@ -68,7 +73,7 @@ class Stream:
         self,
         shards: Shards,
         plan: Plan,
-        threads: int = 2,
+        threads: int | None = None,
         cache: str = "auto",
         cache_gb: float | None = None,
         bad_share: float = 0.01,
@@ -86,8 +91,9 @@ class Stream:
             )
         if cache not in CACHES:
             raise UserError(f"unknown cache '{cache}'{nearest(cache, CACHES)}; known: {', '.join(CACHES)}")
-        self.shards, self.plan, self.threads, self.pin = shards, plan, threads, pin
+        self.shards, self.plan, self.threads, self.pin = shards, plan, threads or default_threads(), pin
         self.bad: dict[int, str] = {}  # number of each damaged sample -> what is wrong
+        self._noting = threading.Lock()  # the threads that decode find them while others look
         self._most_bad = bad_share * len(shards)
         if plan.order == "shards" and len(shards):
             each = sum(shard["bytes"] for shard in shards.build["shards"]) / len(shards)
@@ -163,6 +169,11 @@ class Stream:
         textures = torch.empty((len(indices), drawn, *side), dtype=torch.uint8, pin_memory=self.pin)
         first = self._choose(indices, epoch)
         taken: list[int] = []
+        if self._cache is not None and self._cached[indices].all() and not self.bad.keys() & set(indices.tolist()):
+            images.numpy()[:] = self._cache[indices, 0]
+            for number in range(drawn):
+                textures.numpy()[:, number] = self._cache[indices, np.add(first, 1 + number)]
+            return self._as_batch(images, textures, indices.tolist())
         for i, index in enumerate(indices.tolist()):
             into = images[len(taken)].numpy(), textures[len(taken)].numpy()
             if self._read(index, first[i], *into):
@@ -172,8 +183,12 @@ class Stream:
                 firsts = self._choose(candidates, epoch)
                 pairs = zip(candidates.tolist(), firsts, strict=True)
                 taken.append(next(n for n, chosen in pairs if self._read(n, chosen, *into)))
+        return self._as_batch(images, textures, taken)
+
+    def _as_batch(self, images: torch.Tensor, textures: torch.Tensor, taken: list[int]) -> Batch:
+        """The first of (N, H, W, 3) and (N, P, H, W, 3), as many as are taken, with their numbers."""
         batch = {"image": images[: len(taken)].permute(0, 3, 1, 2), "index": torch.tensor(taken, dtype=torch.int64)}
-        if drawn:
+        if textures.shape[1]:
             batch["texture"] = textures[: len(taken)].permute(0, 1, 4, 2, 3)
         return batch
 
@@ -221,9 +236,15 @@ class Stream:
                 self.bad[index] = fault
 
     def take_in(self, damaged: dict[int, str]) -> None:
-        """What all processes together have found (their `bad`): `bad_share` is meant for that."""
-        self.bad.update(damaged)
-        self._refuse_too_many()
+        """What all processes together have found (their `found_bad`): `bad_share` is meant for that."""
+        with self._noting:
+            self.bad.update(damaged)
+            self._refuse_too_many()
+
+    def found_bad(self) -> dict[int, str]:
+        """A copy of `bad`, which threads may be adding to."""
+        with self._noting:
+            return dict(self.bad)
 
     def _refuse_too_many(self) -> None:
         if len(self.bad) > self._most_bad:
@@ -234,11 +255,18 @@ class Stream:
             )
 
     def _note_bad(self, index: int, fault: str) -> None:
-        self.bad[index] = fault
-        self._refuse_too_many()
-        if len(self.bad) <= NAMED:
-            last = "; further ones are counted only" if len(self.bad) == NAMED else ""
+        with self._noting:
+            self.bad[index] = fault
+            self._refuse_too_many()
+            count = len(self.bad)
+        if count <= NAMED:
+            last = "; further ones are counted only" if count == NAMED else ""
             warn(f"skipped: {fault}{last}")
+
+
+def default_threads() -> int:
+    """This process's part of the CPUs."""
+    return max(1, count_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def channel_statistics(shards: Shards, at_most: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:

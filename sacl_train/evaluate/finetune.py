@@ -121,7 +121,7 @@ def _crops(config: Config) -> WeakAugment:
     return WeakAugment(make_policy("geometric", (0.5, 1.0), degrees=0.0, shift=0.0), config.mean, config.std)
 
 
-def _read(images: Images, picked: np.ndarray, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _read(images: Images, picked: np.ndarray, threads: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 (N, 3, H, W) and their numbers, all in memory."""
     batches = list(images.batches(picked, threads))
     return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["index"] for batch in batches])

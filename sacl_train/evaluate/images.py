@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.data.stream import Plan, Stream
+from sacl_train.data.stream import Plan, Stream, default_threads
 from texturegen.console import plural, warn
 from texturegen.errors import UserError
 from texturegen.shards import Shards, open_shards
@@ -51,7 +51,7 @@ class Images:
         """The name of an image."""
         raise NotImplementedError
 
-    def batches(self, indices: np.ndarray | None = None, threads: int = 2) -> Iterator[Batch]:
+    def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
         """Up to 256 at a time, in the order of `indices` (all by default): "image" uint8 (n, 3, H, W), "index" int64.
 
         Damaged images are left out, with a warning.
@@ -75,7 +75,7 @@ class ShardImages(Images):
     def key(self, number: int) -> str:
         return self.shards.keys[number]
 
-    def batches(self, indices: np.ndarray | None = None, threads: int = 2) -> Iterator[Batch]:
+    def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
         return Stream(self.shards, Plan(BATCH), threads, cache="none").in_order(indices)
 
 
@@ -86,7 +86,7 @@ class SourceImages(Images):
         self.source, self.place, self.split = source, place, source.split
         self.classes, self.digest = source.classes, f"{source.digest}-{source.size}"
         self.damaged: dict[int, str] = {}
-        items = list(self._read(np.arange(len(source)), _about, 2))
+        items = list(self._read(np.arange(len(source)), _about, None))
         labels = np.full(len(source), -1)
         for number, (label, _, _) in items:
             labels[number] = label
@@ -106,7 +106,7 @@ class SourceImages(Images):
     def key(self, number: int) -> str:
         return self.source.key(number)
 
-    def batches(self, indices: np.ndarray | None = None, threads: int = 2) -> Iterator[Batch]:
+    def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
         order = np.arange(len(self)) if indices is None else indices
         for at in range(0, len(order), BATCH):
             read = list(self._read(order[at : at + BATCH], lambda item: item.image, threads))
@@ -114,7 +114,7 @@ class SourceImages(Images):
                 images = torch.from_numpy(np.stack([image for _, image in read])).permute(0, 3, 1, 2)
                 yield {"image": images, "index": torch.tensor([number for number, _ in read])}
 
-    def _read(self, order: np.ndarray, take: Callable[[Any], Any], threads: int) -> Iterator[tuple[int, Any]]:
+    def _read(self, order: np.ndarray, take: Callable[[Any], Any], threads: int | None) -> Iterator[tuple[int, Any]]:
         def read(number: int) -> Any:
             try:
                 return take(self.source[number])
@@ -123,7 +123,7 @@ class SourceImages(Images):
                 return None
 
         pending: deque[tuple[int, Future[Any]]] = deque()
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads or default_threads()) as pool:
             for number in order.tolist():
                 pending.append((number, pool.submit(read, number)))
                 if len(pending) > 64:

@@ -9,9 +9,9 @@ from torch import Tensor
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather_with_gradient
+from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import cross_correlation, embedding_std
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import refuse_textures
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import deep_mlp
 from texturegen.errors import UserError
@@ -27,7 +27,7 @@ class BarlowSettings:
     texture_role: str = "none"
 
     def __post_init__(self) -> None:
-        refuse_textures("barlow", self.texture_role)
+        check_settings_without_negatives(self, "barlow")
         if self.redundancy < 0:
             raise UserError(f"redundancy is {self.redundancy}; it must be at least 0")
 

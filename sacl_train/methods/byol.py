@@ -10,10 +10,10 @@ from torch import Tensor
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather
+from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import embedding_std, negative_cosine
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import check_choice, refuse_textures
-from sacl_train.nets.ema import SCHEDULES, make_target, momentum_at, update_target
+from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
 
@@ -30,8 +30,7 @@ class BYOLSettings:
     texture_role: str = "none"
 
     def __post_init__(self) -> None:
-        check_choice("momentum_schedule", self.momentum_schedule, SCHEDULES)
-        refuse_textures("byol", self.texture_role)
+        check_settings_without_negatives(self, "byol")
 
 
 class BYOL(Method):

@@ -24,8 +24,8 @@ def info_nce(
 
     p: queries (A, N, D), A combinations of N images. z: keys (M, D), M >= N; query [a, i] belongs to key first + i
     (the keys of several processes follow each other). t: P texture keys per image (M, P, D), always negatives.
-    All are L2-normalised here (eq. 8) and computed in float32 (or in float64 if given so), also under autocast. Per
-    query (eq. 10):
+    All are L2-normalised here (eq. 8) and kept in float32 (or in float64 if given so), also under autocast; with TF32
+    on, CUDA rounds their products to it. Per query (eq. 10):
         -log( exp(p.z_i / tau) / (sum_b exp(p.z_b / tau) + sum_b w_ib sum_k exp(alpha p.t_bk / tau)) )
     averaged over A and N. scope "batch": w = 1, every texture of the batch; "own": w_ib = 1 only for b = i.
     alpha multiplies the similarity to textures.

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
-from sacl_train.methods.losses import SCOPES, bank_nce, embedding_std
+from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
+from sacl_train.methods.losses import bank_nce, embedding_std
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import NEGATIVE_ROLES, TEXTURE_VIEWS, check_choice, keys_for_queries
+from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.ema import make_target, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
-from texturegen.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,7 @@ class MoCoV2Settings:
     texture_view: str = "own"
 
     def __post_init__(self) -> None:
-        check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
-        check_choice("scope", self.scope, SCOPES)
-        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
-        if self.queue < 1 or not self.tau > 0 or not 0 <= self.momentum <= 1:
-            raise UserError("queue must be at least 1, tau above 0 and momentum from 0 to 1")
+        check_settings(self, NEGATIVE_ROLES)
 
 
 class MoCoV2(Method):

@@ -17,9 +17,10 @@ from sacl_train.data.device import send
 from sacl_train.data.draws import Draws, mix, uniform
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
-from sacl_train.methods.losses import SCOPES, embedding_std, pirl_nce
+from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
+from sacl_train.methods.losses import embedding_std, pirl_nce
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import NEGATIVE_ROLES, TEXTURE_VIEWS, check_choice, keys_for_queries
+from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
 
@@ -51,11 +52,9 @@ class PIRLSettings:
     texture_view: str = "own"
 
     def __post_init__(self) -> None:
-        check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
-        check_choice("scope", self.scope, SCOPES)
-        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
-        if self.negatives < 1 or not self.tau > 0 or not 0 <= self.weight <= 1 or not 0 <= self.bank_momentum < 1:
-            raise UserError("negatives must be at least 1, tau above 0, weight from 0 to 1, bank_momentum below 1")
+        check_settings(self, NEGATIVE_ROLES)
+        if not 0 <= self.bank_momentum < 1:
+            raise UserError(f"bank_momentum is {self.bank_momentum}; it must be at least 0 and below 1")
 
 
 class PIRL(Method):

@@ -12,10 +12,11 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.grid import check_grid, combine, split_grid
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
-from sacl_train.methods.losses import SCOPES, embedding_std, info_nce
+from sacl_train.methods.checks import check_settings
+from sacl_train.methods.losses import embedding_std, info_nce
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import TEXTURE_VIEWS, check_choice, keys_for_queries, texture_views
-from sacl_train.nets.ema import SCHEDULES, make_target, momentum_at, update_target
+from sacl_train.methods.textures import keys_for_queries, texture_views
+from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
 from texturegen.errors import UserError
@@ -50,19 +51,9 @@ class SACLSettings:
     predictor_hidden: int = 512
 
     def __post_init__(self) -> None:
-        check_choice("texture_role", self.texture_role, TEXTURE_ROLES)
-        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
-        check_choice("scope", self.scope, SCOPES)
-        check_choice("momentum_schedule", self.momentum_schedule, SCHEDULES)
+        check_settings(self, TEXTURE_ROLES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be from 1 to grid*grid; got cells {self.cells} of grid {self.grid}")
-        for width in ("projector_hidden", "projector_out", "predictor_hidden"):
-            if getattr(self, width) < 1:
-                raise UserError(f"{width} must be at least 1, not {getattr(self, width)}")
-        if not self.tau > 0:
-            raise UserError(f"tau must be positive, not {self.tau}")
-        if not 0 <= self.momentum <= 1:
-            raise UserError(f"momentum must be from 0 to 1, not {self.momentum}")
 
 
 class SACL(Method):

@@ -10,12 +10,12 @@ from torch import Tensor
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather_with_gradient, process_rank
-from sacl_train.methods.losses import SCOPES, embedding_std, nt_xent
+from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
+from sacl_train.methods.losses import embedding_std, nt_xent
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import NEGATIVE_ROLES, TEXTURE_VIEWS, check_choice, keys_for_queries
+from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
-from texturegen.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,7 @@ class SimCLRSettings:
     texture_view: str = "own"
 
     def __post_init__(self) -> None:
-        check_choice("texture_role", self.texture_role, NEGATIVE_ROLES)
-        check_choice("scope", self.scope, SCOPES)
-        check_choice("texture_view", self.texture_view, TEXTURE_VIEWS)
-        if not self.tau > 0:
-            raise UserError(f"tau must be positive, not {self.tau}")
+        check_settings(self, NEGATIVE_ROLES)
 
 
 class SimCLR(Method):

@@ -10,9 +10,9 @@ from torch import Tensor
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather
+from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import embedding_std, negative_cosine
 from sacl_train.methods.method import Method, Part
-from sacl_train.methods.textures import refuse_textures
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
 
@@ -27,7 +27,7 @@ class SimSiamSettings:
     texture_role: str = "none"
 
     def __post_init__(self) -> None:
-        refuse_textures("simsiam", self.texture_role)
+        check_settings_without_negatives(self, "simsiam")
 
 
 class SimSiam(Method):

@@ -8,9 +8,8 @@ from torch import Tensor
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather as gather_keys
-from texturegen.errors import UserError, nearest
+from texturegen.errors import UserError
 
-NEGATIVE_ROLES = ("negative", "none")
 TEXTURE_VIEWS = ("own", "query")
 FIRST, SECOND = 2, 0x40000  # purposes of `draws`: first and second views of the textures, by number
 
@@ -65,19 +64,3 @@ def keys_for_queries(
     if texture_view == "own":
         return [gather(texture_keys(encode, weak, batch, draws))] * len(queries)
     return [gather(texture_keys(encode, weak, batch, draws, states)) for states in queries]
-
-
-def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
-    """UserError, with the nearest, unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"unknown {setting} '{value}'{nearest(value, choices)}; known: {', '.join(choices)}")
-
-
-def refuse_textures(method: str, role: str) -> None:
-    """UserError where a method that has no negatives is asked to take textures as such."""
-    check_choice("texture_role", role, ("none", "negative", "instance", "positive"))
-    if role != "none":
-        raise UserError(
-            f"{method} contrasts nothing with anything, so a texture cannot be its negative (texture_role '{role}'); "
-            "take --texture-role none, or a method with negatives: sacl, mocov2, simclr, pirl"
-        )

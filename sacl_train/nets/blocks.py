@@ -87,7 +87,7 @@ class Stage(nn.Sequential):
             def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
                 return nullcontext(), _statistics_kept(block)
 
-            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
         return x
 
 

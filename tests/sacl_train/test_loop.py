@@ -297,6 +297,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: 
     ):
         train(tiny(lr=1e30), shapes_shards, tmp_path)
     assert load_checkpoint(tmp_path) is not None
+    assert len(train(tiny(epochs=1), shapes_shards, tmp_path)) == 1, "nothing is lost when it begins anew"
 
 
 def test_a_collapse_is_warned_of(

@@ -14,12 +14,14 @@ from sacl_train.run import (
     choose_device,
     comparable,
     describe,
+    load_begun,
     make_stream,
     plan,
     refuse_other_run,
     resolve,
 )
 from texturegen import open_shards
+from texturegen.build import Recipe, build
 from texturegen.errors import UserError
 
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "device": "cpu"}
@@ -107,13 +109,38 @@ def test_a_run_goes_on_with_other_settings_of_where_and_how_fast_only(tmp_path: 
 def test_a_dry_run_refuses_what_the_run_would(shapes_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="32x32 pixels do not split into a 3x3 grid"):
         plan(tiny(grid=3), shapes_shards, tmp_path)
-    state = {"config": comparable(tiny()), "shards": "digest", "step": 0}
-    torch.save(state, tmp_path / "checkpoint-00000000.pt")
+    with pytest.raises(UserError, match="device 'cuda:99' is not to be had here"):
+        plan(tiny(device="cuda:99"), shapes_shards, tmp_path)
+    state = {"config": comparable(tiny()), "shards": "digest", "step": 1}
+    torch.save(state, tmp_path / "checkpoint-00000001.pt")
     with pytest.raises(UserError, match=r"holds another run \(seed 0 there, 1 asked; other shards\)"):
         plan(tiny(seed=1), shapes_shards, tmp_path)
+
+
+def test_a_dry_run_asks_for_labels_where_the_probe_does(image_folder: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(image_folder.rglob("*.png"))):
+        path.rename(flat / f"{number}.png")
+    build(Recipe("folder", size=32), tmp_path / "shards", root=str(flat))
+    plan(tiny(batch_size=2), tmp_path / "shards", tmp_path / "run")
+    with pytest.raises(UserError, match="no labelled images"):
+        plan(tiny(batch_size=2, online=True), tmp_path / "shards", tmp_path / "run")
+
+
+def test_a_run_that_has_not_made_a_step_may_begin_anew(tmp_path: Path) -> None:
+    for step, epochs, kept in ((0, 5, False), (0, 0, True), (1, 5, True)):
+        torch.save({"config": {"epochs": epochs}, "step": step}, tmp_path / "checkpoint-00000000.pt")
+        assert (load_begun(tmp_path) is not None) == kept
+    assert load_begun(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu"])
 def test_a_device_that_is_not_there_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"device '{name}' is not to be had here"):
         choose_device(name)
+
+
+def test_other_devices_than_those_it_was_written_for_are_refused() -> None:
+    with pytest.raises(UserError, match="device 'mps': this program knows cpu and cuda"):
+        choose_device("mps")

@@ -283,3 +283,5 @@ def test_each_of_torchruns_processes_asks_its_own_device(monkeypatch: pytest.Mon
         assert choose_device(name) == torch.device("cuda", 3)
     assert set(asked[1:]) == {torch.device("cuda", 3)}
     assert choose_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # each process is shown its own alone
+    assert choose_device("cuda") == torch.device("cuda", 0)

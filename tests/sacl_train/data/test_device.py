@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sacl_train.data import device
-from sacl_train.data.device import constant, pack, send, unpack
+from sacl_train.data.device import constant, pack, read_later, send, unpack
 
 
 def test_what_is_packed_comes_out_again() -> None:
@@ -42,6 +42,38 @@ def test_what_goes_to_cuda_goes_in_one_copy_from_page_locked_memory(monkeypatch:
     monkeypatch.setattr(device, "pack", packed)
     assert [tensor.tolist() for tensor in send(arrays, torch.device("cuda"))] == [[0, 1, 2], [[0, 0], [0, 0]]]
     assert asked == [True, ("cuda", True)]
+
+
+def test_what_is_read_later_waits_for_its_own_copy_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_later(torch.tensor([1.5, 2.0]))() == [1.5, 2.0]
+    done: list[str] = []
+
+    class There:
+        """Of the host, as page-locked memory would be."""
+
+        def copy_(self, values: Any, non_blocking: bool) -> None:
+            done.append(f"copy, non_blocking {non_blocking}")
+
+        def tolist(self) -> list[float]:
+            done.append("read")
+            return [3.0]
+
+    class Event:
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+    class Values:
+        device, shape, dtype = torch.device("cuda"), (1,), torch.float64
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: There() if pin_memory else None)
+    read = read_later(Values())  # type: ignore[arg-type]
+    assert done == ["copy, non_blocking True", "record"]
+    assert read() == [3.0]
+    assert done[2:] == ["wait", "read"]
 
 
 def test_a_constant_is_made_once_and_serves_training_after_evaluation() -> None:

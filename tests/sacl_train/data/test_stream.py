@@ -1,6 +1,7 @@
 """The stream of batches: every sample at most once an epoch, the same order for the same seed, true pixels."""
 
 import shutil
+import threading
 from itertools import chain
 from pathlib import Path
 
@@ -296,6 +297,32 @@ def test_available_memory_is_the_systems_and_the_containers(tmp_path: Path) -> N
     (group / "memory.max").write_text("max\n")
     assert available_memory(proc, [group]) == 2000 * 1024
     assert available_memory(tmp_path / "none", []) > 0
+
+
+def test_cached_batches_are_those_that_are_decoded(tmp_path: Path) -> None:
+    build(Recipe("shapes", limit=24, per_image=3), tmp_path / "shards")
+    shards = open_shards(tmp_path / "shards")
+    for textures in ("one", "all", "none"):
+        plan = Plan(8, seed=1, textures=textures)
+        cached, decoded = Stream(shards, plan, cache="ram"), Stream(shards, plan, cache="none")
+        for epoch in range(3):
+            for mine, other in zip(cached.epoch(epoch), decoded.epoch(epoch), strict=True):
+                assert mine.keys() == other.keys()
+                for name, values in mine.items():
+                    assert torch.equal(values, other[name])
+                    assert values.stride() == other[name].stride()
+
+
+def test_what_is_bad_can_be_asked_for_while_threads_find_more(shapes_shards: Path) -> None:
+    stream = Stream(open_shards(shapes_shards), Plan(16), bad_share=1e6)
+    finding = threading.Thread(target=lambda: [stream._note_bad(n, "damaged") for n in range(100_000)])
+    finding.start()
+    sizes = []
+    while finding.is_alive():
+        sizes.append(len(sorted(stream.found_bad().items())))
+    finding.join()
+    assert sizes == sorted(sizes)
+    assert len(stream.found_bad()) == 100_000
 
 
 def test_the_smallest_limit_of_all_control_groups_holds_in_both_versions(tmp_path: Path) -> None:

@@ -288,6 +288,19 @@ def test_methods_without_negatives_say_why_they_refuse_textures(name: str) -> No
         load_config(None, {"method": name, "texture_role": "negative"})
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_refuses_numbers_out_of_range(name: str) -> None:
+    there = vars(METHODS[name].Settings())
+    wrong = dict.fromkeys(("projector_hidden", "projector_out", "predictor_hidden", "queue", "negatives"), 0)
+    wrong |= {"momentum": 1.5, "weight": -0.1, "bank_momentum": 1.0, "tau": 0.0, "redundancy": -1.0}
+    wrong |= {"momentum_schedule": "cosin", "scope": "bach", "texture_view": "ow", "texture_role": "negativ"}
+    tried = wrong.keys() & there.keys()
+    assert {"projector_out", "texture_role"} <= tried
+    for key in tried:
+        with pytest.raises(UserError, match=key):
+            load_config(None, {"method": name, key: wrong[key]})
+
+
 def test_defaults_are_the_baselines_own_and_give_way() -> None:
     config = load_config(None, {"method": "mocov2"})
     assert (config.method, config.weak, config.attention, config.method_settings.queue) == (
