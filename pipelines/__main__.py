@@ -9,6 +9,7 @@ from texturegen.console import FriendlyGroup, read_pairs
 
 GRID_NAMES = ("table3", "table4", "table5", "table6", "table7", "figure7", "negatives")
 SCALE_NAMES = ("tiny", "small", "paper")
+DEVICE = "Or several: cuda:0,cuda:1 has a run at a time on each."
 
 
 @click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +21,7 @@ def main() -> None:
 @click.argument("recipe")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for shards, runs and report.")
 @click.option("--root", help="Where the data set's files lie.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help=DEVICE)
 @click.option("--set", "changes", multiple=True, callback=read_pairs, help="SECTION.KEY=VALUE, over the recipe's.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs that train at once.")
 def run(recipe: str, out: Path, root: str | None, device: str, changes: dict[str, Any], jobs: int) -> None:
@@ -42,7 +43,7 @@ def _grid_command(name: str) -> None:
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for shards, runs and table.")
     @click.option("--root", help="Where the data sets' files lie.")
     @click.option("--stimuli", help="Cue-conflict stimuli, for the shape bias.")
-    @click.option("--device", default="auto", show_default=True)
+    @click.option("--device", default="auto", show_default=True, help=DEVICE)
     @click.option("--seeds", type=click.IntRange(1), help="[default: 2 tiny, else 3]")
     @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells at once.")
     @click.option("--only", multiple=True, help="Rows or columns with this name alone; may be given again.")

@@ -29,6 +29,7 @@ from pipelines.stages import (
     digest_folder,
     digest_shards,
     is_done,
+    job_devices,
     record_done,
     set_aside,
 )
@@ -94,12 +95,13 @@ def run_grid(
     """
     chosen = narrow(grid, only, {})
     out.mkdir(parents=True, exist_ok=True)
-    threads = max(1, count_cpus() // jobs)
+    devices = job_devices(device, jobs)
+    threads = max(1, count_cpus() // len(devices))
     commands = Commands(out, threads)
     built: set[Path] = set()
     for cell in chosen.cells:
         _build(commands, scale, cell, out, root, built)
-    make = _job_maker(grid, scale, out, stimuli, device)
+    make = _job_maker(grid, scale, out, stimuli, devices[0])
     found, other = _read_figures(grid, make, out)
     mine = {(cell.row, cell.column) for cell in chosen.cells}
     cells = tuple(cell for cell in grid.cells if (cell.row, cell.column) in mine or found[cell.row, cell.column])
@@ -118,7 +120,7 @@ def run_grid(
 
         load_corruptions()  # a package that is missing is missed before the first cell is trained
     failed: list[str] = []
-    with contextlib.closing(_run_all(todo, jobs, threads)) as results:
+    with contextlib.closing(_run_all(todo, devices, threads)) as results:
         for job, status, content in results:
             name = f"{job.cell.row}, {job.cell.column}, seed {job.seed}"
             if status == "failed":
@@ -182,26 +184,33 @@ def _read_figures(grid: Grid, make: Any, out: Path) -> tuple[Found, list[tuple[s
     return found, other
 
 
-def _run_all(todo: list[Job], jobs: int, threads: int) -> Any:
-    """(job, status, content) of each as it ends; as many at a time as there are workers, and none after Ctrl-C."""
+def _run_all(todo: list[Job], devices: list[str], threads: int) -> Any:
+    """(job, status, content) of each as it ends; as many at a time as there are devices, and none after Ctrl-C."""
     if not todo:
         return
-    left, running = iter(todo), dict[Future[Any], Job]()
+    left, running, free = iter(todo), dict[Future[Any], Job](), list(devices)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_start, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(min(len(devices), len(todo)), context, initializer=_start, initargs=(threads,)) as pool:
         try:
             while True:
                 # None is queued: a queued cell is begun by a worker whatever its parent has been told meanwhile.
-                for job in islice(left, jobs - len(running)):
-                    running[pool.submit(run_cell, job)] = job
+                for job in islice(left, len(free)):
+                    placed = replace(job, device=free.pop(0))
+                    running[pool.submit(run_cell, placed)] = placed
                 if not running:
                     return
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(done)
+                    free.append(job.device)
                     status, content = done.result()
                     if status == "stopped":
                         raise KeyboardInterrupt
                     yield job, status, content
+        except (KeyboardInterrupt, GeneratorExit):
+            # Ctrl-C of a terminal reaches the workers too, a signal to this process alone does not.
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # it saves what it trains, see `Stopped`
+            raise
         except BrokenProcessPool:
             raise UserError(
                 "a process of a cell was killed (out of memory?); run the same command again, with fewer --jobs"

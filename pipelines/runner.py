@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from pipelines.recipe import Journey
@@ -21,6 +22,7 @@ from pipelines.stages import (
     digest_folder,
     digest_shards,
     is_done,
+    job_devices,
     record_done,
 )
 from sacl_train.cli_eval import eval_main
@@ -92,14 +94,22 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
 
     A stage whose output is there, made of the same, is skipped; what is there of another recipe is moved aside (see
     `stages`). `jobs` runs train at once, with an equal share of the cores: on a CPU, small batches do not fill two
-    cores. Layout: OUT/shards/SET, OUT/runs/RUN, OUT/report.md. Raises UserError when a command fails, after the command
-    has said why.
+    cores. `device` may be a list, "cuda:0,cuda:1": a run at a time on each. Layout: OUT/shards/SET, OUT/runs/RUN,
+    OUT/report.md. Raises UserError when a command fails, after the command has said why.
     """
     from sacl_train.config import load_config
+    from sacl_train.evaluate.corruption import load_corruptions
 
+    # Before hours are spent on the shards:
     for settings in journey.runs.values():
-        load_config(None, settings)  # before hours are spent on the shards
+        load_config(None, settings)
+    if "corruption" in journey.probes:
+        load_corruptions()
     out.mkdir(parents=True, exist_ok=True)
+    devices = SimpleQueue[str]()
+    for name in job_devices(device, jobs):
+        devices.put(name)
+    jobs = devices.qsize()
     commands = Commands(out, max(1, count_cpus() // jobs))
     shards = {name: out / "shards" / name for name in journey.sets}
     for name, options in journey.sets.items():
@@ -111,6 +121,13 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     commands.stage("", line, record, {}, digests["train"], preview)
 
     def train_and_evaluate(name: str) -> dict[str, Any]:
+        device = devices.get()
+        try:
+            return train_and_evaluate_on(device, name)
+        finally:
+            devices.put(device)
+
+    def train_and_evaluate_on(device: str, name: str) -> dict[str, Any]:
         run_dir, settings = out / "runs" / name, journey.runs[name]
         mark = name if jobs > 1 else ""
         sets = [text for key, value in settings.items() for text in ("--set", f"{key}={json.dumps(value)}")]

@@ -53,6 +53,12 @@ def is_done(record: Path, run: dict[str, Any], what: Any, outputs: list[Path]) -
     return same and all(path.is_file() for path in outputs)
 
 
+def job_devices(device: str, jobs: int) -> list[str]:
+    """The device of each of the jobs that run at once: of "cuda:0,cuda:1" by turns, and a job for each at the least."""
+    devices = [name.strip() for name in device.split(",")]
+    return [devices[number % len(devices)] for number in range(max(jobs, len(devices)))]
+
+
 def record_done(record: Path, run: dict[str, Any], what: Any) -> None:
     """Write what `is_done` asks for."""
     write_json(record, {"run": run, "what": _as_json(what)})

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from pipelines.__main__ import GRID_NAMES, SCALE_NAMES
 from pipelines.grid_report import mean_and_deviation, write_grid
 from pipelines.grid_runner import Job, probe_settings, run_cell, run_grid
 from pipelines.grids import GRIDS, SCALES, make_grid, narrow
-from pipelines.stages import claim_run, digest_folder, is_done, record_done, set_aside
+from pipelines.stages import claim_run, digest_folder, is_done, job_devices, record_done, set_aside
 from sacl_train.config import load_config
 from sacl_train.loop import train
 from sacl_train.run import comparable
@@ -222,8 +223,30 @@ def test_a_package_that_is_missing_is_missed_before_the_first_cell(
     assert not (out / "cells").exists()
 
 
+def test_each_job_has_a_device_of_its_own_by_turns() -> None:
+    assert job_devices("cpu", 3) == ["cpu"] * 3
+    assert job_devices("cuda:0, cuda:1", 1) == ["cuda:0", "cuda:1"]
+    assert job_devices("cuda:0,cuda:1", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_cells_are_spread_over_the_devices(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def cell(job: grid_runner.Job) -> tuple[str, Any]:
+        seen.append(job.device)
+        return "done", {"linear": 0.5, "top5": 0.5, "images": 60, "epochs": 1}
+
+    monkeypatch.setattr(grid_runner, "ProcessPoolExecutor", _Here)
+    monkeypatch.setattr(grid_runner, "run_cell", cell)
+    run_grid(make_grid("table4", TINY), TINY, out, device="cuda:0,cuda:1", seeds=1)
+    assert sorted(seen) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+
+
 @pytest.mark.slow
-def test_ctrl_c_begins_no_other_cell_and_what_was_killed_goes_on(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_ctrl_c_begins_no_other_cell_and_what_was_killed_goes_on(
+    whole_group: bool, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = [sys.executable, "-m", "pipelines", "table4", "--out", str(out), "--seeds", "1", "--device", "cpu"]
     line += ["--only", "pre", "--only", "post", "--set", "epochs=15"]
 
@@ -233,9 +256,10 @@ def test_ctrl_c_begins_no_other_cell_and_what_was_killed_goes_on(out: Path, monk
     process = begin()
     while process.poll() is None and not list(out.rglob("checkpoint-*.pt")):
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output.decode()
+    assert "Traceback" not in output.decode()
     begun = list(out.rglob("config.toml"))
     assert len(begun) == 1, output.decode()
     assert not list(out.rglob("figures.json"))
