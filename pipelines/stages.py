@@ -28,10 +28,9 @@ def decides_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
 
 def digest_shards(directory: str | Path) -> str:
     """One value that changes when any byte of the shards does."""
-    from sacl_train.run import shards_digest
     from texturegen.shards import open_shards
 
-    return shards_digest(open_shards(directory))
+    return open_shards(directory).digest
 
 
 def digest_folder(directory: str | Path) -> str:
@@ -130,7 +129,7 @@ def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> boo
     """Whether a directory's checkpoint is of this run; None where it has none."""
     from sacl_train.checkpoint import load_checkpoint
     from sacl_train.config import load_config
-    from sacl_train.run import refuse_other_run, resolve, shards_digest
+    from sacl_train.run import refuse_other_run, resolve
     from texturegen.shards import open_shards
 
     state = load_checkpoint(directory)
@@ -139,7 +138,7 @@ def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> boo
     opened = open_shards(shards)
     config = resolve(load_config(None, settings), opened, state)
     try:
-        refuse_other_run(directory, state, config, shards_digest(opened))
+        refuse_other_run(directory, state, config, opened.digest)
     except UserError:
         return False
     return True

@@ -4,6 +4,7 @@ RUN/checkpoint-00001200.pt is of step 1200. The newest few are kept, and best.pt
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,9 +49,11 @@ def save_checkpoint(run: Path, state: dict[str, Any], keep: int = 2, best: bool 
 
     OSError (a full disk, say) leaves those before in place.
     """
-    write_atomically(run / f"checkpoint-{state['step']:08d}.pt", lambda f: torch.save(state, f))
+    newest = run / f"checkpoint-{state['step']:08d}.pt"
+    write_atomically(newest, lambda f: torch.save(state, f))
     if best:
-        write_atomically(run / BEST, lambda f: torch.save(state, f))
+        with newest.open("rb") as written:
+            write_atomically(run / BEST, lambda f: shutil.copyfileobj(written, f))
     for path in list_checkpoints(run)[keep:]:
         path.unlink()
 

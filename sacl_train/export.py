@@ -12,7 +12,7 @@ from sacl_train.config import Config, dump_config
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.weights import timm_weights
 from sacl_train.report.figures import flatten
-from sacl_train.run import load_encoder, shards_digest
+from sacl_train.run import load_encoder
 from texturegen import __version__
 from texturegen.errors import UserError, nearest
 from texturegen.files import write_atomically
@@ -153,19 +153,19 @@ def _scores(run: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _data(run: Path) -> list[str]:
-    """What it learnt from, of the build.json of its shards where they still lie in a place that its figures name.
-
-    A run itself holds no more of its shards than their digest, by which they are known.
+    """What it learnt from, of the build.json of its shards where they still lie where it was trained, or in a place
+    that its figures name; they are known by their digest.
     """
     state = load_checkpoint(directory_of(run))
     assert state is not None
-    places = [of.get(key) for of in _scores(run).values() for key in ("train", "shards")]
+    places = [state.get("shards_place")]
+    places += [of.get(key) for of in _scores(run).values() for key in ("train", "shards")]
     for place in dict.fromkeys(place for place in places if place):
         try:
             shards = open_shards(place)
         except (UserError, OSError):
             continue
-        if shards_digest(shards) == state["shards"]:
+        if shards.digest == state["shards"]:
             recipe, source = shards.build["recipe"], shards.build["source"]
             made = (
                 f"{shards.textures_per_image} an image, by {recipe['method']}" if shards.textures_per_image else "none"

@@ -31,9 +31,9 @@ from sacl_train.run import (
     describe,
     load_begun,
     make_stream,
+    place_of,
     refuse_other_run,
     resolve,
-    shards_digest,
 )
 from sacl_train.signals import listen
 from sacl_train.step import Stepper, arithmetic, as_numbers, explain_memory
@@ -114,7 +114,6 @@ class _Run:
         self.first = distributed.process_rank() == 0  # it alone writes
         self.stream = make_stream(config, shards, device)
         self.steps = len(self.stream)  # of an epoch
-        self.digest = shards_digest(shards)
         method = build_method(config, shards.image_size())
         distributed.synchronise_batch_norm(method, device)
         self.method: Method = method.to(device)
@@ -144,7 +143,7 @@ class _Run:
         self.board = Board(out, self.saved, config.tensorboard and self.first)
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        refuse_other_run(self.out, state, self.config, self.digest)
+        refuse_other_run(self.out, state, self.config, self.shards.digest)
         self.method.load_state_dict(state["method"])
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         self.stepper.scaler.load_state_dict(state["scaler"])
@@ -286,7 +285,8 @@ class _Run:
                 "steps_bytes": self.log.offset(),
                 "damaged": damaged,
                 "config": comparable(self.config),
-                "shards": self.digest,
+                "shards": self.shards.digest,
+                "shards_place": place_of(self.shards),
                 "image_size": self.shards.image_size(),
             }
             save_checkpoint(self.out, content, self.config.keep, best)

@@ -1,6 +1,5 @@
 """A run: what is trained on what, whether a directory holds it, and the encoder that came out."""
 
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -46,11 +45,6 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {tried!r} is not to be had here ({str(error).splitlines()[0]}); try cpu") from None
     return device
-
-
-def shards_digest(shards: Shards) -> str:
-    """One value that changes when any byte of the shards does."""
-    return hashlib.sha256("".join(shard["sha256"] for shard in shards.build["shards"]).encode()).hexdigest()
 
 
 def resolve(config: Config, shards: Shards, state: dict[str, Any] | None = None) -> Config:
@@ -150,7 +144,7 @@ def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Confi
     stream = make_stream(config, shards, cpu)
     make_online(config, build_method(config, shards.image_size()).encoder, shards, cpu)
     if state is not None:
-        refuse_other_run(Path(out), state, config, shards_digest(shards))
+        refuse_other_run(Path(out), state, config, shards.digest)
     return config, describe(config, stream, state["step"] if state else 0)
 
 
@@ -162,6 +156,11 @@ def load_begun(out: Path) -> dict[str, Any] | None:
     """
     state = load_checkpoint(out)
     return None if state is not None and state["step"] == 0 < state["config"]["epochs"] else state
+
+
+def place_of(shards: Shards) -> str:
+    """Where shards lie, for whoever works in another directory: an absolute path, or their address."""
+    return str(shards.directory.absolute() if isinstance(shards.directory, Path) else shards.directory)
 
 
 def comparable(config: Config) -> dict[str, Any]:

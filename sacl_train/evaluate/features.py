@@ -74,7 +74,7 @@ class Features:
 class FeatureStore:
     """Features by (weights, images, what is done to them): those asked for before come from RUN/features.
 
-    When the weights have changed, files of other weights are removed.
+    Kept are those of these weights and of the last ones before: of a run's newest checkpoint and its best.
     """
 
     def __init__(self, run: Path, encoder: nn.Module, config: Config, device: torch.device) -> None:
@@ -102,10 +102,17 @@ class FeatureStore:
             values, numbers = extract_features(self.encoder, images, self.config, self.device, None, change)
             found = {"values": values, "numbers": numbers}
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob("*.safetensors"):
-                if not old.name.startswith(self.weights):
-                    old.unlink(missing_ok=True)
             write_atomically(path, save(found))
+            self._remove_old()
         labels = torch.from_numpy(images.labels)[found["numbers"]]
         keep = labels >= 0
         return Features(found["values"][keep], labels[keep], found["numbers"][keep])
+
+    def _remove_old(self) -> None:
+        others = [path for path in self.folder.glob("*.safetensors") if not path.name.startswith(self.weights)]
+        if not others:
+            return
+        last = max(others, key=lambda path: path.stat().st_mtime_ns).name.split("-")[0]
+        for path in others:
+            if not path.name.startswith(last):
+                path.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Labelled images to evaluate on: shards, a data set's own files, or a folder of class folders."""
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,12 +59,13 @@ class Images:
 
 
 class ShardImages(Images):
-    """Those of shards; their textures are not read."""
+    """Those of shards; their textures are not read. More damaged ones than `bad_share`: UserError."""
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Shards, bad_share: float = 0.01) -> None:
+        self.bad_share = bad_share
         self.shards, self.place, self.split = shards, str(shards.directory), shards.build["source"]["split"]
         self.classes, self.size, self.labels = shards.classes, shards.image_size(), shards.labels
-        self.digest = hashlib.sha256("".join(part["sha256"] for part in shards.build["shards"]).encode()).hexdigest()
+        self.digest = shards.digest
 
     @cached_property
     def textures(self) -> np.ndarray | None:  # type: ignore[override]
@@ -76,7 +76,7 @@ class ShardImages(Images):
         return self.shards.keys[number]
 
     def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
-        return Stream(self.shards, Plan(BATCH), threads, cache="none").in_order(indices)
+        return Stream(self.shards, Plan(BATCH), threads, "none", bad_share=self.bad_share).in_order(indices)
 
 
 class SourceImages(Images):

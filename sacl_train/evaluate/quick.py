@@ -19,7 +19,7 @@ def quick_knn(encoder: nn.Module, shards: Shards, config: Config, device: torch.
     if len(np.unique(shards.labels[labelled])) < 2 or len(labelled) < 10:
         return None
     picked = np.random.default_rng(config.seed).permutation(labelled)[:SAMPLES]
-    features, read = extract_features(encoder, ShardImages(shards), config, device, picked)
+    features, read = extract_features(encoder, ShardImages(shards, config.bad_share), config, device, picked)
     labels = torch.from_numpy(shards.labels)[read]
     split = len(read) // 5
     return knn_accuracy(features[split:], labels[split:], features[:split], labels[:split])

@@ -13,18 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from sacl_train.report.curves import PANELS, label_of
 from sacl_train.report.figures import flatten
 from texturegen.errors import UserError
 from texturegen.files import write_atomically
 
 FRAME = Path(__file__).with_name("report.html")
-CURVES = (
-    ("loss", "loss", ("loss",)),
-    ("similarity of a query to", "cosine", ("positive_similarity", "negative_similarity", "texture_similarity")),
-    ("spread of embeddings (1: even, 0: collapsed)", "", ("embedding_std",)),
-    ("top-1 on training images, while training", "%", ("knn", "online_top1")),
-)
-NAMES = {"knn": "kNN", "online_top1": "online probe"}
 DASHES = ("solid", "dash", "dot")
 SETTINGS = ("method", "encoder", "attention", "weak", "texture_role", "epochs", "batch_size", "lr", "seed")
 POINTS = 2000  # of a map
@@ -93,14 +87,14 @@ def _settings(found: dict[str, dict[str, Any]]) -> str:
 
 def _curves(found: dict[str, dict[str, Any]], charts: list[dict[str, Any]]) -> str:
     places = []
-    for title, unit, keys in CURVES:
+    for title, unit, keys in PANELS:
         data = []
         for number, (name, run) in enumerate(found.items()):
             for dash, key in zip(DASHES, keys, strict=False):
                 factor = 100 if unit == "%" else 1
                 points = [(row["epoch"], row[key] * factor) for row in run["rows"] if row.get(key) is not None]
                 if points:
-                    label = NAMES.get(key, key.removesuffix("_similarity"))
+                    label = label_of(key)
                     data.append(
                         {
                             "x": [x for x, _ in points],

@@ -77,14 +77,22 @@ def test_a_directory_is_filled_and_nothing_half_written_is_left(
 
 
 def test_the_card_holds_the_data_where_they_are_at_hand(
-    shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path
+    shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = make(shapes_shards, tmp_path / "run", encoder="se_resnet8", width=4, stem="cifar-stride2")
+    shards = tmp_path / "shards"
+    shutil.copytree(shapes_shards, shards)
+    monkeypatch.chdir(tmp_path)
+    run, _ = make(Path("shards"), tmp_path / "run", encoder="se_resnet8", width=4, stem="cifar-stride2")
+    monkeypatch.chdir(tmp_path.parent)
+    shards.rename(shards.with_name("away"))
     digest = load_checkpoint(run)["shards"]
     (run / "eval-knn.json").write_text(json.dumps({"train": str(tmp_path / "gone"), "test": []}))
     (run / "eval-linear.json").write_text(json.dumps({"train": str(shapes_test_shards), "test": []}))
     card = export(run, "safetensors").with_suffix(".md").read_text()
     assert f"not at hand; their digest is {digest}" in card
+    shards.with_name("away").rename(shards)
+    assert export(run, "safetensors").with_suffix(".md").read_text().count("- images: 64\n") == 1
+    shutil.rmtree(shards)
     (run / "eval-shortcut.json").write_text(json.dumps({"shards": str(shapes_shards)}))
     card = export(run, "safetensors").with_suffix(".md").read_text()
     lines = ["data set: shapes, split train, 10 classes", "images: 64", "textures: 1 an image, by coherent"]

@@ -31,7 +31,8 @@ from texturegen.build.state import (
 from texturegen.errors import UserError, nearest
 from texturegen.files import sha256_of, write_atomically, write_json
 from texturegen.lock import take
-from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA, PARTS
+from texturegen.shards.schema import BUILD, MANIFEST, PARTS
+from texturegen.shards.writer import join_manifests
 
 Progress = Callable[[int, int], object]
 StartProgress = Callable[[int, int], Progress]
@@ -234,7 +235,7 @@ def _finish(out: Path, plan: Plan, ignored: int) -> Result:
             path.unlink()
         (out / PARTS).rmdir()
         raise UserError(f"none of the {counts['failed']} images could be used; the first: {reason}")
-    write_atomically(out / MANIFEST, partial(_join, parts))
+    write_atomically(out / MANIFEST, partial(join_manifests, parts))
     content = {
         **plan.describe(),
         "counts": {**counts, "ignored": ignored},
@@ -247,13 +248,6 @@ def _finish(out: Path, plan: Plan, ignored: int) -> Result:
     write_json(out / BUILD, content)
     shutil.rmtree(out / PARTS)
     return _result(out)
-
-
-def _join(parts: list[Path], f: Any) -> None:
-    """Write the manifest of all parts, one at a time, so that memory does not grow with the data set."""
-    with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
-        for part in parts:
-            manifest.write_table(pq.read_table(part))
 
 
 def _count(shards: Sequence[dict[str, Any] | None]) -> dict[str, int]:

@@ -20,15 +20,14 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from texturegen import __version__
 from texturegen.errors import UserError
 from texturegen.files import sha256_of, write_atomically, write_json
 from texturegen.shards.filter import rows_that_pass
 from texturegen.shards.reader import Shards
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
-from texturegen.shards.writer import ShardWriter
+from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, PARTS
+from texturegen.shards.writer import ShardWriter, join_manifests
 
 RECORDED = ("numpy", "pyarrow")
 FINGERPRINT = "copied"  # of parts: nothing takes up a half-made directory
@@ -196,7 +195,7 @@ class _New:
         """Write manifest and build.json."""
         self._commit()
         parts = [self.partial / PARTS / f"{number:06d}.parquet" for number in range(len(self.stats))]
-        write_atomically(self.partial / MANIFEST, partial(_join, parts))
+        write_atomically(self.partial / MANIFEST, partial(join_manifests, parts))
         counts = {name: sum(stats[name] for stats in self.stats) for name in ("samples", "textures", "failed")}
         merged = len(self.inputs) > 1
         counts["ignored"] = sum(shards.build["counts"].get("ignored", 0) for shards in self.inputs) if merged else 0
@@ -348,12 +347,6 @@ def _shared(trees: list[dict[str, Any]]) -> dict[str, Any]:
     names = sorted({name for tree in trees for name in tree})
     first = trees[0]
     return {name: first.get(name) if all(t.get(name) == first.get(name) for t in trees) else None for name in names}
-
-
-def _join(parts: list[Path], f: IO[bytes]) -> None:
-    with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
-        for part in parts:
-            manifest.write_table(pq.read_table(part))
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,7 @@ Nothing is unpickled or executed, and no path is taken from a tar: only the shar
 in the directory itself, are opened.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -188,6 +189,11 @@ class Shards:
     def classes(self) -> list[str]:
         """Class names by label; empty where the source names none."""
         return list(self.build["source"]["classes"])
+
+    @property
+    def digest(self) -> str:
+        """One value that changes when any byte of the shards does."""
+        return hashlib.sha256("".join(shard["sha256"] for shard in self.build["shards"]).encode()).hexdigest()
 
     def image_size(self) -> tuple[int, int]:
         """(H, W) of all images; UserError when they differ or there are none."""

@@ -10,10 +10,10 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,3 +130,10 @@ class ShardWriter:
 
 def _columns(member: str, ext: str, place: dict[str, Any]) -> dict[str, Any]:
     return {f"{member}_ext": ext, **{f"{member}_{name}": value for name, value in place.items()}}
+
+
+def join_manifests(parts: Sequence[Path], f: IO[bytes]) -> None:
+    """Write one manifest of all parts, one at a time, so that memory does not grow with the data set."""
+    with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
+        for part in parts:
+            manifest.write_table(pq.read_table(part))

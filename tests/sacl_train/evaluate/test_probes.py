@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sacl_train.config import load_config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.features import Features, FeatureStore, extract_features
 from sacl_train.evaluate.images import ShardImages, open_images
-from sacl_train.evaluate.knn import knn_accuracy, knn_predict
+from sacl_train.evaluate.knn import fit_knn, knn_accuracy, knn_predict
 from sacl_train.evaluate.linear import RATES, fit_linear, sweep_rates
 from sacl_train.evaluate.probe import evaluate, score, shuffle_cells
 from sacl_train.evaluate.ridge import fit_ridge
@@ -55,6 +56,9 @@ def test_knn_of_a_bank_on_itself_is_perfect_with_one_neighbour() -> None:
     assert knn_accuracy(bank, labels, bank, labels, k=1) == 1.0
     assert knn_predict(bank, labels, bank[:2], k=10_000).shape == (2, 3)
     assert torch.equal(knn_predict(bank, labels, bank, k=5, tau=1e-4).argmax(1), labels)
+    for name, votes in fit_knn(bank, labels, k=(1, 5), tau=0.2).items():
+        expected = knn_predict(bank, labels, bank[:9], k=int(name.removeprefix("k=")), tau=0.2)
+        assert torch.equal(votes(bank[:9]), expected)
     with pytest.raises(UserError, match="k must be at least 1"):
         knn_predict(bank, labels, bank, k=0)
 
@@ -178,6 +182,35 @@ def test_the_sweep_sees_training_images_alone_and_finds_the_rate_that_fits() -> 
     assert all((accuracy * held) == pytest.approx(round(accuracy * held), abs=1e-4) for accuracy in found.values())
 
 
+def test_the_sweep_does_not_learn_the_images_that_it_is_scored_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 400, generator=generator)  # enough dimensions to learn any labels by heart
+    labels = torch.randint(0, 4, (200,), generator=generator)
+    learnt = fit_linear(features, labels, epochs=30, lr=RATES[-1], batch_size=50)[""](features)
+    assert (learnt.argmax(1) == labels).float().mean() > 0.95
+    assert max(sweep_rates(features, labels, epochs=30, batch_size=50).values()) <= 0.5
+
+
+def test_the_rate_of_the_linear_probe_falls_along_a_cosine_and_its_order_has_a_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sacl_train.evaluate import linear
+
+    rates: list[float] = []
+
+    class Recorded(linear.Lars):
+        def step(self, *given: object) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            super().step(*given)
+
+    monkeypatch.setattr(linear, "Lars", Recorded)
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(40, 6, generator=generator), torch.arange(40) % 4
+    first = fit_linear(features, labels, epochs=3, lr=0.4, batch_size=20, seed=1)[""](features)
+    assert rates == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+    assert not torch.equal(fit_linear(features, labels, 3, 0.4, 20, seed=2)[""](features), first)
+
+
 def test_a_swept_probe_says_what_it_chose(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:
     figures = evaluate("linear", run, shapes_shards, [shapes_test_shards], "cpu", epochs=3, lr="sweep")
     assert figures["chosen_lr"] in RATES
@@ -214,7 +247,51 @@ def test_features_are_read_again_until_the_weights_change(run: Path, shapes_shar
         next(encoder.parameters()).mul_(1.5)
     other = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
     assert not torch.equal(first.values, other.values)
-    (only,) = (tmp_path / "features").iterdir()
-    assert only != kept
+    (only,) = set((tmp_path / "features").iterdir()) - {kept}
     only.write_bytes(b"damaged")
     assert torch.equal(FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images).values, other.values)
+
+
+def test_features_of_two_checkpoints_are_kept_and_no_older_ones(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+    encoder, config, _ = load_encoder(run)
+    images, files = open_images(shapes_shards), []
+    for scale in (1.0, 1.5, 0.5):
+        with torch.no_grad():
+            next(encoder.parameters()).mul_(scale)
+        before = set((tmp_path / "features").iterdir()) if files else set()
+        FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+        files += set((tmp_path / "features").iterdir()) - before
+    assert set((tmp_path / "features").iterdir()) == set(files[1:])
+
+
+def test_features_are_told_apart_by_what_is_done_to_the_images(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+    encoder, config, _ = load_encoder(run)
+    images = open_images(shapes_shards)
+    store = FeatureStore(tmp_path, encoder, config, torch.device("cpu"))
+    whole, dark = store.of(images), store.of(images, lambda x, numbers: x // 4, "dark")
+    assert not torch.equal(whole.values, dark.values)
+    brighter = FeatureStore(tmp_path, encoder, replace(config, mean=(0.1, 0.1, 0.1)), torch.device("cpu")).of(images)
+    assert not torch.equal(whole.values, brighter.values)
+    assert torch.equal(store.of(images).values, whole.values)
+
+
+def test_only_labelled_images_have_features_for_probes(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+    encoder, config, _ = load_encoder(run)
+    images = ShardImages(open_shards(shapes_shards))
+    images.labels = images.labels.copy()
+    images.labels[[0, 7]] = -1
+    found = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    assert found.numbers.tolist() == [number for number in range(64) if number not in (0, 7)]
+    assert found.labels.tolist() == images.labels[found.numbers.numpy()].tolist()
+    assert len(found.values) == 62
+
+
+def test_features_that_are_not_finite_or_not_there_are_refused(run: Path, shapes_shards: Path) -> None:
+    encoder, config, _ = load_encoder(run)
+    images = ShardImages(open_shards(shapes_shards))
+    with torch.no_grad():
+        next(encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="features are not finite"):
+        extract_features(encoder, images, config, torch.device("cpu"))
+    with pytest.raises(UserError, match="none of the images could be read"):
+        extract_features(encoder, images, config, torch.device("cpu"), np.array([], int))
