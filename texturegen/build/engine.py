@@ -104,15 +104,24 @@ def run_in_processes(job: Job, numbers: list[int], workers: int, progress: Progr
 
 @contextmanager
 def _ctrl_c_held() -> Iterator[None]:
-    """Put SIGINT off; where the platform, or a thread other than the main one, cannot, nothing is done."""
+    """Put SIGINT off, also for processes that are started meanwhile.
+
+    Where the platform, or a thread other than the main one, cannot, nothing is done.
+    """
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    came: list[int] = []
+    # The mask is this thread's, and what children inherit. Another thread may get the signal and have it handled here.
+    usual = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Worker:

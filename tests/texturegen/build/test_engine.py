@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from texturegen.build.engine import ATTEMPTS, Lost, Tick, run_in_processes
+from texturegen.build.engine import ATTEMPTS, Lost, Tick, _ctrl_c_held, run_in_processes
 
 # Jobs run in spawned processes, so they are functions of this module.
 
@@ -80,3 +81,23 @@ def test_an_exception_in_a_job_stops_the_others(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         list(run_in_processes(fail, [1, 2], 2, Told()))
     assert caught.value.filename == "out"
+
+
+def test_ctrl_c_that_another_thread_gets_is_put_off_too() -> None:
+    after, go = [], threading.Event()
+
+    def take_it() -> None:
+        go.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    other = threading.Thread(target=take_it)  # begun before: it does not inherit the mask
+    other.start()
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        with _ctrl_c_held():
+            go.set()
+            other.join()
+            time.sleep(0.05)
+            after.append("undisturbed")
+        after.append("never here")
+    assert after == ["undisturbed"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
