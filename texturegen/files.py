@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,9 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+# A file system without hard links (exFAT, mounts of object stores) says one of these.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], object]) -> None:
@@ -38,7 +42,15 @@ def write_once(path: Path, content: str) -> bool:
     temporary = temporary_name(path)
     try:
         write_atomically(temporary, content)
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            with path.open("x") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
         sync_directory(path.parent)
     except FileExistsError:
         return False

@@ -123,5 +123,10 @@ def _crops(config: Config) -> WeakAugment:
 
 def _read(images: Images, picked: np.ndarray, threads: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 (N, 3, H, W) and their numbers, all in memory."""
-    batches = list(images.batches(picked, threads))
-    return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["index"] for batch in batches])
+    pixels, numbers = torch.empty((len(picked), 3, *images.size), dtype=torch.uint8), picked.copy()
+    count = 0
+    for batch in images.batches(picked, threads):  # damaged ones are not among them
+        read = len(batch["index"])
+        pixels[count : count + read], numbers[count : count + read] = batch["image"], batch["index"].numpy()
+        count += read
+    return pixels[:count], torch.from_numpy(numbers[:count])
