@@ -1,8 +1,8 @@
 """What a training step costs, as ratios of interleaved rounds: waiting for data, the grid, other methods, memory.
 
-    python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,grid,simclr,memory,cuda]
+    python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,decode,grid,simclr,memory,cuda]
 
-"wait" trains SE-ResNet-20 on embedded 32 px images. "simclr" compares a step, from uint8 images on, with one of
+"wait" trains SE-ResNet-20 on embedded 32 px images. "decode" reads batches by threads and by processes. "simclr" compares a step, from uint8 images on, with one of
 lightly's transform, head and loss around the same encoder, in processes of their own. "memory" is the peak of all
 tensors alive in a step. "cuda" is for a machine with a CUDA GPU, see gpu.py.
 """
@@ -13,6 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,13 @@ from torchvision.transforms.functional import to_pil_image
 
 from sacl_train.allocator import keep_freed_memory
 from sacl_train.config import load_config
+from sacl_train.data.stream import Plan, Stream
 from sacl_train.loop import train
 from sacl_train.optim import build_optimizer
 from sacl_train.run import build_method
 from sacl_train.step import Stepper, arithmetic
 from texturegen.build import Recipe, build
+from texturegen.shards import open_shards
 
 PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 
@@ -37,7 +42,7 @@ PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 @click.command()
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--only", default="wait,grid,simclr,memory", show_default=True)
+@click.option("--only", default="wait,decode,grid,simclr,memory", show_default=True)
 @click.option("--simclr-steps", hidden=True, help="Time this kind of step and print the seconds.")
 @click.option("--device", default="cuda", hidden=True, help="Of the part `cuda`, to try it elsewhere.")
 @click.option("--tiny", is_flag=True, hidden=True, help="The part `cuda` at the size of a toy, for the same.")
@@ -46,7 +51,13 @@ def main(threads: int, rounds: int, only: str, simclr_steps: str | None, device:
     if simclr_steps:
         print(time_simclr(simclr_steps))
         return
-    parts = {"wait": report_waiting, "grid": report_grid, "simclr": report_simclr, "memory": report_memory}
+    parts = {
+        "wait": report_waiting,
+        "decode": report_decoding,
+        "grid": report_grid,
+        "simclr": report_simclr,
+        "memory": report_memory,
+    }
     parts["cuda"] = lambda rounds: gpu.report(rounds, device, tiny)
     for name in only.split(","):
         parts[name](rounds)
@@ -64,6 +75,32 @@ def report_waiting(rounds: int) -> None:
             rows = train(config, Path(work) / "shards", Path(work) / cache)[1:]
             wait, speed = (statistics.median(row[name] for row in rows) for name in ("data_wait", "samples_per_second"))
             print(f"| {kept} | {wait:.2%} | {speed:,.0f} |", flush=True)
+
+
+def report_decoding(rounds: int) -> None:
+    """Images and textures decoded into batches by one thread, by two, and by two processes of a thread each."""
+    print("| side, px | batches made by | images/s | of one thread |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        for side, count in ((32, 4096), (224, 512)):
+            shards = Path(work) / str(side)
+            build(Recipe("shapes", size=side, limit=count), shards)
+            calls: dict[str, Callable[[], object]] = {
+                "one thread": lambda shards=shards: decode(shards, 1, 0, 1),
+                "two threads": lambda shards=shards: decode(shards, 2, 0, 1),
+                "two processes": lambda shards=shards: list(
+                    pool.map(partial(decode, shards, 1), (0, 1), (2, 2), chunksize=1)
+                ),
+            }
+            times = interleave(calls, rounds)
+            for name, seconds in zip(calls, times, strict=True):
+                ratio = statistics.median(one / other for one, other in zip(times[0], seconds, strict=True))
+                print(f"| {side} | {name} | {count / statistics.median(seconds):,.0f} | {ratio:.2f}x |", flush=True)
+
+
+def decode(shards: Path, threads: int, rank: int, ranks: int) -> None:
+    """All batches of an epoch of one of `ranks` processes."""
+    for _ in Stream(open_shards(shards), Plan(64, textures="one", rank=rank, ranks=ranks), threads, "none").epoch(0):
+        pass
 
 
 def report_grid(rounds: int) -> None:
