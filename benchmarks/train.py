@@ -2,9 +2,10 @@
 
     python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,decode,grid,simclr,memory,cuda]
 
-"wait" trains SE-ResNet-20 on embedded 32 px images. "decode" reads batches by threads and by processes. "simclr" compares a step, from uint8 images on, with one of
-lightly's transform, head and loss around the same encoder, in processes of their own. "memory" is the peak of all
-tensors alive in a step. "cuda" is for a machine with a CUDA GPU, see gpu.py.
+"wait" trains SE-ResNet-20 on embedded 32 px images. "decode" reads batches by threads and by processes. "simclr"
+compares a step, from uint8 images on, with one of lightly's transform, head and loss around the same encoder, in
+processes of their own. "memory" is the peak of all tensors alive in a step. "cuda" is for a machine with a CUDA GPU,
+see gpu.py.
 """
 
 import statistics
@@ -81,7 +82,7 @@ def report_decoding(rounds: int) -> None:
     """Images and textures decoded into batches by one thread, by two, and by two processes of a thread each."""
     print("| side, px | batches made by | images/s | of one thread |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work, ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        for side, count in ((32, 4096), (224, 512)):
+        for side, count in ((32, 16384), (224, 1024)):
             shards = Path(work) / str(side)
             build(Recipe("shapes", size=side, limit=count), shards)
             calls: dict[str, Callable[[], object]] = {
