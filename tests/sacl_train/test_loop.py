@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -148,9 +149,11 @@ def test_a_signal_saves_the_step_and_the_command_says_how_to_go_on(
 
     monkeypatch.setattr(SACL, "after_step", signalled)
     sets = [text for key, value in TINY.items() for text in ("--set", f"{key}={value}")]
-    done = CliRunner().invoke(train_main, ["--shards", str(shapes_shards), "--out", str(tmp_path), *sets])
+    line = ["--shards", str(shapes_shards), "--out", str(tmp_path), *sets]
+    monkeypatch.setattr(sys, "argv", ["sacl-train", *line])
+    done = CliRunner().invoke(train_main, line)
     assert (done.exit_code, done.exception) == (0, None)
-    assert "stopped at step 2; to go on: sacl-train " in done.output
+    assert f"stopped at step 2; to go on: {shlex.join(['sacl-train', *line])}\n" in done.output
     state = load_checkpoint(tmp_path)
     assert state is not None
     assert (state["step"], state["running"]["batches"]) == (2, 2)
