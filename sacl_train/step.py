@@ -69,7 +69,7 @@ class Stepper:
         average_gradients(self._trained)
         if config.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_([p for p in self._trained if p.grad is not None], config.clip)
+            torch.nn.utils.clip_grad_norm_(self._trained, config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -34,7 +34,7 @@ def shuffle_patches(images: Tensor, states: np.ndarray, sizes: tuple[int, int]) 
     keys = mix(states[:, None], KEYS + np.arange(cells.max()))  # (N, most cells)
     keys[np.arange(cells.max()) >= cells[:, None]] = np.iinfo(np.uint64).max  # cells that this image has not: last
     order = np.argsort(keys, axis=1, kind="stable")
-    same = ((order == np.arange(cells.max())) | (np.arange(cells.max()) >= cells[:, None])).all(axis=1)
+    same = (order == np.arange(cells.max())).all(axis=1)  # those it has not are in their places
     order[same, :2] = order[same, 1::-1]
 
     shown, *of_images = send([order, sides, columns, cells], images.device)

@@ -56,14 +56,13 @@ class OnlineProbe(nn.Module):
         features = self._encode(encoder, batch["image"], config)
         labels = send([self.labels[batch["index"]].numpy()], features.device)[0]
         logits = self.layer(self.norm(features))
-        known = labels >= 0
-        total = known.sum().clamp_min(1)
+        total = (labels >= 0).sum().clamp_min(1)
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / total
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         average_gradients(self.layer.parameters())
         self.optimizer.step()
-        return {"online_top1": ((logits.argmax(1) == labels) & known).sum() / total}
+        return {"online_top1": (logits.argmax(1) == labels).sum() / total}
 
     @torch.no_grad()
     def _encode(self, encoder: nn.Module, images: Tensor, config: Config) -> Tensor:
