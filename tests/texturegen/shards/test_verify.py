@@ -1,5 +1,6 @@
 """verify: every damaged member named, hostile tars named and never obeyed, the same for any number of workers."""
 
+import errno
 import hashlib
 import io
 import json
@@ -259,6 +260,47 @@ def test_rows_out_of_order_are_found(two_textures: Path) -> None:
     assert any("the rows of a/0" in fault for fault in verify(two_textures))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("key", "a/1"), ("shard", TAR), ("label", 7), ("image_ext", "jpg"), ("image_offset", 0), ("image_size", 1)],
+)
+def test_rows_that_disagree_on_their_image_are_found(two_textures: Path, column: str, value: object) -> None:
+    rows = pq.read_table(two_textures / MANIFEST).to_pylist()
+    assert (rows[1]["key"], rows[1]["index"]) == ("a/0", 1)
+    rows[1][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), two_textures / MANIFEST)
+    reseal(two_textures)
+    of_sample = "a/1" if column == "key" else "a/0"
+    assert any(f"the rows of {of_sample} are not those of one sample" in fault for fault in verify(two_textures))
+
+
+@pytest.mark.parametrize(("name", "found"), [("samples", 7), ("textures", 14), ("failed", 1)])
+def test_each_count_of_build_json_is_compared_with_the_rows(two_textures: Path, name: str, found: int) -> None:
+    content = json.loads((two_textures / BUILD).read_text())
+    assert content["counts"][name] == found
+    content["counts"][name] = 5
+    (two_textures / BUILD).write_text(json.dumps(content))
+    assert verify(two_textures) == [f"{two_textures / MANIFEST}: {found} {name}, but build.json counts 5"]
+
+
+def test_rows_of_a_shard_that_build_json_does_not_list_are_named(two_textures: Path) -> None:
+    content = json.loads((two_textures / BUILD).read_text())
+    del content["shards"][1]
+    (two_textures / BUILD).write_text(json.dumps(content))
+    (two_textures / TAR).unlink()
+    assert verify(two_textures) == [f"{two_textures / MANIFEST}: it has rows of {TAR}, not listed by build.json"]
+
+
+def test_a_shard_that_cannot_be_read_counts_as_damaged(two_textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setitem(inspect.__globals__, "hash_and_compare", fail)
+    report = inspect(two_textures)
+    assert report.damaged == [0, 1]
+    assert report.faults[TAR] == [f"{two_textures / TAR}: cannot be read (Input/output error)"]
+
+
 def test_a_shard_that_build_json_does_not_list_is_named(two_textures: Path) -> None:
     shutil.copy(two_textures / TAR, two_textures / "shard-000007.tar")
     (fault,) = verify(two_textures)
@@ -277,9 +319,9 @@ def test_a_build_json_without_sense_is_one_sentence(two_textures: Path, change: 
 
 def test_deep_compares_pixels_sizes_and_labels_with_the_manifest(two_textures: Path) -> None:
     table = pq.read_table(two_textures / MANIFEST)
-    for column, wrong in (("width", 6), ("label", 7)):
+    for column, row, wrong in (("width", 0, 6), ("label", 0, 7), ("height", 2, 3)):
         values = table[column].to_pylist()
-        values[0] = values[1] = wrong
+        values[row] = values[row + 1] = wrong
         table = table.set_column(
             table.column_names.index(column), column, pa.array(values, table.schema.field(column).type)
         )
@@ -292,7 +334,19 @@ def test_deep_compares_pixels_sizes_and_labels_with_the_manifest(two_textures: P
         "a/0.texture0.png: 5x4 pixels, the manifest says 6x4",
         "a/0.texture1.png: 5x4 pixels, the manifest says 6x4",
         "a/0.cls: it says 0, the manifest 7",
+        "a/1.png: 5x4 pixels, the manifest says 5x3",
+        "a/1.texture0.png: 5x4 pixels, the manifest says 5x3",
+        "a/1.texture1.png: 5x4 pixels, the manifest says 5x3",
     ]
+
+
+def test_deep_does_not_read_what_is_too_large_for_an_image(two_textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [row["texture_size"] for row in rows_of(two_textures)]
+    monkeypatch.setitem(inspect.__globals__, "LARGEST_IMAGE", max(sizes))
+    assert verify(two_textures, deep=True) == []
+    monkeypatch.setitem(inspect.__globals__, "LARGEST_IMAGE", max(sizes) - 1)
+    faults = verify(two_textures, deep=True)
+    assert any(f"{max(sizes)} bytes, too large for an image" in fault for fault in faults)
 
 
 def test_deep_finds_what_does_not_decode_though_its_checksum_is_right(two_textures: Path) -> None:
