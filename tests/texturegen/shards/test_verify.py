@@ -19,6 +19,7 @@ import pytest
 
 from texturegen.errors import UserError
 from texturegen.images import encode_png
+from texturegen.shards import tars
 from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
 from texturegen.shards.tars import BLOCK, hash_and_compare
 from texturegen.shards.verify import inspect, verify
@@ -188,9 +189,11 @@ HOSTILE: dict[str, tuple[Callable[[tarfile.TarFile], object], str]] = {
     "duplicate": (lambda tar: add(tar, "a/4.png"), "a/4.png: a second member"),
     "fifo": (lambda tar: add(tar, "p", type=tarfile.FIFOTYPE, size=0), "a pipe"),
     "long name": (lambda tar: add(tar, "n" * 300), "an extended header"),
+    "parent, as Windows has it": (lambda tar: add(tar, "..\\evil.png"), "its name leads out"),
     "escapes": (lambda tar: add(tar, "\x1b[2Jcleared"), "\\x1b[2Jcleared: not in the manifest"),
     "giant member": (lambda tar: tar.fileobj.write(hostile_header(GIANT, b"0")), "more than the file has"),
     "giant extended header": (lambda tar: tar.fileobj.write(hostile_header(GIANT, b"x")), "an extended header"),
+    "negative": (lambda tar: tar.fileobj.write(hostile_header(b"-77777777777", b"0")), "is damaged"),
     "giant octal": (lambda tar: tar.fileobj.write(hostile_header(b"77777777777", b"0")), "more than the file has"),
 }
 
@@ -221,6 +224,7 @@ def test_a_million_strange_members_are_counted_not_listed(two_textures: Path) ->
         for i in range(500):
             add(tar, f"strange{i}")
     faults = verify(two_textures)
+    assert sum("tar: strange" in fault for fault in faults) == 20
     assert len(faults) < 30
     assert "480 more members" in " ".join(faults)
 
@@ -233,6 +237,30 @@ def test_a_member_hidden_behind_the_end_mark_is_found(two_textures: Path) -> Non
         f.write(hidden)
     reseal(two_textures)
     assert any("hidden.png: not in the manifest" in fault for fault in verify(two_textures))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        (slice(156, 157), b"2", "a/4.png: a symbolic link"),
+        (slice(345, 349), b"../x", "../x/a/4.png: not in the manifest, and its name leads out"),
+        (slice(124, 136), b"00000000001\0", "a/4.png: not where the manifest says"),
+        (slice(0, 512), bytes(512), "a/4.png: missing from the tar"),
+    ],
+)
+def test_a_header_that_was_rewritten_with_its_checksum_is_found(
+    two_textures: Path, field: slice, value: bytes, fault: str
+) -> None:
+    data = bytearray((two_textures / TAR).read_bytes())
+    block = data[:BLOCK]
+    block[field] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    data[:BLOCK] = block if any(value) else value
+    (two_textures / TAR).write_bytes(data)
+    reseal(two_textures)
+    faults = verify(two_textures)
+    assert any(fault in found for found in faults), faults
 
 
 @pytest.mark.parametrize("column", ["image_offset", "texture_offset", "texture_size"])
@@ -357,13 +385,26 @@ def test_deep_finds_what_does_not_decode_though_its_checksum_is_right(two_textur
     assert any("a/4.texture0.png: the PNG file is" in fault for fault in verify(two_textures, deep=True))
 
 
-def test_our_headers_pass_the_fast_comparison(two_textures: Path) -> None:
+class Reluctant(io.FileIO):
+    """Gives less than it is asked for, as an unbuffered file may."""
+
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer)[:700])
+
+
+@pytest.mark.parametrize("together", [1, 2, 2048])
+@pytest.mark.parametrize("chunk", [BLOCK, 3 * BLOCK, 1 << 18])
+def test_our_headers_pass_the_fast_comparison(
+    two_textures: Path, monkeypatch: pytest.MonkeyPatch, together: int, chunk: int
+) -> None:
     # verify is right without it, but slow: the test of its speed on every machine.
+    monkeypatch.setattr(tars, "TOGETHER", together)
+    monkeypatch.setattr(tars, "CHUNK", chunk)
     with tarfile.open(two_textures / TAR) as tar:
         found = [(info.name.encode(), info.offset_data, info.size) for info in tar]
     names, offsets, sizes = (np.array(column) for column in zip(*found, strict=True))
-    with open(two_textures / TAR, "rb", buffering=0) as f:
-        sha256, right = hash_and_compare(f, names.astype("S100"), offsets, sizes)
+    with Reluctant(two_textures / TAR) as f:
+        sha256, right = hash_and_compare(f, names.astype("S100"), offsets, sizes)  # type: ignore[arg-type]
     assert right
     assert sha256 == hashlib.sha256((two_textures / TAR).read_bytes()).hexdigest()
     with open(two_textures / TAR, "rb", buffering=0) as f:
