@@ -224,6 +224,8 @@ def test_an_empty_side_is_refused(two: Path, tmp_path: Path) -> None:
         split(two, tmp_path / "out", share=1.5)
     with pytest.raises(UserError, match="one of the two"):
         split(two, tmp_path / "out")
+    with pytest.raises(UserError, match="--shard-size is 0"):
+        split(two, tmp_path / "out", share=0.5, shard_size=0)
 
 
 TABLE = pa.table(

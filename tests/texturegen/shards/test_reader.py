@@ -76,7 +76,7 @@ def assert_all_there(shards: Shards, textures: int) -> None:
     for samples in (
         list(shards),
         [shards[i] for i in range(6)],
-        pickle.loads(pickle.dumps([shards[i] for i in (0, 1)])),
+        [pickle.loads(pickle.dumps(shards[i])) for i in range(-6, 0)],
     ):
         for i, sample in enumerate(samples):
             image, *others = make_pictures(i, textures)
@@ -84,11 +84,19 @@ def assert_all_there(shards: Shards, textures: int) -> None:
             assert sample.members == {"json": b"{%d}" % i, "pyd": b"raw"}
             np.testing.assert_array_equal(sample.image, image)
             assert sample.textures.shape == (textures, 5, 7, 3)
-            for mine, other in zip(sample.textures, others, strict=True):
+            for number, (mine, other) in enumerate(zip(sample.textures, others, strict=True)):
                 np.testing.assert_array_equal(mine, other)
+                np.testing.assert_array_equal(sample.texture(number), other)
+            for number in (-1, textures):
+                with pytest.raises(IndexError):
+                    sample.texture(number)
             assert sample.image is sample.image
             assert type(sample.image_bytes) is bytes
             assert sample.shard == f"{shards.directory}/shard-{i // 2:06d}.tar"
+    for i in (-7, 6):
+        with pytest.raises(IndexError):
+            shards[i]
+    assert shards.labels.flags.writeable  # a tensor may share its memory
 
 
 @pytest.mark.parametrize("textures", [0, 1, 2])
@@ -138,6 +146,34 @@ def test_a_sample_travels_alone(make: Callable[..., Path]) -> None:
     np.testing.assert_array_equal(sample.image, make_pictures(2, 1)[0])
 
 
+def test_a_manifest_that_was_read_does_not_travel(make: Callable[..., Path]) -> None:
+    shards = open_shards(make(1))
+    before = len(pickle.dumps(shards))
+    assert shards.manifest.num_rows == 9
+    assert len(pickle.dumps(shards)) == before
+
+
+def test_the_digest_changes_with_any_shard(make: Callable[..., Path]) -> None:
+    path = make(1) / BUILD
+    before, content = open_shards(path.parent).digest, json.loads(path.read_text())
+    assert open_shards(path.parent).digest == before
+    content["shards"][2]["sha256"] = "0" * 64
+    path.write_text(json.dumps(content))
+    assert open_shards(path.parent).digest != before
+
+
+def test_a_member_before_its_image_is_read_where_it_lies(
+    make: Callable[..., Path], upload: Callable[[Path], str]
+) -> None:
+    path = make(2) / MANIFEST
+    rows = pq.read_table(path).to_pylist()
+    assert [member["ext"] for member in rows[2]["members"]] == ["cls", "json", "pyd"]
+    rows[2]["members"][1].update(offset=rows[2]["image_offset"] - 512, size=12)  # the name in the image's header
+    pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), path)
+    for place in (path.parent, upload(path.parent)):
+        assert open_shards(place)[1].members["json"] == b"dogs/b-1.png"
+
+
 def test_few_maps_serve_many_shards_and_threads(make: Callable[..., Path]) -> None:
     shards = open_shards(make(1))
     assert shards._maps is not None
@@ -165,6 +201,9 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_remote_faults_name_the_url(make: Callable[..., Path], upload: Callable[[Path], str]) -> None:
     with pytest.raises(UserError, match=r"memory://nowhere/set: no shards here"):
         open_shards("memory://nowhere/set")
+    fsspec.filesystem("memory").pipe_file("/bucket/begun/parts/recipe.json", b"{}")
+    with pytest.raises(UserError, match=r"memory://bucket/begun: this build is not finished"):
+        open_shards("memory://bucket/begun")
     url = upload(make(1))
     shards = open_shards(url)
     memory = fsspec.filesystem("memory")
@@ -199,6 +238,8 @@ DAMAGE = [
     ("shard", "../shard-000000.tar", "does not list"),
     ("shard", "/etc/passwd", "does not list"),
     ("shard", "shard-000001.tar", "not those of one sample"),
+    ("image_offset", 0, "not those of one sample"),
+    ("image_size", 1, "not those of one sample"),
     ("key", "other", "not those of one sample"),
     ("key", "../b", "no key"),
     ("key", "b" * 81, "longer than"),
@@ -206,6 +247,7 @@ DAMAGE = [
     ("image_ext", "pyd", "not opened"),
     ("texture_ext", "tif", "not opened"),
     ("width", 0, "width is not positive"),
+    ("height", 0, "height is not positive"),
     ("members", [{"ext": "json", "offset": -1, "size": 3, "sha256": bytes(32)}], "members: placed outside"),
     ("members", [{"ext": "../x", "offset": 0, "size": 3, "sha256": bytes(32)}], "no ext"),
     ("members", [{"ext": "json", "offset": None, "size": 3, "sha256": bytes(32)}], "no offset"),
@@ -230,8 +272,29 @@ def test_a_damaged_manifest_is_refused_with_its_key(
     assert (value if column == "key" else "dogs/b-1") in str(error.value)
 
 
-@pytest.mark.parametrize("rows", [slice(1, None), slice(0, 12), slice(0, 0)])
-def test_missing_rows_are_counted(make: Callable[..., Path], rows: slice) -> None:
+def test_a_texture_among_images_without_any_is_refused(make: Callable[..., Path]) -> None:
+    path = make(0) / MANIFEST
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["index"] = 0
+    pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), path)
+    with pytest.raises(UserError, match=r"'dogs/b-1': it has a texture, and the others have none"):
+        open_shards(path.parent)
+
+
+def test_a_text_that_is_none_is_damage(make: Callable[..., Path]) -> None:
+    path = make(0) / MANIFEST
+    table = pq.read_table(path)
+    keys = [key.encode() for key in table["key"].to_pylist()]
+    keys[1] = b"\xff\xfe"
+    buffers = pa.array(keys, pa.binary()).buffers()
+    no_texts = pa.StringArray.from_buffers(len(keys), buffers[1], buffers[2])
+    pq.write_table(table.set_column(0, "key", no_texts), path)
+    with pytest.raises(UserError, match=f"{path}: damaged"):
+        open_shards(path.parent)
+
+
+@pytest.mark.parametrize("rows", [slice(1, None), slice(0, 12), slice(0, 0), [*range(15), 14, 0]])
+def test_missing_rows_are_counted(make: Callable[..., Path], rows: slice | list[int]) -> None:
     path = make(2) / MANIFEST
     table = pq.read_table(path)
     pq.write_table(table.take(np.arange(15)[rows]), path)
@@ -252,6 +315,7 @@ def test_missing_rows_are_counted(make: Callable[..., Path], rows: slice) -> Non
         ({"shards": [{"name": "a\0", "bytes": 1}]}, "leads out of the directory"),
         ({"shards": [{"name": "a.tar", "bytes": "1"}]}, "damaged"),
         ({"shards": 3}, "damaged"),
+        ({"source": {"classes": None}}, "damaged"),
     ],
 )
 def test_a_damaged_build_is_refused(make: Callable[..., Path], change: dict[str, Any], fault: str) -> None:
@@ -279,6 +343,51 @@ def test_a_block_ends_with_its_shard_and_where_bytes_go_back() -> None:
     numbers = np.array([0, 0, 1, 1, 1])
     ranges = np.array([[0, 10], [10, 20], [30, 40], [40, 50], [0, 5]])
     assert list(store._blocks(numbers, ranges)) == [(0, [(0, 10), (10, 20)]), (1, [(30, 40), (40, 50)]), (1, [(0, 5)])]
+
+
+@pytest.mark.parametrize(("size", "counts"), [(19, [1, 1, 1, 1]), (20, [2, 2]), (30, [3, 1]), (40, [4])])
+def test_a_block_has_no_more_bytes_than_asked_for(
+    monkeypatch: pytest.MonkeyPatch, size: int, counts: list[int]
+) -> None:
+    monkeypatch.setattr(store, "BLOCK", size)
+    ranges = np.array([[0, 10], [10, 20], [20, 30], [30, 40]])
+    assert [len(places) for _, places in store._blocks(np.zeros(4, int), ranges)] == counts
+
+
+def test_iteration_runs_no_more_than_some_blocks_ahead(
+    make: Callable[..., Path], upload: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BLOCK", 1)
+    shards, asked = open_shards(upload(make(2))), []
+    fetch = store.Remote.fetch
+    monkeypatch.setattr(store.Remote, "fetch", lambda *about: asked.append(about) or fetch(*about))
+    next(samples := iter(shards))
+    assert len(asked) <= store.AHEAD < 6
+    assert len(list(samples)) == 5
+    assert len(asked) == 6
+
+
+def test_the_blocks_used_last_are_kept_and_one_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BLOCK", 10)
+    asked: list[int] = []
+
+    class Places:
+        """A file in which byte i is i."""
+
+        def sample(self, name: str, start: int, end: int) -> store.Chunk:
+            asked.append(start // 10)
+            if asked == [9]:
+                raise UserError("not now")
+            return store.Chunk(bytes(range(start, end)), start)
+
+    blocks = store.Blocks(Places(), 20)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="not now"):
+        blocks.sample("a", 90, 95, 95)
+    for number in (9, 0, 9, 1, 9, 0):
+        assert (
+            blocks.sample("a", 10 * number + 1, 10 * number + 4, 95).read(0, 10 * number + 2, 1)[0] == 10 * number + 2
+        )
+    assert asked == [9, 9, 0, 1, 0]
 
 
 def test_blocks_of_any_size_give_the_same_samples(
