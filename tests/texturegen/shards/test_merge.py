@@ -1,5 +1,6 @@
 """merge, split and the filter: bytes copied, samples whole, damage and mistakes refused, nothing left half made."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -16,6 +17,7 @@ import webdataset
 from tests.texturegen.shards.test_verify import flip, make, reseal, rows_of
 from texturegen import open_shards
 from texturegen.errors import UserError
+from texturegen.files import write_json
 from texturegen.shards.filter import rows_that_pass
 from texturegen.shards.merge import merge, split
 from texturegen.shards.schema import BUILD, MANIFEST
@@ -83,6 +85,7 @@ def test_build_json_tells_where_the_samples_came_from(two: Path, tmp_path: Path)
     }
     other = json.loads((tmp_path / "rest" / BUILD).read_text())
     other["recipe"]["dataset"] = "else"
+    other["counts"]["ignored"] = 2
     (tmp_path / "rest" / BUILD).write_text(json.dumps(other))
     merge([tmp_path / "kept", tmp_path / "rest"], tmp_path / "joined", shard_size=3)
     joined = json.loads((tmp_path / "joined" / BUILD).read_text())
@@ -90,7 +93,7 @@ def test_build_json_tells_where_the_samples_came_from(two: Path, tmp_path: Path)
     assert [one["name"] for one in joined["derived"]["inputs"]] == ["kept", "rest"]
     assert joined["derived"]["inputs"][0]["derived"] == content["derived"]
     assert [shard["samples"] for shard in joined["shards"]] == [3, 3, 1]
-    assert joined["counts"] == {"samples": 7, "textures": 14, "failed": 1, "ignored": 0}
+    assert joined["counts"] == {"samples": 7, "textures": 14, "failed": 1, "ignored": 2}
     assert verify(tmp_path / "joined", deep=True) == []
 
 
@@ -120,10 +123,11 @@ def test_a_share_is_exact_and_does_not_depend_on_the_order(tmp_path: Path, textu
     split(many, tmp_path / "a", tmp_path / "b", share=0.9)
     a, b = open_shards(tmp_path / "a"), open_shards(tmp_path / "b")
     assert (len(a), len(b)) == (35, 4)
+    assert [shards.build["counts"]["failed"] for shards in (a, b)] == [1, 0]
     assert sorted(a.keys + b.keys) == sorted(open_shards(many).keys)
     positions = list(a.manifest["position"].to_pylist())
     assert positions == sorted(positions)
-    split(many, tmp_path / "c", share=0.5)
+    assert split(many, tmp_path / "c", share=0.5)[0]["samples"] == 20  # of 39: the nearest, not the next below
     assert {*open_shards(tmp_path / "c").keys} < {*a.keys}
     split(many, tmp_path / "d", share=0.5, seed=1)
     assert open_shards(tmp_path / "c").keys != open_shards(tmp_path / "d").keys
@@ -150,8 +154,9 @@ def test_what_cannot_be_merged_is_refused(two: Path, tmp_path: Path) -> None:
 
 
 def test_directories_that_are_one_another_or_links(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").symlink_to(tmp_path)
     with pytest.raises(UserError, match="give --rest another directory"):
-        split(two, tmp_path / "x", tmp_path / "." / "x", share=0.5)
+        split(two, tmp_path / "x", tmp_path / "here" / "x", share=0.5)
     with pytest.raises(UserError, match=r"is inside of .*two"):
         split(two, two / "sub", share=0.5)
     (tmp_path / "real").mkdir()
@@ -168,6 +173,9 @@ def test_existing_and_half_made_directories_are_refused(two: Path, tmp_path: Pat
     (out / "thesis.tex").write_text("irreplaceable")
     with pytest.raises(UserError, match=r"out: exists"):
         split(two, out, share=0.5)
+    assert (out / "thesis.tex").read_text() == "irreplaceable"
+    with pytest.raises(UserError, match=r"thesis.tex: exists"):
+        split(two, out / "thesis.tex", share=0.5)
     assert (out / "thesis.tex").read_text() == "irreplaceable"
     shutil.rmtree(out)
     (tmp_path / "out.partial").mkdir()
@@ -191,6 +199,24 @@ def test_a_run_that_stops_leaves_nothing(two: Path, tmp_path: Path, error: type[
 
     with pytest.raises(error):
         split(two, tmp_path / "a", tmp_path / "b", share=0.5, progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+def test_neither_side_is_there_before_both_are_complete(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def fail_at_the_second(path: Path, content: Any) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_json(path, content)
+
+    monkeypatch.setattr("texturegen.shards.merge.write_json", fail_at_the_second)
+    with pytest.raises(OSError, match="No space"):
+        split(two, tmp_path / "a", tmp_path / "b", share=0.5)
+    assert [path.parent.name for path in written] == ["a.partial", "b.partial"]
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
 
@@ -220,8 +246,9 @@ def test_an_empty_side_is_refused(two: Path, tmp_path: Path) -> None:
         split(two, tmp_path / "out", where="completeness < 0")
     with pytest.raises(UserError, match=r"rest: would hold no image, as every one of the 7"):
         split(two, tmp_path / "out", tmp_path / "rest", where="status in ('ok', 'failed')")
-    with pytest.raises(UserError, match="between 0 and 1"):
-        split(two, tmp_path / "out", share=1.5)
+    for share in (-0.5, 0, 1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="between 0 and 1"):
+            split(two, tmp_path / "out", share=share)
     with pytest.raises(UserError, match="one of the two"):
         split(two, tmp_path / "out")
     with pytest.raises(UserError, match="--shard-size is 0"):
@@ -246,6 +273,8 @@ TABLE = pa.table(
         ("completeness < 12", "a"),
         ("not completeness < 12", "bcd"),
         ("completeness >= 1.5 and key != 'a'", "d"),
+        ("completeness >= 1.5", "ad"),
+        ("completeness > 1.5", "d"),
         ("-1 <= label < 2", "abd"),
         ("0 < label", "bc"),
         ("label in (0, -1)", "ad"),
@@ -275,6 +304,7 @@ def test_a_filter_means_what_python_means(text: str, passing: str) -> None:
             "completness < 12",
             r"'completness' at character 1 is not a column \(did you mean 'completeness'\?\); columns:",
         ),
+        ("(label == 1 or\n  completness < 2)", "'completness' at character 3 of line 2 is not a column"),
         ("label == 1 and completeness < 'a'", "'completeness' at character 16 cannot be compared .* 'a' is text"),
         ("key < 3", "key is text and 3 is a number"),
         ("label", "is a column, not a condition"),

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -49,6 +50,29 @@ def test_a_shard_has_its_final_name_only_when_committed(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No power can be cut here, but the order can be seen: a file's fsync, its rename, its directory's fsync.
+    events: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(number: int) -> None:
+        events.append(("sync", os.fstat(number).st_ino))
+        fsync(number)
+
+    def note_replace(source: Path, target: Path) -> None:
+        events.append((target.name, source.stat().st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    _write_one(tmp_path)
+    expected = []
+    for path in (tmp_path / "shard-000000.tar", *(tmp_path / PARTS / f"000000.{kind}" for kind in ("parquet", "json"))):
+        inode, parent = path.stat().st_ino, path.parent.stat().st_ino
+        expected += [("sync", inode), (path.name, inode), ("sync", parent)]
+    assert events == expected
+
+
 def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError), ShardWriter(tmp_path, 0, "f"):
         raise KeyError
@@ -61,10 +85,18 @@ def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
         writer.add(key, b"", "png", [], 0)
 
 
-@pytest.mark.parametrize("name", ["cls", "png", "texture0.png", "a/b", "", ".json", "x" * 99, "__key__", "__url__"])
+@pytest.mark.parametrize(
+    "name", ["cls", "png", "jpg", "webp", "texture0.png", "a/b", "", ".json", "x" * 99, "__key__", "__url__"]
+)
 def test_a_member_that_would_pass_for_another_is_refused(tmp_path: Path, name: str) -> None:
     with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="cannot be passed through"):
         writer.add("a", b"", "png", [], 0, members={name: b""})
+
+
+@pytest.mark.parametrize(("ext", "texture_ext"), [("gif", "png"), ("png", "gif"), ("../png", "png")])
+def test_an_image_of_a_type_that_readers_do_not_decode_is_refused(tmp_path: Path, ext: str, texture_ext: str) -> None:
+    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="a shard cannot hold images of type"):
+        writer.add("a", b"", ext, [b""], 0, texture_ext)
 
 
 def test_members_are_passed_through_where_the_manifest_says(tmp_path: Path) -> None:
