@@ -390,12 +390,17 @@ def test_failed_images_can_be_tried_again(
     before = (tmp_path / "s" / "shard-000002.tar").stat().st_mtime_ns
     if finished:
         assert build(recipe, tmp_path / "s", root=root).counts["failed"] == 1  # not unasked
-    assert build(recipe, tmp_path / "s", root=root, retry_failed=True).counts["failed"] == 0
+        content = json.loads((tmp_path / "s" / "build.json").read_text())
+        content["run"]["seconds"]["read"] = 1000.0
+        (tmp_path / "s" / "build.json").write_text(json.dumps(content))
+    result = build(recipe, tmp_path / "s", root=root, retry_failed=True)
+    assert result.counts["failed"] == 0
+    assert finished == (1000 <= result.seconds["read"] < 1100)  # of the first run and this one
     assert (tmp_path / "s" / "shard-000002.tar").stat().st_mtime_ns == before
     assert digests(tmp_path / "s") == digests(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("harm", ["tar cut short", "stats empty", "rows missing", "rows cut short"])
+@pytest.mark.parametrize("harm", ["tar cut short", "stats empty", "rows missing", "rows cut short", "another's"])
 def test_a_shard_that_is_not_whole_is_made_again(tmp_path: Path, harm: str) -> None:
     build(TINY, tmp_path / "whole")
     build(TINY, tmp_path / "s", part=(1, 2))
@@ -405,10 +410,41 @@ def test_a_shard_that_is_not_whole_is_made_again(tmp_path: Path, harm: str) -> N
         os.truncate(tmp_path / "s" / "parts" / "000000.json", 0)
     elif harm == "rows missing":
         (tmp_path / "s" / "parts" / "000000.parquet").unlink()
+    elif harm == "another's":
+        stats = tmp_path / "s" / "parts" / "000000.json"
+        stats.write_text(json.dumps({**json.loads(stats.read_text()), "fingerprint": "0" * 64}))
+        tar = tmp_path / "s" / "shard-000000.tar"
+        tar.write_bytes(bytes(tar.stat().st_size))
     else:
         os.truncate(tmp_path / "s" / "parts" / "000000.parquet", 100)
     build(TINY, tmp_path / "s")
     assert digests(tmp_path / "s") == digests(tmp_path / "whole")
+
+
+def test_leftovers_of_killed_runs_are_removed_but_not_those_of_another_part(tmp_path: Path) -> None:
+    build(TINY, tmp_path / "whole")
+    build(TINY, tmp_path / "s", part=(1, 3))
+    names = [f"shard-00000{n}.tar.1a2b.tmp" for n in range(3)] + [f"parts/00000{n}.parquet.1a2b.tmp" for n in range(3)]
+    names += ["manifest.parquet.1a2b.tmp", "build.json.1a2b.tmp"]
+    for name in names:
+        (tmp_path / "s" / name).write_bytes(b"half")
+    build(TINY, tmp_path / "s", part=(2, 3))
+    assert [name for name in names if not (tmp_path / "s" / name).exists()] == [names[1], names[4]]
+    build(TINY, tmp_path / "s")
+    assert digests(tmp_path / "s") == digests(tmp_path / "whole")
+
+
+def test_of_parts_that_begin_at_once_the_first_decides_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_was_quicker(path: Path, content: str) -> bool:
+        path.write_text(content.replace('"seed": 0', '"seed": 1'))
+        return False
+
+    monkeypatch.setattr("texturegen.build.state.write_once", another_was_quicker)
+    with pytest.raises(UserError, match=r"holds another build \(recipe.seed 1 there, 0 asked\)"):
+        build(TINY, tmp_path / "s", part=(1, 2))
+    assert not list((tmp_path / "s").glob("shard-*"))
 
 
 def test_a_build_without_its_manifest_is_not_called_finished(tmp_path: Path) -> None:
@@ -460,10 +496,11 @@ def test_build_json_has_counts_versions_and_checksums(shapes_shards: Path) -> No
     assert not (shapes_shards / "parts").exists()
 
 
-def test_a_directory_with_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["notes.tmp"], ["parts/thesis.txt"], ["parts/lock", "shard-000000.tar.txt"]])
+def test_a_directory_with_other_things_is_refused_and_left_alone(tmp_path: Path, names: list[str]) -> None:
     (tmp_path / "parts").mkdir()
-    (tmp_path / "notes.tmp").write_text("mine")
-    (tmp_path / "parts" / "thesis.txt").write_text("mine too")
+    for name in names:
+        (tmp_path / name).write_text("mine")
     before = digests(tmp_path)
     with pytest.raises(UserError, match="exists and holds other things"):
         build(TINY, tmp_path)

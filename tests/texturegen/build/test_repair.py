@@ -15,6 +15,7 @@ from tests.test_commands import call, refused
 from tests.texturegen.build.test_build import digests
 from texturegen.build import Recipe, build
 from texturegen.build import repair as module
+from texturegen.build.engine import Lost
 from texturegen.build.repair import SCRATCH, repair
 from texturegen.errors import UserError
 from texturegen.lock import take
@@ -71,12 +72,14 @@ def test_images_that_failed_fail_again_even_when_they_could_be_read_now(
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
     out = tmp_path / "s"
-    build(Recipe("folder", shard_size=3), out, root=str(image_folder))
+    build(Recipe("folder", shard_size=3, per_image=2), out, root=str(image_folder))
     assert json.loads((out / "build.json").read_text())["counts"]["failed"] == 1
     before = digests(out)
     bad.write_bytes(whole)
     damage(out / "shard-000000.tar")
-    assert repair(out, root=str(image_folder)).rebuilt == ["shard-000000.tar"]
+    totals: list[int] = []
+    result = repair(out, str(image_folder), progress=lambda total: totals.append(total) or (lambda made, failed: None))  # type: ignore[func-returns-value]
+    assert (result.rebuilt, totals) == (["shard-000000.tar"], [6])
     assert digests(out) == before
 
 
@@ -174,6 +177,37 @@ def test_a_repair_that_is_stopped_leaves_old_shards_or_new_ones(
     (shards / SCRATCH / "shard-000001.tar").write_bytes(b"half")
     assert repair(shards).rebuilt == ["shard-000001.tar"]
     assert digests(shards) == digests(built)
+
+
+def test_a_shard_whose_worker_died_is_named_and_the_others_are_mended(
+    built: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("shard-000000.tar", "shard-000001.tar"):
+        damage(shards / name)
+    real = module.ENGINES["processes"]
+
+    def lose_the_first(job: Any, numbers: list[int], workers: int, progress: Any) -> Iterator[Any]:
+        assert workers == 3
+        yield Lost(numbers[0], (1, 1, 1))
+        yield from real(job, numbers[1:], 0, progress)
+
+    monkeypatch.setitem(module.ENGINES, "processes", lose_the_first)
+    with pytest.raises(UserError, match=r"shard-000000.tar is not made, as the worker process died"):
+        repair(shards, workers=3)
+    assert (shards / "shard-000001.tar").read_bytes() == (built / "shard-000001.tar").read_bytes()
+    assert not any("shard-000001" in fault for fault in verify(shards))
+
+
+def test_what_no_rebuilding_mends_is_said_and_is_a_failure(shards: Path) -> None:
+    damage(shards / "shard-000000.tar")
+    shutil.copy(shards / "shard-000001.tar", shards / "stray.tar")
+    result = repair(shards)
+    assert result.rebuilt == ["shard-000000.tar"]
+    (fault,) = result.faults
+    assert "stray.tar: not in build.json" in fault
+    status, stdout, stderr = call("texturegen", "repair", shards)
+    assert (status, stdout) == (1, "")
+    assert stderr.splitlines() == [fault, f"error: {shards}: 1 fault that no rebuilding mends"]
 
 
 def test_the_rebuilt_shard_is_checked_not_trusted(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
