@@ -19,13 +19,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from sacl_train import train
 from sacl_train.config import Config, load_config
-from sacl_train.loop import train
 from sacl_train.nets.ema import make_target
-from sacl_train.optim import build_optimizer
-from sacl_train.run import build_method
-from sacl_train.step import DTYPES, Stepper, arithmetic
-from texturegen.build import Recipe, build
+from sacl_train.training.optim import build_optimizer
+from sacl_train.training.setup import build_method
+from sacl_train.training.step import DTYPES, Stepper, arithmetic
+from texturegen.builds import Recipe, build
 
 PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 VARIANTS = [(last, compiled) for compiled in (False, True) for last in (False, True)]  # channels_last, compile

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from texturegen.texture.efros_leung import quantised_gaussian
-from texturegen.texture.exemplar import stack
-from texturegen.texture.rand import derive, draw, shuffle
+from texturegen.texture.kernels.exemplar import stack
+from texturegen.texture.kernels.rand import derive, draw, shuffle
+from texturegen.texture.methods.efros_leung import quantised_gaussian
 
 
 def naive_wei_levoy(patches: Sequence[np.ndarray], size: tuple[int, int], seed: int, window: int = 11) -> np.ndarray:

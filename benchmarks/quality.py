@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from synthesis import VARIANTS, make_patches
 
-from texturegen.images import decode_image
+from texturegen.storage.image import decode_image
 from texturegen.texture import METHODS, synthesize
 from texturegen.texture.quality import measure
 

@@ -18,7 +18,7 @@ from PIL import Image
 from quality import FIGURES
 from synthesis import JOBS, make_patches
 
-from texturegen.images import decode_image
+from texturegen.storage.image import decode_image
 from texturegen.texture.quality import measure
 
 

@@ -25,9 +25,9 @@ import torch
 import torchvision.io
 import webdataset
 
-from texturegen.images import ENCODINGS, decode_image, encode_image
 from texturegen.shards import ShardWriter, open_shards, writer
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
+from texturegen.storage.image import ENCODINGS, decode_image, encode_image
 from texturegen.texture import synthesize
 
 RGB = torchvision.io.ImageReadMode.RGB

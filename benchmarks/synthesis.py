@@ -23,14 +23,14 @@ import numpy as np
 from naive import naive_efros_leung, naive_wei_levoy
 from numba import njit
 
-import texturegen.texture.coherent as coherent_module
-from texturegen.build import Recipe
-from texturegen.build.job import run_job
-from texturegen.build.recipe import make_plan
-from texturegen.images import decode_image
+import texturegen.texture.methods.coherent as coherent_module
+from texturegen.builds import Recipe
+from texturegen.builds.job import run_job
+from texturegen.builds.recipe import make_plan
+from texturegen.storage.image import decode_image
 from texturegen.texture import METHODS, cut_patches, synthesize, synthesize_batch
+from texturegen.texture.kernels.simd import LANES, run_distance
 from texturegen.texture.quality import measure
-from texturegen.texture.simd import LANES, run_distance
 
 JOBS = {32: (32, 16), 96: (96, 48), 224: (256, 96)}  # texture: short side of the photograph, side of a patch
 # Naive kernels take most of the time: as many photographs as give a steady median.

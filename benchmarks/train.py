@@ -27,14 +27,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms.functional import to_pil_image
 
-from sacl_train.allocator import keep_freed_memory
+from sacl_train import train
 from sacl_train.config import load_config
 from sacl_train.data.stream import Plan, Stream
-from sacl_train.loop import train
-from sacl_train.optim import build_optimizer
-from sacl_train.run import build_method
-from sacl_train.step import Stepper, arithmetic
-from texturegen.build import Recipe, build
+from sacl_train.training.allocator import keep_freed_memory
+from sacl_train.training.optim import build_optimizer
+from sacl_train.training.setup import build_method
+from sacl_train.training.step import Stepper, arithmetic
+from texturegen.builds import Recipe, build
 from texturegen.shards import open_shards
 
 PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}

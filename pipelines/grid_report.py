@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.grids import Cell, Grid
 from sacl_train.report.figures import provenance
-from texturegen.files import write_atomically
+from texturegen.storage.atomic import write_atomically
 
 Found = dict[tuple[str, str], list[dict[str, Any]]]
 

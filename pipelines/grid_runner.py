@@ -35,9 +35,9 @@ from pipelines.stages import (
 )
 from texturegen.console import plural
 from texturegen.errors import UserError
-from texturegen.files import write_json
 from texturegen.sources import SOURCES
-from texturegen.threads import count_cpus
+from texturegen.storage.atomic import write_json
+from texturegen.system.threads import count_cpus
 
 GRACE = 20.0  # seconds that a worker has for a checkpoint when its parent is gone
 idle = threading.Event()  # this worker has no cell at hand
@@ -240,8 +240,9 @@ def run_cell(job: Job) -> tuple[str, Any]:
 
 
 def _run_cell(job: Job, directory: Path) -> tuple[str, Any]:
+    from sacl_train import train
     from sacl_train.config import load_config
-    from sacl_train.loop import Stopped, train
+    from sacl_train.training.loop import Stopped
 
     record, output = directory / "stage.json", directory / "figures.json"
     claim_run(directory, job.settings, job.shards["train"])

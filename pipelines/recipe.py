@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sacl_train.cli_eval import eval_main
+from sacl_train.cli.evaluate import eval_main
 from texturegen.errors import UserError, nearest
 
 HERE = Path(__file__).parent

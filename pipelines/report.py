@@ -12,7 +12,7 @@ import torch
 from pipelines.recipe import Journey
 from sacl_train.evaluate.probe import PROBES
 from sacl_train.report.figures import flatten, name_set
-from texturegen.files import write_atomically
+from texturegen.storage.atomic import write_atomically
 
 PICTURES = (
     ("curves", "training curves"),

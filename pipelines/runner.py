@@ -25,11 +25,11 @@ from pipelines.stages import (
     job_devices,
     record_done,
 )
-from sacl_train.cli_eval import eval_main
+from sacl_train.cli.evaluate import eval_main
 from texturegen.errors import UserError
-from texturegen.files import write_json
 from texturegen.sources import SOURCES
-from texturegen.threads import count_cpus
+from texturegen.storage.atomic import write_json
+from texturegen.system.threads import count_cpus
 
 FINISHED = {"texturegen": (0, 3)}  # 3: a build that finished without some images, and said so
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from texturegen.console import warn
 from texturegen.errors import UserError
-from texturegen.files import write_json
+from texturegen.storage.atomic import write_json
 
 
 def decides_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def decides_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
     UserError for settings that are none.
     """
     from sacl_train.config import load_config
-    from sacl_train.run import comparable
+    from sacl_train.training.resume import comparable
 
     return {"settings": comparable(load_config(None, settings)), "shards": digest}
 
@@ -99,8 +99,8 @@ def build_shards(
 
     Another build is moved aside first. A finished one of another version of this package is taken as it is.
     """
-    from texturegen.build.recipe import Recipe, make_plan
-    from texturegen.shards.schema import BUILD, PARTS
+    from texturegen.builds.recipe import Recipe, make_plan
+    from texturegen.shards.layout import BUILD, PARTS
 
     finished = (out / BUILD).is_file()
     begun = out / BUILD if finished else out / PARTS / "recipe.json"
@@ -127,9 +127,10 @@ def build_shards(
 
 def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> bool | None:
     """Whether a directory's checkpoint is of this run; None where it has none."""
-    from sacl_train.checkpoint import load_checkpoint
     from sacl_train.config import load_config
-    from sacl_train.run import refuse_other_run, resolve
+    from sacl_train.training.checkpoint import load_checkpoint
+    from sacl_train.training.resume import refuse_other_run
+    from sacl_train.training.setup import resolve
     from texturegen.shards import open_shards
 
     state = load_checkpoint(directory)
@@ -147,7 +148,7 @@ def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> boo
 def _same_run(there: dict[str, Any], mine: dict[str, Any]) -> bool:
     """Settings that are newer than the record had their default there: an upgrade does not undo what is done."""
     from sacl_train.config import load_config
-    from sacl_train.run import comparable
+    from sacl_train.training.resume import comparable
 
     if there == mine:
         return True

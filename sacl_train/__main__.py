@@ -1,5 +1,5 @@
 """`python -m sacl_train` is `sacl-train`: what torchrun starts."""
 
-from sacl_train.cli import train_main
+from sacl_train.cli.train import train_main
 
 train_main()

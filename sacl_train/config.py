@@ -152,20 +152,22 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
     method, where = given.get("method", ("sacl", ""))
     if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"{where}there is no method {method!r}{nearest(str(method), METHODS)}")
-    own, of_method = typing.get_type_hints(Config), typing.get_type_hints(METHODS[method].Settings)
+    own, of_method = typing.get_type_hints(Config), typing.get_type_hints(METHODS[method].load().Settings)
     del own["method_settings"]
     hints = own | of_method
     values: dict[str, Any] = {}
     given.pop("method", None)
     for key, (value, where) in given.items():
         if key not in hints:
-            owners = [name for name in METHODS if key in typing.get_type_hints(METHODS[name].Settings)]
+            owners = [name for name in METHODS if key in typing.get_type_hints(METHODS[name].load().Settings)]
             if owners:
                 raise UserError(f"{where}method {method} has no setting {key!r}; it belongs to {', '.join(owners)}")
             raise UserError(f"{where}there is no setting {key!r}{nearest(key, hints)}")
         values[key] = _typed(value, hints[key], f"{where}{key}")
-    method_settings = METHODS[method].Settings(**{key: values.pop(key) for key in of_method if key in values})
-    return replace(Config(), method=method, method_settings=method_settings, **{**METHODS[method].defaults, **values})
+    method_settings = METHODS[method].load().Settings(**{key: values.pop(key) for key in of_method if key in values})
+    return replace(
+        Config(), method=method, method_settings=method_settings, **{**METHODS[method].load().defaults, **values}
+    )
 
 
 def dump_config(config: Config) -> str:

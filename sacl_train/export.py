@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from sacl_train.checkpoint import directory_of, is_checkpoint, load_checkpoint
 from sacl_train.config import Config, dump_config
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.weights import timm_weights
 from sacl_train.report.figures import flatten
-from sacl_train.run import load_encoder
+from sacl_train.training.checkpoint import directory_of, is_checkpoint, load_checkpoint
+from sacl_train.training.resume import load_encoder
 from texturegen import __version__
 from texturegen.errors import UserError, nearest
-from texturegen.files import write_atomically
 from texturegen.shards import open_shards
+from texturegen.storage.atomic import write_atomically
 
 FORMATS = {"safetensors": "safetensors", "torchvision": "pth", "timm": "pth", "onnx": "onnx"}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import skimage
 
-from texturegen.build import Recipe, build
+from texturegen.builds import Recipe, build
 
 # In the background of a script, shells start programs deaf to Ctrl-C, and they would start ours so.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
     texture = texturegen.synthesize([patch, other_patch], size=(96, 96), seed=0)
     textures = texturegen.synthesize_batch([[patch], [other_patch]], size=(96, 96), seeds=[0, 1])
+    texturegen.build(texturegen.Recipe("shapes", limit=100), "shards/")
     for sample in texturegen.open_shards("shards/"):
         sample.image, sample.textures, sample.label
 
@@ -11,27 +12,55 @@ Names are loaded on first use, so that `import texturegen` answers at once.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from texturegen.errors import (
+    BusyError,
+    DamagedError,
+    ImageError,
+    MissingError,
+    OtherBuildError,
+    SourceLost,
+    UserError,
+)
+
 if TYPE_CHECKING:
-    from texturegen.shards import Sample, Shards, open_shards
+    from texturegen.builds import Recipe, build, finish
+    from texturegen.shards import Sample, Shards, merge, open_shards, split, verify
     from texturegen.texture import Texture, synthesize, synthesize_batch
 
 __version__ = "0.1.0"
-__all__ = ["Sample", "Shards", "Texture", "open_shards", "synthesize", "synthesize_batch"]
+__all__ = [
+    "BusyError",
+    "DamagedError",
+    "ImageError",
+    "MissingError",
+    "OtherBuildError",
+    "Recipe",
+    "Sample",
+    "Shards",
+    "SourceLost",
+    "Texture",
+    "UserError",
+    "build",
+    "finish",
+    "merge",
+    "open_shards",
+    "split",
+    "synthesize",
+    "synthesize_batch",
+    "verify",
+]
 
-_HOME = {
-    "Texture": "texturegen.texture",
-    "synthesize": "texturegen.texture",
-    "synthesize_batch": "texturegen.texture",
-    "Sample": "texturegen.shards",
-    "Shards": "texturegen.shards",
-    "open_shards": "texturegen.shards",
+_LOCATION = {
+    **dict.fromkeys(("Texture", "synthesize", "synthesize_batch"), "texturegen.texture"),
+    **dict.fromkeys(("Sample", "Shards", "merge", "open_shards", "split", "verify"), "texturegen.shards"),
+    **dict.fromkeys(("Recipe", "build", "finish"), "texturegen.builds"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _LOCATION:
         raise AttributeError(f"module 'texturegen' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_LOCATION[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 ALIGNED = 8  # bytes, of the largest numbers sent
 
 
-def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Arrays as tensors on `device`. To CUDA all go in one copy, from page-locked memory: those of pageable memory end
     when the device has done all its work. On the CPU they share the arrays' memory.
     """
@@ -19,7 +19,7 @@ def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     return unpack(pack(arrays, pin=device.type == "cuda").to(device, non_blocking=True), arrays)
 
 
-def read_later(values: Tensor) -> Callable[[], list[float]]:
+def fetch_async(values: Tensor) -> Callable[[], list[float]]:
     """Begin to fetch 1-d `values`; the function that gives them waits for them, not for what is queued after them.
 
     On CUDA `values.tolist()` would wait for all that is queued by the time it is called.

@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-from texturegen.cgroups import control_groups, read_number
+from texturegen.system.control_groups import control_groups, read_number
 
 SHARE = 0.5  # of what is available: the rest is for the step, and for what else runs here
 UNKNOWN = 8e9  # bytes, where the system does not say

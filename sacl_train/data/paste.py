@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.data.device import send
+from sacl_train.data.device import to_device
 from sacl_train.data.draws import uniform
 
 HALF = (0.3, 0.4)  # least and largest half side of the box, of the image's side
@@ -22,7 +22,7 @@ def paste_inside(images: Tensor, textures: Tensor, states: np.ndarray) -> Tensor
     The box is about the middle, drawn anew from each of states uint64 (N,), and the same for an image's P textures.
     """
     height, width = images.shape[-2:]
-    draws = [draw[:, None] for draw in send([uniform(states, word) for word in WORDS], images.device)]
+    draws = [draw[:, None] for draw in to_device([uniform(states, word) for word in WORDS], images.device)]
     halves = [HALF[0] + (HALF[1] - HALF[0]) * draw for draw in draws[:2]]
     centres = [0.5 + AWAY * (2 * draw - 1) for draw in draws[2:]]
     inside = []

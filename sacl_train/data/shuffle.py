@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.data.device import send
+from sacl_train.data.device import to_device
 from sacl_train.data.draws import mix, uniform
 from texturegen.errors import UserError
 
@@ -37,7 +37,7 @@ def shuffle_patches(images: Tensor, states: np.ndarray, sizes: tuple[int, int]) 
     same = (order == np.arange(cells.max())).all(axis=1)  # those it has not are in their places
     order[same, :2] = order[same, 1::-1]
 
-    shown, *of_images = send([order, sides, columns, cells], images.device)
+    shown, *of_images = to_device([order, sides, columns, cells], images.device)
     side, across, number = (values[:, None] for values in of_images)
     rows, places = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     row_cell = (rows // side) % (number // across)  # (N, H)

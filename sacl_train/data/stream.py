@@ -16,7 +16,7 @@ from sacl_train.data.order import count_batches, epoch_order, split_batch
 from texturegen.console import warn
 from texturegen.errors import UserError, nearest
 from texturegen.shards import Shards
-from texturegen.threads import count_cpus
+from texturegen.system.threads import count_cpus
 
 Batch = dict[str, torch.Tensor]
 CACHES = ("auto", "ram", "none")

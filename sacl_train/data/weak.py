@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sacl_train.data import colour, geometry
-from sacl_train.data.device import constant, send
+from sacl_train.data.device import constant, to_device
 from sacl_train.data.draws import uniform
 from texturegen.errors import UserError, nearest
 
@@ -26,11 +26,11 @@ CHUNK = 128 * 32 * 32  # pixels that a CPU works on at once
 class GeometricOp(Protocol):
     """Draws a matrix per sample (see `geometry`): (N, 3, 3) on the CPU, for images of height x width.
 
-    states: uint64 (N,), from which `draws.uniform` takes the numbers from WORD + 1 on; WORD itself decides whether the
-    operation happens at all. No two operations share one, so what one draws does not depend on which others there are.
+    states: uint64 (N,), from which `draws.uniform` takes the numbers from STREAM + 1 on; STREAM itself decides whether
+    the operation happens at all. No two operations share one, so what one draws does not depend on the others.
     """
 
-    WORD: ClassVar[int]
+    STREAM: ClassVar[int]
 
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor: ...
 
@@ -54,7 +54,7 @@ class Change:
 class ColourOp(Protocol):
     """Says what is to be done to those rows of a batch that it happens to, in order; draws as in `GeometricOp`."""
 
-    WORD: ClassVar[int]
+    STREAM: ClassVar[int]
 
     def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]: ...
 
@@ -129,10 +129,10 @@ class WeakAugment:
         height, width = images.shape[-2:]
         changes: list[Change] = []
         for photometric, probability in self.policy.colour:
-            rows = np.flatnonzero(uniform(states, photometric.WORD) < probability)
+            rows = np.flatnonzero(uniform(states, photometric.STREAM) < probability)
             changes += photometric.changes(states, rows, height, width)
         matrices = self._matrices(geometric, height, width)
-        sent, *places = send([matrices, *_arrays(changes)], images.device)  # all that is drawn, in one copy
+        sent, *places = to_device([matrices, *_arrays(changes)], images.device)  # all that is drawn, in one copy
         views = _to_float(images)
         if len(matrices):
             views = geometry.warp(views, sent)
@@ -142,7 +142,7 @@ class WeakAugment:
         """All geometric operations as one: float32 (N, 3, 3); (0, 3, 3) where there are none."""
         matrices = torch.eye(3).expand(len(states) if self.policy.geometry else 0, 3, 3)
         for op, probability in self.policy.geometry:
-            chosen = torch.from_numpy(uniform(states, op.WORD) < probability)
+            chosen = torch.from_numpy(uniform(states, op.STREAM) < probability)
             drawn = op.matrices(states, height, width)
             matrices = geometry.compose(matrices, torch.where(chosen[:, None, None], drawn, torch.eye(3)))
         return matrices.numpy()
@@ -160,19 +160,19 @@ class Crop:
     A side that would be longer than the image's is cut to it, where torchvision draws anew: no loop over samples.
     """
 
-    WORD: ClassVar[int] = 0x100
+    STREAM: ClassVar[int] = 0x100
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        area = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform(states, self.WORD + 1).astype(float)
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform(states, self.STREAM + 1).astype(float)
         low, high = np.log(self.ratio)
-        ratio = np.exp(low + (high - low) * uniform(states, self.WORD + 2).astype(float))
+        ratio = np.exp(low + (high - low) * uniform(states, self.STREAM + 2).astype(float))
         ratio *= height / width  # of the box in pixels -> of the fractions below
         crop_width = np.minimum(np.sqrt(area * ratio), 1)
         crop_height = np.minimum(np.sqrt(area / ratio), 1)
-        top = uniform(states, self.WORD + 3) * (1 - crop_height)
-        left = uniform(states, self.WORD + 4) * (1 - crop_width)
+        top = uniform(states, self.STREAM + 3) * (1 - crop_height)
+        left = uniform(states, self.STREAM + 4) * (1 - crop_width)
         return geometry.crop_matrix(*map(_tensor, (top, left, crop_height, crop_width)))
 
 
@@ -180,7 +180,7 @@ class Crop:
 class Flip:
     """Horizontal flip; how often is the policy's probability."""
 
-    WORD: ClassVar[int] = 0x200
+    STREAM: ClassVar[int] = 0x200
 
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
         return geometry.flip_matrix(torch.ones(len(states), dtype=torch.bool))
@@ -190,11 +190,11 @@ class Flip:
 class Rotation:
     """Rotation about the view's centre, uniform in +-degrees."""
 
-    WORD: ClassVar[int] = 0x300
+    STREAM: ClassVar[int] = 0x300
     degrees: float = 15.0
 
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        angle = torch.from_numpy(_between(states, self.WORD + 1, -self.degrees, self.degrees)) * (math.pi / 180)
+        angle = torch.from_numpy(_between(states, self.STREAM + 1, -self.degrees, self.degrees)) * (math.pi / 180)
         return geometry.rotation_matrix(angle, width / height)
 
 
@@ -202,12 +202,12 @@ class Rotation:
 class Translation:
     """Shift in both directions, uniform in +-shift (a fraction of the view's sides)."""
 
-    WORD: ClassVar[int] = 0x400
+    STREAM: ClassVar[int] = 0x400
     shift: float = 0.1
 
     def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        right = _between(states, self.WORD + 1, -self.shift, self.shift)
-        down = _between(states, self.WORD + 2, -self.shift, self.shift)
+        right = _between(states, self.STREAM + 1, -self.shift, self.shift)
+        down = _between(states, self.STREAM + 2, -self.shift, self.shift)
         return geometry.translation_matrix(torch.from_numpy(right), torch.from_numpy(down))
 
 
@@ -218,7 +218,7 @@ class ColourJitter:
     The four come in an order drawn for each sample.
     """
 
-    WORD: ClassVar[int] = 0x500
+    STREAM: ClassVar[int] = 0x500
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
@@ -233,13 +233,13 @@ class ColourJitter:
         )
         # The order of four random numbers is a random order.
         numbers = range(len(steps))
-        order = np.argsort([uniform(states[rows], self.WORD + 10 + i) for i in numbers], axis=0)  # (4, n)
+        order = np.argsort([uniform(states[rows], self.STREAM + 10 + i) for i in numbers], axis=0)  # (4, n)
         changes = []
         for place in numbers:
             for number, (adjust, centre, strength) in enumerate(steps):
                 now = rows[order[place] == number]
                 if strength and len(now):
-                    amounts = _between(states[now], self.WORD + 1 + number, centre - strength, centre + strength)
+                    amounts = _between(states[now], self.STREAM + 1 + number, centre - strength, centre + strength)
                     changes.append(Change(adjust, now, amounts))
         return changes
 
@@ -248,7 +248,7 @@ class ColourJitter:
 class Grey:
     """Luma in all three channels."""
 
-    WORD: ClassVar[int] = 0x600
+    STREAM: ClassVar[int] = 0x600
 
     def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
         return [Change(_grey, rows, np.zeros(len(rows), np.float32))]
@@ -261,21 +261,21 @@ class Blur:
     Images of 64 pixels or less stay as they are: SimCLR leaves blur out on CIFAR-10 (Chen et al. 2020, B.9).
     """
 
-    WORD: ClassVar[int] = 0x700
+    STREAM: ClassVar[int] = 0x700
     sigma: tuple[float, float] = (0.1, 2.0)
 
     def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
         side = min(height, width)
         if side <= 64:
             return []
-        sigma = _between(states[rows], self.WORD + 1, *self.sigma) * np.float32(side / 224)
+        sigma = _between(states[rows], self.STREAM + 1, *self.sigma) * np.float32(side / 224)
         radius = math.ceil(3 * self.sigma[1] * side / 224)  # beyond 3 sigma a Gaussian has 0.3 % of its weight
         return [Change(partial(colour.gaussian_blur, radius=radius), rows, sigma)]
 
 
 def change(x: Tensor, changes: Sequence[Change]) -> Tensor:
     """Do all changes to float images (N, 3, H, W) in 0..1, in their order; in place where one is of some only."""
-    return _changed(x, changes, send(_arrays(changes), x.device))
+    return _changed(x, changes, to_device(_arrays(changes), x.device))
 
 
 def _arrays(changes: Sequence[Change]) -> list[np.ndarray]:

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.images import Images, open_images
-from sacl_train.run import choose_device, load_encoder
+from sacl_train.training.resume import load_encoder
+from sacl_train.training.setup import choose_device
 from texturegen.errors import UserError, nearest
-from texturegen.files import write_atomically
-from texturegen.images import encode_png
+from texturegen.storage.atomic import write_atomically
+from texturegen.storage.image import encode_png
 
 MAPS = ("pca", "tsne")
 QUERIES, NEIGHBOURS, GAP, SIDE = 10, 8, 4, 64  # of the sheet; least side of an image on it, in pixels

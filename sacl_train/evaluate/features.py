@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sacl_train.checkpoint import directory_of
 from sacl_train.config import Config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.images import BATCH, Images
+from sacl_train.training.checkpoint import directory_of
 from texturegen.errors import UserError
-from texturegen.files import write_atomically
+from texturegen.storage.atomic import write_atomically
 
 FOLDER = "features"
 Change = Callable[[Tensor, np.ndarray], Tensor]

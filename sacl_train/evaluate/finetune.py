@@ -15,7 +15,7 @@ from sacl_train.data.weak import WeakAugment, make_policy
 from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.images import Images
 from sacl_train.evaluate.probe import Subject, load_subject, open_test
-from sacl_train.optim import cosine_lr
+from sacl_train.training.optim import cosine_lr
 from texturegen.console import Progress
 from texturegen.errors import UserError
 

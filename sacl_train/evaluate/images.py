@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sacl_train.data.stream import Plan, Stream, default_threads
 from texturegen.console import plural, warn
-from texturegen.errors import UserError
+from texturegen.errors import ImageError, UserError
 from texturegen.shards import Shards, open_shards
-from texturegen.sources import SOURCES, ImageError, Source, open_source
+from texturegen.sources import SOURCES, Source, open_source
 
 BATCH = 256
 Batch = dict[str, Tensor]

@@ -7,7 +7,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sacl_train.optim import cosine_lr
+from sacl_train.training.optim import cosine_lr
 
 RATES = (0.03, 0.1, 0.3, 0.9, 2.7, 8.1)  # of the sweep
 HELD_OUT = 0.1  # of the training images, to choose among them

@@ -18,7 +18,8 @@ from sacl_train.evaluate.knn import fit_knn
 from sacl_train.evaluate.linear import fit_linear, sweep_rates
 from sacl_train.evaluate.ridge import fit_ridge
 from sacl_train.nets import Encoder
-from sacl_train.run import choose_device, load_encoder
+from sacl_train.training.resume import load_encoder
+from sacl_train.training.setup import choose_device
 from texturegen.errors import UserError
 
 Classifier = Callable[[Tensor], Tensor]  # features (N, C) -> scores (N, classes)

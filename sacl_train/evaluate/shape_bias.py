@@ -15,8 +15,8 @@ from sacl_train.evaluate.features import encode_images
 from sacl_train.evaluate.linear import fit_linear
 from sacl_train.evaluate.probe import load_subject, open_test
 from texturegen.errors import UserError
-from texturegen.images import decode_image
 from texturegen.sources.resize import fit_square
+from texturegen.storage.image import decode_image
 
 CATEGORIES = (
     *("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat"),

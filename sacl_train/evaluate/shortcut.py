@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.ridge import fit_ridge
-from sacl_train.run import choose_device, load_method
+from sacl_train.training.resume import load_method
+from sacl_train.training.setup import choose_device
 from texturegen.console import plural
 from texturegen.errors import UserError
 from texturegen.shards import open_shards

@@ -1,23 +1,60 @@
-"""Training methods by name; `method.Method` says what the loop asks of one, and how it is constructed."""
+"""Training methods by name; `method.Method` says what the loop asks of one, and how it is constructed.
 
-from sacl_train.methods.barlow import BarlowTwins
-from sacl_train.methods.byol import BYOL
-from sacl_train.methods.method import Method
-from sacl_train.methods.mocov2 import MoCoV2
-from sacl_train.methods.pirl import PIRL
-from sacl_train.methods.sacl import SACL, FastMoCo
-from sacl_train.methods.simclr import SimCLR
-from sacl_train.methods.simsiam import SimSiam
+`METHODS` is the registry. To add a method: write its class in a module of its own and enter it here.
+"""
 
-__all__ = ["METHODS", "Method"]
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-METHODS: dict[str, type[Method]] = {
-    "sacl": SACL,
-    "fast-moco": FastMoCo,
-    "mocov2": MoCoV2,
-    "simclr": SimCLR,
-    "byol": BYOL,
-    "simsiam": SimSiam,
-    "pirl": PIRL,
-    "barlow": BarlowTwins,
+from texturegen.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from sacl_train.methods.method import Method
+
+__all__ = ["METHODS", "Entry", "Method", "find_method"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a method before its module, and torch, are loaded.
+
+    Attributes
+    ----------
+    location : "module:class" inside this package.
+    help : the method in a few words.
+    """
+
+    location: str
+    help: str
+
+    def load(self) -> "type[Method]":
+        """Import the method's module and return its class."""
+        module, name = self.location.split(":")
+        method: type[Method] = getattr(import_module(f"{__name__}.{module}"), name)
+        return method
+
+
+METHODS: dict[str, Entry] = {
+    "sacl": Entry("sacl:SACL", "grid views, EMA target, InfoNCE with texture negatives (SACL)"),
+    "fast-moco": Entry("sacl:FastMoCo", "the same without textures (Ci et al. 2022)"),
+    "mocov2": Entry("mocov2:MoCoV2", "MoCo v2 (Chen et al. 2020)"),
+    "simclr": Entry("simclr:SimCLR", "SimCLR (Chen et al. 2020)"),
+    "byol": Entry("byol:BYOL", "BYOL (Grill et al. 2020)"),
+    "simsiam": Entry("simsiam:SimSiam", "SimSiam (Chen & He 2021)"),
+    "pirl": Entry("pirl:PIRL", "PIRL (Misra & van der Maaten 2020)"),
+    "barlow": Entry("barlow:BarlowTwins", "Barlow Twins (Zbontar et al. 2021)"),
 }
+
+
+def find_method(name: str) -> Entry:
+    """Return the entry of method `name`; UserError for an unknown name."""
+    if name not in METHODS:
+        raise UserError(f"there is no method {name!r}{nearest(str(name), METHODS)}; methods: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Method":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.method").Method

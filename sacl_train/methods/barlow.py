@@ -11,7 +11,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather_with_gradient
 from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import cross_correlation, embedding_std
-from sacl_train.methods.method import Method, Part
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import deep_mlp
 from texturegen.errors import UserError
@@ -45,7 +45,7 @@ class BarlowTwins(Method):
         self.settings, self.weak, self.encoder = settings, weak, encoder
         self.projector = deep_mlp(encoder.out_features, settings.projector_hidden, settings.projector_out)
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]  # (N, D)
         first, second = (gather_with_gradient(view) for view in z)
         loss, metrics = cross_correlation(first, second, self.settings.redundancy)

@@ -12,7 +12,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather
 from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import embedding_std, negative_cosine
-from sacl_train.methods.method import Method, Part
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
@@ -50,7 +50,7 @@ class BYOL(Method):
         self.target_encoder = make_target(self.encoder)
         self.target_projector = make_target(self.projector)
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Eq. 2 for each view in turn; their sum is the paper's loss, halved as in `losses.negative_cosine`."""
         views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
         keys = [self._keys(view) for view in views]

@@ -10,7 +10,7 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.nets.encoder import Encoder
 
-Part = tuple[Tensor, dict[str, Tensor]]
+LossTerm = tuple[Tensor, dict[str, Tensor]]
 
 
 class Method(nn.Module):
@@ -27,7 +27,7 @@ class Method(nn.Module):
     encoder: Encoder  # the one to evaluate
     weak: WeakAugment  # what makes its views
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """uint8 batch -> parts of the loss (0-d), whose sum it is, each with metrics (detached, 0-d) of its own.
 
         The loop takes the gradient of one part before it asks for the next, so only one part's activations are in
@@ -35,9 +35,9 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, batch: dict[str, Tensor], draws: Draws) -> Part:
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> LossTerm:
         """The whole loss of a batch, "loss" among its metrics."""
-        parts = list(self.parts(batch, draws))
+        parts = list(self.loss_terms(batch, draws))
         return torch.stack([loss for loss, _ in parts]).sum(), merge(parts)
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
@@ -45,7 +45,7 @@ class Method(nn.Module):
         return {}
 
 
-def merge(parts: list[Part]) -> dict[str, Tensor]:
+def merge(parts: list[LossTerm]) -> dict[str, Tensor]:
     """Metrics of a batch from those of its parts: "loss" is their sum, the others are means."""
     names = dict.fromkeys(name for _, metrics in parts for name in metrics)
     means = {name: torch.stack([metrics[name] for _, metrics in parts if name in metrics]).mean() for name in names}

@@ -17,7 +17,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import bank_nce, embedding_std
-from sacl_train.methods.method import Method, Part
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.ema import make_target, update_target
 from sacl_train.nets.encoder import Encoder
@@ -68,7 +68,7 @@ class MoCoV2(Method):
         self.register_buffer("queue", F.normalize(torch.randn(settings.queue, settings.projector_out), dim=1))
         self.register_buffer("queue_at", torch.zeros((), dtype=torch.int64))
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         settings = self.settings
         keys = self._keys(self.weak(batch["image"], draws.of(1)))  # (N, D)
         textures, query = None, draws.of(0)

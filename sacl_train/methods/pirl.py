@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sacl_train.data.device import send
+from sacl_train.data.device import to_device
 from sacl_train.data.draws import Draws, mix, uniform
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import embedding_std, pirl_nce
-from sacl_train.methods.method import Method, Part
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
@@ -83,9 +83,9 @@ class PIRL(Method):
         self._done = 0  # `steps` on the host, which would have to wait for the device's
         self.register_load_state_dict_post_hook(lambda method, _: setattr(method, "_done", int(method.steps)))
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         settings = self.settings
-        numbers, drawn = send([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
+        numbers, drawn = to_device([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
         textures: list[Tensor] | list[None] = [None, None]  # of the image and of the jigsaw
         if settings.texture_role == "negative":
             queries = [draws.of(view) for view in (0, 1)]
@@ -154,7 +154,7 @@ def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
     ):
         away = np.stack([uniform(states, word + i) for i in range(cells)], 1) * (side - crop + 1)
         drawn.append(cell * side + away.astype(np.int64))
-    starts = send(drawn, x.device)
+    starts = to_device(drawn, x.device)
     rows = starts[0][:, :, None] + torch.arange(crops[0], device=x.device)  # (N, 9, h)
     columns = starts[1][:, :, None] + torch.arange(crops[1], device=x.device)  # (N, 9, w)
     image = torch.arange(len(x), device=x.device)[:, None, None, None]

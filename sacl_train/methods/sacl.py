@@ -14,7 +14,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import check_settings
 from sacl_train.methods.losses import embedding_std, info_nce
-from sacl_train.methods.method import Method, Part
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.textures import keys_for_queries, texture_views
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
@@ -80,7 +80,7 @@ class SACL(Method):
         self.target_encoder = make_target(self.encoder)  # f'
         self.target_projector = make_target(self.projector)  # g'
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield L(p1, z2) / 2 and L(p2, z1) / 2 with the statistics of `losses.info_nce` and "embedding_std", the
         collapse monitor, of the keys.
 
@@ -115,7 +115,7 @@ class SACL(Method):
             loss, metrics = info_nce(p, z, t, settings.tau, settings.alpha, settings.scope, first)
             yield loss / len(sides), {**metrics, "embedding_std": std}
 
-    def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[Part]:
+    def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[LossTerm]:
         """Images against images and textures, textures against textures and images: four parts, each a quarter."""
         settings = self.settings
         if batch.get("texture") is not None and batch["texture"].shape[1] > 1:

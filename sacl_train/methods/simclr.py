@@ -12,7 +12,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather_with_gradient, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import embedding_std, nt_xent
-from sacl_train.methods.method import Method, Part
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
@@ -53,7 +53,7 @@ class SimCLR(Method):
         features = encoder.out_features
         self.projector = mlp(features, settings.projector_hidden or features, settings.projector_out)
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         settings = self.settings
         states = [draws.of(view) for view in (0, 1)]
         views = torch.cat([self.weak(batch["image"], state) for state in states])  # (2N, 3, H, W)

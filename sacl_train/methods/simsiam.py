@@ -12,7 +12,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather
 from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import embedding_std, negative_cosine
-from sacl_train.methods.method import Method, Part
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
 
@@ -44,7 +44,7 @@ class SimSiam(Method):
         self.projector = projector(encoder.out_features, settings.projector_hidden, settings.projector_out)
         self.predictor = predictor(settings.projector_out, settings.predictor_hidden)
 
-    def parts(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[Part]:
+    def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         # Views one after the other: BatchNorm sees each by itself, as in algorithm 1.
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]
         std = embedding_std(gather(z[0]))

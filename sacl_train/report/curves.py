@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from texturegen.files import write_atomically
+from texturegen.storage.atomic import write_atomically
 
 # Title, unit, keys of metrics.jsonl.
 PANELS = (

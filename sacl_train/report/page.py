@@ -16,7 +16,7 @@ import numpy as np
 from sacl_train.report.curves import PANELS, label_of
 from sacl_train.report.figures import flatten
 from texturegen.errors import UserError
-from texturegen.files import write_atomically
+from texturegen.storage.atomic import write_atomically
 
 FRAME = Path(__file__).with_name("report.html")
 DASHES = ("solid", "dash", "dot")

@@ -9,9 +9,9 @@ import torch
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from texturegen.errors import UserError
-from texturegen.files import write_atomically
-from texturegen.images import encode_png
 from texturegen.shards import Shards
+from texturegen.storage.atomic import write_atomically
+from texturegen.storage.image import encode_png
 
 ROWS, COLUMNS, GAP, SIDE = 8, 3, 4, 64
 

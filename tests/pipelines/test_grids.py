@@ -18,10 +18,10 @@ from pipelines.grid_report import mean_and_deviation, write_grid
 from pipelines.grid_runner import Job, probe_settings, run_cell, run_grid
 from pipelines.grids import GRIDS, SCALES, make_grid, narrow
 from pipelines.stages import claim_run, digest_folder, is_done, job_devices, record_done, set_aside
+from sacl_train import train
 from sacl_train.config import load_config
-from sacl_train.loop import train
-from sacl_train.run import comparable
-from texturegen.build import Recipe, build
+from sacl_train.training.resume import comparable
+from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 
 TINY = SCALES["tiny"]
@@ -97,7 +97,7 @@ def test_a_tiny_grid_runs_and_is_not_run_again(
     written = []
     # The table of all cells is what is looked at; to draw it after each cell takes longer than the tiny cells do.
     monkeypatch.setattr(grid_runner, "write_grid", lambda *a: written.append(a) or out / f"{name}.md")
-    monkeypatch.setattr("sacl_train.loop.draw_curves", lambda *_: None)  # nor a picture of one epoch in each
+    monkeypatch.setattr("sacl_train.training.loop.draw_curves", lambda *_: None)  # nor a picture of one epoch in each
     synthesis = {cell.synthesis for cell in grid.cells if cell.synthesis} - {"quilting"}  # that one by the command
     for method in synthesis:
         build(Recipe(**{**TINY.data["shapes"]["train"], "method": method}), out / "shards" / f"shapes-train-{method}")
@@ -192,7 +192,7 @@ def test_a_repair_of_the_shards_does_not_move_a_run_aside(
     settings = {**TINY.train, "epochs": 0, "device": "cpu"}
     train(load_config(None, settings), built / "shapes-train", tmp_path / "run")
     # With samples that could not be read before, mean and std are others; the run goes on with its own.
-    monkeypatch.setattr("sacl_train.run.channel_statistics", lambda shards: ((0.1,) * 3, (0.2,) * 3))
+    monkeypatch.setattr("sacl_train.training.setup.channel_statistics", lambda shards: ((0.1,) * 3, (0.2,) * 3))
     claim_run(tmp_path / "run", settings, built / "shapes-train")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     claim_run(tmp_path / "run", {**settings, "mean": (0.1, 0.1, 0.1)}, built / "shapes-train")

@@ -9,7 +9,7 @@ import pytest
 from pipelines.recipe import HERE, load_recipe
 from pipelines.report import _table, write_report
 from pipelines.runner import Commands, evaluation, run
-from sacl_train.cli_eval import eval_main
+from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from texturegen.errors import UserError
 from texturegen.sources import SOURCES

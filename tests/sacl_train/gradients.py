@@ -24,7 +24,7 @@ def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=4)
-    kind = METHODS[name]
+    kind = METHODS[name].load()
     widths = {
         "projector_hidden": 16,
         "projector_out": 16,
@@ -44,7 +44,7 @@ def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
     share = np.array_split(np.arange(BATCH), distributed.count_processes())[distributed.process_rank()]
     distributed.synchronise_batch_norm(method, torch.device("cpu"))
     parts = []
-    for loss, metrics in method.parts({"image": images[share], "texture": textures[share]}, Draws(0, 0, share)):
+    for loss, metrics in method.loss_terms({"image": images[share], "texture": textures[share]}, Draws(0, 0, share)):
         loss.backward()
         parts.append((loss.detach(), metrics))
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}

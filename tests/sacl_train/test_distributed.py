@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sacl_train.checkpoint import load_checkpoint
+from sacl_train.training.checkpoint import load_checkpoint
 
 GRADIENTS = Path(__file__).with_name("gradients.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

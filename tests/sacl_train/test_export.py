@@ -11,14 +11,14 @@ import torch
 import torchvision
 from click.testing import CliRunner
 
-from sacl_train.checkpoint import load_checkpoint
-from sacl_train.cli import export_main
-from sacl_train.cli_eval import eval_main
+from sacl_train import train
+from sacl_train.cli.evaluate import eval_main
+from sacl_train.cli.export import export_main
 from sacl_train.config import load_config
 from sacl_train.export import export, load_exported
-from sacl_train.loop import train
 from sacl_train.report.figures import flatten
-from sacl_train.run import load_encoder
+from sacl_train.training.checkpoint import load_checkpoint
+from sacl_train.training.resume import load_encoder
 from texturegen.errors import UserError
 
 SMALL = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "epochs": 0, "device": "cpu"}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sacl_train.cli_eval import eval_main
+from sacl_train import train
+from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
-from sacl_train.loop import train
 from sacl_train.report.page import write_page
 from texturegen.errors import UserError
 

@@ -1,7 +1,8 @@
 """Shards: the contract between texture builds and everybody who reads them."""
 
+from texturegen.shards.merge import merge, split
 from texturegen.shards.reader import Sample, Shards, open_shards
 from texturegen.shards.verify import verify
 from texturegen.shards.writer import ShardWriter
 
-__all__ = ["Sample", "ShardWriter", "Shards", "open_shards", "verify"]
+__all__ = ["Sample", "ShardWriter", "Shards", "merge", "open_shards", "split", "verify"]

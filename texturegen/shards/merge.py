@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 
 from texturegen import __version__
 from texturegen.errors import UserError
-from texturegen.files import sha256_of, write_atomically, write_json
 from texturegen.shards.filter import rows_that_pass
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS
 from texturegen.shards.reader import Shards
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, PARTS
 from texturegen.shards.writer import ShardWriter, join_manifests
+from texturegen.storage.atomic import sha256_of, write_atomically, write_json
 
 RECORDED = ("numpy", "pyarrow")
 FINGERPRINT = "copied"  # of parts: nothing takes up a half-made directory
@@ -64,7 +64,7 @@ def merge(
                 )
     _refuse_repeated_keys(opened)
     derived = {"operation": "merge"}
-    with _New(Path(out), opened, shard_size, derived) as new:
+    with _PendingDirectory(Path(out), opened, shard_size, derived) as new:
         for shards in opened:
             new.copy(shards, np.ones(shards.manifest.num_rows, bool), progress)
         new.complete()
@@ -118,7 +118,9 @@ def split(
     with ExitStack() as stack:
         for target, mask, part in ((out, kept, "out"), (rest, ~kept, "rest")):
             if target is not None:
-                new = stack.enter_context(_New(Path(target), [shards], shard_size, {**derived, "part": part}))
+                new = stack.enter_context(
+                    _PendingDirectory(Path(target), [shards], shard_size, {**derived, "part": part})
+                )
                 new.copy(shards, mask, progress)
                 made.append(new)
         for new in made:
@@ -128,7 +130,7 @@ def split(
     return [new.counts for new in made]
 
 
-class _New:
+class _PendingDirectory:
     """A context that makes the directory `out` of samples of others; without `publish()` it leaves nothing."""
 
     def __init__(self, out: Path, inputs: list[Shards], shard_size: int | None, derived: dict[str, Any]) -> None:
@@ -149,7 +151,7 @@ class _New:
         self._writer: ShardWriter | None = None
         self._published = False
 
-    def __enter__(self) -> "_New":
+    def __enter__(self) -> "_PendingDirectory":
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UserError(f"{self.out}: exists and holds things; choose another --out, or remove it")
         try:

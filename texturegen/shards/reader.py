@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from texturegen.errors import UserError
-from texturegen.images import decode_member
-from texturegen.shards.rows import COLUMNS, Rows, check_rows, read_manifest
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, PARTS
-from texturegen.shards.store import Blocks, Chunk, Maps, Remote
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS
+from texturegen.shards.manifest import COLUMNS, Rows, check_rows, read_manifest
+from texturegen.storage.image import decode_member
+from texturegen.storage.ranges import Blocks, Chunk, Maps, Remote
 
 SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 

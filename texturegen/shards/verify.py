@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from texturegen.errors import UserError
-from texturegen.files import sha256_of
-from texturegen.images import MAX_PIXELS, decode_image
+from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
 from texturegen.shards.reader import read_build
-from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA
-from texturegen.shards.tars import CHUNK, hash_and_compare, printable, walk
-from texturegen.threads import count_cpus, run_in_threads
+from texturegen.storage.atomic import sha256_of
+from texturegen.storage.image import MAX_PIXELS, decode_image
+from texturegen.storage.tar import CHUNK, hash_and_compare, printable, walk
+from texturegen.system.threads import count_cpus, run_in_threads
 
 CHECKSUM_FAULT = "checksum differs from build.json: the file was changed or damaged"
 PLACE = ("offset", "size", "sha256")

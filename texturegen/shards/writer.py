@@ -18,8 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from texturegen.files import sha256_of, sync_directory, temporary_name, write_atomically, write_json
-from texturegen.shards.schema import (
+from texturegen.shards.layout import (
     IMAGE_EXTENSIONS,
     KEY,
     MANIFEST_SCHEMA,
@@ -28,6 +27,7 @@ from texturegen.shards.schema import (
     shard_name,
     texture_member,
 )
+from texturegen.storage.atomic import sha256_of, sync_directory, temporary_name, write_atomically, write_json
 
 # Extensions that are this contract's own, or WebDataset's (__key__, __url__): a member passed through cannot have them.
 RESERVED = re.compile(rf"cls|({'|'.join(IMAGE_EXTENSIONS)})|texture\d+\..*|__.*__")

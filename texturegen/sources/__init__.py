@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from texturegen.errors import UserError, nearest
-from texturegen.sources.base import ImageError, Item, Listing, Source, SourceLost
 
-__all__ = ["SOURCES", "Entry", "ImageError", "Item", "Listing", "Source", "SourceLost", "open_source"]
+if TYPE_CHECKING:
+    from texturegen.sources.base import Item, Listing, Source
+
+__all__ = ["SOURCES", "Entry", "Item", "Listing", "Source", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Entry:
 
     Attributes
     ----------
-    place : "module:class" inside this package.
+    location : "module:class" inside this package.
+    help : the data set in a few words.
     splits : names that `split` may take; empty when the source has no splits.
     default_split : what split=None means.
     needs_root : whether it reads files under `root`.
@@ -35,7 +38,8 @@ class Entry:
     listed : whether it looks through folders, and takes a Listing in place of that.
     """
 
-    place: str
+    location: str
+    help: str
     splits: tuple[str, ...] = ()
     default_split: str | None = None
     needs_root: bool = False
@@ -48,12 +52,14 @@ class Entry:
 SOURCES: dict[str, Entry] = {
     "shapes": Entry(
         "shapes:Shapes",
+        "ten silhouettes filled with photographs, embedded",
         splits=("train", "test", "conflict"),
         default_split="train",
         options=("background",),
     ),
     "cifar10": Entry(
         "cifar:Cifar10",
+        "CIFAR-10",
         splits=("train", "test"),
         default_split="train",
         needs_root=True,
@@ -61,6 +67,7 @@ SOURCES: dict[str, Entry] = {
     ),
     "cifar100": Entry(
         "cifar:Cifar100",
+        "CIFAR-100",
         splits=("train", "test"),
         default_split="train",
         needs_root=True,
@@ -68,6 +75,7 @@ SOURCES: dict[str, Entry] = {
     ),
     "stl10": Entry(
         "stl10:Stl10",
+        "STL-10",
         splits=("train", "test", "unlabeled", "train+unlabeled"),
         default_split="train",
         needs_root=True,
@@ -75,14 +83,17 @@ SOURCES: dict[str, Entry] = {
     ),
     "imagenet100": Entry(
         "imagenet100:ImageNet100",
+        "100 classes of an ImageNet folder",
         splits=("train", "val"),
         default_split="train",
         needs_root=True,
         options=("classes",),
         listed=True,
     ),
-    "folder": Entry("folder:Folder", needs_root=True, listed=True),
-    "webdataset": Entry("webdataset:WebDataset", needs_root=True, urls=True, options=("image", "classes")),
+    "folder": Entry("folder:Folder", "any folder of images", needs_root=True, listed=True),
+    "webdataset": Entry(
+        "webdataset:WebDataset", "WebDataset tars", needs_root=True, urls=True, options=("image", "classes")
+    ),
 }
 
 
@@ -93,9 +104,9 @@ def open_source(
     size: int | None = None,
     download: bool = False,
     check: bool = True,
-    listing: Listing | None = None,
+    listing: "Listing | None" = None,
     **options: Any,
-) -> Source:
+) -> "Source":
     """Open the source `name`; every mistake in the arguments or the files is a UserError of one sentence.
 
     root : the folder that holds (or, with download, will hold) the files; for `webdataset` also a URL or a pattern.
@@ -116,7 +127,7 @@ def open_source(
         arguments["listing"] = listing
     if entry.official:
         arguments.update(download=download, check=check)
-    module, cls = entry.place.split(":")
+    module, cls = entry.location.split(":")
     return getattr(import_module(f"{__name__}.{module}"), cls)(**arguments)
 
 
@@ -150,3 +161,9 @@ def _check_size(size: int | None) -> int | None:
     if size is not None and size < 1:
         raise UserError(f"size is {size}; it must be at least 1 pixel")
     return size
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Item", "Listing", "Source"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.base"), name)  # loads NumPy

@@ -1,33 +1,14 @@
-"""What every source is made of: the Item it gives, the Source it is, the ImageError it raises."""
+"""What every source is made of: the Item it gives, the Source it is."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-
-from texturegen.errors import UserError
-
-
-class SourceLost(UserError):
-    """The files of a source cannot be reached: the fault of no image, so a build ends rather than record it of each."""
-
-
-class ImageError(UserError):
-    """One image of a source cannot be decoded; the others still can."""
-
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"{key}: {reason}")
-        self.key = key
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is pickled by its message alone unless told otherwise; this one crosses processes.
-        return type(self), (self.key, self.reason)
 
 
 @dataclass(frozen=True)
@@ -73,6 +54,8 @@ class Source(ABC):
     size: int | None
     classes: list[str]
     one_size: bool = True  # all images are of the same size
+    listing: Listing | None = None  # of a source that looks through folders
+    ignored: Sequence[str] = ()  # what else lies among its files and is no image of it
 
     def __getitem__(self, index: int) -> Item:
         """Return item `index`, as a square when the source has a `size`; ImageError when it cannot be decoded."""
@@ -81,8 +64,6 @@ class Source(ABC):
         item = self._read(index)
         if self.size is None:
             return item
-        from texturegen.sources.resize import fit_item  # loads OpenCV
-
         return fit_item(item, self.size)
 
     @cached_property
@@ -104,3 +85,11 @@ class Source(ABC):
     @abstractmethod
     def _identity(self) -> Any:
         """Return what `digest` is of: anything JSON can hold."""
+
+
+def fit_item(item: Item, size: int) -> Item:
+    """Return the item with its image as a square of side `size`; the encoded file is dropped if the pixels change."""
+    from texturegen.sources.resize import fit_square  # loads OpenCV
+
+    image = fit_square(item.image, size)
+    return item if image is item.image else replace(item, image=image, data=None, ext="png")

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from texturegen.errors import UserError
-from texturegen.images import decode_image, original_extension
-from texturegen.sources.base import ImageError, Item, Listing, Source, SourceLost
+from texturegen.errors import ImageError, SourceLost, UserError
+from texturegen.sources.base import Item, Listing, Source
+from texturegen.storage.image import decode_image, original_extension
 
 Decoded = TypeVar("Decoded")
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ class Folder(Source):
         self.split, self.size, self.one_size = split, size, size is not None
         self._root = root
         if listing is not None:
-            self.listing, self.classes, self.ignored = listing, listing.classes, []
+            self.listing, self.classes, self._paths = listing, listing.classes, listing.paths
             return
         if not root.exists():
             raise UserError(f"the image folder {root} does not exist")
@@ -55,16 +55,16 @@ class Folder(Source):
             others = f"only {len(self.ignored)} other file(s)" if self.ignored else "it is empty"
             raise UserError(f"no images in {root} ({others}); extensions: {', '.join(sorted(EXTENSIONS))}")
         require_unique(paths)
-        self.listing = Listing(paths, self.classes)
+        self.listing, self._paths = Listing(paths, self.classes), paths
 
     def __len__(self) -> int:
-        return len(self.listing.paths)
+        return len(self._paths)
 
     def key(self, index: int) -> str:
-        return make_key(self.listing.paths[index])
+        return make_key(self._paths[index])
 
     def _read(self, index: int) -> Item:
-        path = self.listing.paths[index]
+        path = self._paths[index]
         key = make_key(path)
         data, image = read_image(key, self._root, path, decode_image)
         top, _, rest = path.partition("/")
@@ -74,7 +74,7 @@ class Folder(Source):
         return Item(key, image, label, original, extension or "png", {"path": printable(path)})
 
     def _identity(self) -> Any:
-        return [self.name, list_sizes(self._root, self.listing.paths)]
+        return [self.name, list_sizes(self._root, self._paths)]
 
 
 def read_image(key: str, root: Path, path: str, decode: Callable[[bytes], Decoded]) -> tuple[bytes, Decoded]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from texturegen.errors import UserError
-from texturegen.images import decode_reduced, original_extension
 from texturegen.sources.base import Item, Listing, Source
 from texturegen.sources.folder import (
     EXTENSIONS,
@@ -26,6 +25,7 @@ from texturegen.sources.folder import (
     walk,
 )
 from texturegen.sources.resize import shrink_short
+from texturegen.storage.image import decode_reduced, original_extension
 
 CLASS_LIST = Path(__file__).with_name("imagenet100.txt")
 WNID = re.compile(r"n\d{8}", re.ASCII)
@@ -55,7 +55,7 @@ class ImageNet100(Source):
         self.split, self.size, self.one_size = split, size, size is not None
         self._root = _find_split(root, split)
         if listing is not None:
-            self.listing, self.classes, self.ignored = listing, listing.classes, list[str]()
+            self.listing, self.classes, self._paths = listing, listing.classes, listing.paths
         else:
             self.classes = read_class_list(CLASS_LIST if classes is None else classes)
             try:
@@ -63,17 +63,17 @@ class ImageNet100(Source):
             except OSError as error:
                 raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
             require_unique(paths)
-            self.listing = Listing(paths, self.classes)
+            self.listing, self._paths = Listing(paths, self.classes), paths
         self._labels = {wnid: label for label, wnid in enumerate(self.classes)}
 
     def __len__(self) -> int:
-        return len(self.listing.paths)
+        return len(self._paths)
 
     def key(self, index: int) -> str:
-        return make_key(self.listing.paths[index])
+        return make_key(self._paths[index])
 
     def _read(self, index: int) -> Item:
-        path = self.listing.paths[index]
+        path = self._paths[index]
         key, label = make_key(path), self._labels[path.partition("/")[0]]
         data, (decoded, divisor) = read_image(key, self._root, path, partial(decode_reduced, short=SHORT_SIDE))
         image = shrink_short(decoded, SHORT_SIDE)
@@ -83,7 +83,7 @@ class ImageNet100(Source):
 
     def _identity(self) -> Any:
         # A stat per file: copies of ImageNet at other resolutions have the same names, and other sizes.
-        return [self.name, self.split, self.classes, list_sizes(self._root, self.listing.paths)]
+        return [self.name, self.split, self.classes, list_sizes(self._root, self._paths)]
 
     def _list(self) -> tuple[list[str], list[str]]:
         """Return the paths of the images under the split's folder, and what else lies there."""

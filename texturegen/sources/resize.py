@@ -1,11 +1,7 @@
 """One way to bring any image to a square of a given side, and one to make a large image smaller."""
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
-
-from texturegen.sources.base import Item
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -32,9 +28,3 @@ def shrink_short(image: np.ndarray, short: int) -> np.ndarray:
     if scale >= 1:
         return image
     return cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-
-
-def fit_item(item: Item, size: int) -> Item:
-    """The item with its image fitted; the encoded file is dropped when it no longer shows the same image."""
-    image = fit_square(item.image, size)
-    return item if image is item.image else replace(item, image=image, data=None, ext="png")

@@ -13,12 +13,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from texturegen.errors import UserError
-from texturegen.images import decode_image, original_extension
-from texturegen.sources.base import ImageError, Item, Source, SourceLost
+from texturegen.errors import ImageError, SourceLost, UserError
+from texturegen.sources.base import Item, Source
 from texturegen.sources.folder import patiently, printable
-from texturegen.sources.remote import THREADS, File, buffered, find_files, is_url, open_reader
-from texturegen.sources.tarindex import NOT_FOLLOWED, TarIndex, index_tar, show
+from texturegen.sources.patterns import THREADS, File, buffered, find_files, is_url, open_reader
+from texturegen.sources.tar_index import NOT_FOLLOWED, TarIndex, index_tar, show
+from texturegen.storage.image import decode_image, original_extension
 
 IMAGES = ("png", "jpg", "jpeg", "webp")
 KEY = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")

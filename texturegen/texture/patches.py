@@ -8,8 +8,8 @@ import numpy as np
 
 from texturegen.errors import UserError
 
-MOST_SIDE = 96  # the patches of a 224 pixel image, in both papers
-_LEAST_SIDE = 8  # smaller patches hold no texture that a window could find
+MAX_SIDE = 96  # the patches of a 224 pixel image, in both papers
+_MIN_SIDE = 8  # smaller patches hold no texture that a window could find
 
 Box = tuple[int, int, int, int]
 
@@ -39,11 +39,11 @@ def cut_patches(
         raise UserError(f"count is {count}: at least one patch is needed")
     height, width = image.shape[:2]
     if side is None:
-        side = min(min(height, width) // 2, MOST_SIDE)
-        if side < _LEAST_SIDE:
+        side = min(min(height, width) // 2, MAX_SIDE)
+        if side < _MIN_SIDE:
             raise UserError(
                 f"the image is {height}x{width} pixels: too small for patches of half its side "
-                f"({_LEAST_SIDE} or more); leave it out, enlarge it, or set side"
+                f"({_MIN_SIDE} or more); leave it out, enlarge it, or set side"
             )
     elif not 1 <= side <= min(height, width):
         raise UserError(f"side is {side}: it must be from 1 to the image's shorter side, {min(height, width)}")

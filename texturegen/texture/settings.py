@@ -1,6 +1,6 @@
 """The settings of a method are the keyword-only parameters of its function; their ranges are their annotations.
 
-def method(patches, size, seed, *, window: Annotated[int, Whole(3, 31, odd=True)] = 7): ...
+def method(patches, size, seed, *, window: Annotated[int, Integer(3, 31, odd=True)] = 7): ...
 """
 
 import inspect
@@ -15,7 +15,7 @@ from texturegen.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
-class Whole:
+class Integer:
     """A whole number from low to high, odd if asked; None as well where the method then chooses for itself."""
 
     low: int
@@ -38,7 +38,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Fraction:
+class Real:
     """A real number from low to high."""
 
     low: float

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sacl_train.data import device
-from sacl_train.data.device import constant, pack, read_later, send, unpack
+from sacl_train.data.device import constant, fetch_async, pack, to_device, unpack
 
 
 def test_what_is_packed_comes_out_again() -> None:
@@ -24,7 +24,7 @@ def test_what_is_packed_comes_out_again() -> None:
     assert len(sent) == len(arrays)
     for tensor, array in zip(sent, arrays, strict=True):
         assert torch.equal(tensor, torch.from_numpy(array.copy()))
-    assert all(torch.equal(a, b) for a, b in zip(send(arrays[:4], torch.device("cpu")), sent[:4], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(to_device(arrays[:4], torch.device("cpu")), sent[:4], strict=True))
 
 
 def test_what_goes_to_cuda_goes_in_one_copy_from_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,12 +40,12 @@ def test_what_goes_to_cuda_goes_in_one_copy_from_page_locked_memory(monkeypatch:
         return OnDevice()
 
     monkeypatch.setattr(device, "pack", packed)
-    assert [tensor.tolist() for tensor in send(arrays, torch.device("cuda"))] == [[0, 1, 2], [[0, 0], [0, 0]]]
+    assert [tensor.tolist() for tensor in to_device(arrays, torch.device("cuda"))] == [[0, 1, 2], [[0, 0], [0, 0]]]
     assert asked == [True, ("cuda", True)]
 
 
 def test_what_is_read_later_waits_for_its_own_copy_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_later(torch.tensor([1.5, 2.0]))() == [1.5, 2.0]
+    assert fetch_async(torch.tensor([1.5, 2.0]))() == [1.5, 2.0]
     done: list[str] = []
 
     class There:
@@ -70,7 +70,7 @@ def test_what_is_read_later_waits_for_its_own_copy_only(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: There() if pin_memory else None)
-    read = read_later(Values())  # type: ignore[arg-type]
+    read = fetch_async(Values())  # type: ignore[arg-type]
     assert done == ["copy, non_blocking True", "record"]
     assert read() == [3.0]
     assert done[2:] == ["wait", "read"]

@@ -14,9 +14,9 @@ import sacl_train.data.memory
 from sacl_train.data.memory import available_memory
 from sacl_train.data.stream import Plan, Stream, channel_statistics
 from texturegen import open_shards
-from texturegen.build import Recipe, build
+from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
-from texturegen.shards.store import Remote
+from texturegen.storage.ranges import Remote
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from sacl_train import train
 from sacl_train.config import load_config
 from sacl_train.evaluate import corruption
-from sacl_train.loop import train
 
 pytest.importorskip("imagecorruptions", reason="pip install --no-deps imagecorruptions-imaug")
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}

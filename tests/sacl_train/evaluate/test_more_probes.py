@@ -10,16 +10,16 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional as F
 
-from sacl_train.cli_eval import eval_main
+from sacl_train import train
+from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from sacl_train.evaluate.embed import embed, find_neighbours, map_pca
 from sacl_train.evaluate.finetune import choose_share, evaluate_finetune
-from sacl_train.evaluate.online import OnlineProbe
-from sacl_train.loop import train
-from sacl_train.run import load_encoder
+from sacl_train.training.online import OnlineProbe
+from sacl_train.training.resume import load_encoder
 from texturegen import open_shards
 from texturegen.errors import UserError
-from texturegen.images import decode_image
+from texturegen.storage.image import decode_image
 
 RUN = {"encoder": "se_resnet8", "width": 8, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sacl_train import train
 from sacl_train.config import load_config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.features import Features, FeatureStore, extract_features
@@ -17,10 +18,9 @@ from sacl_train.evaluate.knn import fit_knn, knn_accuracy, knn_predict
 from sacl_train.evaluate.linear import RATES, fit_linear, sweep_rates
 from sacl_train.evaluate.probe import evaluate, score, shuffle_cells
 from sacl_train.evaluate.ridge import fit_ridge
-from sacl_train.loop import train
-from sacl_train.run import load_encoder
+from sacl_train.training.resume import load_encoder
 from texturegen import open_shards
-from texturegen.build import Recipe, build
+from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "projector_hidden": 16, "epochs": 0}

@@ -10,12 +10,12 @@ import torch
 from click.testing import CliRunner
 
 import texturegen.sources
-from sacl_train.cli_eval import eval_main
+from sacl_train import train
+from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from sacl_train.evaluate.probe import evaluate
 from sacl_train.evaluate.shape_bias import CATEGORIES, NAMES, categorise, evaluate_shape_bias, read_stimuli, shape_bias
-from sacl_train.loop import train
-from texturegen.build import Recipe, build
+from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 
 SMALL = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "projector_hidden": 16, "projector_out": 16}

@@ -8,12 +8,12 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional as F
 
-from sacl_train.cli_eval import eval_main
+from sacl_train import train
+from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from sacl_train.evaluate import shortcut
 from sacl_train.evaluate.shortcut import evaluate_shortcut, explain_similarities, tell_apart
-from sacl_train.loop import train
-from texturegen.build import Recipe, build
+from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}

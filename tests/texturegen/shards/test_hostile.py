@@ -18,9 +18,9 @@ from PIL import Image
 
 from texturegen import open_shards
 from texturegen.errors import UserError
-from texturegen.images import decode_image
 from texturegen.shards import verify
-from texturegen.shards.schema import BUILD, MANIFEST, MANIFEST_SCHEMA
+from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
+from texturegen.storage.image import decode_image
 
 
 class Evil:

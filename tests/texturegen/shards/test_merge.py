@@ -17,11 +17,11 @@ import webdataset
 from tests.texturegen.shards.test_verify import flip, make, reseal, rows_of
 from texturegen import open_shards
 from texturegen.errors import UserError
-from texturegen.files import write_json
 from texturegen.shards.filter import rows_that_pass
+from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.merge import merge, split
-from texturegen.shards.schema import BUILD, MANIFEST
 from texturegen.shards.verify import verify
+from texturegen.storage.atomic import write_json
 
 
 @pytest.fixture

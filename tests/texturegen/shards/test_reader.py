@@ -16,9 +16,10 @@ import pytest
 
 from texturegen import open_shards
 from texturegen.errors import UserError
-from texturegen.images import ENCODINGS, encode_image
-from texturegen.shards import Shards, ShardWriter, store
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
+from texturegen.shards import Shards, ShardWriter
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
+from texturegen.storage import ranges as store
+from texturegen.storage.image import ENCODINGS, encode_image
 
 KEYS = ["a", "dogs/b-1", "c", "d", "e", "f"]
 

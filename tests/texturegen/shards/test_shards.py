@@ -17,9 +17,9 @@ import webdataset
 
 from texturegen import open_shards
 from texturegen.errors import UserError
-from texturegen.images import decode_image, encode_png
 from texturegen.shards import ShardWriter, verify
-from texturegen.shards.schema import PARTS
+from texturegen.shards.layout import PARTS
+from texturegen.storage.image import decode_image, encode_png
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from texturegen.errors import UserError
-from texturegen.images import encode_png
-from texturegen.shards import tars
-from texturegen.shards.schema import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
-from texturegen.shards.tars import BLOCK, hash_and_compare
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
 from texturegen.shards.verify import inspect, verify
 from texturegen.shards.writer import ShardWriter
+from texturegen.storage import tar as tars
+from texturegen.storage.image import encode_png
+from texturegen.storage.tar import BLOCK, hash_and_compare
 
 TAR = "shard-000001.tar"
 

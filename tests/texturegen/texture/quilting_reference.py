@@ -6,7 +6,8 @@ Patches are integer arrays, positions are (patch, row, column), errors of pixels
 import math
 
 import numpy as np
-from texture_reference import derive, draw
+
+from tests.texturegen.texture.reference import derive, draw
 
 
 def colour_error(patches, one, other):

@@ -1,0 +1,1 @@
+"""The commands `sacl-train`, `sacl-eval` and `sacl-export`."""

@@ -1,0 +1,90 @@
+"""The online probe: a linear classifier that learns while the encoder does, on the same images.
+
+It is not the linear evaluation: it sees training images only, the encoder moves under it, and its accuracy is that of
+each batch before it has learnt from it, averaged over the epoch. Good for watching a run; never a figure for a table.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sacl_train.config import Config
+from sacl_train.data.device import to_device
+from sacl_train.data.weak import normalise
+from sacl_train.distributed import average_gradients
+from sacl_train.nets import Encoder
+from sacl_train.training.step import autocast
+from texturegen.errors import UserError
+from texturegen.shards import Shards
+
+LR, MOMENTUM = 0.1, 0.9
+BATCH = 256  # images encoded at once
+
+
+def make_online(config: Config, encoder: Encoder, shards: Shards, device: torch.device) -> "OnlineProbe | None":
+    """The probe, if the config asks for one; UserError when the shards have no labels."""
+    if not config.online:
+        return None
+    if len(shards) == 0 or shards.labels.max() < 0:
+        raise UserError(f"{shards.directory}: no labelled images, and the online probe needs them: --set online=false")
+    return OnlineProbe(encoder.out_features, torch.from_numpy(shards.labels)).to(device)
+
+
+class OnlineProbe(nn.Module):
+    """A linear layer on the encoder's features, each dimension of them normalised by its batch.
+
+    labels : int64 (N,) of all images of the shards, -1 for none.
+    """
+
+    def __init__(self, features: int, labels: Tensor) -> None:
+        super().__init__()
+        self.labels, classes = labels, int(labels.max()) + 1
+        self.norm = nn.BatchNorm1d(features, affine=False, track_running_stats=False)
+        self.layer = nn.Linear(features, classes)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+        self.optimizer = torch.optim.SGD(self.layer.parameters(), lr=LR, momentum=MOMENTUM)
+
+    def step(self, encoder: nn.Module, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+        """Learn from a batch's images, uint8 (N, 3, H, W), by their "index"; return "online_top1" before that.
+
+        The images are whole and unaugmented, the encoder in eval mode, without gradient, and in the run's precision.
+        Nothing here waits for the device.
+        """
+        features = self._encode(encoder, batch["image"], config)
+        labels = to_device([self.labels[batch["index"]].numpy()], features.device)[0]
+        logits = self.layer(self.norm(features))
+        total = (labels >= 0).sum().clamp_min(1)
+        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / total
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(self.layer.parameters())
+        self.optimizer.step()
+        return {"online_top1": (logits.argmax(1) == labels).sum() / total}
+
+    @torch.no_grad()
+    def _encode(self, encoder: nn.Module, images: Tensor, config: Config) -> Tensor:
+        """Features float32 (N, C), on the device."""
+        assert config.mean is not None
+        assert config.std is not None
+        device = self.layer.weight.device
+        training = encoder.training
+        encoder.eval()
+        with autocast(config, device):
+            pieces = [
+                encoder(normalise(piece, config.mean, config.std)).float()
+                for piece in images.to(device, non_blocking=True).split(BATCH)
+            ]
+        encoder.train(training)
+        return torch.cat(pieces)
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"module": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What `state` gave."""
+        self.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])

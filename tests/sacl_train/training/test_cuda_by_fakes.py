@@ -1,0 +1,126 @@
+"""Steps on CUDA without a GPU: torch's fake tensors have a device and a shape and no numbers.
+
+They refuse to mix devices and to tell a number to the host, so a step that passes has all its tensors where they
+belong and waits for the device nowhere. The backward pass needs a real device and is left out: gradients are zeros.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+import sacl_train.data.device
+import sacl_train.training.step
+from sacl_train.config import load_config
+from sacl_train.data.weak import WeakAugment
+from sacl_train.methods import METHODS
+from sacl_train.training.optim import build_optimizer
+from sacl_train.training.setup import build_method
+from sacl_train.training.step import Stepper, arithmetic, as_numbers
+
+CUDA = torch.device("cuda")
+TINY = {"encoder": "se_resnet8", "width": 4, "batch_size": 8, "mean": [0.5] * 3, "std": [0.2] * 3}
+OWN = {"mocov2": {"queue": 16}, "pirl": {"negatives": 16, "images": 64}}
+TEXTURES = {"texture_role": "negative", "texture_view": "query", "scope": "own"}
+NO_NEGATIVES = ("byol", "simsiam", "barlow")
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"precision": "bf16"}) for name in METHODS),
+    *((name, {"weak": "geometric", **TEXTURES}) for name in METHODS if name not in NO_NEGATIVES),
+    *(("sacl", {"texture_role": role}) for role in ("positive", "instance", "none")),
+    *(("sacl", {"texture_source": source}) for source in ("patch-shuffle", "both")),
+    ("sacl", {"texture_part": "inside"}),
+    ("sacl", {"precision": "bf16", "clip": 1.0}),
+    ("sacl", {"optimizer": "lars", "accumulate": 2, "deterministic": True}),
+    ("sacl", {"encoder": "se_resnet18", "width": None, "checkpointing": True}),
+    *(("sacl", {"encoder": "se_resnet18", "width": None, "attention": kind}) for kind in ("gc", "nonlocal", "abn")),
+]
+
+
+@pytest.fixture(autouse=True)
+def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is computed on the host is computed, and constants are made anew."""
+
+    def real(function: Callable) -> Callable:
+        @wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with unset_fake_temporarily():
+                return function(*arguments, **options)
+
+        return call
+
+    pack, pieces = sacl_train.data.device.pack, sacl_train.training.step._pieces
+    monkeypatch.setattr(sacl_train.data.device, "pack", real(lambda arrays, pin: pack(arrays)))  # none to pin it for
+    monkeypatch.setattr(sacl_train.training.step, "_pieces", real(lambda *given: list(pieces(*given))))
+    monkeypatch.setattr(WeakAugment, "_matrices", real(WeakAugment._matrices))
+    monkeypatch.setattr(Tensor, "numpy", real(Tensor.numpy))
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    sacl_train.data.device.constant.cache_clear()
+    yield
+    sacl_train.data.device.constant.cache_clear()
+
+
+def step_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, method_name: str, **settings: Any
+) -> tuple[set[str], set[torch.dtype]]:
+    """Do two steps and gather their metrics, all on fake CUDA; the types of devices that hold the weights then, and of
+    the encoder's features.
+    """
+    dtypes = set()
+    config = load_config(None, {**TINY, "method": method_name, **OWN.get(method_name, {}), **settings})
+    pixels = torch.randint(0, 256, (8, 2, 32, 32, 3), dtype=torch.uint8)
+    batch = {"image": pixels[:, 0].permute(0, 3, 1, 2), "texture": pixels[:, 1:].permute(0, 1, 4, 2, 3)}
+    batch["index"] = torch.arange(8)
+    method = build_method(config, (32, 32)).to(memory_format=torch.channels_last)
+    with arithmetic(config), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        move(method, mode)
+        method.encoder.register_forward_hook(lambda _, given, made: dtypes.add(made.dtype))
+        stepper = Stepper(method, build_optimizer(method, config.optimizer), config, CUDA)
+
+        def backward(loss: Tensor) -> None:
+            assert loss.requires_grad
+            for parameter in stepper._trained:
+                parameter.grad = torch.zeros_like(parameter)
+
+        monkeypatch.setattr(Tensor, "backward", backward)
+        for step in range(2):
+            as_numbers(stepper(batch, 0, step, 10, 0.1), CUDA)
+    return {tensor.device.type for tensor in (*method.parameters(), *method.buffers())}, dtypes
+
+
+def move(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Put fake CUDA tensors in the place of a module's own."""
+
+    def fake(tensor: Tensor) -> Tensor:
+        there = mode.from_tensor(tensor.detach()).to(CUDA)
+        return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda value: str(value) if isinstance(value, str) else None)
+def test_a_step_keeps_to_its_device_and_does_not_wait_for_it(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = torch.bfloat16 if "precision" in settings else torch.float32
+    assert step_on_cuda(monkeypatch, name, **settings) == ({"cuda"}, {features})
+
+
+@pytest.mark.parametrize("fault", ["device", "host"])
+def test_a_tensor_left_behind_and_a_number_asked_for_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_step = METHODS["sacl"].load().after_step
+
+    def wrong(self: Any, step: int, steps: int) -> dict[str, float]:
+        weight = self.encoder.conv1.weight
+        _ = weight + torch.ones(1, 3, 1, 1) if fault == "device" else weight.sum().item()
+        return after_step(self, step, steps)
+
+    monkeypatch.setattr(METHODS["sacl"].load(), "after_step", wrong)
+    with pytest.raises(RuntimeError):
+        step_on_cuda(monkeypatch, "sacl")

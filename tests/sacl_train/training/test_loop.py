@@ -1,0 +1,708 @@
+"""The loop: it learns, it resumes exactly, and it says what is wrong."""
+
+import csv
+import importlib.util
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import sacl_train.training.loop
+import sacl_train.training.signals
+from sacl_train import train
+from sacl_train.cli.train import train_main
+from sacl_train.config import Config, load_config
+from sacl_train.data.order import epoch_order
+from sacl_train.data.stream import Batch, Stream
+from sacl_train.evaluate import quick
+from sacl_train.methods.sacl import SACL
+from sacl_train.training.checkpoint import directory_of, exclusive, load_checkpoint
+from sacl_train.training.dry_run import plan
+from sacl_train.training.optim import build_optimizer, cosine_lr
+from sacl_train.training.resume import load_encoder
+from sacl_train.training.signals import listen
+from sacl_train.training.step import Stepper, largest_batch
+from texturegen import open_shards
+from texturegen.builds import Recipe, build
+from texturegen.errors import UserError
+
+TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "epochs": 3, "knn_every": 2}
+TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "device": "cpu"}
+
+
+def tiny(**changes: object) -> Config:
+    return load_config(None, {**TINY, **changes})
+
+
+def deterministic(rows: list[dict]) -> list[dict]:
+    timings = ("samples_per_second", "data_wait")
+    return [{name: value for name, value in row.items() if name not in timings} for row in rows]
+
+
+def logged_steps(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """Rows of two epochs with no setting changed."""
+    return train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path_factory.mktemp("plain"))
+
+
+def test_a_run_writes_what_it_says(shapes_shards: Path, tmp_path: Path) -> None:
+    rows = train(tiny(log_every=1, sgd_momentum=0.8, weight_decay=1e-3), shapes_shards, tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    lines = logged_steps(tmp_path)
+    assert [line["lr"] for line in lines] == [cosine_lr(step, 12, 0.1) for step in range(12)]
+    for number, row in enumerate(rows):
+        steps = lines[4 * number : 4 * number + 4]
+        assert {line["epoch"] for line in steps} == {row["epoch"]}
+        assert steps[-1]["lr"] == row["lr"]
+        for name in ("loss", "embedding_std", "texture_similarity", "m"):
+            assert row[name] == pytest.approx(np.mean([line[name] for line in steps]))
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    (group,) = state["optimizer"]["param_groups"]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (rows[-1]["lr"], 0.8, 1e-3)
+    assert ["knn" in row for row in rows] == [False, True, True]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
+    with open(tmp_path / "metrics.csv") as f:
+        assert [float(row["loss"]) for row in csv.DictReader(f)] == [row["loss"] for row in rows]
+    for picture in ("curves.png", "sheet.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    config = load_config(tmp_path / "config.toml", {})
+    assert config.mean is not None
+    assert config.epochs == 3
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny(), shapes_shards, tmp_path / "whole")
+    step, steps = SACL.after_step, []
+
+    def interrupted(self: SACL, number: int, total: int) -> dict[str, float]:
+        steps.append(1)
+        if len(steps) == 7:  # in the second epoch of four steps
+            raise KeyboardInterrupt
+        return step(self, number, total)
+
+    monkeypatch.setattr(SACL, "after_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), shapes_shards, tmp_path / "resumed")
+    monkeypatch.undo()
+    resumed = train(tiny(), shapes_shards, tmp_path / "resumed")
+    assert deterministic(resumed) == deterministic(whole)
+    ours, theirs = (load_checkpoint(tmp_path / name) for name in ("whole", "resumed"))
+    assert ours is not None
+    assert theirs is not None
+    assert ours["method"].keys() == theirs["method"].keys()
+    assert all(torch.equal(ours["method"][name], theirs["method"][name]) for name in ours["method"])
+
+
+def test_every_epoch_has_its_own_order_and_every_step_its_number_and_rate(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch, step, asked = Stream.epoch, Stepper.__call__, []
+
+    def noted_epoch(self: Stream, number: int, skip: int = 0) -> Iterator[Batch]:
+        asked.append((number, skip))
+        return epoch(self, number, skip)
+
+    def noted_step(self: Stepper, batch: Batch, *where: int | float) -> dict[str, Any]:
+        asked.append(where)
+        return step(self, batch, *where)
+
+    monkeypatch.setattr(Stream, "epoch", noted_epoch)
+    monkeypatch.setattr(Stepper, "__call__", noted_step)
+    train(tiny(epochs=2, batch_size=32, knn_every=0, warmup_epochs=0.5), shapes_shards, tmp_path)
+    rates = [cosine_lr(number, 4, 0.1, 1) for number in range(4)]
+    steps = [(number // 2, number, 4, rate) for number, rate in enumerate(rates)]
+    assert asked == [(0, 0), *steps[:2], (1, 0), *steps[2:]]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_command_says_how_to_go_on(
+    sent: signal.Signals, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SACL.after_step
+
+    def signalled(self: SACL, number: int, total: int) -> dict[str, float]:
+        if number == 1:
+            signal.raise_signal(sent)
+        return step(self, number, total)
+
+    monkeypatch.setattr(SACL, "after_step", signalled)
+    sets = [text for key, value in TINY.items() for text in ("--set", f"{key}={value}")]
+    line = ["--shards", str(shapes_shards), "--out", str(tmp_path), *sets]
+    monkeypatch.setattr(sys, "argv", ["sacl-train", *line])
+    done = CliRunner().invoke(train_main, line)
+    assert (done.exit_code, done.exception) == (0, None)
+    assert f"stopped at step 2; to go on: {shlex.join(['sacl-train', *line])}\n" in done.output
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert (state["step"], state["running"]["batches"]) == (2, 2)
+
+
+def test_ctrl_c_before_the_first_step_is_no_traceback(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sacl_train.training.loop, "build_method", lambda *_: signal.raise_signal(signal.SIGINT))
+    sets = [text for key, value in TINY.items() for text in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(train_main, ["--shards", str(shapes_shards), "--out", str(tmp_path / "run"), *sets])
+    assert done.exit_code == 130
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_come_at_every_so_many_steps_and_after_an_epoch(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=2, knn_every=0, save_every=3, keep=9), shapes_shards, tmp_path)
+    assert sorted(int(path.stem[-8:]) for path in tmp_path.glob("checkpoint-*.pt")) == [0, 3, 4, 7, 8]
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.3, 0.5, 0.4], 2), ([0.4, 0.2, 0.3], 1), ([0.3, None, 0.3], 3)])
+def test_the_best_checkpoint_is_that_of_the_best_score_the_newest_of_equals(
+    scores: list[float | None], best: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(scores)
+    monkeypatch.setattr("sacl_train.evaluate.quick.quick_knn", lambda *_: next(left))
+    train(tiny(knn_every=1, batch_size=64), shapes_shards, tmp_path)
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == best
+
+
+def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(), shapes_shards, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+    rows = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(b"")  # as if killed between the checkpoint and them
+    assert len(train(tiny(), shapes_shards, tmp_path)) == 3
+    assert (tmp_path / "metrics.jsonl").read_bytes() == rows
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == before
+    assert sorted(path.name for path in before) == ["best.pt", "checkpoint-00000008.pt", "checkpoint-00000012.pt"]
+
+
+def test_another_run_in_the_directory_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=1), shapes_shards, tmp_path)
+    with pytest.raises(UserError, match=r"holds another run \(lr 0.1 there, 0.2 asked\)"):
+        train(tiny(epochs=1, lr=0.2), shapes_shards, tmp_path)
+    train(tiny(epochs=1, threads=1, device="auto"), shapes_shards, tmp_path)  # not a difference
+
+
+def test_a_setting_newer_than_the_run_is_taken_for_its_default(
+    shapes_shards: Path, plain: list[dict], tmp_path: Path
+) -> None:
+    train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "old")
+    for path in sorted((tmp_path / "old").glob("checkpoint-*.pt")):
+        state = torch.load(path, weights_only=True)
+        if state["epoch"] == 2:
+            path.unlink()
+        else:
+            del state["config"]["texture_part"], state["online"]
+            torch.save(state, path)
+    with pytest.raises(UserError, match="texture_part 'whole' there, 'inside' asked"):
+        train(tiny(epochs=2, knn_every=0, texture_part="inside"), shapes_shards, tmp_path / "old")
+    assert deterministic(train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "old")) == deterministic(plain)
+
+
+def test_other_shards_are_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 0, "texture_role": "none", "mean": [0.5] * 3, "std": [0.2] * 3}
+    train(tiny(**settings), shapes_shards, tmp_path)
+    with pytest.raises(UserError, match="other shards"):
+        train(tiny(**settings), shapes_test_shards, tmp_path)
+
+
+def test_no_epochs_write_an_untrained_encoder(shapes_shards: Path, tmp_path: Path) -> None:
+    assert train(tiny(epochs=0), shapes_shards, tmp_path) == []
+    encoder, _, epochs = load_encoder(tmp_path)
+    assert epochs == 0
+    assert not encoder.training
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, encoder.out_features)
+
+
+@pytest.mark.parametrize("role", ["positive", "none"])
+def test_the_other_roles_train(shapes_shards: Path, tmp_path: Path, role: str) -> None:
+    rows = train(tiny(texture_role=role, epochs=1), shapes_shards, tmp_path)
+    assert rows[0]["loss"] > 0
+    assert "texture_similarity" not in rows[0]
+
+
+def test_textures_that_are_not_there_are_asked_for(shapes_test_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="these shards hold no textures"):
+        train(tiny(), shapes_test_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(shapes_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_size is 65, but .* holds 64 images"):
+        train(tiny(batch_size=65), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["sacl", "byol"])
+def test_a_batch_that_leaves_one_image_at_a_time_is_refused_at_once(
+    shapes_shards: Path, tmp_path: Path, method: str
+) -> None:
+    config = tiny(method=method, batch_size=4, accumulate=4)
+    with pytest.raises(UserError, match=r"batch_size 4 with accumulate 4 is less than two .* of at least 8"):
+        plan(config, shapes_shards, tmp_path / "run")
+    with pytest.raises(UserError, match="less than two images at a time"):
+        train(config, shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_time_that_checkpoints_take_is_no_waiting_for_data(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = sacl_train.training.loop.save_checkpoint
+
+    def slowly(*arguments: object) -> None:
+        time.sleep(0.3)
+        save(*arguments)
+
+    monkeypatch.setattr(sacl_train.training.loop, "save_checkpoint", slowly)
+    settings = {"epochs": 2, "knn_every": 0, "save_every": 1, "log_every": 2, "device": "cpu"}
+    rows = train(tiny(**settings), shapes_shards, tmp_path)
+    lines = logged_steps(tmp_path)
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    # Three of an epoch's four steps are followed by a slow checkpoint, two of them between two lines.
+    assert rows[1]["samples_per_second"] < 64 / 0.9
+    assert 16 * 2 / 0.6 > lines[3]["samples_per_second"] > 0
+    for row in (rows[1], lines[3]):
+        assert 0 <= row["data_wait"] < 0.2
+
+
+def test_images_smaller_than_the_grid_or_not_divisible_by_it_are_refused(shapes_shards: Path, tmp_path: Path) -> None:
+    for grid in (33, 3):
+        with pytest.raises(UserError, match="grid"):
+            train(tiny(grid=grid), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"step \d+ \(epoch \d\): the loss is (nan|inf); the last good checkpoint is of step 0. Try a lower lr",
+    ):
+        train(tiny(lr=1e30), shapes_shards, tmp_path)
+    assert load_checkpoint(tmp_path) is not None
+    assert len(train(tiny(epochs=1), shapes_shards, tmp_path)) == 1, "nothing is lost when it begins anew"
+
+
+def test_a_collapse_is_warned_of(
+    shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny(epochs=1), shapes_shards, tmp_path / "fine")
+    assert "collapsed" not in capsys.readouterr().err
+    build_method = sacl_train.training.loop.build_method
+
+    def collapsed(*args: object) -> SACL:
+        method = build_method(*args)
+        last = method.target_projector[-1]  # its scale gone, its shift left: the same key for every image
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.ones_(last.bias)
+        return method
+
+    monkeypatch.setattr(sacl_train.training.loop, "build_method", collapsed)
+    rows = train(tiny(epochs=1, momentum=1.0), shapes_shards, tmp_path / "collapsed")
+    assert rows[0]["embedding_std"] < 1e-3
+    assert "the embeddings have collapsed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("last", "save_every", "good"), [(8, 1000, 4), (2, 1, 1)], ids=["epoch", "step"])
+def test_weights_that_the_last_step_destroyed_are_not_saved(
+    last: int, save_every: int, good: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, steps = SACL.after_step, []
+
+    def destroy(self: SACL, number: int, total: int) -> dict[str, float]:
+        done = step(self, number, total)
+        steps.append(1)
+        if len(steps) == last:  # of the second epoch, or before a checkpoint within the first
+            next(self.encoder.parameters()).data.fill_(float("nan"))
+        return done
+
+    monkeypatch.setattr(SACL, "after_step", destroy)
+    with pytest.raises(
+        UserError, match=rf"after step {last} weights are no longer finite; the last good checkpoint is of step {good}"
+    ):
+        train(tiny(save_every=save_every), shapes_shards, tmp_path)
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["step"] == good
+    assert all(tensor.isfinite().all() for tensor in state["method"].values())
+
+
+def test_images_that_are_not_square_train_where_the_grid_fits(
+    image_folder: Path, tmp_path: Path, photo: np.ndarray
+) -> None:
+    for folder in image_folder.iterdir():
+        for path in folder.iterdir():
+            cv2.imwrite(str(path), photo[:32, :33])
+    build(Recipe("folder"), tmp_path / "s", root=str(image_folder))
+    with pytest.raises(UserError, match="32x33 pixels do not split into a 2x2 grid"):
+        train(tiny(batch_size=4, epochs=1), tmp_path / "s", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(tiny(batch_size=4, epochs=1, grid=1, cells=1), tmp_path / "s", tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_named(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=0), shapes_shards, tmp_path)
+    (tmp_path / "checkpoint-00000000.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match=r"checkpoint-00000000.pt: cannot be read"):
+        train(tiny(epochs=0), shapes_shards, tmp_path)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = train(tiny(), shapes_shards, tmp_path)
+    newest = tmp_path / "checkpoint-00000012.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert deterministic(train(tiny(), shapes_shards, tmp_path)) == deterministic(whole)
+    assert "checkpoint-00000012.pt: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_ends_with_the_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "epochs": 12, "save_every": 1, "knn_every": 0}
+    sets = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
+    program = "import torch; torch.set_num_threads(1); from sacl_train.cli.train import train_main; train_main()"
+    command = [sys.executable, "-c", program, "--shards", str(shapes_shards), *sets, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    killed, last = tmp_path / "killed", tmp_path / "killed" / "checkpoint-00000048.pt"
+    waits, kills = random.Random(0), 0
+    while kills < 10 and not last.exists():
+        process = subprocess.Popen([*command, str(killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        newest = max(killed.glob("*.pt"), default=None)
+        while process.poll() is None and max(killed.glob("*.pt"), default=None) == newest:
+            time.sleep(0.01)
+        time.sleep(waits.uniform(0, 0.3))
+        sent = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
+        process.send_signal(sent)
+        stdout, _ = process.communicate()
+        if not last.exists():  # else it may have been past listening
+            assert process.returncode == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
+            assert ("to go on: " in stdout) == (sent == signal.SIGTERM)
+        kills += 1
+    assert kills >= 3
+    done = subprocess.run([*command, str(killed)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, other = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
+    assert one is not None
+    assert other is not None
+    assert deterministic(other["metrics"]) == deterministic(one["metrics"])
+    for part in ("method", "optimizer"):
+        ours, theirs = (torch.utils._pytree.tree_leaves(state[part]) for state in (one, other))
+        assert len(ours) == len(theirs)
+        for mine, its in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its
+
+
+def test_unlabelled_images_train_without_a_knn_score(image_folder: Path, tmp_path: Path) -> None:
+    build(Recipe("folder"), tmp_path / "s", root=str(image_folder / "cats"))
+    assert set(open_shards(tmp_path / "s").labels.tolist()) == {-1}
+    rows = train(tiny(epochs=1, batch_size=2, knn_every=1), tmp_path / "s", tmp_path / "run")
+    assert rows[0]["knn"] is None
+    with pytest.raises(UserError, match="no labelled images, and the online probe needs them"):
+        train(tiny(epochs=1, batch_size=2, online=True), tmp_path / "s", tmp_path / "other")
+
+
+def test_the_knn_score_is_of_other_images_than_its_bank(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, seen = open_shards(shapes_shards), []
+
+    def numbers_of(encoder: Any, images: Any, config: Config, device: Any, picked: np.ndarray) -> tuple:
+        return torch.from_numpy(picked)[:, None], torch.from_numpy(picked)
+
+    monkeypatch.setattr(quick, "SAMPLES", 50)
+    monkeypatch.setattr(quick, "extract_features", numbers_of)
+    monkeypatch.setattr(quick, "knn_accuracy", lambda *of: seen.append(of) or 0.5)
+    for seed in (0, 1):
+        assert quick.quick_knn(torch.nn.Identity(), shards, tiny(seed=seed), torch.device("cpu")) == 0.5
+    for bank, of_bank, queries, of_queries in seen:
+        assert (len(queries), len(bank), len(torch.cat([queries, bank]).unique())) == (10, 40, 50)
+        for numbers, labels in ((bank, of_bank), (queries, of_queries)):
+            assert torch.equal(labels, torch.from_numpy(shards.labels)[numbers[:, 0]])
+    assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_the_rate_falls_along_half_a_cosine() -> None:
+    rates = [cosine_lr(step, 100, 0.4) for step in range(100)]
+    assert rates[0] == 0.4
+    assert rates[50] == pytest.approx(0.2)
+    assert rates[99] == pytest.approx(0.4 * 0.000246719, rel=1e-4)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_rate_rises_to_its_base_and_then_falls() -> None:
+    rates = [cosine_lr(step, 100, 0.4, 20) for step in range(100)]
+    assert rates[:20] == pytest.approx([0.02 * (step + 1) for step in range(20)])
+    assert rates[20] == 0.4
+    assert rates[60] == pytest.approx(0.2)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_the_optimizer_leaves_the_target_alone() -> None:
+    module = torch.nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    assert build_optimizer(module).param_groups[0]["params"] == [module.weight]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"accumulate": 2},
+        {"optimizer": "lars", "lr": 0.5, "warmup_epochs": 0.5},
+        {"deterministic": True},
+        {"checkpointing": True},
+        {"order": "shards", "shuffle_buffer": 8, "remainder": "wrap", "batch_size": 12},
+        {"texture_source": "patch-shuffle"},
+        {"texture_source": "both"},
+        {"texture_part": "inside"},
+        {"online": True},
+        {"texture_role": "instance"},
+        {"texture_view": "query", "momentum_schedule": "cosine"},
+        {"attention": "gc", "placement": "pre"},
+        {"cache": "none", "texture_draw": "all"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_every_setting_trains_and_goes_on_in_mid_epoch(
+    shapes_shards: Path, plain: list[dict], tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Each with its own loss; stopped after a step and gone on with, the same bits."""
+    changes = {"epochs": 2, "knn_every": 0, "save_every": 1, "keep": 100, "log_every": 1, **changes}
+    rows = train(tiny(**changes), shapes_shards, tmp_path)
+    assert rows[0]["loss"] > 0
+    same = {"deterministic", "checkpointing", "cache", "online"} & changes.keys()
+    assert (rows[0]["loss"] == plain[0]["loss"]) == bool(same)
+    if changes.get("precision") is not None:
+        assert rows[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.05)
+    last = load_checkpoint(tmp_path)
+    lines = logged_steps(tmp_path)
+    assert last is not None
+    assert [line["step"] for line in lines] == list(range(last["step"]))
+    for checkpoint in sorted(tmp_path.glob("checkpoint-*.pt"))[4:]:
+        checkpoint.unlink()
+    assert deterministic(train(tiny(**changes), shapes_shards, tmp_path)) == deterministic(rows)
+    again = load_checkpoint(tmp_path)
+    assert again is not None
+    assert all(torch.equal(again["method"][name], last["method"][name]) for name in last["method"])
+    assert deterministic(logged_steps(tmp_path)) == deterministic(lines)
+
+
+def test_patch_shuffle_needs_no_textures(shapes_test_shards: Path, tmp_path: Path) -> None:
+    rows = train(tiny(epochs=1, texture_source="patch-shuffle"), shapes_test_shards, tmp_path)
+    assert -1 <= rows[0]["texture_similarity"] <= 1
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same(shapes_shards: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    settings = {"epochs": 1, "knn_every": 0}
+    compiled = train(tiny(compile=True, **settings), shapes_shards, tmp_path / "compiled")
+    plain = train(tiny(**settings), shapes_shards, tmp_path / "plain")
+    assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-3)
+    encoder, _, _ = load_encoder(tmp_path / "compiled")
+    assert encoder(torch.zeros(2, 3, 32, 32)).isfinite().all()
+
+
+def test_compile_and_checkpointing_are_refused_together() -> None:
+    with pytest.raises(UserError, match="compile and checkpointing do not go together"):
+        tiny(compile=True, checkpointing=True)
+
+
+def test_a_device_that_is_too_small_is_told_how_small(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SACL, "_queries", full)
+    with pytest.raises(UserError, match=r"step 0: the device is out of memory with 16 images at once.*accumulate=2"):
+        train(tiny(), shapes_shards, tmp_path)
+
+
+def test_the_largest_batch_is_estimated_from_a_small_one() -> None:
+    # 1 GB of weights, 2 GB more for 16 images: 8 images a GB, of which 0.9 * 9 GB are left.
+    assert largest_batch(10**9, 3 * 10**9, 16, 10**10) == 64
+
+
+def test_tensorboard_gets_the_curves(shapes_shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra is not installed")
+    train(tiny(tensorboard=True, log_every=1, epochs=1), shapes_shards, tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = logged_steps(tmp_path)
+    assert [e.value for e in events.Scalars("step/loss")] == pytest.approx([line["loss"] for line in lines], rel=1e-6)
+    assert "epoch/texture_similarity" in events.Tags()["scalars"]
+
+
+def test_lars_neither_decays_nor_scales_biases_and_norms() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    groups = build_optimizer(network, "lars", lr=1.0, weight_decay=0.1).param_groups
+    assert [p.ndim for p in groups[0]["params"]] == [2]
+    assert [p.ndim for p in groups[1]["params"]] == [1, 1, 1]
+    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.1, 0.0)
+    assert {group["momentum"] for group in build_optimizer(network, "lars", momentum=0.7).param_groups} == {0.7}
+    optimizer = build_optimizer(network, "lars", lr=1.0, momentum=0.0, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for p in network.parameters():
+        p.grad = torch.full_like(p, 0.5)
+    optimizer.step()
+    weight = before["0.weight"]
+    trust = 0.001 * weight.norm() / torch.full_like(weight, 0.5).norm()  # You et al. 2017, eq. 6
+    torch.testing.assert_close(network[0].weight, weight - trust * 0.5)
+    torch.testing.assert_close(network[0].bias, before["0.bias"] - 0.5)
+
+
+def test_a_second_signal_soon_after_is_the_first_ones_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        monkeypatch.setattr(sacl_train.training.signals, "ECHO_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_goes_on_when_a_sample_was_damaged_or_repaired_in_between(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, step, steps = open_shards(shapes_shards)[3], SACL.after_step, []
+
+    def stop(self: SACL, number: int, total: int) -> dict[str, float]:
+        steps.append(1)
+        if len(steps) == 6:  # in the second of three epochs
+            raise KeyboardInterrupt
+        return step(self, number, total)
+
+    for name in ("damaged", "repaired"):
+        shards = tmp_path / name
+        shutil.copytree(shapes_shards, shards)
+        tar = shards / Path(sample.shard).name
+        sound = tar.read_bytes()
+        harmed = sound.replace(sample.image_bytes, bytes(len(sample.image_bytes)))
+        tar.write_bytes(sound if name == "damaged" else harmed)
+        steps.clear()
+        monkeypatch.setattr(SACL, "after_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
+        monkeypatch.undo()
+        tar.write_bytes(harmed if name == "damaged" else sound)
+        plan(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
+        rows = train(tiny(bad_share=0.02, knn_every=0), shards, tmp_path / "run" / name)
+        assert [row["damaged"] for row in rows] == ([0, 1, 1] if name == "damaged" else [1, 0, 0])
+        assert (tmp_path / "run" / name / "damaged.txt").read_text().count(sample.key) == 1
+
+
+def test_damage_that_was_met_before_the_checkpoint_still_counts(shapes_shards: Path, tmp_path: Path) -> None:
+    shards = open_shards(shapes_shards)
+    sample = shards[int(epoch_order(shards.numbers, 0, 0)[0])]  # of the first batch
+    shutil.copytree(shapes_shards, tmp_path / "s")
+    tar = tmp_path / "s" / Path(sample.shard).name
+    tar.write_bytes(tar.read_bytes().replace(sample.image_bytes, bytes(len(sample.image_bytes))))
+    config = tiny(epochs=1, knn_every=0, save_every=1, keep=9, bad_share=0.02)
+    train(config, tmp_path / "s", tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-00000004.pt").unlink()
+    (row,) = train(config, tmp_path / "s", tmp_path / "run")
+    assert row["damaged"] == 1
+
+
+def test_two_trainers_do_not_meet_in_a_directory(shapes_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    with exclusive(out), pytest.raises(UserError, match=rf"run: process {os.getpid()} on .* is training there"):
+        train(tiny(epochs=0), shapes_shards, out)
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    dies = "import os, sys; from pathlib import Path; from texturegen.storage.lock import acquire; "
+    dies += "lock = acquire(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", dies, out / "lock"]).returncode == -signal.SIGKILL
+    assert (out / "lock").exists()
+    train(tiny(epochs=0), shapes_shards, out)
+    assert not (out / "lock").exists()
+
+
+def test_damage_that_other_processes_found_counts(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(value: object) -> list[object]:
+        return [value, {5: "one", 6: "two"}] if isinstance(value, dict) else [value]
+
+    monkeypatch.setattr(sacl_train.training.loop.distributed, "gather_objects", gather)
+    with pytest.raises(UserError, match="2 damaged samples are more than bad_share allows of 64; the last: two"):
+        train(tiny(bad_share=0.02), shapes_shards, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_processes_that_see_different_directories_do_not_train(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(value: object) -> list[object]:
+        return [value, 4] if isinstance(value, int) else [value]
+
+    monkeypatch.setattr(sacl_train.training.loop.distributed, "gather_objects", gather)
+    with pytest.raises(UserError, match=r"found checkpoints of steps \[0, 4\]; all must see the same directory"):
+        train(tiny(), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_scale_of_fp16_goes_on(shapes_shards: Path, tmp_path: Path) -> None:
+    config = tiny(precision="fp16", batch_size=64, epochs=2, knn_every=0, keep=9)
+    train(config, shapes_shards, tmp_path)
+    first, last = tmp_path / "checkpoint-00000001.pt", tmp_path / "checkpoint-00000002.pt"
+    state = torch.load(first, weights_only=True)
+    state["scaler"]["scale"] = 1024.0
+    torch.save(state, first)
+    last.unlink()
+    train(config, shapes_shards, tmp_path)
+    assert torch.load(last, weights_only=True)["scaler"]["scale"] == 1024
+
+
+def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    for work in (plan, train):
+        with pytest.raises(UserError, match="tensorboard is not installed: pip install"):
+            work(tiny(tensorboard=True), shapes_shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_encoder_of_the_best_score_can_be_had(shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=1, knn_every=1), shapes_shards, tmp_path)
+    best, _, epochs = load_encoder(tmp_path / "best.pt")
+    assert epochs == 1
+    saved = torch.load(tmp_path / "best.pt", weights_only=True)["method"]
+    assert all(torch.equal(tensor, saved[f"encoder.{name}"]) for name, tensor in best.state_dict().items())
+    # Of it, and not of the newest one, which is gone here.
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        path.unlink()
+    load_encoder(tmp_path / "best.pt")
+    assert directory_of(tmp_path / "best.pt") == directory_of(tmp_path) == tmp_path
+    with pytest.raises(UserError, match=r"other.pt: there is no such checkpoint"):
+        load_encoder(tmp_path / "other.pt")
+    (tmp_path / "best.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"best.pt: cannot be read"):
+        load_encoder(tmp_path / "best.pt")

@@ -1,0 +1,51 @@
+"""SIGTERM and Ctrl-C as a request: the first one, its echo, and who is told."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+import sacl_train.training.signals
+from sacl_train.training.signals import listen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_either_signal_is_a_request_and_has_its_usual_effect_again_afterwards(number: signal.Signals) -> None:
+    usual = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with listen() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.is_set()
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == usual
+
+
+def test_another_thread_trains_without_signals() -> None:
+    heard = []
+
+    def work() -> None:
+        with listen() as stop:
+            heard.append(stop.is_set())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [False]
+
+
+@pytest.mark.parametrize(
+    ("torchrun", "echo", "waits"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_under_torchrun_the_echo_is_waited_for(
+    torchrun: bool, echo: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr(sacl_train.training.signals, "ECHO_SECONDS", 0.5)
+    begin = time.monotonic()
+    with listen():
+        signal.raise_signal(signal.SIGINT)
+        if echo:
+            signal.raise_signal(signal.SIGINT)
+    assert (time.monotonic() - begin > 0.5) == waits

@@ -1,0 +1,107 @@
+"""open_source: names, splits, options, sizes; what every source owes."""
+
+import pickle
+import re
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from texturegen.errors import ImageError, UserError
+from texturegen.sources import SOURCES, Source, open_source
+from texturegen.sources.base import Item, fit_item
+from texturegen.sources.resize import fit_square
+
+
+def test_the_table_tells_the_truth() -> None:
+    for name, entry in SOURCES.items():
+        module, cls = entry.location.split(":")
+        source = getattr(import_module(f"texturegen.sources.{module}"), cls)
+        assert issubclass(source, Source)
+        assert source.name == name
+        assert entry.default_split in (entry.splits or (None,))
+
+
+def test_importing_the_room_loads_no_source_and_no_image_library() -> None:
+    code = (
+        "import sys, texturegen.sources as s; print([m for m in sys.modules if m.split('.')[0] in "
+        "('cv2', 'PIL', 'skimage', 'torch', 'numba', 'pooch')], list(s.SOURCES))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "[] ['shapes', 'cifar10', 'cifar100', 'stl10', 'imagenet100', 'folder', 'webdataset']\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cifar11",), r"unknown data set 'cifar11' \(did you mean 'cifar10.*'\?\); there are: shapes, cifar10,"),
+        (("nothing-like-it",), "unknown data set 'nothing-like-it'; there are: shapes"),
+        (("shapes", None, "tset"), r"no split 'tset' \(did you mean 'test'\?\); splits: train, test, conflict"),
+        (("folder", ".", "train"), "'folder' has no splits"),
+        (("cifar10",), "--root"),
+        (("folder",), "--root"),
+        (("shapes", None, None, 0), "size is 0"),
+        (("shapes", None, None, 15), "at least 16"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(arguments: tuple, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_option_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no option 'backgroud' \(did you mean 'background'\?\)"):
+        open_source("shapes", backgroud="photo")
+    with pytest.raises(UserError, match=r"no background 'foto' \(did you mean 'photo'\?\)"):
+        open_source("shapes", background="foto")
+    with pytest.raises(UserError, match="options: none"):
+        open_source("folder", root=".", background="photo")
+
+
+def test_indexing_ends() -> None:
+    source = open_source("shapes", split="test")
+    for index in (-1, len(source)):
+        with pytest.raises(IndexError, match="1000 images"):
+            source[index]
+
+
+def test_an_image_error_survives_a_process_border() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("cat-1", "is truncated")))
+    assert (error.key, error.reason, str(error)) == ("cat-1", "is truncated", "cat-1: is truncated")
+    assert isinstance(error, UserError)
+
+
+def test_fit_square_scales_the_short_side_and_cuts_the_centre() -> None:
+    image = np.zeros((40, 100, 3), np.uint8)
+    image[:, 30:70] = 200  # the central square
+    image[:, 30:50, 0] = 100
+    small = fit_square(image, 10)
+    assert small.shape == (10, 10, 3)
+    assert (small[..., 1] == 200).all()
+    assert (small[:, :5, 0] == 100).all()
+    assert (small[:, 5:, 0] == 200).all()
+    assert fit_square(image.transpose(1, 0, 2), 40).min() >= 100
+    assert fit_square(image, 90).shape == (90, 90, 3)
+
+
+def test_shrinking_averages_instead_of_picking_pixels() -> None:
+    checks = np.indices((64, 64)).sum(axis=0)[..., None].repeat(3, axis=2) % 2 * np.uint8(200)
+    assert (fit_square(checks.astype(np.uint8), 16) == 100).all()
+
+
+def test_a_fitted_item_keeps_its_file_only_when_it_is_still_the_same_image() -> None:
+    item = Item("a", np.zeros((20, 20, 3), np.uint8), 3, b"file", "jpg", {"path": "a.jpg"})
+    assert fit_item(item, 20) is item
+    fitted = fit_item(item, 10)
+    assert (fitted.data, fitted.ext, fitted.label, fitted.meta) == (None, "png", 3, {"path": "a.jpg"})
+
+
+def test_keys_are_valid_unique_and_equal_to_those_of_the_items() -> None:
+    source = open_source("shapes", split="conflict")
+    keys = [source.key(i) for i in range(len(source))]
+    assert len(set(keys)) == len(keys)
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,100}", key) for key in keys)
+    assert source[12].key == keys[12] == "shapes-conflict-00000012"

@@ -1,0 +1,17 @@
+"""The `texturegen` command. Commands import what they need when they run, so that `--help` answers at once."""
+
+import click
+
+from texturegen import __version__
+from texturegen.cli import build, shards, texture
+from texturegen.console import FriendlyGroup
+
+
+@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Turn the images of a data set into texture images (hard negatives), as WebDataset shards."""
+
+
+for command in (*build.COMMANDS, *texture.COMMANDS, *shards.COMMANDS):
+    main.add_command(command)

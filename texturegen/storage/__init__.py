@@ -1,0 +1,1 @@
+"""Bytes on disk and far away: atomic files, locks, byte ranges, tar headers, images. Knows nothing above it."""

@@ -1,0 +1,1 @@
+"""What the methods share: exemplars, windows, searches, SIMD, random numbers, cuts."""

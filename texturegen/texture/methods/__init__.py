@@ -1,0 +1,1 @@
+"""One module per published synthesis method; the registry is `METHODS` in `texturegen.texture`."""

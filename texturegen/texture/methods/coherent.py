@@ -1,0 +1,366 @@
+"""Coherent synthesis, the default: every output pixel carries the coordinates of an exemplar pixel, coarse to fine.
+
+A candidate for a pixel is where a neighbour came from, moved by the offset between the two (Ashikhmin,
+"Synthesizing natural textures", I3D 2001, section 3); a pixel similar to such a one (Tong et al., "Synthesis of
+bidirectional texture functions on arbitrary surfaces", SIGGRAPH 2002: k-coherence); or a random one. Which pixels are
+similar is not computed beforehand, at a cost that grows with the exemplar, but learnt: two are where one took the
+other's place. Coordinates go from level to level and are corrected there in passes of four interleaved subpasses, as in
+Lefebvre and Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3: in scan order the nearest
+window is most often a flat one, and the texture collapses.
+
+A greedy search still prefers flat regions and long copies. Two prices work against that: `reuse`, which every use of an
+exemplar pixel adds to the next one (the uniformity of Kaspar et al., "Self tuning texture optimization", Eurographics
+2015, section 4), and `novelty`, which a pixel pays for staying where it is. Both weigh most at the coarsest level,
+where they decide what the texture shows; at the finest, seams do. docs/synthesis.md has what each of them gave. Windows
+wrap around the output, so it tiles.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from texturegen.texture.kernels.exemplar import (
+    Stack,
+    check_sides,
+    count_levels,
+    level_sizes,
+    pyramid,
+    stack,
+    unflatten,
+)
+from texturegen.texture.kernels.rand import derive, draw, shuffle
+from texturegen.texture.kernels.simd import LANES, run_distance
+from texturegen.texture.settings import Integer
+
+# The coarsest patches: in smaller ones a window covers nearly all there is, and whole objects survive.
+_MIN_SIDE = 8
+# The coarsest output: from a patch much larger than the output, a smaller one would be copied in one piece.
+_MIN_OUTPUT = 16
+# Of larger patches a part is used: so many times the output's side, but for the tiniest outputs so many pixels.
+_MAX_TIMES = 2
+_MIN_CROP = 128
+# Prices are in parts of a grey level, so that the price of one use among very many is not rounded to nothing.
+_PARTS = 256
+# The price of what is no pixel of a patch; no real one comes near it.
+_FORBIDDEN = np.int64(1 << 60)
+
+
+def coherent(
+    patches: Sequence[np.ndarray],
+    size: tuple[int, int],
+    seed: int,
+    *,
+    window: Annotated[int, Integer(3, 15, odd=True)] = 5,
+    levels: Annotated[int | None, Integer(1, 8, automatic=True)] = None,
+    block: Annotated[int, Integer(1, 256)] = 6,
+    first_passes: Annotated[int, Integer(0, 50)] = 15,
+    passes: Annotated[int, Integer(0, 50)] = 3,
+    last_passes: Annotated[int | None, Integer(0, 50, automatic=True)] = None,
+    candidates: Annotated[int, Integer(0, 50)] = 1,
+    reuse: Annotated[int, Integer(0, 255)] = 12,
+    novelty: Annotated[int, Integer(0, 255)] = 2,
+) -> np.ndarray:
+    """Return the source map int32 (H, W, 3) of a texture that tiles.
+
+    Of patches with more than twice the output's side (and more than 128 pixels) a random part of that size is used.
+    window: side of the compared neighbourhoods. levels: of the pyramid; automatically as many as leave the smallest
+    patch 8 pixels and the output 16. block: side of the random blocks that the coarsest level starts from; larger ones
+    copy more of a patch verbatim. first_passes, last_passes, passes: corrections at the coarsest, the finest and the
+    other levels (a single level counts as the coarsest); last_passes is automatically 1, and 2 where there are two
+    levels. candidates: random exemplar pixels tried per visit.
+    reuse: grey levels that an exemplar pixel's fair share of the coarsest output adds to its windows' mean difference;
+    a quarter of it at each finer level. novelty: grey levels by which another candidate may be worse than the present
+    one and still replace it, at the finest level; 1.6 times as many at each coarser one.
+    """
+    if levels is None:
+        levels = min(count_levels(patches, max(_MIN_SIDE, window)), max(1, (min(size) // _MIN_OUTPUT).bit_length()))
+    check_sides(patches, window, levels)
+    # No less than a window at the coarsest level, as in check_sides.
+    least = max(_MIN_CROP, (window - 1) * 2 ** (levels - 1) + 1)
+    patches, corners = _crop(patches, size, least, np.uint64(derive(np.uint64(seed), levels)))
+    scales = pyramid(patches, levels)
+    sizes = level_sizes(size, levels)
+    border = window // 2
+    # One pixel more than windows reach: a candidate just outside of its patch is read before it is refused.
+    exemplar = stack(scales[-1], border + 1)
+    if last_passes is None:
+        last_passes = 2 if levels == 2 else 1
+    values = 3 * window**2 * _PARTS
+    key = np.uint64(seed)
+    for level in range(levels - 1, -1, -1):
+        level_key = np.uint64(derive(key, level))
+        if level == levels - 1:
+            flat = _tile(exemplar, sizes[level], block, np.uint64(derive(level_key, 0)))
+            count = first_passes
+        else:
+            coarse, exemplar = exemplar, stack(scales[level], border + 1)
+            flat = _refine(flat, coarse, exemplar, sizes[level])
+            count = passes if level else last_passes
+        side = _lay_out(exemplar, reuse * values // 4 ** (levels - 1 - level), flat.size)
+        _correct(flat, side, border, count, candidates, novelty * values * 8**level // 5**level, level_key)
+    source = unflatten(flat, exemplar)
+    if corners.any():
+        source[..., 1:] += corners[source[..., 0]]
+    return source
+
+
+def _crop(
+    patches: Sequence[np.ndarray], size: tuple[int, int], least: int, key: np.uint64
+) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Cut patches with sides of more than _MAX_TIMES the output's, and `least`, to that, at random places.
+
+    So large a part holds more than the output can show, and the cost then does not grow with the exemplar. Returns
+    the parts and their corners int32 (P, 2) in the patches.
+    """
+    corners = np.zeros((len(patches), 2), dtype=np.int32)
+    cut = list(patches)
+    for number, patch in enumerate(patches):
+        for axis in (0, 1):
+            most = max(_MAX_TIMES * size[axis], least)
+            if patch.shape[axis] > most:
+                corners[number, axis] = draw(key, 2 * number + axis, patch.shape[axis] - most + 1)
+                cut[number] = cut[number].take(range(corners[number, axis], corners[number, axis] + most), axis)
+    return cut, corners
+
+
+class _Exemplar(NamedTuple):
+    """The exemplar side of one level, by flat position."""
+
+    colours: np.ndarray  # uint8 (3 * M + slack,)
+    stride: int
+    pixels: np.ndarray  # int32 (N,): the positions inside a patch, which are the candidates
+    prices: np.ndarray  # int64 (M,): what is added to the distance of a candidate; _FORBIDDEN outside the patches
+    similar: np.ndarray  # int32 (M,): the position that last replaced this one or was replaced by it; at first itself
+    share: int  # what one use adds to the price
+
+
+def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
+    """`reuse` is the price of a fair share of an output of `output` pixels."""
+    prices = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
+    pixels = np.empty(int(exemplar.sides.prod(axis=1).sum()), dtype=np.int32)
+    _fill(exemplar, prices, pixels)
+    similar = np.arange(prices.size, dtype=np.int32)
+    colours = np.zeros(exemplar.pixels.size + LANES, dtype=np.uint8)
+    colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
+    # Of an exemplar larger than the output, no pixel need be used twice.
+    share = reuse * len(pixels) // max(len(pixels), output)
+    return _Exemplar(colours, exemplar.stride, pixels, prices, similar, share)
+
+
+@njit(nogil=True, cache=True)
+def _fill(exemplar: Stack, prices: np.ndarray, pixels: np.ndarray) -> None:
+    """List the pixels inside the patches, and allow them."""
+    rows, stride = exemplar.pixels.shape[1:3]
+    number = 0
+    for patch in range(len(exemplar.sides)):
+        height, width = exemplar.sides[patch]
+        for row in range(height):
+            start = (patch * rows + row + exemplar.border) * stride + exemplar.border
+            for position in range(start, start + width):
+                prices[position] = 0
+                pixels[number] = position
+                number += 1
+
+
+@njit(nogil=True, cache=True)
+def _tile(exemplar: Stack, size: tuple[int, int], block: int, key: np.uint64) -> np.ndarray:
+    """Cover the output with blocks from random places; returns flat positions int32 (H, W)."""
+    height, width = size
+    flat = np.empty((height, width), dtype=np.int32)
+    rows, stride = exemplar.pixels.shape[1:3]
+    number = 0
+    for top in range(0, height, block):
+        for left in range(0, width, block):
+            patch = draw(key, 3 * number, len(exemplar.sides))
+            tall, wide = min(block, exemplar.sides[patch, 0]), min(block, exemplar.sides[patch, 1])
+            from_top = draw(key, 3 * number + 1, exemplar.sides[patch, 0] - tall + 1) + exemplar.border
+            from_left = draw(key, 3 * number + 2, exemplar.sides[patch, 1] - wide + 1) + exemplar.border
+            number += 1
+            for i in range(top, min(top + block, height)):
+                for j in range(left, min(left + block, width)):
+                    # A block larger than the patch repeats it.
+                    row, column = from_top + (i - top) % tall, from_left + (j - left) % wide
+                    flat[i, j] = (patch * rows + row) * stride + column
+    return flat
+
+
+@njit(nogil=True, cache=True)
+def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int]) -> np.ndarray:
+    """Turn one level's positions into the next one's: each becomes a 2x2 square."""
+    height, width = size
+    result = np.empty((height, width), dtype=np.int32)
+    coarse_rows, coarse_stride = coarse.pixels.shape[1:3]
+    rows, stride = fine.pixels.shape[1:3]
+    for i in range(flat.shape[0]):
+        for j in range(flat.shape[1]):
+            line, column = divmod(flat[i, j], coarse_stride)
+            patch, row = divmod(line, coarse_rows)
+            start = patch * rows * stride
+            row, column = 2 * (row - coarse.border), 2 * (column - coarse.border)
+            for down in range(min(2, height - 2 * i)):
+                for right in range(min(2, width - 2 * j)):
+                    # An odd side was rounded up when it was halved.
+                    y = min(row + down, fine.sides[patch, 0] - 1) + fine.border
+                    x = min(column + right, fine.sides[patch, 1] - 1) + fine.border
+                    result[2 * i + down, 2 * j + right] = start + y * stride + x
+    return result
+
+
+@njit(nogil=True, cache=True)
+def _correct(
+    flat: np.ndarray, exemplar: _Exemplar, border: int, passes: int, candidates: int, novelty: int, key: np.uint64
+) -> int:
+    """Visit every pixel and replace its position by the candidate with the least distance and price.
+
+    The output has a margin of `border` that repeats the opposite side, so that no window needs to wrap. Returns how
+    many windows were compared, which benchmarks/synthesis.py reports.
+    """
+    # As plain arrays: a function that is given a tuple of them counts references, which costs more than a window.
+    colours, stride, pixels, prices, similar, share = exemplar
+    height, width = flat.shape
+    line = width + 2 * border
+    source = np.empty((height + 2 * border) * line, dtype=np.int32)
+    image = np.zeros(3 * len(source) + LANES, dtype=np.uint8)
+    for row in range(height):
+        for column in range(width):
+            prices[flat[row, column]] += share
+            _put(source, image, height, width, border, row, column, flat[row, column], colours)
+    run = 3 * (2 * border + 1)
+    mask = np.zeros((run + LANES - 1) // LANES * LANES, dtype=np.uint8)
+    mask[:run] = 255
+    step, output_step = np.uint64(3 * stride), np.uint64(3 * line)
+    tried = np.empty(2 * 9 + candidates, dtype=np.int32)
+    subpasses = np.arange(4)
+    comparisons = 0
+    for number in range(passes):
+        pass_key = derive(key, number + 1)
+        shuffle(subpasses, 4, derive(pass_key, 0))
+        random_key = derive(pass_key, 1)
+        for subpass in subpasses:
+            for row in range(subpass // 2, height, 2):
+                for column in range(subpass % 2, width, 2):
+                    at = (row + border) * line + column + border
+                    own = source[at]
+                    prices[own] -= share
+                    count = _collect(source, at, line, stride, similar, tried)
+                    for k in range(candidates):
+                        place = draw(random_key, (row * width + column) * candidates + k, len(pixels))
+                        tried[count] = pixels[place]
+                        count += 1
+                    comparisons += count
+                    # Nothing here branches on what a window holds, which would often be guessed wrong, and nothing is
+                    # written, so that the output's window stays in registers. To compare a candidate twice, or one
+                    # outside of its patch, costs less than to leave it out.
+                    best, least = own, _FORBIDDEN
+                    theirs = np.uint64(3 * (at - border * (line + 1)))
+                    for k in range(count):
+                        candidate = tried[k]
+                        ours = np.uint64(3 * (candidate - border * (stride + 1)))
+                        if border == 2:
+                            distance = _distance_5(colours, ours, step, image, theirs, output_step, mask)
+                        else:
+                            distance = _distance(colours, ours, step, image, theirs, output_step, mask, 2 * border + 1)
+                        cost = _PARTS * np.int64(distance) + prices[candidate] + (novelty if candidate == own else 0)
+                        if cost < least:
+                            best, least = candidate, cost
+                    prices[best] += share
+                    if best != own:
+                        similar[own], similar[best] = best, own
+                        _put(source, image, height, width, border, row, column, best, colours)
+    for row in range(height):
+        for column in range(width):
+            flat[row, column] = source[(row + border) * line + column + border]
+    return comparisons
+
+
+@njit(nogil=True, cache=True)
+def _collect(source: np.ndarray, at: int, line: int, stride: int, similar: np.ndarray, tried: np.ndarray) -> int:
+    """List the present position, what the eight neighbours propose, and what is similar to those; return how many."""
+    own = source[at]
+    tried[0] = own
+    count = 1
+    for dy in range(-1, 2):
+        for dx in range(-1, 2):
+            if dy != 0 or dx != 0:
+                candidate = np.int32(source[at + dy * line + dx] - dy * stride - dx)
+                tried[count] = candidate
+                count += candidate != own
+    for k in range(count):
+        tried[count + k] = similar[tried[k]]
+    return 2 * count
+
+
+@njit(nogil=True, cache=True)
+def _put(
+    source: np.ndarray,
+    image: np.ndarray,
+    height: int,
+    width: int,
+    border: int,
+    row: int,
+    column: int,
+    position: int,
+    colours: np.ndarray,
+) -> None:
+    """Write a pixel wherever it stands: once, and again for every margin that repeats it."""
+    line = width + 2 * border
+    # Written out twice: one loop over both cases, or a function for the pixel, takes half as long again in all.
+    if border <= row < height - border and border <= column < width - border:
+        at = (row + border) * line + column + border
+        source[at] = position
+        for channel in range(3):
+            image[3 * at + channel] = colours[3 * position + channel]
+        return
+    for i in range((row + border) % height, height + 2 * border, height):
+        for j in range((column + border) % width, line, width):
+            at = i * line + j
+            source[at] = position
+            for channel in range(3):
+                image[3 * at + channel] = colours[3 * position + channel]
+
+
+# Positions of windows are unsigned bytes' numbers, because an index that may be negative costs a test each time.
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _distance_5(
+    colours: np.ndarray,
+    ours: np.uint64,
+    step: np.uint64,
+    image: np.ndarray,
+    theirs: np.uint64,
+    output_step: np.uint64,
+    mask: np.ndarray,
+) -> np.int32:
+    """`_distance` of the default window: five rows of one vector each, which the compiler unrolls."""
+    total = np.int32(0)
+    for row in range(5):
+        number = np.uint64(row)
+        run = run_distance(colours, ours + number * step, image, theirs + number * output_step, mask, np.uint64(0))
+        total = np.int32(total + run)
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _distance(
+    colours: np.ndarray,
+    ours: np.uint64,
+    step: np.uint64,
+    image: np.ndarray,
+    theirs: np.uint64,
+    output_step: np.uint64,
+    mask: np.ndarray,
+    rows: int,
+) -> np.int32:
+    """Sum of absolute differences of two windows, from their first bytes on; steps lead from row to row."""
+    total = np.int32(0)
+    for _ in range(rows):
+        for start in range(0, len(mask), LANES):
+            place = np.uint64(start)
+            run = run_distance(colours, ours + place, image, theirs + place, mask, place)
+            total = np.int32(total + run)
+        ours += step
+        theirs += output_step
+    return total

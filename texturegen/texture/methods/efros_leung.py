@@ -1,0 +1,290 @@
+"""Efros and Leung, "Texture synthesis by non-parametric sampling", ICCV 1999.
+
+Grown pixel by pixel from a 3x3 seed, after their pseudo-code ("Texture Synthesis Algorithm Details"). Left out: the
+error threshold 0.3, which only puts a pixel off to a later round, and the normaliser of the distance, the sum of the
+weights of the known pixels, which is the same for all candidates of a pixel and so does not change the choice.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from texturegen.texture.kernels.exemplar import Stack, check_sides, stack, unflatten
+from texturegen.texture.kernels.rand import derive, draw, shuffle
+from texturegen.texture.kernels.windows import BARRIER, MAX_WEIGHT, RUN, add_taps, barrier, planes
+from texturegen.texture.settings import Integer, Real
+
+# What is called for every output pixel is inlined: else the references of all arrays in its arguments are counted.
+
+# Taps that a run of candidates takes at once, and the share of it (one in so many) that is few enough to go on singly.
+_TOGETHER = 6
+_FEW = 64
+# Output pixels without a source: to be filled, and beyond the edges.
+_EMPTY, _OUTSIDE = -1, -2
+
+
+def efros_leung(
+    patches: Sequence[np.ndarray],
+    size: tuple[int, int],
+    seed: int,
+    *,
+    window: Annotated[int, Integer(3, 31, odd=True)] = 7,
+    epsilon: Annotated[float, Real(0, 10)] = 0.1,
+) -> np.ndarray:
+    """Return the source map int32 (H, W, 3) of a texture grown from a seed at its centre.
+
+    window: side of the neighbourhood. Theirs go from 5 to 23, by the scale of the texture; 7 leaves the 16 pixel
+    patches of a 32 pixel image 100 candidates each, which 11 would cut to 36.
+    epsilon: a pixel is drawn from all candidates whose distance is at most 1 + epsilon times the smallest.
+    """
+    check_sides(patches, window)
+    exemplar = stack(patches, 0)
+    return unflatten(_grow(_lay_out(exemplar, window), exemplar.sides, size, epsilon, np.uint64(seed)), exemplar)
+
+
+class _Exemplar(NamedTuple):
+    """The candidates, by flat position in the stack of patches, and the taps of a window."""
+
+    planes: np.ndarray  # uint8 (3, M)
+    start: np.ndarray  # int32 (M,): 0 at candidates, else BARRIER
+    first: int  # candidate
+    last: int
+    rows: int  # of a patch in the stack
+    stride: int
+    margin: int  # of a window, around its own pixel
+    steps: np.ndarray  # int64 (T, 2): (down, right) to the pixels of a window, those of the largest weight first
+    offsets: np.ndarray  # int64 (T,): the same in the stack
+    weights: np.ndarray  # int32 (T,)
+
+
+class _Window(NamedTuple):
+    """Room for one output pixel's window, its known pixels only, and for a run of distances to it."""
+
+    offsets: np.ndarray  # int64 (T,), in the stack
+    values: np.ndarray  # int32 (T, 3)
+    weights: np.ndarray  # int32 (T,)
+    distances: np.ndarray  # int32 (RUN,)
+
+
+def _lay_out(exemplar: Stack, window: int) -> _Exemplar:
+    margin = window // 2
+    start = barrier(exemplar, margin, margin, margin, margin)
+    candidates = np.flatnonzero(start == 0)
+    weights = quantised_gaussian(window).reshape(-1)
+    order = np.argsort(-weights, kind="stable")[1:]  # the first is the window's own pixel, never known
+    steps = np.stack([order // window - margin, order % window - margin], axis=1)
+    rows, stride = exemplar.pixels.shape[1:3]
+    first, last = int(candidates[0]), int(candidates[-1])
+    offsets = steps[:, 0] * stride + steps[:, 1]
+    return _Exemplar(planes(exemplar.pixels), start, first, last, rows, stride, margin, steps, offsets, weights[order])
+
+
+def quantised_gaussian(window: int) -> np.ndarray:
+    """Return Gaussian weights int32 (window, window), sigma = window / 6.4, whole so that distances are exact.
+
+    They are as large as sums in int32 allow, and at least 1: no known pixel is ignored.
+    """
+    across = np.arange(window) - window // 2
+    square = across[:, None] ** 2 + across[None, :] ** 2
+    weights = np.exp(-square / (2 * (window / 6.4) ** 2))
+    scale = (MAX_WEIGHT - window * window) / weights.sum()
+    return np.maximum(np.floor(weights * scale), 1).astype(np.int32)
+
+
+@njit(nogil=True, cache=True)
+def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon: float, key: np.uint64) -> np.ndarray:
+    """Return flat source positions int32 (H, W)."""
+    height, width = size
+    margin = exemplar.margin
+    # With a margin outside, all of a window can be looked at.
+    padded = np.full((height + 2 * margin, width + 2 * margin), _OUTSIDE, dtype=np.int32)
+    padded[margin : margin + height, margin : margin + width] = _EMPTY
+    source, stride = padded.reshape(-1), padded.shape[1]
+    centre = (margin + height // 2) * stride + margin + width // 2
+    newest = _plant(source, stride, centre, sides, exemplar, derive(key, 0))
+    pick_key, round_key = derive(key, 1), derive(key, 2)
+    steps = exemplar.steps[:, 0] * stride + exemplar.steps[:, 1]
+    taps = len(steps)
+    room = _Window(
+        np.empty(taps, dtype=np.int64),
+        np.empty((taps, 3), dtype=np.int32),
+        np.empty(taps, dtype=np.int32),
+        np.empty(RUN, dtype=np.int32),
+    )
+    near = np.empty((2, exemplar.last - exemplar.first + 1), dtype=np.int32)
+    number = 0
+    while len(newest) > 0:
+        ring = _ring(source, stride, newest)
+        shuffle(ring, len(ring), derive(round_key, number))
+        for pixel in _most_neighbours_first(source, stride, ring):
+            known = _gather(source, pixel, steps, exemplar, room)
+            window = _Window(room.offsets[:known], room.values[:known], room.weights[:known], room.distances)
+            least = _continue_neighbours(source, stride, pixel, exemplar, window)
+            count = _near(exemplar, window, least, epsilon, near)
+            place = (pixel // stride - margin) * width + pixel % stride - margin
+            source[pixel] = near[0, draw(pick_key, place, count)]
+        newest = ring
+        number += 1
+    return padded[margin : margin + height, margin : margin + width]
+
+
+@njit(nogil=True, cache=True)
+def _plant(
+    source: np.ndarray, stride: int, centre: int, sides: np.ndarray, exemplar: _Exemplar, key: np.uint64
+) -> np.ndarray:
+    """Copy 3x3 pixels, taken from a random place, to the centre; return the output pixels filled."""
+    patch = draw(key, 0, len(sides))
+    top, left = draw(key, 1, sides[patch, 0] - 2), draw(key, 2, sides[patch, 1] - 2)
+    filled = []
+    for i in range(3):
+        for j in range(3):
+            pixel = centre + (i - 1) * stride + j - 1
+            if source[pixel] == _EMPTY:
+                source[pixel] = (patch * exemplar.rows + top + i) * exemplar.stride + left + j
+                filled.append(pixel)
+    return np.array(filled)
+
+
+@njit(nogil=True, cache=True)
+def _ring(source: np.ndarray, stride: int, newest: np.ndarray) -> np.ndarray:
+    """Return the unfilled pixels next to filled ones, in scan order: those next to the newest ones."""
+    found = np.empty(8 * len(newest), dtype=np.int64)
+    count = 0
+    for pixel in newest:
+        for down in range(-1, 2):
+            for right in range(-1, 2):
+                neighbour = pixel + down * stride + right
+                if source[neighbour] == _EMPTY:
+                    found[count] = neighbour
+                    count += 1
+    return np.unique(found[:count])
+
+
+@njit(nogil=True, cache=True)
+def _most_neighbours_first(source: np.ndarray, stride: int, ring: np.ndarray) -> np.ndarray:
+    """Sort pixels by their number of filled neighbours, keeping the order of those with as many."""
+    missing = np.zeros(len(ring), dtype=np.int64)
+    for n in range(len(ring)):
+        for down in range(-1, 2):
+            for right in range(-1, 2):
+                missing[n] += source[ring[n] + down * stride + right] < 0
+    return ring[np.argsort(missing, kind="mergesort")]  # a stable sort
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exemplar, window: _Window) -> int:
+    """Collect the known pixels of an output pixel's window, in the order of the taps; return how many they are."""
+    known = 0
+    for tap in range(len(steps)):
+        position = source[pixel + steps[tap]]
+        if position >= 0:
+            window.offsets[known] = exemplar.offsets[tap]
+            window.weights[known] = exemplar.weights[tap]
+            for channel in range(3):
+                window.values[known, channel] = exemplar.planes[channel, position]
+            known += 1
+    return known
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float, near: np.ndarray) -> int:
+    """Find the candidates whose distance is at most 1 + epsilon times the smallest; return how many they are.
+
+    Positions, ascending, and distances are written to near int32 (2, n). least: some candidate's distance, or BARRIER.
+    A candidate whose sum over the heaviest taps is beyond the limit already is dismissed, which changes no choice. Runs
+    of candidates share the taps, for the sake of vector code, until few are left, which go on one by one.
+    """
+    planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
+    limit = _limit(least, epsilon)
+    found = 0
+    for begin in range(exemplar.first, exemplar.last + 1, RUN):
+        run = window.distances[: min(RUN, exemplar.last + 1 - begin)]
+        start = exemplar.start[begin : begin + len(run)]
+        for k in range(len(run)):  # several times faster than assigning the slice
+            run[k] = start[k]
+        done = 0
+        left = len(run)
+        while done < len(window.offsets) and left * _FEW > len(run):
+            now = slice(done, done + _TOGETHER)
+            add_taps(exemplar.planes, window.offsets[now], window.values[now], window.weights[now], begin, run)
+            done += _TOGETHER
+            left = _count_within(run, limit)
+        if left == 0:
+            continue
+        for k in range(len(run)):
+            if run[k] <= limit:
+                distance = _finish(planes, offsets, values, weights, done, begin + k, run[k], limit)
+                if distance <= limit:
+                    near[0, found], near[1, found] = begin + k, distance
+                    found += 1
+                    if distance < least:
+                        least = distance
+                        limit = _limit(least, epsilon)
+    # The limit fell on the way.
+    kept = 0
+    for k in range(found):
+        if near[1, k] <= limit:
+            near[0, kept], near[1, kept] = near[0, k], near[1, k]
+            kept += 1
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def _limit(least: np.int32, epsilon: float) -> np.int32:
+    return np.int32(min(np.int64(least * (1 + epsilon)), np.int64(BARRIER) - 1))
+
+
+@njit(nogil=True, cache=True)
+def _count_within(distances: np.ndarray, limit: np.int32) -> int:
+    count = np.int32(0)
+    for k in range(len(distances)):
+        count += np.int32(distances[k] <= limit)
+    return int(count)
+
+
+@njit(nogil=True, cache=True)
+def _finish(
+    planes: np.ndarray,
+    offsets: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray,
+    done: int,
+    position: int,
+    distance: np.int32,
+    limit: np.int32,
+) -> np.int32:
+    """Add the taps from `done` on to one candidate's distance, until it is beyond the limit."""
+    for tap in range(done, len(offsets)):
+        if distance > limit:
+            break
+        place = position + offsets[tap]
+        total = np.int32(0)
+        for channel in range(3):
+            difference = np.int32(np.int32(planes[channel, place]) - values[tap, channel])
+            total += np.int32(difference * difference)
+        distance += np.int32(weights[tap] * total)
+    return distance
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _continue_neighbours(source: np.ndarray, stride: int, pixel: int, exemplar: _Exemplar, window: _Window) -> np.int32:
+    """Return the smallest distance of the candidates that continue a filled neighbour's source, BARRIER if none does.
+
+    It is near the smallest of all, so that few candidates need all their taps.
+    """
+    planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
+    nearest, least = -1, BARRIER
+    for down in range(-1, 2):
+        for right in range(-1, 2):
+            neighbour = source[pixel + down * stride + right]
+            position = neighbour - down * exemplar.stride - right
+            # Neighbours copied from one place are continued by the same candidate.
+            if neighbour < 0 or position == nearest or not 0 <= position < len(exemplar.start):
+                continue
+            if exemplar.start[position] == 0:
+                distance = _finish(planes, offsets, values, weights, 0, position, np.int32(0), least)
+                if distance < least:
+                    nearest, least = position, distance
+    return least

@@ -1,0 +1,181 @@
+"""Efros and Freeman, "Image quilting for texture synthesis and transfer", SIGGRAPH 2001, section 2.
+
+Square blocks are laid in scan order, each overlapping the one above and the one to the left. A block is drawn from all
+places of the patches where the overlap differs little enough from what is there, and is then cut along the minimum
+error boundary (section 2.1) instead of being blended, so every pixel is one of a patch.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from numba import njit
+
+from texturegen.errors import UserError
+from texturegen.texture.kernels.cut import accumulate, trace
+from texturegen.texture.kernels.exemplar import check_sides, stack, unflatten
+from texturegen.texture.kernels.rand import draw
+from texturegen.texture.kernels.windows import BARRIER, RUN, add_taps, barrier, planes
+from texturegen.texture.settings import Integer, Real
+
+_MIN_BLOCK, _LARGEST_BLOCK, _LARGEST_OVERLAP = 2, 96, 32  # overlaps up to these sum below windows.BARRIER
+_NO_CUT = np.int64(1 << 40)  # more than any cut costs
+
+
+def quilting(
+    patches: Sequence[np.ndarray],
+    size: tuple[int, int],
+    seed: int,
+    *,
+    block: Annotated[int | None, Integer(_MIN_BLOCK, _LARGEST_BLOCK, automatic=True)] = None,
+    overlap: Annotated[int | None, Integer(1, _LARGEST_OVERLAP, automatic=True)] = None,
+    tolerance: Annotated[float, Real(0, 10)] = 0.1,
+) -> np.ndarray:
+    """Return the source map int32 (H, W, 3) of a texture put together from blocks.
+
+    block: side of the blocks; automatically half the smallest patch's side, at most 96. Smaller blocks copy less
+    verbatim, but more often run into a place that they repeat from there on.
+    overlap: how far blocks overlap, at most half a block; automatically a sixth of a block, as in the paper.
+    tolerance: a block is drawn from all whose overlap error is at most 1 + tolerance times the smallest.
+
+    Raises UserError for patches smaller than a block and for an overlap of more than half a block.
+    """
+    if block is None:
+        half = min(min(patch.shape[:2]) for patch in patches) // 2
+        block = min(max(half, _MIN_BLOCK), _LARGEST_BLOCK)
+    if overlap is None:
+        overlap = max(block // 6, 1)
+    if 2 * overlap > block:
+        raise UserError(
+            f"setting 'overlap' of method 'quilting' is {overlap}: more than half a block, which is {block}"
+        )
+    check_sides(patches, block, unit="block")
+    exemplar = stack(patches, 0)
+    flat = _quilt(
+        planes(exemplar.pixels),
+        barrier(exemplar, 0, block - 1, 0, block - 1),
+        exemplar.stride,
+        block,
+        overlap,
+        size[0],
+        size[1],
+        tolerance,
+        np.uint64(seed),
+    )
+    return unflatten(flat, exemplar)
+
+
+@njit(nogil=True, cache=True)
+def _quilt(
+    planes: np.ndarray,
+    start: np.ndarray,
+    stride: int,
+    block: int,
+    overlap: int,
+    height: int,
+    width: int,
+    tolerance: float,
+    key: np.uint64,
+) -> np.ndarray:
+    """Lay the blocks; returns flat source positions int32 (H, W). A candidate is named by its top left corner."""
+    source = np.empty((height, width), dtype=np.int32)
+    candidates = np.flatnonzero(start == 0)
+    first, last = candidates[0], candidates[-1]
+    errors = np.empty(last - first + 1, dtype=np.int32)
+    step = block - overlap
+    number = 0
+    for top in range(0, max(height - overlap, 1), step):
+        for left in range(0, max(width - overlap, 1), step):
+            above, before = min(overlap, top), min(overlap, left)
+            # What is left of the block inside the output.
+            place = source[top : min(top + block, height), left : min(left + block, width)]
+            errors[:] = start[first : last + 1]
+            _measure(place, above, before, planes, stride, first, errors)
+            corner = first + _pick(errors, tolerance, key, number)
+            _paste(place, above, before, planes, stride, corner)
+            number += 1
+    return source
+
+
+@njit(nogil=True, cache=True)
+def _measure(
+    place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, first: int, errors: np.ndarray
+) -> None:
+    """Add the squared differences in the overlap to all candidates' errors."""
+    tall, wide = place.shape
+    offsets = np.empty(tall * before + above * wide, dtype=np.int64)
+    values = np.empty((len(offsets), 3), dtype=np.int32)
+    taps = 0
+    for i in range(tall):
+        for j in range(wide if i < above else min(before, wide)):
+            offsets[taps] = i * stride + j
+            for channel in range(3):
+                values[taps, channel] = planes[channel, place[i, j]]
+            taps += 1
+    ones = np.ones(taps, dtype=np.int32)
+    for begin in range(0, len(errors), RUN):
+        add_taps(planes, offsets[:taps], values, ones, first + begin, errors[begin : begin + RUN])
+
+
+@njit(nogil=True, cache=True)
+def _pick(errors: np.ndarray, tolerance: float, key: np.uint64, number: int) -> int:
+    """Draw one of the candidates whose error is at most 1 + tolerance times the smallest."""
+    limit = np.int32(min(np.int64(errors.min() * (1 + tolerance)), np.int64(BARRIER) - 1))
+    near = np.flatnonzero(errors <= limit)
+    return near[draw(key, number, len(near))]
+
+
+@njit(nogil=True, cache=True)
+def _paste(place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int) -> None:
+    """Copy the block at `corner` to its place, as far as it lies below and to the right of the cuts."""
+    tall, wide = place.shape
+    rows, columns = _boundary(place, min(above, tall), min(before, wide), planes, stride, corner)
+    for i in range(tall):
+        for j in range(columns[i], wide):
+            if i >= rows[j]:
+                place[i, j] = corner + i * stride + j
+
+
+@njit(nogil=True, cache=True)
+def _boundary(
+    place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first row that a block takes in each of its columns, and the first column in each of its rows."""
+    tall, wide = place.shape
+    rows, columns = np.zeros(wide, dtype=np.int64), np.zeros(tall, dtype=np.int64)
+    # Paths begin at the far ends of the overlaps.
+    upward, leftward = np.zeros((tall, before), dtype=np.int64), np.zeros((wide, above), dtype=np.int64)
+    for i in range(tall):
+        for j in range(before):
+            upward[tall - 1 - i, j] = _difference(planes, corner + i * stride + j, place[i, j])
+    for i in range(above):
+        for j in range(wide):
+            leftward[wide - 1 - j, i] = _difference(planes, corner + i * stride + j, place[i, j])
+    up, along = accumulate(upward), accumulate(leftward)
+    if before > 0 and above > 0:
+        # The two minimal paths meet, and the overall minimum is the cut (section 2.1).
+        row, column = 0, 0
+        least = _NO_CUT
+        for i in range(above):
+            for j in range(before):
+                # A pixel that both paths go through counts once.
+                total = up[tall - 1 - i, j] + along[wide - 1 - j, i] - upward[tall - 1 - i, j]
+                if total < least:
+                    least, row, column = total, i, j
+        columns[:row], rows[:column] = column, row
+        columns[row:] = trace(up[: tall - row], column)[::-1]
+        rows[column:] = trace(along[: wide - column], row)[::-1]
+    elif before > 0:
+        columns[:] = trace(up, int(np.argmin(up[-1])))[::-1]
+    elif above > 0:
+        rows[:] = trace(along, int(np.argmin(along[-1])))[::-1]
+    return rows, columns
+
+
+@njit(nogil=True, cache=True)
+def _difference(planes: np.ndarray, position: int, other: int) -> np.int64:
+    total = np.int64(0)
+    for channel in range(3):
+        difference = np.int64(planes[channel, position]) - np.int64(planes[channel, other])
+        total += difference * difference
+    return total

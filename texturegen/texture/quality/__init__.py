@@ -1,0 +1,215 @@
+"""How good is a texture: six figures against the patches it was made from, lower being better for each.
+
+Coherence and completeness are the two terms of bidirectional similarity (Simakov, Caspi, Shechtman, Irani:
+"Summarizing visual data using bidirectional similarity", CVPR 2008, section 2). The six go together: a plain tiling
+of a patch wins the first four, shuffled pixels win `histogram`, `verbatim` and `largest_copy`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from texturegen.errors import UserError
+from texturegen.texture.kernels.rand import derive
+from texturegen.texture.kernels.search import WINDOW, find_nearest, lay_out
+from texturegen.texture.patches import check_image, is_grey, read_patches
+from texturegen.texture.quality.autocorrelation import autocorrelation_distance
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures of one texture, lower being better for each; NaN where one is not defined.
+
+    | figure          | range  | unit            | error     | what it is                                            |
+    | --------------- | ------ | --------------- | --------- | ----------------------------------------------------- |
+    | histogram       | 0..255 | grey levels     | 0         | Wasserstein-1 distance of the colour histograms, mean |
+    |                 |        |                 |           | of the channels                                       |
+    | autocorrelation | 0..2   |                 | 0         | mean difference of the luminance's autocorrelation at |
+    |                 |        |                 |           | shifts of up to 4 pixels                              |
+    | coherence       | 0..255 | RMS grey levels | 2.5 - 2.9 | mean distance of a texture window to the nearest      |
+    |                 |        |                 |           | patch window: what the texture adds                   |
+    | completeness    | 0..255 | RMS grey levels | 1.9 - 2.4 | mean distance of a patch window to the nearest        |
+    |                 |        |                 |           | texture window: what the texture lacks                |
+    | verbatim        | 0..1   | of window pairs | .14 - .16 | adjacent texture windows whose nearest patch windows  |
+    |                 |        |                 |           | are adjacent too: copying at the scale of windows     |
+    | largest_copy    | 0..1   | of the patch    | 0         | largest 4-connected region copied with one offset: at |
+    |                 |        |                 |           | 1 a whole patch, with any object in it, stands there  |
+
+    Windows are 7x7. `error` is the standard error of one texture's figure at the default number of samples, RMS over
+    `coherent` textures of 12 Kodak photographs, from 32 to 224 px; the mean over many textures is unbiased. A region
+    is not joined across the border of a texture that tiles: who looks at the image sees two.
+    """
+
+    histogram: float
+    autocorrelation: float
+    coherence: float
+    completeness: float
+    verbatim: float
+    largest_copy: float
+
+
+def measure(
+    patches: Sequence[np.ndarray],
+    texture: np.ndarray,
+    seed: int = 0,
+    samples: int = 10,
+    *,
+    source: np.ndarray | None = None,
+) -> Quality:
+    """Compare a texture with its patches.
+
+    Parameters
+    ----------
+    patches, texture : uint8, all RGB (h, w, 3) or all grey (h, w) or (h, w, 1); grey counts as three equal channels.
+    seed : 0 <= seed < 2**64; decides which windows are looked at.
+    samples : how many windows coherence and completeness, and pairs of windows verbatim, look at, 1 or more, spread
+        evenly; the nearest one is always exact. As many as there are windows, or more, means all of them. Patches
+        smaller than a window are left out of these three.
+    source : the texture's source map int32 (H, W, 3) of (patch number, row, column); without it, largest_copy is NaN.
+
+    Raises
+    ------
+    UserError : an image that is not uint8 RGB or grey, grey beside RGB, less than one sample, a source map of another
+        shape or type, or one that names a pixel that the patches do not have.
+    """
+    if samples < 1:
+        raise UserError(f"samples is {samples}: at least one window is needed")
+    copies = read_patches(patches)
+    check_image(texture, "the texture")
+    if is_grey(texture) != is_grey(patches[0]):
+        kinds = ("grey", "RGB") if is_grey(texture) else ("RGB", "grey")
+        raise UserError(f"the texture is {kinds[0]}, the patches are {kinds[1]}: convert them to one kind first")
+    (image,) = read_patches([texture])
+    if source is None:
+        source = np.empty((0, 0, 3), dtype=np.int32)
+    elif not isinstance(source, np.ndarray) or source.dtype != np.int32 or source.shape != image.shape:
+        found = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else f"a {type(source).__name__}"
+        raise UserError(f"the source map is {found}: it must be int32 {image.shape}, as `synthesize` returns it")
+    pixels = np.concatenate([patch.reshape(-1, 3) for patch in copies])
+    sides = np.array([patch.shape[:2] for patch in copies])
+    texture_pixels, texture_sides = image.reshape(-1, 3), np.array([image.shape[:2]])
+    largest = _largest_copy(np.require(source, requirements=["C", "W"]), sides) if source.size > 0 else np.nan
+    if largest < 0:
+        raise UserError("the source map names a pixel outside of the patches: give the patches it was made from")
+    coherence, completeness, verbatim = _window_figures(
+        pixels, sides, texture_pixels, texture_sides, np.uint64(seed), samples
+    )
+    return Quality(
+        histogram=_histogram_distance(pixels, texture_pixels),
+        autocorrelation=autocorrelation_distance(pixels, sides, texture_pixels, texture_sides),
+        coherence=coherence,
+        completeness=completeness,
+        verbatim=verbatim,
+        largest_copy=largest,
+    )
+
+
+def _window_figures(
+    pixels: np.ndarray,
+    sides: np.ndarray,
+    texture_pixels: np.ndarray,
+    texture_sides: np.ndarray,
+    key: np.uint64,
+    samples: int,
+) -> tuple[float, float, float]:
+    """Coherence, completeness, verbatim."""
+    exemplar, output = lay_out(pixels, sides), lay_out(texture_pixels, texture_sides)
+    if exemplar.total == 0 or output.total == 0:
+        return np.nan, np.nan, np.nan
+    to_exemplar, adjacent = find_nearest(output, exemplar, samples, np.uint64(derive(key, 0)), True)
+    to_output, _ = find_nearest(exemplar, output, samples, np.uint64(derive(key, 1)), False)
+    pairs = adjacent[adjacent >= 0]
+    return (
+        float(np.sqrt(to_exemplar / (3 * WINDOW**2)).mean()),
+        float(np.sqrt(to_output / (3 * WINDOW**2)).mean()),
+        float(pairs.mean()) if len(pairs) > 0 else np.nan,
+    )
+
+
+@njit(nogil=True, cache=True)
+def _largest_copy(source: np.ndarray, sides: np.ndarray) -> float:
+    """Largest share of its patch's area that a 4-connected region of one patch and offset has; -1: a pixel in no patch.
+
+    Regions are labelled row by row; a union-find forest of labels joins those that meet (Rosenfeld and Pfaltz,
+    "Sequential operations in digital picture processing", Journal of the ACM 13(4), 1966).
+    """
+    height, width = source.shape[:2]
+    parents = np.empty(height * width, dtype=np.int32)
+    counts = np.empty(height * width, dtype=np.int32)
+    patches = np.empty(height * width, dtype=np.int32)
+    labels = np.empty(width, dtype=np.int32)  # of this row up to here, of the row above from here on
+    used = 0
+    for row in range(height):
+        line, above = source[row], source[max(row - 1, 0)]
+        joined = False
+        label = 0
+        for column in range(width):
+            patch, y, x = line[column]
+            if not (0 <= patch < len(sides) and 0 <= y < sides[patch, 0] and 0 <= x < sides[patch, 1]):
+                return -1.0
+            before = max(column - 1, 0)
+            # The first row and column are their own neighbours here, never at the right offset.
+            left = (line[before, 0] == patch) & (line[before, 1] == y) & (line[before, 2] == x - 1)
+            up = (above[column, 0] == patch) & (above[column, 1] == y - 1) & (above[column, 2] == x)
+            if left:
+                # Where the pixel before was below its own upper neighbour, all four are one region already.
+                if up and not joined:
+                    label = _unite(parents, label, labels[column])
+            elif up:
+                label = labels[column]
+            else:
+                label = used
+                parents[label], counts[label], patches[label] = label, 0, patch
+                used += 1
+            counts[label] += 1
+            labels[column] = label
+            joined = up
+    share = 0.0
+    for label in range(used - 1, -1, -1):  # a parent has a smaller number
+        patch = patches[label]
+        if parents[label] == label:
+            share = max(share, counts[label] / (sides[patch, 0] * sides[patch, 1]))
+        else:
+            counts[parents[label]] += counts[label]
+    return share
+
+
+@njit(nogil=True, cache=True)
+def _unite(parents: np.ndarray, one: int, other: int) -> int:
+    """Join two trees of labels; return their root."""
+    one, other = _root(parents, one), _root(parents, other)
+    root = min(one, other)
+    parents[max(one, other)] = root
+    return root
+
+
+@njit(nogil=True, cache=True)
+def _root(parents: np.ndarray, label: int) -> int:
+    while parents[label] != label:
+        parents[label] = parents[parents[label]]
+        label = parents[label]
+    return label
+
+
+@njit(nogil=True, cache=True)
+def _histogram_distance(pixels: np.ndarray, texture_pixels: np.ndarray) -> float:
+    ours, theirs = _count_colours(texture_pixels), _count_colours(pixels)
+    total = 0.0
+    for channel in range(3):
+        below, their_below = 0, 0
+        for level in range(256):
+            below += ours[channel, level]
+            their_below += theirs[channel, level]
+            total += abs(below / len(texture_pixels) - their_below / len(pixels))
+    return total / 3
+
+
+@njit(nogil=True, cache=True)
+def _count_colours(pixels: np.ndarray) -> np.ndarray:
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for pixel in range(len(pixels)):
+        for channel in range(3):
+            counts[channel, pixels[pixel, channel]] += 1
+    return counts
