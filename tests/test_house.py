@@ -18,7 +18,7 @@ FLOORS = ("texturegen", "sacl_train", "pipelines")
 
 # What each room may import of its own floor. A module that lies beside the rooms is a room of one module.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "texturegen": (),
+    "texturegen": ("errors",),
     "texturegen.errors": (),
     "texturegen.system": (),
     "texturegen.console": ("errors", "storage"),

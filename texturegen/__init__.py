@@ -24,7 +24,9 @@ from texturegen.errors import (
 
 if TYPE_CHECKING:
     from texturegen.builds import Recipe, build, finish
-    from texturegen.shards import Sample, Shards, merge, open_shards, split, verify
+    from texturegen.shards.merge import merge, split
+    from texturegen.shards.reader import Sample, Shards, open_shards
+    from texturegen.shards.verify import verify
     from texturegen.texture import Texture, synthesize, synthesize_batch
 
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def test_neither_side_is_there_before_both_are_complete(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_json(path, content)
 
-    monkeypatch.setattr("texturegen.shards.merge.write_json", fail_at_the_second)
+    monkeypatch.setattr(import_module("texturegen.shards.merge"), "write_json", fail_at_the_second)
     with pytest.raises(OSError, match="No space"):
         split(two, tmp_path / "a", tmp_path / "b", share=0.5)
     assert [path.parent.name for path in written] == ["a.partial", "b.partial"]
