@@ -1,16 +1,24 @@
-# Two commands: `make demo` and `make test`. Each does its own set-up in .venv.
+# `make demo`, `make test`, `make docs`: each does its own set-up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup
+.PHONY: demo docs test lint setup
 
 demo: setup
 	$(BIN)/python -m pipelines run shapes --out runs/demo --jobs 2
 
 # Numba does not notice that a function a cached kernel calls has changed in another module.
-test: lint
+test: lint docs
 	find texturegen -name '*.nb[ci]' -delete
-	$(BIN)/pytest
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage json --quiet -o .coverage.json --fail-under 0
+	$(BIN)/python tests/check_coverage.py .coverage.json
+	$(BIN)/coverage report --skip-covered --sort=cover
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: setup
 	$(BIN)/ruff check .

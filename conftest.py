@@ -1,0 +1,34 @@
+"""Doctests run in a folder of their own that holds what their examples name: shards/, test-shards/, run/."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def _doctest_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sacl_train import load_config, train
+    from texturegen.builds import Recipe, build
+
+    folder = tmp_path_factory.mktemp("doctest")
+    build(Recipe("shapes", limit=64, shard_size=20), folder / "shards")
+    build(Recipe("shapes", split="conflict", limit=40, per_image=0), folder / "test-shards")
+    settings = {"encoder": "se_resnet8", "width": 8, "stem": "cifar-stride2", "epochs": 0, "batch_size": 16}
+    settings |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "device": "cpu"}
+    train(load_config(None, settings), folder / "shards", folder / "run")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _doctest_folder(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    data: Path = request.getfixturevalue("_doctest_data")
+    folder: Path = request.getfixturevalue("tmp_path") / "here"
+    shutil.copytree(data, folder)
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    monkeypatch.chdir(folder)
+    yield
