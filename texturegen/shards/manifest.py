@@ -5,6 +5,7 @@ a sample needs no checks of its own. What indexing touches per sample is in memo
 times as fast as NumPy, in 8 bytes each.
 """
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -164,6 +165,27 @@ def check_rows(table: pa.Table, build: dict[str, Any], name: str, files: list[st
         members,
         files,
     )
+
+
+def group_samples(table: pa.Table, textures: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each sample together, in order; a failed image is one row by itself.
+
+    Parameters
+    ----------
+    table : rows of `Shards.manifest`, whole samples of them: `check_rows` has found that a sample's rows are adjacent
+        and in the order of `index`, so nothing is checked again here.
+    textures : K, textures per image.
+    """
+    sample: list[dict[str, Any]] = []
+    for batch in table.to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            if row["status"] != "ok":
+                yield [row]
+                continue
+            sample.append(row)
+            if len(sample) == max(textures, 1):
+                yield sample
+                sample = []
 
 
 class _Checks:

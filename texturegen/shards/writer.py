@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +23,11 @@ from texturegen.shards.layout import (
     MANIFEST_SCHEMA,
     MEMBER,
     PARTS,
+    RESERVED,
     shard_name,
     texture_member,
 )
 from texturegen.storage.atomic import sha256_of, sync_directory, temporary_name, write_atomically, write_json
-
-# Extensions that are this contract's own, or WebDataset's (__key__, __url__): a member passed through cannot have them.
-RESERVED = re.compile(rf"cls|({'|'.join(IMAGE_EXTENSIONS)})|texture\d+\..*|__.*__")
 
 
 class ShardWriter:
