@@ -1,4 +1,4 @@
-"""Residual blocks with a place for attention, and stages of them (He et al. 2016; Hu et al. 2018, section 6.4)."""
+"""Residual blocks with a slot for attention, and stages of them (He et al. 2016; Hu et al. 2018, section 6.4)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,12 +12,18 @@ from torchvision.models.resnet import Bottleneck as PlainBottleneck
 from sacl_train.nets.attention import ATTENTION
 
 
-class _Attending(nn.Module):
-    """torchvision's block with attention `se` in the placement of SACL fig. 6 and table 4.
+class _AttentionBlock(nn.Module):
+    """torchvision's residual block with attention in one of the placements of SACL fig. 6 and table 4.
 
-    standard: on the residual branch, after its last BN and before the sum. pre: before the residual branch. post: after
-    the sum and its ReLU. identity: on the shortcut. It is nn.Identity until `attend` puts some there, and the block
-    the plain one. All are called `se`, as in timm.
+    "standard": on the residual branch, after its last BN and before the sum. "pre": before the residual branch.
+    "post": after the sum and its ReLU. "identity": on the shortcut.
+
+    Attributes
+    ----------
+    se : nn.Module
+        The attention, of any kind; named as in timm. nn.Identity until `add_attention` sets it.
+    placement : str
+        One of `attention.PLACEMENTS`.
     """
 
     placement = "standard"
@@ -30,23 +36,23 @@ class _Attending(nn.Module):
     relu: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inplanes, H, W) -> (N, expansion planes, H/stride, W/stride)."""
-        place = self.placement
-        branch = self.branch(self.se(x) if place == "pre" else x)
+        """Map (N, inplanes, H, W) to (N, expansion * planes, H / stride, W / stride)."""
+        placement = self.placement
+        branch = self.branch(self.se(x) if placement == "pre" else x)
         shortcut = x if self.downsample is None else self.downsample(x)
-        if place == "standard":
+        if placement == "standard":
             branch = self.se(branch)
-        elif place == "identity":
+        elif placement == "identity":
             shortcut = self.se(shortcut)
         out = self.relu(branch + shortcut)
-        return self.se(out) if place == "post" else out
+        return self.se(out) if placement == "post" else out
 
     def branch(self, x: Tensor) -> Tensor:
-        """The residual branch."""
+        """Return the residual branch of x, before attention and the sum."""
         raise NotImplementedError
 
 
-class BasicBlock(_Attending, PlainBasicBlock):
+class BasicBlock(_AttentionBlock, PlainBasicBlock):
     """Two 3x3 convolutions. Arguments are torchvision's."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -57,8 +63,8 @@ class BasicBlock(_Attending, PlainBasicBlock):
         return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
 
 
-class Bottleneck(_Attending, PlainBottleneck):
-    """1x1, 3x3 (with the stride: v1.5), 1x1 convolutions. Arguments are torchvision's."""
+class Bottleneck(_AttentionBlock, PlainBottleneck):
+    """1x1, 3x3 and 1x1 convolutions, the stride in the 3x3 (ResNet v1.5). Arguments are torchvision's."""
 
     conv3: nn.Conv2d
     bn3: nn.BatchNorm2d
@@ -75,29 +81,37 @@ Block = BasicBlock | Bottleneck
 
 
 class Stage(nn.Sequential):
-    """Blocks one after the other. `checkpointing`: a block's activations are computed again in the backward pass."""
+    """A sequence of blocks.
+
+    Attributes
+    ----------
+    checkpointing : bool
+        Recompute the activations of each block in the backward pass instead of storing them.
+    """
 
     checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H / stride, W / stride)."""
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             return super().forward(x)
         for block in self:
 
             def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-                return nullcontext(), _statistics_kept(block)
+                return nullcontext(), _frozen_statistics(block)
 
             x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
         return x
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """No running statistics move: the first pass has moved them, the one for the gradient must not do it again."""
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics unchanged: the recomputation must not update them a second time."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)]
     before = [(norm.momentum, norm.state_dict()["num_batches_tracked"].clone()) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0  # not without statistics: autograd counts what is saved
+        # The statistics stay on: without them BatchNorm saves fewer tensors, and checkpoint compares their number.
+        norm.momentum = 0.0
     try:
         yield
     finally:
@@ -106,17 +120,27 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
             norm.state_dict()["num_batches_tracked"].copy_(batches)
 
 
-def attend(stages: list[Stage], kind: str, placement: str) -> None:
-    """Put attention into the blocks: every one, but `nonlocal` into every other of the two stages before the last.
+def add_attention(stages: list[Stage], kind: str, placement: str) -> None:
+    """Add attention to the blocks: to all of them, except "nonlocal".
 
-    Its cost is the square of the number of places: Wang et al. 2018, section 4, do the same in res3 and res4.
+    The cost of "nonlocal" is quadratic in the number of positions, so it is added to every second block of the two
+    stages before the last, as in res3 and res4 of Wang et al. 2018, section 4.
+
+    Parameters
+    ----------
+    stages : list of Stage
+        All stages of an encoder, in order.
+    kind : str
+        One of `ATTENTION`.
+    placement : str
+        One of `attention.PLACEMENTS`.
     """
     make = ATTENTION[kind]
     if make is None:
         return
     for number, stage in enumerate(stages):
-        for place, block in enumerate(stage):
-            if kind == "nonlocal" and not (len(stages) - 3 <= number < len(stages) - 1 and place % 2 == 1):
+        for index, block in enumerate(stage):
+            if kind == "nonlocal" and not (len(stages) - 3 <= number < len(stages) - 1 and index % 2 == 1):
                 continue
             assert isinstance(block, BasicBlock | Bottleneck)
             norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2

@@ -1,21 +1,28 @@
-"""The attention branch network (Fukui et al. 2019, section 3): one map of weights before the last stage."""
+"""The attention branch network (Fukui et al. 2019, section 3): one attention map before the last stage."""
 
 import torch
 from torch import Tensor, nn
 
-MAPS = 1000  # the paper's are its classes, 1000
+MAX_MAPS = 1000  # the paper has one map for each of ImageNet's 1000 classes
 
 
 class AttentionBranch(nn.Module):
-    """x (N, C, H, W) -> (1 + m) x, with a map m (N, 1, H, W) in (0, 1) that a stage of its own computes from x.
+    """Weight feature maps by an attention map that a stage of its own computes from them: x -> (1 + m(x)) x.
 
-    stage: (N, C, H, W) -> (N, channels, H, W), shaped like the encoder's last one, at stride 1. The paper's branch also
-    has a classifier, trained with labels; there are none here, so the map learns from the contrastive loss alone.
+    The paper's branch also has a classifier, trained with labels. Contrastive training has no labels, so the map is
+    learnt from the contrastive loss alone.
+
+    Parameters
+    ----------
+    stage : nn.Module
+        Maps (N, C, H, W) to (N, channels, H, W): a copy of the encoder's last stage, at stride 1.
+    channels : int
+        Channels that `stage` returns.
     """
 
     def __init__(self, stage: nn.Module, channels: int) -> None:
         super().__init__()
-        maps = min(MAPS, channels)
+        maps = min(MAX_MAPS, channels)
         self.stage = stage
         self.head = nn.Sequential(
             nn.BatchNorm2d(channels),
@@ -27,4 +34,5 @@ class AttentionBranch(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, C, H, W) to the same shape; the attention map m is (N, 1, H, W) in (0, 1)."""
         return x + x * torch.sigmoid(self.head(self.stage(x)))

@@ -1,7 +1,7 @@
-"""The CIFAR family of small ResNets (He et al. 2016 §4.2), with SE (Hu et al. 2018 §4.1).
+"""The CIFAR family of small ResNets (He et al. 2016, section 4.2) with attention (SE in Hu et al. 2018, section 4.1).
 
-Depth 6n+2: a stem, three stages of n two-layer blocks with w, 2w and 4w channels, global average pooling. Shortcuts
-where the width grows are the paper's option A (subsample and pad with zero channels), so they have no parameters.
+Depth 6n + 2: a stem, three stages of n two-layer blocks with w, 2w and 4w channels, and global average pooling.
+Shortcuts that change the width are the paper's option A (subsample, then pad with zero channels): no parameters.
 """
 
 import torch.nn.functional as F
@@ -13,7 +13,17 @@ from sacl_train.nets.stem import build_stem
 
 
 class CifarResNet(Encoder):
-    """n blocks a stage, `width` channels in the first. Features: (N, 4 width)."""
+    """ResNet of the CIFAR family. Features: (N, 4 * width).
+
+    Parameters
+    ----------
+    blocks : int
+        n, blocks per stage.
+    width : int
+        w, channels of the first stage.
+    stem : str
+        One of `stem.STEMS`.
+    """
 
     def __init__(self, blocks: int, width: int, stem: str) -> None:
         super().__init__()
@@ -30,18 +40,19 @@ class CifarResNet(Encoder):
     def stages(self) -> list[Stage]:
         return [self.layer1, self.layer2, self.layer3]
 
-    def last_stage_again(self) -> Stage:
+    def new_last_stage(self) -> Stage:
         return _stage(len(self.layer3), self.out_features // 2, self.out_features, stride=1)
 
 
 class PadShortcut(nn.Module):
-    """Option A: (N, C, H, W) -> (N, C + extra, ceil(H/stride), ceil(W/stride)): subsampled, then zero channels."""
+    """Option A shortcut: subsample by `stride`, then append `extra` zero channels."""
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
         self.extra, self.stride = extra, stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C + extra, ceil(H / stride), ceil(W / stride))."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
 

@@ -1,4 +1,4 @@
-"""The target network: an exponential moving average of the online one (SACL eq. 6, 7; He et al. 2020 eq. 2)."""
+"""The target network: an exponential moving average of the online network (SACL eq. 6, 7; He et al. 2020, eq. 2)."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def make_target(online: M) -> M:
-    """Return a copy of `online` whose parameters take no gradient. It follows by `update_target`, never by itself."""
+    """Return a copy of `online` without gradients. Updated only by `update_target`."""
     target = copy.deepcopy(online)
     target.requires_grad_(False)
     return target
@@ -23,26 +23,57 @@ def make_target(online: M) -> M:
 
 @torch.no_grad()
 def update_target(target: nn.Module, online: nn.Module, m: float) -> None:
-    """In place: each parameter t <- m t + (1 - m) o, each buffer t <- o. ValueError unless 0 <= m <= 1."""
-    # In training the target normalises with the batch's own statistics, like MoCo's and Fast-MoCo's: it is in train
-    # mode. Its running statistics are then never read while training; they are copied (with num_batches_tracked)
-    # rather than left to drift, so that a target taken from a checkpoint can be put in eval mode as it is.
+    """Update the target in place: parameters t <- m t + (1 - m) o, buffers t <- o (SACL eq. 6, 7).
+
+    Parameters
+    ----------
+    target, online : nn.Module
+        Two networks of the same architecture.
+    m : float
+        Momentum, 0..1.
+
+    Raises
+    ------
+    ValueError
+        If m is out of range.
+    """
+    # The target stays in train mode and normalises with batch statistics, as in MoCo and Fast-MoCo, so training never
+    # reads its running statistics. They are copied (with num_batches_tracked) so that a target loaded from a
+    # checkpoint can be switched to eval mode.
     if not 0 <= m <= 1:
         raise ValueError(f"m must be from 0 to 1, not {m}")
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - m)  # one kernel for all tensors
-    of_type: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):
-        for tensors, tensor in zip(of_type.setdefault(mine.dtype, ([], [])), (mine, theirs), strict=True):
-            tensors.append(tensor)
-    for copies, originals in of_type.values():
+        copies, originals = by_dtype.setdefault(mine.dtype, ([], []))
+        copies.append(mine)
+        originals.append(theirs)
+    for copies, originals in by_dtype.values():
         torch._foreach_copy_(copies, originals)
 
 
 def momentum_at(step: int, steps: int, base: float, schedule: str = "constant") -> float:
-    """m of the update after step 0 <= step < steps.
+    """Return the momentum m of the target's update after a step.
 
-    "constant": base. "cosine": 1 - (1 - base) (cos(pi step / steps) + 1) / 2, from base up to 1 (Grill et al. 2020,
-    section 3.2). UserError for another schedule.
+    Parameters
+    ----------
+    step, steps : int
+        The step, 0 <= step < steps, and the number of steps of the run.
+    base : float
+        Momentum at step 0, 0..1.
+    schedule : str
+        "constant": always `base`. "cosine": 1 - (1 - base) (cos(pi step / steps) + 1) / 2, which rises from `base` to 1
+        (Grill et al. 2020, section 3.2).
+
+    Raises
+    ------
+    UserError
+        If the schedule is unknown.
+
+    Examples
+    --------
+    >>> momentum_at(50, 100, 0.5, "cosine")
+    0.75
     """
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule '{schedule}'{nearest(schedule, SCHEDULES)}; known: {', '.join(SCHEDULES)}")

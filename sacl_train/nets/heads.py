@@ -1,12 +1,18 @@
-"""Projector and predictor: the heads between an encoder and the loss (SACL §2, §3.2; Fast-MoCo §3; the baselines')."""
+"""Projectors and predictors: the heads between an encoder and the loss (SACL section 3.2; the baselines' papers)."""
 
 from torch import nn
 
 
 def projector(features: int, hidden: int = 2048, out: int = 2048) -> nn.Sequential:
-    """g: (M, features) -> (M, out). Three linear layers, BN after each, ReLU after the first two.
+    """Return the projection head g: (M, features) -> (M, out) (SACL section 3.2; Chen & He 2021, section 3).
 
-    The linear layers have no bias: the BN that follows would subtract it again.
+    Three linear layers with BN after each and ReLU after the first two. The linear layers have no bias, because BN
+    would subtract it again.
+
+    Parameters
+    ----------
+    features, hidden, out : int
+        Dimensions of the input, of both hidden layers and of the output.
     """
     return nn.Sequential(
         nn.Linear(features, hidden, bias=False),
@@ -21,7 +27,15 @@ def projector(features: int, hidden: int = 2048, out: int = 2048) -> nn.Sequenti
 
 
 def predictor(features: int = 2048, hidden: int = 512) -> nn.Sequential:
-    """q: (M, features) -> (M, features) through a bottleneck; no BN and no ReLU at the end."""
+    """Return the prediction head q: (M, features) -> (M, features) (SACL section 3.2; Chen & He 2021, section 3).
+
+    A bottleneck of two linear layers, without BN or ReLU at the end.
+
+    Parameters
+    ----------
+    features, hidden : int
+        Dimensions of the input and output, and of the bottleneck.
+    """
     return nn.Sequential(
         nn.Linear(features, hidden, bias=False),
         nn.BatchNorm1d(hidden),
@@ -31,11 +45,27 @@ def predictor(features: int = 2048, hidden: int = 512) -> nn.Sequential:
 
 
 def mlp(features: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
-    """(M, features) -> (M, out): two linear layers and a ReLU between them, after a BN with `norm`."""
+    """Return a two-layer head: (M, features) -> (M, out), with ReLU in between (Chen et al. 2020; Grill et al. 2020).
+
+    Parameters
+    ----------
+    features, hidden, out : int
+        Dimensions of the input, the hidden layer and the output.
+    norm : bool
+        Add BN before the ReLU, as BYOL does.
+    """
     norms = [nn.BatchNorm1d(hidden)] if norm else []
     return nn.Sequential(nn.Linear(features, hidden), *norms, nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
 def deep_mlp(features: int, hidden: int, out: int) -> nn.Sequential:
-    """(M, features) -> (M, out): three linear layers, BN and ReLU after the first two (Zbontar et al. 2021 §2.2)."""
+    """Return a three-layer head: (M, features) -> (M, out) (Zbontar et al. 2021, section 2.2).
+
+    `projector` without its last BN.
+
+    Parameters
+    ----------
+    features, hidden, out : int
+        Dimensions of the input, of both hidden layers and of the output.
+    """
     return projector(features, hidden, out)[:-1]

@@ -1,7 +1,7 @@
-"""Encoders on torchvision's ResNet v1.5 (He et al. 2016; SACL §2.3).
+"""Encoders derived from torchvision's ResNet v1.5 (He et al. 2016; SACL section 2.3).
 
-Parameter names are torchvision's, so a plain ResNet's state dict loads with strict=False: only the attention is missing
-and only the classifier `fc.*` is left over.
+Parameter names are torchvision's. The state dict of a plain ResNet therefore loads with strict=False: only attention
+is missing, and only the classifier `fc.*` is unexpected.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,17 @@ from sacl_train.nets.stem import build_stem
 
 
 class ResNetEncoder(Encoder, ResNet):
-    """torchvision's ResNet without its classifier. Features: (N, 512 expansion)."""
+    """torchvision's ResNet without its classifier. Features: (N, 512 * block.expansion).
+
+    Parameters
+    ----------
+    block : type
+        `BasicBlock` or `Bottleneck`.
+    layers : sequence of int
+        Blocks of each of the four stages.
+    stem : str
+        One of `stem.STEMS`.
+    """
 
     layer1: Stage
     layer2: Stage
@@ -36,7 +46,7 @@ class ResNetEncoder(Encoder, ResNet):
     def stages(self) -> list[Stage]:
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
-    def last_stage_again(self) -> Stage:
+    def new_last_stage(self) -> Stage:
         self.inplanes = 256 * self.block.expansion
         return Stage(*ResNet._make_layer(self, self.block, 512, len(self.layer4)))
 

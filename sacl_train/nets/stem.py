@@ -1,29 +1,49 @@
-"""Stems: how an encoder goes from pixels to its first stage, by image size (SACL §3.2; He et al. 2016 §4.1, §4.2)."""
+"""Stems: from pixels to the first stage, by image size (SACL section 3.2; He et al. 2016, sections 4.1 and 4.2)."""
 
 from torch import nn
 
 from texturegen.errors import UserError, nearest
 
 STEMS = ("imagenet", "cifar", "cifar-stride2")
-SMALL_IMAGE = 64  # pixels; up to here a stride of 4 before the first stage would leave too little of a grid cell
+MAX_SMALL_IMAGE = 64  # pixels; a stem of stride 4 would leave too little of a grid cell of such an image
 
 
 def choose_stem(stem: str, image_size: int | None) -> str:
-    """Resolve "auto" by the image's side in pixels (cifar up to 64, else imagenet); UserError for unknown names."""
+    """Return `stem`, with "auto" resolved by the side of the images.
+
+    Parameters
+    ----------
+    stem : str
+        One of `STEMS`, or "auto": "cifar" up to 64 px, "imagenet" above.
+    image_size : int or None
+        Side of the images in pixels; only "auto" needs it.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown, or "auto" has no image size.
+    """
     if stem == "auto":
         if image_size is None:
-            raise UserError(f"stem 'auto' needs the image size; give one, or one of the stems {', '.join(STEMS)}")
-        return "cifar" if image_size <= SMALL_IMAGE else "imagenet"
+            raise UserError(f"stem 'auto' needs the image size; pass image_size, or choose a stem: {', '.join(STEMS)}")
+        return "cifar" if image_size <= MAX_SMALL_IMAGE else "imagenet"
     if stem not in STEMS:
         raise UserError(f"unknown stem '{stem}'{nearest(stem, STEMS)}; known: auto, {', '.join(STEMS)}")
     return stem
 
 
 def build_stem(stem: str, channels: int) -> tuple[nn.Conv2d, nn.Module]:
-    """Return the first convolution (3 -> channels, Kaiming initialised) and the pooling after its BN and ReLU.
+    """Return the first convolution (3 -> channels) and the pooling that follows its BN and ReLU.
 
-    imagenet: 7x7/2 and 3x3/2 max pooling. cifar: 3x3/1, no pooling. cifar-stride2: 3x3/2, no pooling, a quarter
-    of the FLOPs of `cifar`, for machines without an accelerator.
+    "imagenet": 7x7 convolution of stride 2 and 3x3 max pooling of stride 2. "cifar": 3x3 convolution, no pooling.
+    "cifar-stride2": 3x3 convolution of stride 2, no pooling; a quarter of the FLOPs of "cifar", for CPUs.
+
+    Parameters
+    ----------
+    stem : str
+        One of `STEMS`.
+    channels : int
+        Output channels of the convolution.
     """
     pool: nn.Module = nn.Identity()
     if stem == "imagenet":

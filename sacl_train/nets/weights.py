@@ -1,4 +1,4 @@
-"""Weights in the shape that other libraries' models of the same name have them."""
+"""Conversion of an encoder's weights to the layout of other libraries."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,24 @@ from sacl_train.nets.encoder import Encoder
 
 
 def timm_weights(encoder: Encoder) -> dict[str, Tensor]:
-    """The state dict of an encoder for timm's model: `seresnet50` for se_resnet50, `resnet50` without attention.
+    """Return an encoder's state dict for the timm model of the same architecture.
 
-    It loads with strict=False (the classifier `fc.*` is missing), for the imagenet stem and attention "se" in standard
-    placement or "none". timm's SE layers are 1x1 convolutions with bias: here it is zero. timm also rounds their inner
-    width up to a multiple of 8, which changes seresnet18 and seresnet34: make these with
+    timm's model is `seresnet50` for se_resnet50 and `resnet50` for attention "none". Load the dict with strict=False:
+    the classifier `fc.*` is missing. Supported are the imagenet stem with attention "none", or with "se" in standard
+    placement.
+
+    timm's SE layers are 1x1 convolutions with a bias, which is zero here. timm also rounds the inner width of SE up to
+    a multiple of 8, which changes seresnet18 and seresnet34; create those with
     `block_args=dict(attn_layer=partial(timm.layers.SEModule, rd_divisor=1))`.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        An encoder of `nets.ENCODERS`.
+
+    Returns
+    -------
+    dict of str to Tensor
     """
     weights = encoder.state_dict()
     for name, module in encoder.named_modules():

@@ -288,7 +288,7 @@ def test_width_of_the_cifar_family() -> None:
         ({"name": "se_resnet20", "stem": "cifr"}, "did you mean 'cifar'"),
         ({"name": "se_resnet20", "stem": "cifar", "attention": "sse"}, "did you mean 'se'"),
         ({"name": "se_resnet20", "stem": "cifar", "placement": "pots"}, "did you mean 'post'"),
-        ({"name": "se_resnet20", "stem": "cifar", "attention": "abn", "placement": "pre"}, "'abn' has none there"),
+        ({"name": "se_resnet20", "stem": "cifar", "attention": "abn", "placement": "pre"}, "does not apply to attention 'abn'"),
     ],
 )
 def test_misspelt_names(arguments: dict[str, str], message: str) -> None:
