@@ -1,6 +1,7 @@
 """Shared builders: real photographs that scikit-image ships, small image folders, small shard directories."""
 
 import signal
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -57,3 +58,12 @@ def shapes_test_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shapes") / "conflict"
     build(Recipe("shapes", split="conflict", limit=40, per_image=0), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def cifar10_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official CIFAR-10 files, unpacked."""
+    root = tmp_path_factory.mktemp("cifar10")
+    with tarfile.open(shared_data / "cifar-10-batches-py.tar.xz") as tar:
+        tar.extractall(root, filter="data")
+    return root
