@@ -1,6 +1,6 @@
-"""Training methods by name; `method.Method` says what the loop asks of one, and how it is constructed.
+"""Training methods by name. `method.Method` defines what the training loop calls on a method.
 
-`METHODS` is the registry. To add a method: write its class in a module of its own and enter it here.
+`METHODS` is the registry. To add a method, write its class in a module of its own and add an entry here.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ __all__ = ["METHODS", "Entry", "Method", "find_method"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a method before its module, and torch, are loaded.
+    """What the registry knows about a method without importing its module, which would load torch.
 
     Attributes
     ----------
-    location : "module:class" inside this package.
-    help : the method in a few words.
+    location : str
+        "module:class" inside this package.
+    help : str
+        Description of the method in a few words.
     """
 
     location: str
@@ -37,7 +39,7 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "sacl": Entry("sacl:SACL", "grid views, EMA target, InfoNCE with texture negatives (SACL)"),
-    "fast-moco": Entry("sacl:FastMoCo", "the same without textures (Ci et al. 2022)"),
+    "fast-moco": Entry("sacl:FastMoCo", "SACL without textures and attention (Ci et al. 2022)"),
     "mocov2": Entry("mocov2:MoCoV2", "MoCo v2 (Chen et al. 2020)"),
     "simclr": Entry("simclr:SimCLR", "SimCLR (Chen et al. 2020)"),
     "byol": Entry("byol:BYOL", "BYOL (Grill et al. 2020)"),
@@ -48,9 +50,25 @@ METHODS: dict[str, Entry] = {
 
 
 def find_method(name: str) -> Entry:
-    """Return the entry of method `name`; UserError for an unknown name."""
+    """Return the entry of a method.
+
+    Parameters
+    ----------
+    name : str
+        One of `METHODS`.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> find_method("simclr").help
+    'SimCLR (Chen et al. 2020)'
+    """
     if name not in METHODS:
-        raise UserError(f"there is no method {name!r}{nearest(str(name), METHODS)}; methods: {', '.join(METHODS)}")
+        raise UserError(f"unknown method {name!r}{nearest(str(name), METHODS)}; known: {', '.join(METHODS)}")
     return METHODS[name]
 
 

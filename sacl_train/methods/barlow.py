@@ -1,4 +1,4 @@
-"""Barlow Twins (Zbontar et al. 2021, algorithm 1)."""
+"""Barlow Twins (Zbontar et al. 2021, "Self-supervised learning via redundancy reduction", algorithm 1)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,17 @@ from texturegen.errors import UserError
 
 @dataclass(frozen=True)
 class BarlowSettings:
-    """Defaults are the paper's (section 2.2): projector 8192, lambda 5e-3."""
+    """Settings of Barlow Twins. The defaults are the paper's (section 2.2).
+
+    Attributes
+    ----------
+    redundancy : float
+        lambda, the weight of the off-diagonal terms (eq. 1).
+    projector_hidden, projector_out : int
+        Widths of the projector.
+    texture_role : str
+        "none"; the method has no negatives.
+    """
 
     redundancy: float = 5e-3
     projector_hidden: int = 8192
@@ -33,7 +43,7 @@ class BarlowSettings:
 
 
 class BarlowTwins(Method):
-    """One network; each dimension of the two views' embeddings should correlate with itself alone."""
+    """One network; each dimension of one view's embedding should correlate only with itself in the other view's."""
 
     Settings = BarlowSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -46,6 +56,7 @@ class BarlowTwins(Method):
         self.projector = deep_mlp(encoder.out_features, settings.projector_hidden, settings.projector_out)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
+        """Yield the loss of eq. 1 as one term. The batch's textures are not read."""
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]  # (N, D)
         first, second = (gather_with_gradient(view) for view in z)
         loss, metrics = cross_correlation(first, second, self.settings.redundancy)

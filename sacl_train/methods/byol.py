@@ -20,7 +20,17 @@ from sacl_train.nets.heads import mlp
 
 @dataclass(frozen=True)
 class BYOLSettings:
-    """Defaults are the paper's (section 3.2): heads 4096 -> 256, m from 0.996 up to 1 along a cosine."""
+    """Settings of BYOL. The defaults are the paper's (section 3.2).
+
+    Attributes
+    ----------
+    momentum, momentum_schedule
+        m of the target's moving average, from 0.996 up to 1 along a cosine; see `ema.momentum_at`.
+    projector_hidden, projector_out, predictor_hidden : int
+        Widths of the heads.
+    texture_role : str
+        "none"; the method has no negatives.
+    """
 
     momentum: float = 0.996
     momentum_schedule: str = "cosine"
@@ -34,7 +44,7 @@ class BYOLSettings:
 
 
 class BYOL(Method):
-    """The online networks predict what their moving average says of the other view."""
+    """The online network predicts the target's projection of the other view."""
 
     Settings = BYOLSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -51,7 +61,7 @@ class BYOL(Method):
         self.target_projector = make_target(self.projector)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        """Eq. 2 for each view in turn; their sum is the paper's loss, halved as in `losses.negative_cosine`."""
+        """Yield two terms, eq. 2 with either view as the query; `losses.negative_cosine` instead of 2 + 2 times it."""
         views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
         keys = [self._keys(view) for view in views]
         std = embedding_std(gather(keys[0]))
@@ -61,7 +71,7 @@ class BYOL(Method):
             yield loss / 2, {**metrics, "embedding_std": std}
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Eq. 1, bottom."""
+        """Move the target towards the online networks (eq. 1); return the momentum as "m"."""
         m = momentum_at(step, steps, self.settings.momentum, self.settings.momentum_schedule)
         update_target(self.target_encoder, self.encoder, m)
         update_target(self.target_projector, self.projector, m)
@@ -69,4 +79,5 @@ class BYOL(Method):
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
+        """Map views (N, 3, H, W) to projections (N, D) of the target, without gradient."""
         return self.target_projector(self.target_encoder(x))

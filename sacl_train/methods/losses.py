@@ -1,6 +1,4 @@
-"""The contrastive loss with texture negatives (SACL eq. 8-10; Ge et al. 2021 eq. 3), the baselines' own, and a collapse
-monitor.
-"""
+"""Losses: InfoNCE with texture negatives (SACL eq. 8-10; Ge et al. 2021, eq. 3), and those of the baselines."""
 
 from collections.abc import Sequence
 
@@ -20,19 +18,52 @@ def info_nce(
     scope: str = "batch",
     first: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of each query against its own key, among all keys and the texture keys.
+    """Cross-entropy of each query against its own key, among all keys and the texture keys (SACL eq. 10).
 
-    p: queries (A, N, D), A combinations of N images. z: keys (M, D), M >= N; query [a, i] belongs to key first + i
-    (the keys of several processes follow each other). t: P texture keys per image (M, P, D), always negatives.
-    All are L2-normalised here (eq. 8) and kept in float32 (or in float64 if given so), also under autocast; with TF32
-    on, CUDA rounds their products to it. Per query (eq. 10):
+    Per query p = p[a, i], with cosine similarities (eq. 8), averaged over A and N::
+
         -log( exp(p.z_i / tau) / (sum_b exp(p.z_b / tau) + sum_b w_ib sum_k exp(alpha p.t_bk / tau)) )
-    averaged over A and N. scope "batch": w = 1, every texture of the batch; "own": w_ib = 1 only for b = i.
-    alpha multiplies the similarity to textures.
 
-    Returns the loss (0-d) and detached 0-d statistics, mean cosines: "positive_similarity"; "negative_similarity"
-    to the other images' keys, where N > 1; "texture_similarity" to the image's own textures, where t is given.
-    With M = 1 and no textures there is nothing to tell apart: the loss is 0, and so is its gradient.
+    All similarities are computed in float32 (float64 if given so), also under autocast; with TF32 enabled, CUDA rounds
+    the products to TF32. With M = 1 and no textures there are no negatives: the loss is 0, and so is its gradient.
+
+    Parameters
+    ----------
+    p : Tensor (A, N, D)
+        Queries: A combinations of each of N images. Need not be normalised.
+    z : Tensor (M, D)
+        Keys of all processes, M >= N. Query [a, i] belongs to key first + i.
+    t : Tensor (M, P, D) or None
+        P texture keys per image, always negatives.
+    tau : float
+        Temperature, above 0.
+    alpha : float
+        Factor of the similarities to textures.
+    scope : str
+        "batch": w = 1, all textures of the batch. "own": w_ib = 1 only for b = i, the image's own textures.
+    first : int
+        Index of this process's first key in z.
+
+    Returns
+    -------
+    loss : Tensor (0-d)
+    stats : dict of str to Tensor (0-d, detached)
+        Mean cosines: "positive_similarity"; if M > 1, "negative_similarity", to the keys of other images; if t is
+        given, "texture_similarity", to the image's own textures.
+
+    Raises
+    ------
+    ValueError
+        If the scope is unknown.
+
+    Examples
+    --------
+    A query that equals its key and is orthogonal to all others:
+
+    >>> keys = torch.eye(4)
+    >>> loss, stats = info_nce(keys[None], keys, tau=0.2)
+    >>> round(loss.item(), 4), stats["positive_similarity"].item()
+    (0.02, 1.0)
     """
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not '{scope}'")
@@ -69,8 +100,19 @@ def bank_nce(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each query against its own key, among it and a bank of earlier keys (He et al. 2020, eq. 1).
 
-    q, z: queries and their keys (N, D). bank: (K, D). t, alpha, scope, first: texture keys (M, P, D) as in `info_nce`.
-    Returns and statistics as there.
+    Parameters
+    ----------
+    q, z : Tensor (N, D)
+        Queries and their keys.
+    bank : Tensor (K, D)
+        Earlier keys, all negatives.
+    t, tau, alpha, scope, first
+        As in `info_nce`.
+
+    Returns
+    -------
+    loss, stats
+        As in `info_nce`; "negative_similarity" is the mean cosine to the bank.
     """
     with torch.autocast(q.device.type, enabled=False):
         q, z, bank = _unit(q), _unit(z), _unit(bank)
@@ -96,11 +138,27 @@ def pirl_nce(
     scope: str = "batch",
     first: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log h of the image's own feature - sum of log(1 - h) of the others', h a softmax (Misra & van der Maaten 2020,
-    eq. 3, 4).
+    """Noise-contrastive loss of PIRL against a memory bank (Misra & van der Maaten 2020, eq. 3, 4).
 
-    v: features (N, D). own: theirs in the bank (N, D). bank: others (K, D). same: (N, K), those that are no negatives.
-    t, alpha, scope, first: texture keys (M, P, D) as in `info_nce`. Returns and statistics as there.
+    -log h(own) - sum of log(1 - h(other)) over the other images' features, h a softmax over all of them.
+
+    Parameters
+    ----------
+    v : Tensor (N, D)
+        Features of the images, or of their jigsaws.
+    own : Tensor (N, D)
+        The same images' features in the bank.
+    bank : Tensor (K, D)
+        Features drawn from the bank as negatives.
+    same : Tensor bool (N, K)
+        True where a drawn feature is the image's own, hence no negative.
+    t, tau, alpha, scope, first
+        As in `info_nce`.
+
+    Returns
+    -------
+    loss, stats
+        As in `info_nce`; "negative_similarity" is the mean cosine to the negatives drawn from the bank.
     """
     with torch.autocast(v.device.type, enabled=False):
         v, own, bank = _unit(v), _unit(own), _unit(bank)
@@ -113,9 +171,9 @@ def pirl_nce(
             textures, stats["texture_similarity"] = _texture_cosines(v, _unit(t), scope, first)
             logits = torch.cat([logits, alpha * textures / tau], dim=1)
         log_h = F.log_softmax(logits, dim=1)
-        # A negative that has all of h would make the loss infinite: its share is taken as a rounding error from 1.
-        shares = log_h[:, 1:].exp().clamp(max=1 - torch.finfo(log_h.dtype).eps)
-        loss = (-log_h[:, 0] - torch.log1p(-shares).sum(1)).mean()
+        # h is clamped below 1: a negative with all of the probability would make the loss infinite.
+        h = log_h[:, 1:].exp().clamp(max=1 - torch.finfo(log_h.dtype).eps)
+        loss = (-log_h[:, 0] - torch.log1p(-h).sum(1)).mean()
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
@@ -128,10 +186,24 @@ def nt_xent(
     scope: str = "batch",
     first: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of each view against the same image's other view, among all but itself (Chen et al. 2020, eq. 1).
+    """Cross-entropy of each view against the other view of its image (Chen et al. 2020, eq. 1).
 
-    z: both views of this process's images (2, N, D). everyone: those of all processes (2, M, D), these from `first` on.
-    t: texture keys (M, P, D) for each of the two views. alpha, scope, returns and statistics: as in `info_nce`.
+    The candidates are all views of all images except the view itself, and the texture keys.
+    Parameters
+    ----------
+    z : Tensor (2, N, D)
+        Both views of this process's images.
+    everyone : Tensor (2, M, D)
+        Both views of the images of all processes.
+    t : sequence of two Tensor (M, P, D), or None
+        Texture keys for each of the two views.
+    tau, alpha, scope, first
+        As in `info_nce`; `first` is the index of this process's first image in `everyone`.
+
+    Returns
+    -------
+    loss, stats
+        As in `info_nce`.
     """
     with torch.autocast(z.device.type, enabled=False):
         z, everyone = _unit(z), _unit(everyone)
@@ -147,51 +219,93 @@ def nt_xent(
             rest = cosines.sum() - positive.sum() - cosines[rows, own].sum()
             stats["negative_similarity"] = rest / (2 * images * (2 * total - 2))
         if t is not None:
-            of_views, similarities = zip(
+            cosines_to_textures, similarities = zip(
                 *(_texture_cosines(view, _unit(keys), scope, first) for view, keys in zip(z, t, strict=True)),
                 strict=True,
             )
             stats["texture_similarity"] = torch.stack(similarities).mean()
-            logits = torch.cat([logits, alpha * torch.cat(of_views) / tau], dim=1)
+            logits = torch.cat([logits, alpha * torch.cat(cosines_to_textures) / tau], dim=1)
         loss = F.cross_entropy(logits, other)
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """-cos(p, z), mean over (N, D) (Chen & He 2021, eq. 1). BYOL's eq. 2 is 2 + 2 times this: the same minimum."""
+    """Negative cosine similarity, -cos(p, z), averaged over N (Chen & He 2021, eq. 1).
+
+    BYOL's loss (Grill et al. 2020, eq. 2) is 2 + 2 times this value and has the same minimum.
+
+    Parameters
+    ----------
+    p, z : Tensor (N, D)
+        Predictions and the projections they predict.
+
+    Returns
+    -------
+    loss : Tensor (0-d)
+    stats : dict of str to Tensor
+        "positive_similarity".
+    """
     with torch.autocast(p.device.type, enabled=False):
         cosine = (_unit(p) * _unit(z)).sum(1).mean()
     return -cosine, {"positive_similarity": cosine.detach()}
 
 
 def cross_correlation(first: Tensor, second: Tensor, redundancy: float = 5e-3) -> tuple[Tensor, dict[str, Tensor]]:
-    """sum (1 - C_ii)^2 + redundancy * sum C_ij^2, of embeddings (N, D) of two views (Zbontar et al. 2021, eq. 1, 2)."""
+    """Redundancy-reduction loss of Barlow Twins (Zbontar et al. 2021, eq. 1, 2).
+
+    sum_i (1 - C_ii)^2 + redundancy * sum_ij C_ij^2 (i != j), with C the cross-correlation matrix (D, D) over the batch.
+
+    Parameters
+    ----------
+    first, second : Tensor (N, D)
+        Embeddings of the two views.
+    redundancy : float
+        Weight of the off-diagonal terms (lambda).
+
+    Returns
+    -------
+    loss : Tensor (0-d)
+    stats : dict of str to Tensor
+        "positive_similarity".
+    """
     with torch.autocast(first.device.type, enabled=False):
         a, b = (
             F.batch_norm(x.to(torch.promote_types(x.dtype, torch.float32)), None, None, training=True)
             for x in (first, second)
         )
         c = a.T @ b / len(a)  # (D, D)
-        on = (c.diagonal() - 1).square().sum()
-        off = c.square().sum() - c.diagonal().square().sum()
+        invariance = (c.diagonal() - 1).square().sum()
+        redundant = c.square().sum() - c.diagonal().square().sum()
     similarity = F.cosine_similarity(a, b).mean().detach()
-    return on + redundancy * off, {"positive_similarity": similarity}
+    return invariance + redundancy * redundant, {"positive_similarity": similarity}
 
 
 @torch.no_grad()
 def embedding_std(z: Tensor) -> Tensor:
-    """Collapse monitor of embeddings (N, D): 1 for well spread, 0 when all are the same (Chen & He 2021 §4.1).
+    """Collapse monitor: 1 for well-spread embeddings, 0 if all are equal (Chen & He 2021, section 4.1).
 
-    Standard deviation over the batch of the L2-normalised embeddings, mean over dimensions, times sqrt(D): unit
-    vectors without a preferred direction have 1/sqrt(D) in each. It sees embeddings that became constant; a BatchNorm
-    before them hides a collapse that leaves any noise to blow up, which a kNN score at chance then shows.
+    The standard deviation over the batch of the L2-normalised embeddings, averaged over dimensions, times sqrt(D): unit
+    vectors without a preferred direction have 1/sqrt(D) in each dimension. It detects embeddings that have become
+    constant. It does not detect a collapse in front of a BatchNorm, which amplifies the remaining noise; a kNN score at
+    chance level does.
+
+    Parameters
+    ----------
+    z : Tensor (N, D)
+        Embeddings.
+
+    Returns
+    -------
+    Tensor (0-d)
     """
     return _unit(z).std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
 
 
 def _texture_cosines(q: Tensor, t: Tensor, scope: str, first: int) -> tuple[Tensor, Tensor]:
-    """Unit queries (N, D), texture keys (M, P, D), of which `first` + i are query i's: cosines (N, P) with those alone
-    (scope "own") or (N, M*P) with all, and the mean (0-d) over the queries' own.
+    """Return the cosines of queries to texture keys, and their mean to the queries' own textures (0-d).
+
+    q: unit vectors (N, D). t: unit vectors (M, P, D); query i belongs to the textures first + i. The cosines are (N,
+    P), to the own textures, for scope "own", else (N, M*P).
     """
     if scope == "own":
         own = torch.einsum("nd,nkd->nk", q, t[first : first + len(q)])
@@ -201,5 +315,5 @@ def _texture_cosines(q: Tensor, t: Tensor, scope: str, first: int) -> tuple[Tens
 
 
 def _unit(x: Tensor) -> Tensor:
-    """L2-normalised along the last dimension, in float32 at least."""
+    """L2-normalise along the last dimension, in float32 or wider."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

@@ -1,4 +1,4 @@
-"""What the training loop asks of a method, and all it knows of one."""
+"""The interface between the training loop and a method."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -10,43 +10,80 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.nets.encoder import Encoder
 
+# A term of a batch's loss (0-d) and its metrics (detached, 0-d).
 LossTerm = tuple[Tensor, dict[str, Tensor]]
 
 
 class Method(nn.Module):
-    """A method owns its networks and says what a batch's loss is and what follows the optimizer's step.
+    """Base class of the training methods: networks, the loss of a batch, and what follows the optimizer's step.
 
-    Constructed as Method(encoder, weak, (H, W) of the images, settings). The optimizer takes the parameters that
-    require a gradient; a checkpoint is the state_dict.
+    A method is constructed as Method(encoder, weak, image_size, settings), with image_size (H, W) in pixels. The
+    optimizer updates the parameters that require a gradient; a checkpoint holds the state_dict.
+
+    Attributes
+    ----------
+    encoder : Encoder
+        The encoder to evaluate.
+    weak : WeakAugment
+        The augmentation that makes the views.
     """
 
-    # A frozen dataclass, all fields with defaults, `texture_role` among them.
+    # A frozen dataclass with a default for every field; `texture_role` is one of the fields.
     Settings: ClassVar[type[Any]]
-    # General settings (`Config`'s) that the method's paper has other values for than SACL.
+    # Settings of `Config` for which the method's paper uses other values than SACL.
     defaults: ClassVar[dict[str, Any]] = {}
-    encoder: Encoder  # the one to evaluate
-    weak: WeakAugment  # what makes its views
+    encoder: Encoder
+    weak: WeakAugment
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        """uint8 batch -> parts of the loss (0-d), whose sum it is, each with metrics (detached, 0-d) of its own.
+        """Yield the terms of a batch's loss, which is their sum.
 
-        The loop takes the gradient of one part before it asks for the next, so only one part's activations are in
-        memory at once. Random numbers come from `draws`. "embedding_std" is among the metrics.
+        The loop backpropagates each term before it asks for the next, so memory holds the activations of one term only.
+
+        Parameters
+        ----------
+        batch : dict of str to Tensor
+            "image" uint8 (N, 3, H, W) and, if the shards have textures, "texture" uint8 (N, P, 3, H, W).
+        draws : Draws
+            The random numbers of the batch's samples.
+
+        Yields
+        ------
+        LossTerm
+            A term (0-d) and its metrics (detached, 0-d), among them "embedding_std".
         """
         raise NotImplementedError
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> LossTerm:
-        """The whole loss of a batch, "loss" among its metrics."""
-        parts = list(self.loss_terms(batch, draws))
-        return torch.stack([loss for loss, _ in parts]).sum(), merge(parts)
+        """Return the whole loss of a batch and its metrics, with "loss" among them.
+
+        Parameters
+        ----------
+        batch, draws
+            As in `loss_terms`.
+        """
+        terms = list(self.loss_terms(batch, draws))
+        return torch.stack([loss for loss, _ in terms]).sum(), merge(terms)
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Called once after step 0 <= step < steps of the optimizer; returns what it did, for the metrics."""
+        """Update the method after an optimizer step; return metrics of the update.
+
+        Parameters
+        ----------
+        step, steps : int
+            The step, 0 <= step < steps, and the number of steps of the run.
+        """
         return {}
 
 
-def merge(parts: list[LossTerm]) -> dict[str, Tensor]:
-    """Metrics of a batch from those of its parts: "loss" is their sum, the others are means."""
-    names = dict.fromkeys(name for _, metrics in parts for name in metrics)
-    means = {name: torch.stack([metrics[name] for _, metrics in parts if name in metrics]).mean() for name in names}
-    return {"loss": torch.stack([loss.detach() for loss, _ in parts]).sum(), **means}
+def merge(terms: list[LossTerm]) -> dict[str, Tensor]:
+    """Return the metrics of a batch from those of its terms: the sum of the losses as "loss", the mean of all others.
+
+    Parameters
+    ----------
+    terms : list of LossTerm
+        At least one.
+    """
+    names = dict.fromkeys(name for _, metrics in terms for name in metrics)
+    means = {name: torch.stack([metrics[name] for _, metrics in terms if name in metrics]).mean() for name in names}
+    return {"loss": torch.stack([loss.detach() for loss, _ in terms]).sum(), **means}

@@ -1,7 +1,7 @@
 """MoCo v2 (Chen et al. 2020, "Improved baselines with momentum contrastive learning"; He et al. 2020, algorithm 1).
 
-Batch statistics are taken over all processes instead of shuffling samples between them (He et al. 2020, section 3.3):
-one process has no others to shuffle with.
+Batch statistics are computed over all processes. The paper shuffles samples between processes instead (He et al. 2020,
+section 3.3), which has no effect with a single one.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,26 @@ from sacl_train.nets.heads import mlp
 
 @dataclass(frozen=True)
 class MoCoV2Settings:
-    """Defaults are the paper's (section 3; He et al. 2020, section 3.3).
+    """Settings of MoCo v2. The defaults are the paper's (section 3; He et al. 2020, section 3.3).
 
-    queue: keys kept of earlier batches; a data set of few images wants fewer (4096 for CIFAR). tau: temperature.
-    momentum: m of the target. projector_hidden None: as wide as the encoder's features. texture_role: "none", or
-    "negative": the batch's textures join the queue's keys for its queries; alpha, scope: see `losses.info_nce`;
-    texture_view: see `textures.keys_for_queries`.
+    Attributes
+    ----------
+    queue : int
+        K, keys of earlier batches. Use fewer for a small data set (4096 for CIFAR).
+    tau : float
+        Temperature.
+    momentum : float
+        m of the target's moving average.
+    projector_hidden : int or None
+        None: as wide as the encoder's features.
+    projector_out : int
+        D, dimensions of a key.
+    texture_role : str
+        "none", or "negative": the batch's textures are additional negatives.
+    alpha, scope
+        See `losses.info_nce`.
+    texture_view : str
+        See `textures.keys_for_queries`.
     """
 
     queue: int = 65536
@@ -49,7 +63,7 @@ class MoCoV2Settings:
 
 
 class MoCoV2(Method):
-    """The networks, their target and the queue (K, D) of L2-normalised keys; both are in the state_dict."""
+    """The online networks, their target, and the queue (K, D) of L2-normalised keys. The state_dict holds all three."""
 
     Settings = MoCoV2Settings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -69,6 +83,7 @@ class MoCoV2(Method):
         self.register_buffer("queue_at", torch.zeros((), dtype=torch.int64))
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
+        """Yield the loss (He et al. 2020, eq. 1) as one term, then add the batch's keys to the queue."""
         settings = self.settings
         keys = self._keys(self.weak(batch["image"], draws.of(1)))  # (N, D)
         textures, query = None, draws.of(0)
@@ -81,18 +96,19 @@ class MoCoV2(Method):
         self._enqueue(gather(keys))
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Move the target towards the online networks (He et al. 2020, eq. 2)."""
+        """Move the target towards the online networks (He et al. 2020, eq. 2); return the momentum as "m"."""
         update_target(self.target_encoder, self.encoder, self.settings.momentum)
         update_target(self.target_projector, self.projector, self.settings.momentum)
         return {"m": self.settings.momentum}
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
+        """Map views (M, 3, H, W) to keys (M, D) of the target, without gradient."""
         return self.target_projector(self.target_encoder(x))
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        """The newest keys take the place of the oldest, around the end."""
+        """Replace the oldest keys by the newest, keys (N, D); the queue is a ring buffer."""
         keys = F.normalize(keys.float(), dim=1)[-len(self.queue) :].to(self.queue.dtype)
         places = (self.queue_at + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue.index_copy_(0, places, keys)

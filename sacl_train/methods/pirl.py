@@ -1,7 +1,7 @@
-"""PIRL (Misra & van der Maaten 2020, "Self-supervised learning of pretext-invariant representations", jigsaw).
+"""PIRL (Misra & van der Maaten 2020, "Self-supervised learning of pretext-invariant representations"), with the jigsaw.
 
-An image and its jigsaw (nine cells, each encoded by itself, in a random order) should both be like the moving average
-of what the image's features were in earlier epochs. The colours of a view are changed once, not per cell.
+The features of an image and of its jigsaw (nine cells in random order, each encoded on its own) should both be close
+to a moving average of the image's features in earlier epochs. Colour jitter is applied to the whole view, not per cell.
 """
 
 from collections.abc import Iterator
@@ -24,20 +24,36 @@ from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
 
-SIDE = 3  # cells a side
-CROP = 64 / 85  # of a cell's side that is shown (section 3.4)
-ROWS, COLUMNS, ORDER = 0xA00, 0xB00, 0xC00  # words of `draws`: places of the crops, order of the cells
+SIDE = 3  # cells per side
+CROP = 64 / 85  # side of a crop, as a fraction of the cell's (section 3.4)
+ROWS, COLUMNS, ORDER = 0xA00, 0xB00, 0xC00  # random streams of `draws`: positions of the crops, order of the cells
 
 
 @dataclass(frozen=True)
 class PIRLSettings:
-    """Defaults are the paper's (section 3.3, 3.4).
+    """Settings of PIRL. The defaults are the paper's (sections 3.3 and 3.4).
 
-    negatives: drawn anew at each step from the memory bank; all of it where it has no more. tau: temperature. weight:
-    of the jigsaw's loss, the image's own has the rest (lambda of eq. 5). bank_momentum: of a feature in the bank.
-    images: places in the bank; that of the shards when not given. texture_role: "none", or "negative": the batch's
-    textures join the negatives; alpha, scope: see `losses.info_nce`; texture_view: see `textures.keys_for_queries`
-    (with "query" the jigsaw is compared with whole textures that have the geometry of the view it was cut from).
+    Attributes
+    ----------
+    negatives : int
+        Negatives drawn from the memory bank at each step; the whole bank if it is not larger.
+    tau : float
+        Temperature.
+    weight : float
+        lambda of eq. 5: weight of the jigsaw's loss; the image's own loss has 1 - weight.
+    bank_momentum : float
+        Momentum of the features in the bank, 0 <= bank_momentum < 1.
+    projector_out : int
+        D, dimensions of an embedding.
+    images : int or None
+        Size of the bank; None: the number of images in the shards.
+    texture_role : str
+        "none", or "negative": the batch's textures are additional negatives.
+    alpha, scope
+        See `losses.info_nce`.
+    texture_view : str
+        See `textures.keys_for_queries`. With "query" a jigsaw is compared with whole textures that have the geometry of
+        the view it was cut from.
     """
 
     negatives: int = 32000
@@ -58,7 +74,7 @@ class PIRLSettings:
 
 
 class PIRL(Method):
-    """The encoder with a head for images and one for jigsaws, and the bank (images, D) of L2-normalised features."""
+    """The encoder with one head for images and one for jigsaws, and the bank (images, D) of L2-normalised features."""
 
     Settings = PIRLSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -70,23 +86,27 @@ class PIRL(Method):
     ) -> None:
         super().__init__()
         if settings.images is None:
-            raise ValueError("images must be resolved before the bank is made")
+            raise ValueError("settings.images must be set to the number of images")
         if min(image_size) < 4 * SIDE:
-            raise UserError(f"pirl cuts {SIDE}x{SIDE} cells; images of {min(image_size)} px are too small for them")
+            raise UserError(
+                f"images of {min(image_size)} px are too small for pirl's {SIDE}x{SIDE} cells; use images of at least "
+                f"{4 * SIDE} px"
+            )
         self.settings, self.weak, self.encoder = settings, weak, encoder
         out = settings.projector_out
         self.projector = nn.Linear(encoder.out_features, out)  # f
-        self.cell_projector = nn.Linear(encoder.out_features, out)  # g: each cell, then the nine together
+        self.cell_projector = nn.Linear(encoder.out_features, out)  # g, for each cell; then for the nine together
         self.jigsaw_projector = nn.Linear(SIDE * SIDE * out, out)
         self.register_buffer("bank", F.normalize(torch.randn(settings.images, out), dim=1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._done = 0  # `steps` on the host, which would have to wait for the device's
+        self._done = 0  # `steps` on the host: reading the tensor would wait for the device
         self.register_load_state_dict_post_hook(lambda method, _: setattr(method, "_done", int(method.steps)))
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
+        """Yield the losses of the image and of its jigsaw (eq. 5), then update the bank."""
         settings = self.settings
         numbers, drawn = to_device([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
-        textures: list[Tensor] | list[None] = [None, None]  # of the image and of the jigsaw
+        textures: list[Tensor] | list[None] = [None, None]  # for the image and for the jigsaw
         if settings.texture_role == "negative":
             queries = [draws.of(view) for view in (0, 1)]
             textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, queries)
@@ -105,20 +125,20 @@ class PIRL(Method):
         self._remember(gather(numbers), gather(image.detach()))
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """The next step draws other negatives."""
+        """Count the step, so that the next one draws other negatives."""
         self.steps += 1
         self._done += 1
         return {}
 
     def _jigsaw(self, batch: dict[str, Tensor], draws: Draws) -> Tensor:
-        """Views (N, 3, H, W) -> (N, D)."""
+        """Return the embeddings (N, D) of the jigsaws of a batch."""
         states = draws.of(1)
         cells = cut_jigsaw(self.weak(batch["image"], states), states)  # (N, 9, 3, h, w)
         features = self.cell_projector(self.encoder(cells.flatten(0, 1)))
         return self.jigsaw_projector(features.unflatten(0, (len(cells), -1)).flatten(1))
 
     def _draw_negatives(self, seed: int) -> np.ndarray:
-        """int64 (K,): places in the bank, the same in every process."""
+        """Return int64 (K,): indices in the bank, the same in every process."""
         count = len(self.bank)
         if self.settings.negatives >= count:
             return np.arange(count)
@@ -128,32 +148,47 @@ class PIRL(Method):
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
+        """Map views (M, 3, H, W) to embeddings (M, D), without gradient."""
         return self.projector(self.encoder(x))
 
     @torch.no_grad()
     def _remember(self, numbers: Tensor, features: Tensor) -> None:
-        """m <- momentum m + (1 - momentum) f (section 3.3, after Wu et al. 2018), of unit length."""
+        """Update the bank: m <- momentum m + (1 - momentum) f, normalised (section 3.3, after Wu et al. 2018).
+
+        numbers: int64 (N,), indices in the bank; features: (N, D).
+        """
         m = self.settings.bank_momentum
         fresh = F.normalize(features.to(self.bank.dtype), dim=1)
         self.bank[numbers] = F.normalize(m * self.bank[numbers] + (1 - m) * fresh, dim=1)
 
 
 def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
-    """Cut 3x3 cells, show a random crop of each, in a random order: (N, C, H, W) -> (N, 9, C, h, w).
+    """Cut images into 3x3 cells and return a random crop of each, in random order (section 3.4).
 
-    states: uint64 (N,), from which places and order are drawn. A remainder at the right and bottom is not shown.
+    Rows and columns that the 3x3 cells do not cover, at the bottom and right, are dropped.
+
+    Parameters
+    ----------
+    x : Tensor (N, C, H, W)
+        Images.
+    states : ndarray uint64 (N,)
+        Random states of positions and order.
+
+    Returns
+    -------
+    Tensor (N, 9, C, h, w)
     """
     cells = SIDE * SIDE
     sides = [length // SIDE for length in x.shape[-2:]]
     crops = [max(round(CROP * side), 1) for side in sides]
-    order = np.stack([mix(states, ORDER + i) for i in range(cells)], 1).argsort(1)  # (N, 9): the cells shown
+    order = np.stack([mix(states, ORDER + i) for i in range(cells)], 1).argsort(1)  # (N, 9): cell at each position
     drawn = []
-    for word, side, crop, cell in (
+    for stream, side, crop, cell in (
         (ROWS, sides[0], crops[0], order // SIDE),
         (COLUMNS, sides[1], crops[1], order % SIDE),
     ):
-        away = np.stack([uniform(states, word + i) for i in range(cells)], 1) * (side - crop + 1)
-        drawn.append(cell * side + away.astype(np.int64))
+        offset = np.stack([uniform(states, stream + i) for i in range(cells)], 1) * (side - crop + 1)
+        drawn.append(cell * side + offset.astype(np.int64))
     starts = to_device(drawn, x.device)
     rows = starts[0][:, :, None] + torch.arange(crops[0], device=x.device)  # (N, 9, h)
     columns = starts[1][:, :, None] + torch.arange(crops[1], device=x.device)  # (N, 9, w)

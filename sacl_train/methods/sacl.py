@@ -1,4 +1,4 @@
-"""SACL: contrastive learning against texture images (SACL §2, algorithm 1; Fast-MoCo for grid and combinations)."""
+"""SACL: contrastive learning against texture images (SACL section 2, algorithm 1), with Fast-MoCo's grid of cells."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,15 +26,36 @@ TEXTURE_ROLES = ("negative", "instance", "positive", "none")
 
 @dataclass(frozen=True)
 class SACLSettings:
-    """Settings of the method; UserError for values out of range. The defaults are the paper's.
+    """Settings of SACL. The defaults are the paper's.
 
-    grid, cells: side of the grid (n), cells averaged per combination (i). tau: temperature. momentum: m of the
-    target's moving average; momentum_schedule: "constant", or "cosine" from m up to 1. alpha, scope: see
-    `losses.info_nce`. texture_role: "negative" (textures are further negatives, the abstract's reading), "positive" (an
-    image's texture is its key, §2.1 read literally), "instance" (negatives that are anchors too: two views of a texture
-    are a positive pair, all images its negatives; not in the paper) or "none" (no textures: Fast-MoCo). texture_view:
-    "own" draws the weak view of a texture by itself, "query" gives it the geometry of the query that it is compared
-    with (Ge et al. 2021), for a second pass of the textures. Widths of the heads should shrink with a small encoder.
+    Attributes
+    ----------
+    grid : int
+        n, cells per side of the grid.
+    cells : int
+        i, cells averaged per combination.
+    tau : float
+        Temperature.
+    momentum : float
+        m of the target's moving average (eq. 6, 7).
+    momentum_schedule : str
+        "constant", or "cosine": from `momentum` up to 1.
+    alpha, scope
+        See `losses.info_nce`.
+    texture_role : str
+        "negative": textures are additional negatives, as the abstract says. "positive": an image's texture is its key,
+        as section 2.1 says literally. "instance": textures are negatives and anchors too; two views of a texture are a
+        positive pair and all images its negatives (not in the paper). "none": no textures (Fast-MoCo).
+    texture_view : str
+        "own": the weak view of a texture has random numbers of its own. "query": it has the geometry of the query that
+        it is compared with (Ge et al. 2021), which encodes the textures twice.
+    projector_hidden, projector_out, predictor_hidden : int
+        Widths of the heads; choose smaller ones for a small encoder.
+
+    Raises
+    ------
+    UserError
+        If a value is out of range.
     """
 
     grid: int = 2
@@ -53,14 +74,22 @@ class SACLSettings:
     def __post_init__(self) -> None:
         check_settings(self, TEXTURE_ROLES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
-            raise UserError(f"cells must be from 1 to grid*grid; got cells {self.cells} of grid {self.grid}")
+            raise UserError(f"cells must be between 1 and grid*grid, not {self.cells} with grid {self.grid}")
 
 
 class SACL(Method):
-    """The method's networks and its step. `encoder` is the online encoder, the one to evaluate.
+    """The networks of SACL and its step (algorithm 1). `encoder` is the online encoder, the one to evaluate.
 
-    image_size: (H, W) of the images in pixels, checked against the grid at once (UserError).
-    The optimizer takes the parameters with requires_grad; the target has none.
+    Parameters
+    ----------
+    encoder : Encoder
+        f; the target networks start as copies of the online ones.
+    weak : WeakAugment
+        The augmentation of images and textures.
+    image_size : tuple of int
+        (H, W) of the images in pixels; UserError if the grid does not divide it.
+    settings : SACLSettings or None
+        None: the defaults.
     """
 
     Settings = SACLSettings
@@ -81,16 +110,26 @@ class SACL(Method):
         self.target_projector = make_target(self.projector)  # g'
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        """Yield L(p1, z2) / 2 and L(p2, z1) / 2 with the statistics of `losses.info_nce` and "embedding_std", the
-        collapse monitor, of the keys.
+        """Yield L(p1, z2) / 2 and L(p2, z1) / 2 (algorithm 1).
 
-        batch: "image" uint8 (N, 3, H, W), N >= 2, and, unless the texture role is "none", "texture" uint8
-        (N, P, 3, H, W). With several processes each has its own N images; keys and textures are gathered from all.
-        Raises UserError for a batch of one image and for missing textures.
+        The metrics are the statistics of `losses.info_nce` and "embedding_std", of the keys. With several processes
+        each has N images of its own; keys and textures are gathered from all of them.
+
+        Parameters
+        ----------
+        batch : dict of str to Tensor
+            "image" uint8 (N, 3, H, W), N >= 2, and, unless the texture role is "none", "texture" uint8 (N, P, 3, H, W).
+        draws : Draws
+            The random numbers of the batch's samples.
+
+        Raises
+        ------
+        UserError
+            If the batch has one image, or textures are missing.
         """
         images, role = batch["image"], self.settings.texture_role
         if len(images) < 2:
-            raise UserError("a batch of one image has nothing to contrast it with: use a larger batch size")
+            raise UserError("a batch of one image has no negatives; use a larger batch size")
         states = [draws.of(view) for view in (0, 1)]
         views = [self.weak(images, state) for state in states]  # x1, x2: (N, 3, H, W)
         if role == "instance":
@@ -99,10 +138,10 @@ class SACL(Method):
         textures: list[Tensor | None] = [None, None]  # of each query: (M, P, D), M = N times the processes
         if role != "none":
             textures = [*keys_for_queries(self._keys, self.weak, batch, draws, self.settings.texture_view, states)]
-        # All keys are made before the first gradient is taken: the first part may then be forgotten.
-        sides: list[tuple[int, Tensor, Tensor | None]]  # number of the view, its keys, further negatives
+        # All keys are computed first, so that the loop can free the first term before it asks for the second.
+        sides: list[tuple[int, Tensor, Tensor | None]]  # index of the query view, its keys, its texture negatives
         if role == "positive":
-            # Each of an image's P textures is the key in turn; the other images' keys are the negatives.
+            # Each of an image's P textures is its key once; the negatives are the other images' textures.
             sides = [(n, key, None) for n, t in enumerate(textures) if t is not None for key in t.unbind(dim=1)]
         else:
             keys = [gather(self._keys(view)) for view in views]
@@ -116,15 +155,18 @@ class SACL(Method):
             yield loss / len(sides), {**metrics, "embedding_std": std}
 
     def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[LossTerm]:
-        """Images against images and textures, textures against textures and images: four parts, each a quarter."""
+        """Yield the four terms of texture role "instance", each weighted by a quarter.
+
+        Two contrast images with images and textures, two contrast textures with textures and images.
+        """
         settings = self.settings
         if batch.get("texture") is not None and batch["texture"].shape[1] > 1:
-            raise UserError("texture_role instance takes one texture per image: set texture_draw=one")
-        shown = [texture_views(self.weak, batch, draws, second=second) for second in (False, True)]  # (N, 3, H, W)
+            raise UserError("texture_role instance needs exactly one texture per image; use --set texture_draw=one")
+        textures = [texture_views(self.weak, batch, draws, second=second) for second in (False, True)]  # (N, 3, H, W)
         keys = [gather(self._keys(view)) for view in views]
-        others = [gather(self._keys(view)) for view in shown]
-        sides = [(views[n], keys[1 - n], others[1 - n]) for n in (0, 1)]
-        sides += [(shown[n], others[1 - n], keys[1 - n]) for n in (0, 1)]
+        texture_keys = [gather(self._keys(view)) for view in textures]
+        sides = [(views[n], keys[1 - n], texture_keys[1 - n]) for n in (0, 1)]
+        sides += [(textures[n], texture_keys[1 - n], keys[1 - n]) for n in (0, 1)]
         first, std = process_rank() * len(views[0]), embedding_std(keys[0])
         for view, z, t in sides:
             p = self._queries(view)
@@ -132,14 +174,14 @@ class SACL(Method):
             yield loss / len(sides), {**metrics, "embedding_std": std}
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Move the target towards the online networks (eq. 6, 7)."""
+        """Move the target towards the online networks (eq. 6, 7); return the momentum as "m"."""
         m = momentum_at(step, steps, self.settings.momentum, self.settings.momentum_schedule)
         update_target(self.target_encoder, self.encoder, m)
         update_target(self.target_projector, self.projector, m)
         return {"m": m}
 
     def _queries(self, x: Tensor) -> Tensor:
-        """Views (N, 3, H, W) -> queries (A, N, D), one for each subset of the grid's cells."""
+        """Map views (N, 3, H, W) to queries (A, N, D), one for each subset of the grid's cells."""
         cells = split_grid(x, self.settings.grid)  # (n*n*N, 3, H/n, W/n)
         features = combine(self.encoder(cells), self.settings.grid, self.settings.cells)  # (A, N, C)
         rows = self.predictor(self.projector(features.flatten(0, 1)))  # (A*N, D): BN over all combinations
@@ -147,19 +189,19 @@ class SACL(Method):
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
-        """Whole views (M, 3, H, W) -> keys (M, D), by the target, without gradient."""
+        """Map whole views (M, 3, H, W) to keys (M, D) of the target, without gradient."""
         return self.target_projector(self.target_encoder(x))
 
 
 @dataclass(frozen=True)
 class FastMoCoSettings(SACLSettings):
-    """SACL's without textures."""
+    """Settings of SACL with texture role "none" by default."""
 
     texture_role: str = "none"
 
 
 class FastMoCo(SACL):
-    """SACL without attention and textures (Ci et al. 2022, "Fast-MoCo")."""
+    """Fast-MoCo (Ci et al. 2022): SACL without attention and textures."""
 
     Settings = FastMoCoSettings
     defaults: ClassVar[dict[str, Any]] = {"attention": "none"}

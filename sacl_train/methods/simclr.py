@@ -20,11 +20,23 @@ from sacl_train.nets.heads import mlp
 
 @dataclass(frozen=True)
 class SimCLRSettings:
-    """Defaults are the paper's (section 2.1; tau for CIFAR-10 of B.9, 0.5; ImageNet's is 0.1).
+    """Settings of SimCLR. The defaults are the paper's (section 2.1).
 
-    projector_hidden None: as wide as the encoder's features. texture_role: "none", or "negative": the batch's textures
-    are further negatives of both views, with a gradient of their own; alpha, scope: see `losses.info_nce`;
-    texture_view: see `textures.keys_for_queries`.
+    Attributes
+    ----------
+    tau : float
+        Temperature: 0.5 for CIFAR-10 (appendix B.9); the paper uses 0.1 for ImageNet.
+    projector_hidden : int or None
+        None: as wide as the encoder's features.
+    projector_out : int
+        D, dimensions of an embedding.
+    texture_role : str
+        "none", or "negative": the batch's textures are additional negatives of both views, with a gradient through
+        them.
+    alpha, scope
+        See `losses.info_nce`.
+    texture_view : str
+        See `textures.keys_for_queries`.
     """
 
     tau: float = 0.5
@@ -40,7 +52,7 @@ class SimCLRSettings:
 
 
 class SimCLR(Method):
-    """One network for both views; the others of the batch are the negatives."""
+    """One network for both views. The negatives of a view are the views of the other images in the batch."""
 
     Settings = SimCLRSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -54,6 +66,7 @@ class SimCLR(Method):
         self.projector = mlp(features, settings.projector_hidden or features, settings.projector_out)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
+        """Yield the loss of eq. 1 as one term."""
         settings = self.settings
         states = [draws.of(view) for view in (0, 1)]
         views = torch.cat([self.weak(batch["image"], state) for state in states])  # (2N, 3, H, W)
@@ -68,4 +81,5 @@ class SimCLR(Method):
         yield loss, {**metrics, "embedding_std": embedding_std(everyone[1].detach())}
 
     def _project(self, x: Tensor) -> Tensor:
+        """Map views (M, 3, H, W) to embeddings (M, D)."""
         return self.projector(self.encoder(x))

@@ -19,7 +19,15 @@ from sacl_train.nets.heads import predictor, projector
 
 @dataclass(frozen=True)
 class SimSiamSettings:
-    """Defaults are the paper's (section 3, baseline settings)."""
+    """Settings of SimSiam. The defaults are the paper's (section 3, baseline settings).
+
+    Attributes
+    ----------
+    projector_hidden, projector_out, predictor_hidden : int
+        Widths of the heads.
+    texture_role : str
+        "none"; the method has no negatives.
+    """
 
     projector_hidden: int = 2048
     projector_out: int = 2048
@@ -31,7 +39,7 @@ class SimSiamSettings:
 
 
 class SimSiam(Method):
-    """Each view predicts the other's projection, through which no gradient passes."""
+    """Each view predicts the projection of the other one, with a stop-gradient on the projection."""
 
     Settings = SimSiamSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -45,7 +53,8 @@ class SimSiam(Method):
         self.predictor = predictor(settings.projector_out, settings.predictor_hidden)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        # Views one after the other: BatchNorm sees each by itself, as in algorithm 1.
+        # One forward pass per view: BatchNorm normalises each view by its own statistics, as in algorithm 1.
+        """Yield the symmetric loss of eq. 2 as one term."""
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]
         std = embedding_std(gather(z[0]))
         sides = [negative_cosine(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]

@@ -1,4 +1,4 @@
-"""Texture images as keys: what every method that takes them does with a batch's."""
+"""Texture images as keys, for all methods that use them."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,22 +11,41 @@ from sacl_train.distributed import gather as gather_keys
 from texturegen.errors import UserError
 
 TEXTURE_VIEWS = ("own", "query")
-FIRST, SECOND = 2, 0x40000  # purposes of `draws`: first and second views of the textures, by number
+FIRST, SECOND = 2, 0x40000  # purposes of `draws` of texture 0: first and second view; texture k adds k
 
 
 def texture_views(
     weak: WeakAugment, batch: dict[str, Tensor], draws: Draws, geometric: np.ndarray | None = None, second: bool = False
 ) -> Tensor:
-    """A weak view of each of the batch's texture images, uint8 (N, P, 3, H, W) -> float (N*P, 3, H, W).
+    """Return a weak view of each texture image of a batch.
 
-    geometric: states (N,) whose geometry the views get instead of their own. second: another view of the same.
-    UserError when the batch has no textures.
+    Parameters
+    ----------
+    weak : WeakAugment
+        The augmentation.
+    batch : dict of str to Tensor
+        "texture" uint8 (N, P, 3, H, W).
+    draws : Draws
+        The random numbers of the batch's N samples.
+    geometric : ndarray uint64 (N,) or None
+        States whose geometry the views take over; None: geometry of their own.
+    second : bool
+        Return another view of the same textures.
+
+    Returns
+    -------
+    Tensor float (N*P, 3, H, W)
+
+    Raises
+    ------
+    UserError
+        If the batch has no textures.
     """
     textures = batch.get("texture")
     if textures is None or textures.shape[1] == 0:
         raise UserError(
-            "the texture role needs texture images and these shards have none: build them with --per-image 1 or more, "
-            "or train with --texture-role none"
+            "the texture role needs texture images and these shards have none; build shards with --per-image 1 or "
+            "more, or train with --texture-role none"
         )
     count = textures.shape[1]
     purposes = range(SECOND, SECOND + count) if second else range(FIRST, FIRST + count)
@@ -41,9 +60,21 @@ def texture_keys(
     draws: Draws,
     geometric: np.ndarray | None = None,
 ) -> Tensor:
-    """Keys (N, P, D) of `texture_views`, encoded by `encode`: views (M, 3, H, W) -> keys (M, D)."""
+    """Return the keys of a batch's textures.
+
+    Parameters
+    ----------
+    encode : callable
+        Maps views float (M, 3, H, W) to keys (M, D).
+    weak, batch, draws, geometric
+        As in `texture_views`.
+
+    Returns
+    -------
+    Tensor (N, P, D)
+    """
     shown = texture_views(weak, batch, draws, geometric)
-    # A pass of their own: mixed with photographs, each would change the statistics the other is normalised by.
+    # Textures are encoded in a pass of their own: mixed with photographs, both would share BatchNorm statistics.
     return encode(shown).unflatten(0, (len(batch["image"]), -1))
 
 
@@ -56,10 +87,25 @@ def keys_for_queries(
     queries: Sequence[np.ndarray],
     gather: Callable[[Tensor], Tensor] = gather_keys,
 ) -> list[Tensor]:
-    """For each of the views that are queries, of states (N,), the texture keys (M, P, D) it is compared with.
+    """Return, for each view that serves as the query, the texture keys it is compared with.
 
-    texture_view: "own" draws the view of a texture by itself: the same keys for all queries. "query" shows it with the
-    geometry of the query (Ge et al. 2021), so that only content tells them apart: a pass of the textures for each.
+    Parameters
+    ----------
+    encode, weak, batch, draws
+        As in `texture_keys`.
+    texture_view : str
+        "own": the views of the textures have random numbers of their own; all queries share the same keys. "query":
+        they have the geometry of the query (Ge et al. 2021), so that only content distinguishes them; the textures are
+        encoded once per query.
+    queries : sequence of ndarray uint64 (N,)
+        States of the query views.
+    gather : callable
+        Collects the keys of all processes: (N, P, D) -> (M, P, D).
+
+    Returns
+    -------
+    list of Tensor (M, P, D)
+        One for each of `queries`.
     """
     if texture_view == "own":
         return [gather(texture_keys(encode, weak, batch, draws))] * len(queries)

@@ -41,7 +41,7 @@ def update_target(target: nn.Module, online: nn.Module, m: float) -> None:
     # reads its running statistics. They are copied (with num_batches_tracked) so that a target loaded from a
     # checkpoint can be switched to eval mode.
     if not 0 <= m <= 1:
-        raise ValueError(f"m must be from 0 to 1, not {m}")
+        raise ValueError(f"m must be between 0 and 1, not {m}")
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - m)  # one kernel for all tensors
     by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):

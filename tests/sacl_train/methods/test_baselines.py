@@ -285,7 +285,7 @@ def test_a_texture_is_shown_as_its_query_is_with_texture_view_query(name: str) -
 
 @pytest.mark.parametrize("name", ["byol", "simsiam", "barlow"])
 def test_methods_without_negatives_say_why_they_refuse_textures(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} contrasts nothing with anything.*sacl, mocov2, simclr"):
+    with pytest.raises(UserError, match=f"does not apply to {name}, which has no negatives.*sacl, mocov2, simclr"):
         load_config(None, {"method": name, "texture_role": "negative"})
 
 
@@ -383,7 +383,7 @@ def test_pirls_bank_moves_towards_what_was_seen_and_draws_anew() -> None:
     method.after_step(0, 10)
     assert not np.array_equal(first, method._draw_negatives(0))
     assert np.array_equal(make("pirl", negatives=100)._draw_negatives(0), np.arange(64))
-    with pytest.raises(UserError, match="3x3 cells; images of 8 px"):
+    with pytest.raises(UserError, match="images of 8 px are too small for pirl"):
         METHODS["pirl"].load()(method.encoder, method.weak, (8, 8), method.settings)
 
 

@@ -132,7 +132,7 @@ def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
                     losses.append(total.log() - combination[i] @ same[i] / s.tau)
     loss, _ = method(batch, drawn)
     torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-9, atol=0)
-    with pytest.raises(UserError, match="one texture per image"):
+    with pytest.raises(UserError, match="exactly one texture per image"):
         method(make_batch(4, 2), drawn)
 
 
@@ -215,7 +215,7 @@ def test_missing_textures(role: str) -> None:
 
 
 def test_a_batch_of_one_image() -> None:
-    with pytest.raises(UserError, match="larger batch"):
+    with pytest.raises(UserError, match="larger batch size"):
         make()(make_batch(1), draws(make_batch(1)))
 
 
@@ -228,7 +228,7 @@ def test_a_batch_of_one_image() -> None:
         ({"grid": 0}, "cells must be"),
         ({"tau": 0.0}, "tau is .*; it must be above 0"),
         ({"tau": float("nan")}, "tau is .*; it must be above 0"),
-        ({"momentum": 1.1}, "momentum is 1.1; it must be from 0 to 1"),
+        ({"momentum": 1.1}, "momentum is 1.1; it must be between 0 and 1"),
         ({"grid": 3}, "multiples of 3"),
         ({"grid": 32}, "smaller than the 32x32 grid"),
     ],

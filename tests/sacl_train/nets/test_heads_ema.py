@@ -54,7 +54,7 @@ def test_update_equals_the_formula_and_copies_buffers(m: float) -> None:
 @pytest.mark.parametrize("m", [-0.1, 1.1, float("nan")])
 def test_a_momentum_out_of_range_is_refused(m: float) -> None:
     online, target = networks()
-    with pytest.raises(ValueError, match="m must be from 0 to 1"):
+    with pytest.raises(ValueError, match="m must be between 0 and 1"):
         update_target(target, online, m)
 
 
