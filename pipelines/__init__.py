@@ -1,1 +1,1 @@
-"""pipelines: whole journeys, from a recipe to figures, through the same commands a user types."""
+"""Whole journeys from a recipe to figures, by the same commands that a user types."""

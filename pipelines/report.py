@@ -1,4 +1,4 @@
-"""The report of a journey: figures with their uncertainty, what they do and do not show, pictures, commands."""
+"""The Markdown report of a journey: figures with their uncertainty, what they show, pictures, commands."""
 
 import json
 import math
@@ -14,23 +14,45 @@ from sacl_train.evaluate.probe import PROBES
 from sacl_train.report.figures import flatten, name_set
 from texturegen.storage.atomic import write_atomically
 
+PREVIEW = "Training images, each beside its synthesised texture"
 PICTURES = (
-    ("curves", "training curves"),
-    ("sheet", "image, texture, two weak views"),
-    ("embedding", "images and their nearest neighbours"),
+    ("curves", "training curves by epoch"),
+    ("sheet", "images, each with its texture if it has one, and two weak views as the network sees them"),
+    ("embedding", "images, each followed by its nearest neighbours by cosine of the features"),
 )
-UNTRAINED = 0  # epochs of the run that everything is compared with
-CLEAR = 2.0  # standard errors from which a difference between two runs is called one
+SIGNIFICANT = 2.0  # standard errors
 
 
 def write_report(
-    out: Path, journey: Journey, results: dict[str, dict[str, Any]], steps: list[tuple[str, float | None]]
+    out: Path,
+    journey: Journey,
+    results: dict[str, dict[str, Any]],
+    steps: list[tuple[str, float | None]],
+    html: Path | None = None,
 ) -> Path:
-    """Write OUT/report.md and OUT/report.json; `results` is run -> probe -> what `sacl-eval` wrote.
+    """Write OUT/report.md and OUT/report.json.
 
-    steps: the commands, with the seconds that each took where that is known.
+    Parameters
+    ----------
+    out : Path
+        Directory of the journey, with its pictures.
+    journey : Journey
+        The recipe.
+    results : dict
+        Run -> command of `sacl-eval` -> the figures that it wrote.
+    steps : list of (str, float or None)
+        The commands, each with its duration in seconds where that is known.
+    html : Path, optional
+        The HTML report in `out`, to link to.
+
+    Returns
+    -------
+    Path
+        The path of report.md.
     """
     lines = [f"# `{journey.name}`: from images to figures", ""]
+    if html is not None:
+        lines += [f"The same runs with interactive charts: [{html.name}]({html.name}).", ""]
     for probe in next(iter(results.values())):
         if probe in PROBES:
             lines += [f"## {probe} top-1", "", *_table(results, probe), ""]
@@ -38,26 +60,15 @@ def write_report(
         elif rows := _all_figures(results, probe):
             lines += [f"## {probe}, %", "", *rows, ""]
     lines += [
-        "One seed, one machine: a difference under two standard errors is noise, and one above it can still be the "
-        "luck of one seed.",
+        "± is one standard error over the test images. Each run has one seed: a difference of less than two standard "
+        "errors is noise, and a larger one can still be due to the seed.",
         "",
         "## Pictures",
         "",
-        "Images beside their textures:",
-        "",
-        "![images beside their textures](preview.png)",
-        "",
-    ]
-    for name in results:
-        for picture, caption in PICTURES:
-            if (out / "runs" / name / f"{picture}.png").is_file():
-                lines += [f"Run `{name}`, {caption}:", "", f"![{caption}](runs/{name}/{picture}.png)", ""]
-    lines += [
+        *_pictures(out, list(results)),
         "## Commands",
         "",
         f"On {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}.",
-    ]
-    lines += [
         "",
         "```",
         *(line if seconds is None else f"{line}   # {seconds:.0f} s" for line, seconds in steps),
@@ -70,8 +81,24 @@ def write_report(
     return path
 
 
+def _pictures(out: Path, runs: list[str]) -> list[str]:
+    """Return every picture that exists, each with a numbered caption below it."""
+    captions = {"preview.png": PREVIEW}
+    captions |= {
+        f"runs/{run}/{name}.png": f"Run `{run}`: {caption}"
+        for run in runs
+        for name, caption in PICTURES
+        if (out / "runs" / run / f"{name}.png").is_file()
+    }
+    return [
+        line
+        for number, (path, caption) in enumerate(captions.items(), start=1)
+        for line in (f"![{caption.replace('`', '')}]({path})", "", f"*Figure {number}. {caption}.*", "")
+    ]
+
+
 def _all_figures(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
-    """A row per figure, a column per run; nothing where the probe has none."""
+    """Return a table with a row per figure and a column per run; empty if the probe has no figures."""
     found = {name: flatten(probe, probes[probe]) for name, probes in results.items()}
     labels = list(dict.fromkeys(label for figures in found.values() for label in figures))
     rows = [
@@ -84,12 +111,13 @@ def _all_figures(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
 
 
 def _table(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
+    """Return a table with a row per run and a column per test set."""
     tests = next(iter(results.values()))[probe]["test"]
     heads, rows = ["run", "epochs"], []
     for test in tests:
         heads.append(f"{_name(test, tests)}, %")
         if "texture_decisions" in test:
-            heads.append(f"{_name(test, tests)}: decisions by texture, %")
+            heads.append(f"{_name(test, tests)}: texture decisions, %")
     for name, probes in results.items():
         figures = probes[probe]
         cells = [name, str(figures["trained_epochs"])]
@@ -102,8 +130,8 @@ def _table(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
 
 
 def _findings(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
-    """One sentence per comparison, worded by the figures."""
-    untrained = [name for name in results if results[name][probe]["trained_epochs"] == UNTRAINED]
+    """Return a sentence per comparison: each trained run with the untrained ones, then with `none`."""
+    untrained = [name for name in results if results[name][probe]["trained_epochs"] == 0]
     trained = [name for name in results if name not in untrained]
     lines = []
     for base in untrained:
@@ -119,12 +147,13 @@ def _findings(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
 def _compare(results: dict[str, dict[str, Any]], probe: str, name: str, base: str) -> list[str]:
     lines = []
     tests = results[name][probe]["test"]
-    for mine, other in zip(tests, results[base][probe]["test"], strict=True):
-        points = 100 * (mine["top1"] - other["top1"])
-        error = 100 * math.hypot(_standard_error(mine), _standard_error(other))
-        verdict = "more than chance would give" if abs(points) > CLEAR * error else "no more than chance would give"
+    for test, base_test in zip(tests, results[base][probe]["test"], strict=True):
+        points = 100 * (test["top1"] - base_test["top1"])
+        error = 100 * math.hypot(_standard_error(test), _standard_error(base_test))
+        verdict = "more" if abs(points) > SIGNIFICANT * error else "no more"
         lines.append(
-            f"- `{name}` against `{base}` on {_name(mine, tests)}: {points:+.1f} points ± {error:.1f}, {verdict}."
+            f"- `{name}` compared with `{base}` on {_name(test, tests)}: {points:+.1f} ± {error:.1f} points, "
+            f"{verdict} than two standard errors."
         )
     return lines
 
@@ -135,7 +164,7 @@ def _name(test: dict[str, Any], tests: list[dict[str, Any]]) -> str:
 
 
 def _standard_error(test: dict[str, Any]) -> float:
-    """Of an accuracy over so many independent images, as a fraction."""
+    """Return the standard error of an accuracy (0..1) over independent images."""
     return math.sqrt(test["top1"] * (1 - test["top1"]) / test["images"])
 
 

@@ -1,212 +1,203 @@
-"""Take a recipe from images to figures, by the real commands. Finished builds and trainings are not done again."""
+"""Take a recipe from images to figures by the real commands. Finished builds and runs are not repeated."""
 
 import json
-import os
-import shlex
-import subprocess
-import sys
-import time
 import tomllib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipelines.commands import Commands, make_flags
 from pipelines.recipe import Journey
 from pipelines.report import write_report
 from pipelines.stages import (
-    build_shards,
+    assign_devices,
     claim_run,
-    decides_run,
+    describe_run,
     digest_folder,
     digest_shards,
-    is_done,
-    job_devices,
-    record_done,
 )
 from sacl_train.cli.evaluate import eval_main
-from texturegen.errors import UserError
 from texturegen.sources import SOURCES
-from texturegen.storage.atomic import write_json
 from texturegen.system.threads import count_cpus
 
-FINISHED = {"texturegen": (0, 3)}  # 3: a build that finished without some images, and said so
+
+class Reports(NamedTuple):
+    """The reports of a journey: `markdown`, and `html` unless plotly is missing."""
+
+    markdown: Path
+    html: Path | None
 
 
-class Commands:
-    """Runs commands and keeps their times in OUT/times.json."""
+def run(journey: Journey, out: Path, root: str | None = None, device: str = "auto", jobs: int = 1) -> Reports:
+    """Build the sets, train the runs, evaluate each, and write the reports.
 
-    def __init__(self, out: Path, threads: int) -> None:
-        self.path = out / "times.json"
-        self.times: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        self.lines: list[str] = []
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    A stage whose output exists and was made with the same settings and data is skipped. Results of another recipe are
+    set aside (see `stages`).
 
-    def call(self, name: str, command: str, *arguments: str) -> None:
-        """Run a command, its output marked with `name` where several run at once; UserError when it fails."""
-        line = shlex.join([command, *arguments])
-        mark = f"[{name}] " if name else ""
-        print(f"{mark}$ {line}", flush=True)
-        begin = time.monotonic()
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name(command)), *arguments],
-            env=self.environment,
-            text=True,
-            stdout=subprocess.PIPE if name else None,
-            stderr=subprocess.STDOUT if name else None,
-        )
-        for text in process.stdout or ():
-            print(f"{mark}{text}", end="", flush=True)
-        status = process.wait()
-        if status == 130:
-            raise KeyboardInterrupt
-        if status not in FINISHED.get(command, (0,)):
-            raise UserError(f"`{line}` failed (exit status {status}); mend it and run the same command again")
-        # A command that finds its work done takes no time: what is told is the longest that each has taken.
-        self.times[line] = max(self.times.get(line, 0.0), time.monotonic() - begin)
-        self.lines.append(line)
-        write_json(self.path, dict(self.times))
+    Parameters
+    ----------
+    journey : Journey
+        The recipe, from `load_recipe`.
+    out : Path
+        Directory for OUT/shards/SET, OUT/runs/RUN, OUT/report.md and OUT/report.html.
+    root : str, optional
+        Directory of the data set's files.
+    device : str
+        "auto", a device, or several ("cuda:0,cuda:1") that each train one run at a time.
+    jobs : int
+        Runs that train at once, each with an equal share of the cores: on a CPU, small batches do not keep two cores
+        busy.
 
-    def build(self, out: Path, options: dict[str, Any], root: str | None) -> None:
-        """`texturegen build`, unless `out` holds that build; another one is moved aside."""
-        rooted = {"root": root} if root else {}
-        line = ("texturegen", "build", "--out", str(out), *flags_of({**options, **rooted}))
-        build_shards(out, options, root, lambda: self.call("", *line), lambda: self.skip("", *line))
+    Returns
+    -------
+    Reports
+        Paths of the reports.
 
-    def stage(self, name: str, line: Sequence[str], record: Path, run: dict[str, Any], what: Any, output: Path) -> None:
-        """Run a command that makes `output` of `run` by `what`, unless that is done (see `stages.is_done`)."""
-        if is_done(record, run, what, [output]):
-            self.skip(name, *line)
-        else:
-            self.call(name, *line)
-            record_done(record, run, what)
-
-    def skip(self, name: str, *command: str) -> None:
-        """Say that a command need not run."""
-        line = shlex.join(command)
-        print(f"{f'[{name}] ' if name else ''}{line}: done before", flush=True)
-        self.lines.append(line)
-
-
-def run(journey: Journey, out: Path, root: str | None = None, device: str = "auto", jobs: int = 1) -> Path:
-    """Build the sets, train the runs, evaluate each; return the path of the report.
-
-    A stage whose output is there, made of the same, is skipped; what is there of another recipe is moved aside (see
-    `stages`). `jobs` runs train at once, with an equal share of the cores: on a CPU, small batches do not fill two
-    cores. `device` may be a list, "cuda:0,cuda:1": a run at a time on each. Layout: OUT/shards/SET, OUT/runs/RUN,
-    OUT/report.md. Raises UserError when a command fails, after the command has said why.
+    Raises
+    ------
+    UserError
+        A setting is wrong or a command failed; the command has printed the reason.
     """
-    from sacl_train.config import load_config
-    from sacl_train.evaluate.corruption import load_corruptions
-
-    # Before hours are spent on the shards:
-    for settings in journey.runs.values():
-        load_config(None, settings)
-    if "corruption" in journey.probes:
-        load_corruptions()
+    _check_early(journey)
     out.mkdir(parents=True, exist_ok=True)
     devices = SimpleQueue[str]()
-    for name in job_devices(device, jobs):
+    for name in assign_devices(device, jobs):
         devices.put(name)
     jobs = devices.qsize()
     commands = Commands(out, max(1, count_cpus() // jobs))
+
     shards = {name: out / "shards" / name for name in journey.sets}
     for name, options in journey.sets.items():
         entry = SOURCES.get(options["dataset"])
         commands.build(shards[name], options, root if entry and entry.needs_root else None)
-    digests = {name: digest_shards(place) for name, place in shards.items()}
-    preview, record = out / "preview.png", out / "preview.json"
+    digests = {name: digest_shards(directory) for name, directory in shards.items()}
+    preview = out / "preview.png"
     line = ("texturegen", "preview", str(shards["train"]), "-o", str(preview))
-    commands.stage("", line, record, {}, digests["train"], preview)
+    commands.stage("", line, out / "preview.json", {}, digests["train"], preview)
 
     def train_and_evaluate(name: str) -> dict[str, Any]:
-        device = devices.get()
+        device, label = devices.get(), name if jobs > 1 else ""
         try:
-            return train_and_evaluate_on(device, name)
+            _train(commands, label, journey.runs[name], out / "runs" / name, shards["train"], device)
+            return _evaluate(commands, label, journey, name, out / "runs" / name, shards, digests, device)
         finally:
             devices.put(device)
 
-    def train_and_evaluate_on(device: str, name: str) -> dict[str, Any]:
-        run_dir, settings = out / "runs" / name, journey.runs[name]
-        mark = name if jobs > 1 else ""
-        sets = [text for key, value in settings.items() for text in ("--set", f"{key}={json.dumps(value)}")]
-        line = ["sacl-train", "--out", str(run_dir), "--shards", str(shards["train"]), "--device", device, *sets]
-        claim_run(run_dir, settings, shards["train"])
-        if _is_trained(run_dir):
-            commands.skip(mark, *line)
-        else:
-            commands.call(mark, *line)
-        if not _is_trained(run_dir):
-            raise KeyboardInterrupt  # it was asked to stop, has saved its state, and ended well
-        figures = {}
-        for probe, options in journey.probes.items():
-            if probe != "report":
-                output = run_dir / f"eval-{probe}.json"
-                line = evaluation(probe, run_dir, shards, journey.tests, device, options)
-                what = [probe, options, digests, {k: digest_folder(v) for k, v in options.items() if _is_folder(v)}]
-                run = decides_run(settings, digests["train"])
-                commands.stage(mark, line, run_dir / f"stage-{probe}.json", run, what, output)
-                figures[probe] = json.loads(output.read_text())
-        return figures
-
     with ThreadPoolExecutor(jobs) as pool:
         results = dict(zip(journey.runs, pool.map(train_and_evaluate, journey.runs), strict=True))
-    if "report" in journey.probes:
-        places = [str(out / "runs" / name) for name in journey.runs]
-        commands.call("", "sacl-eval", "report", *places, "--out", str(out / "report.html"))
-    return write_report(out, journey, results, [(line, commands.times.get(line)) for line in commands.lines])
+    html = _write_html([out / "runs" / name for name in journey.runs], out / "report.html")
+    steps = [(line, commands.times.get(line)) for line in commands.lines]
+    markdown = write_report(out, journey, results, steps, html)
+    return Reports(markdown, html)
 
 
 def evaluation(
     probe: str, run: Path, shards: dict[str, Path], tests: list[str], device: str, options: dict[str, Any]
 ) -> list[str]:
-    """The command line of one evaluation: what it takes of the journey's own, and its options of the recipe.
+    """Return the command line of one evaluation.
 
-    An option that names a set is its directory. What is not said: all tests, or the first where it takes one; the
-    stimuli are the set `conflict`.
+    Parameters
+    ----------
+    probe : str
+        Command of `sacl-eval`.
+    run : Path
+        Directory of the run.
+    shards : dict of str to Path
+        Set -> its directory.
+    tests : list of str
+        The test sets. A command that takes one test set gets the first.
+    device : str
+        Device to evaluate on.
+    options : dict
+        Options of the recipe, which override all of these. The name of a set stands for its directory. Stimuli are
+        the set "conflict" by default.
     """
-    takes = {flag for parameter in eval_main.commands[probe].params for flag in parameter.opts}
-    usual: dict[str, Any] = {"run": str(run), "shards": "train", "device": device}
-    usual |= {"images": tests[0]} if probe == "embed" else {}
-    usual |= {"test-shards": tests[0] if probe == "corruption" else tests}
-    usual |= {"stimuli": "conflict"} if "conflict" in shards else {}
-    chosen = {key: value for key, value in usual.items() if f"--{key}" in takes}
+    accepted = {flag for parameter in eval_main.commands[probe].params for flag in parameter.opts}
+    defaults: dict[str, Any] = {"run": str(run), "shards": "train", "device": device}
+    defaults |= {"images": tests[0]} if probe == "embed" else {}
+    defaults |= {"test-shards": tests[0] if probe == "corruption" else tests}
+    defaults |= {"stimuli": "conflict"} if "conflict" in shards else {}
+    chosen = {key: value for key, value in defaults.items() if f"--{key}" in accepted}
     aliases = {"test": "test-shards", "train": "shards"}
     chosen |= {aliases.get(key, key.replace("_", "-")): value for key, value in options.items()}
 
-    def place(value: Any) -> Any:
+    def resolve(value: Any) -> Any:
         if isinstance(value, list):
-            return [place(item) for item in value]
+            return [resolve(item) for item in value]
         return str(shards[value]) if isinstance(value, str) and value in shards else value
 
-    return ["sacl-eval", probe, *flags_of({key: place(value) for key, value in chosen.items()})]
+    return ["sacl-eval", probe, *make_flags({key: resolve(value) for key, value in chosen.items()})]
+
+
+def _check_early(journey: Journey) -> None:
+    """Raise now what would otherwise end the journey after hours of building and training."""
+    from sacl_train.config import load_config
+
+    for settings in journey.runs.values():
+        load_config(None, settings)
+    if "corruption" in journey.probes:
+        from sacl_train.evaluate.corruption import load_corruptions
+
+        load_corruptions()
+
+
+def _train(
+    commands: Commands, label: str, settings: dict[str, Any], directory: Path, shards: Path, device: str
+) -> None:
+    assignments = [text for key, value in settings.items() for text in ("--set", f"{key}={json.dumps(value)}")]
+    line = ["sacl-train", "--out", str(directory), "--shards", str(shards), "--device", device, *assignments]
+    claim_run(directory, settings, shards)
+    if _is_trained(directory):
+        commands.skip(label, *line)
+    else:
+        commands.call(label, *line)
+    if not _is_trained(directory):
+        raise KeyboardInterrupt  # on Ctrl-C `sacl-train` saves its state and exits with 0
+
+
+def _evaluate(
+    commands: Commands,
+    label: str,
+    journey: Journey,
+    name: str,
+    directory: Path,
+    shards: dict[str, Path],
+    digests: dict[str, str],
+    device: str,
+) -> dict[str, Any]:
+    """Evaluate one run; return probe -> its figures."""
+    figures = {}
+    run = describe_run(journey.runs[name], digests["train"])
+    for probe, options in journey.probes.items():
+        output = directory / f"eval-{probe}.json"
+        line = evaluation(probe, directory, shards, journey.tests, device, options)
+        inputs = [probe, options, digests, {k: digest_folder(v) for k, v in options.items() if _is_folder(v)}]
+        commands.stage(label, line, directory / f"stage-{probe}.json", run, inputs, output)
+        figures[probe] = json.loads(output.read_text())
+    return figures
+
+
+def _write_html(runs: list[Path], path: Path) -> Path | None:
+    """Write the HTML report; without plotly print how to get it and return None."""
+    from sacl_train.report.page import write_page
+
+    try:
+        import plotly  # noqa: F401
+    except ImportError:
+        print(f"{path}: not written, because its charts need plotly; pip install 'sacl-texture[report]'", flush=True)
+        return None
+    return write_page(runs, path)
 
 
 def _is_folder(value: Any) -> bool:
     return isinstance(value, str) and Path(value).is_dir()
 
 
-def _is_trained(run_dir: Path) -> bool:
-    if not (run_dir / "config.toml").is_file():
+def _is_trained(run: Path) -> bool:
+    if not (run / "config.toml").is_file():
         return False
-    epochs = tomllib.loads((run_dir / "config.toml").read_text())["epochs"]
-    metrics = run_dir / "metrics.jsonl"
+    epochs = tomllib.loads((run / "config.toml").read_text())["epochs"]
+    metrics = run / "metrics.jsonl"
     done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
-    return done >= epochs and any(run_dir.glob("checkpoint-*.pt"))
-
-
-def flags_of(options: dict[str, Any]) -> list[str]:
-    """Options as a command takes them: true is the flag alone, a list or a table the flag repeated."""
-    flags = []
-    for key, value in options.items():
-        flag = f"--{key.replace('_', '-')}"
-        if isinstance(value, dict):  # method_option, source_option
-            flags += [text for k, v in value.items() for text in (flag, f"{k}={v}")]
-        elif isinstance(value, list):
-            flags += [text for item in value for text in (flag, str(item))]
-        elif value is True:
-            flags.append(flag)
-        elif value is not False:
-            flags += [flag, str(value)]
-    return flags
+    return done >= epochs and any(run.glob("checkpoint-*.pt"))

@@ -1,7 +1,8 @@
-"""What has been done from what: a stage is done when its output is there and nothing that decides it has changed.
+"""Which stages of a journey are done, and which directories hold something else.
 
-What decides is the resolved settings and the contents of the shards; not paths, devices, threads or versions. What is
-there of other settings is never removed: it is moved aside, to NAME.old-1, NAME.old-2 and so on.
+A stage is done when its outputs exist and everything that determines them is unchanged: the resolved settings and the
+contents of the shards, but not paths, devices, threads or versions. A directory that holds the results of other
+settings is never removed. It is renamed to NAME.old-1, NAME.old-2 and so on.
 """
 
 import hashlib
@@ -11,14 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from texturegen.console import warn
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError, UserError
 from texturegen.storage.atomic import write_json
 
 
-def decides_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
-    """All that decides a run of `sacl-train`: its settings, each with its default, and the digest of its shards.
+def describe_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
+    """Return everything that determines the result of a run of `sacl-train`.
 
-    UserError for settings that are none.
+    Parameters
+    ----------
+    settings : dict
+        Settings of the run; those that are not named have their default.
+    digest : str
+        Digest of its training shards, see `digest_shards`.
+
+    Returns
+    -------
+    dict
+        JSON content that is equal for two runs with the same result.
+
+    Raises
+    ------
+    UserError
+        A setting does not exist or has a value that is not allowed.
     """
     from sacl_train.config import load_config
     from sacl_train.training.resume import comparable
@@ -27,64 +43,96 @@ def decides_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
 
 
 def digest_shards(directory: str | Path) -> str:
-    """One value that changes when any byte of the shards does."""
+    """Return a digest that changes with any byte of the shards in a directory."""
     from texturegen.shards import open_shards
 
     return open_shards(directory).digest
 
 
 def digest_folder(directory: str | Path) -> str:
-    """One value that changes when the names or contents of the files in a folder do."""
-    found = hashlib.sha256()
+    """Return a digest that changes with the name or the content of any file in a folder."""
+    digest = hashlib.sha256()
     for path in sorted(Path(directory).rglob("*")):
         if path.is_file():
-            found.update(f"{path.relative_to(directory)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return found.hexdigest()
+            digest.update(f"{path.relative_to(directory)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
-def is_done(record: Path, run: dict[str, Any], what: Any, outputs: list[Path]) -> bool:
-    """Whether `record` says that `outputs`, all of them there, were made of `run` (see `decides_run`) by `what`."""
+def is_done(record: Path, run: dict[str, Any], inputs: Any, outputs: list[Path]) -> bool:
+    """Return whether a stage is done: all outputs exist, and `mark_done` recorded the same run and inputs.
+
+    Parameters
+    ----------
+    record : Path
+        File that `mark_done` writes.
+    run : dict
+        The run that the stage works on, from `describe_run`; empty for a stage without a run.
+    inputs : JSON content
+        Everything else that determines the outputs.
+    outputs : list of Path
+        Files that the stage writes.
+    """
     try:
-        found = json.loads(record.read_text())
-        same = _same_run(found["run"], run) and found["what"] == _as_json(what)
+        content = json.loads(record.read_text())
+        same = _is_same_run(content["run"], run) and content["what"] == _as_json(inputs)
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return same and all(path.is_file() for path in outputs)
 
 
-def job_devices(device: str, jobs: int) -> list[str]:
-    """The device of each of the jobs that run at once: of "cuda:0,cuda:1" by turns, and a job for each at the least."""
+def mark_done(record: Path, run: dict[str, Any], inputs: Any) -> None:
+    """Record that a stage is done, for `is_done`."""
+    write_json(record, {"run": run, "what": _as_json(inputs)})
+
+
+def assign_devices(device: str, jobs: int) -> list[str]:
+    """Return the device of each parallel job.
+
+    Parameters
+    ----------
+    device : str
+        A device, or several separated by commas: "cuda:0,cuda:1".
+    jobs : int
+        Jobs at once; at least one job per device is returned.
+
+    Returns
+    -------
+    list of str
+        One device per job, in rotation.
+    """
     devices = [name.strip() for name in device.split(",")]
     return [devices[number % len(devices)] for number in range(max(jobs, len(devices)))]
 
 
-def record_done(record: Path, run: dict[str, Any], what: Any) -> None:
-    """Write what `is_done` asks for."""
-    write_json(record, {"run": run, "what": _as_json(what)})
-
-
 def claim_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> None:
-    """Make `directory` free for the run of these settings on these shards, or find it there, begun or finished.
+    """Make `directory` available for a run: it holds this run, unfinished or finished, or it does not exist.
 
-    Another run is moved aside; one that was moved aside before, and is the one that is asked for, is moved back.
+    A different run in it is set aside. If this run was set aside earlier, it is moved back.
+
+    Raises
+    ------
+    BusyError
+        Another process is training the run that would have to be set aside.
     """
-    if directory.exists() and _holds(directory, settings, shards) is False:
-        set_aside(directory)
+    if directory.exists() and _holds_run(directory, settings, shards) is False:
+        from sacl_train.training.checkpoint import LOCK
+
+        _set_aside_locked(directory, directory / LOCK, "training")
     if not directory.exists():
         for old in directory.parent.glob(f"{directory.name}.old-*"):
-            if _holds(old, settings, shards):
+            if _holds_run(old, settings, shards):
                 old.rename(directory)
-                warn(f"{old} is the run that is asked for: moved back to {directory.name}")
+                warn(f"{old} holds the requested run: moved back to {directory.name}")
                 return
 
 
 def set_aside(path: Path) -> Path:
-    """Move a directory or file of other settings to PATH.old-N, say so, and return where it is now."""
+    """Rename a directory or file that has other settings to PATH.old-N, warn, and return its new path."""
     number = 1
     while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
     path.rename(aside)
-    warn(f"{path}: made with other settings or data; kept as {aside.name}, and made anew")
+    warn(f"{path} was made with other settings or data: kept as {aside.name} and made again")
     return aside
 
 
@@ -95,38 +143,71 @@ def build_shards(
     make: Callable[[], None],
     skip: Callable[[], None],
 ) -> None:
-    """Have `out` hold the build of these options of `texturegen build`: `skip` where it does, else `make`.
+    """Build shards in `out`, unless they are there already.
 
-    Another build is moved aside first. A finished one of another version of this package is taken as it is.
+    A build with other options in `out` is set aside first. A finished build of another version of this package counts
+    as done.
+
+    Parameters
+    ----------
+    out : Path
+        Shard directory.
+    options : dict
+        Options of `texturegen build`, with underscores.
+    root : str or None
+        Directory of the data set's files.
+    make, skip : callable
+        Called to make the build, or to report that it is done.
+
+    Raises
+    ------
+    BusyError
+        Another process is building what would have to be set aside.
+    DamagedError
+        The description of the build in `out` cannot be read.
     """
     from texturegen.builds.recipe import Recipe, make_plan
     from texturegen.shards.layout import BUILD, PARTS
 
     finished = (out / BUILD).is_file()
-    begun = out / BUILD if finished else out / PARTS / "recipe.json"
-    if begun.is_file():
+    description = out / BUILD if finished else out / PARTS / "recipe.json"
+    if description.is_file():
         names = {"source_option": "source_options", "method_option": "settings"}
         chosen: dict[str, Any] = {names.get(key, key): value for key, value in options.items()}
         if "classes" in chosen:
             chosen["source_options"] = {**chosen.get("source_options", {}), "classes": str(chosen["classes"])}
         recipe = Recipe(**{key: value for key, value in chosen.items() if key in Recipe.__dataclass_fields__})
-        asked = _as_json(make_plan(recipe, root)[0].describe())
+        wanted = _as_json(make_plan(recipe, root)[0].describe())
         if finished:
-            del asked["texturegen"]
+            del wanted["texturegen"]
         try:
-            there = json.loads(begun.read_text())
+            present = json.loads(description.read_text())
         except ValueError:
-            raise UserError(f"{begun}: damaged; remove {out}") from None
-        if any(there.get(key) != value for key, value in asked.items()):
-            set_aside(out)
+            raise DamagedError(f"{description} is not valid JSON; remove {out} and run the command again") from None
+        if any(present.get(key) != value for key, value in wanted.items()):
+            had_parts = (out / PARTS).is_dir()
+            (out / PARTS).mkdir(exist_ok=True)  # the lock is in there, also while a finished build is reopened
+            aside = _set_aside_locked(out, out / PARTS / "lock", "building")
+            if not had_parts:
+                (aside / PARTS).rmdir()
         elif finished:
             skip()
             return
     make()
 
 
-def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> bool | None:
-    """Whether a directory's checkpoint is of this run; None where it has none."""
+def _set_aside_locked(directory: Path, lock: Path, doing: str) -> Path:
+    """Set a directory aside while holding its lock, so that no process writes into the renamed directory."""
+    from texturegen.storage.lock import acquire
+
+    with acquire(lock, location=directory, activity=doing):
+        aside = set_aside(directory)
+        (aside / lock.relative_to(directory)).unlink()
+    return aside
+
+
+def _holds_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> bool | None:
+    """Return whether the checkpoint in a directory belongs to this run; None where there is no checkpoint."""
     from sacl_train.config import load_config
     from sacl_train.training.checkpoint import load_checkpoint
     from sacl_train.training.resume import refuse_other_run
@@ -145,21 +226,20 @@ def _holds(directory: Path, settings: dict[str, Any], shards: str | Path) -> boo
     return True
 
 
-def _same_run(there: dict[str, Any], mine: dict[str, Any]) -> bool:
-    """Settings that are newer than the record had their default there: an upgrade does not undo what is done."""
+def _is_same_run(recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Compare two runs; a setting that is newer than the record counts as having had its default."""
     from sacl_train.config import load_config
     from sacl_train.training.resume import comparable
 
-    if there == mine:
+    if recorded == wanted:
         return True
     try:
-        return (
-            there["shards"] == mine["shards"] and comparable(load_config(None, there["settings"])) == mine["settings"]
-        )
+        settings = comparable(load_config(None, recorded["settings"]))
+        return recorded["shards"] == wanted["shards"] and settings == wanted["settings"]
     except UserError:
         return False
 
 
 def _as_json(content: Any) -> Any:
-    """As it is when it has been read from a file."""
+    """Return content as it reads back from a JSON file: tuples as lists, keys as strings."""
     return json.loads(json.dumps(content))

@@ -1,1 +1,1 @@
-"""Small complete programs that train other methods on the same shards, each meant to be copied. See docs/reuse.md."""
+"""Small, complete programs that train other methods on the same shards; each is meant to be copied (docs/reuse.md)."""

@@ -1,13 +1,13 @@
-"""BYOL, with the texture as a term that repels.
+"""BYOL with a loss term that pushes predictions away from textures.
 
 Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020: a predictor on the online network matches the target's
-projection of another view (eq. 2); there are no negatives, and so no logits that a texture could join. Here it is a
-term of its own: the prediction's cosine to the target's projection of the image's texture, where it is above `margin`.
+projection of another view (eq. 2). BYOL has no negatives, so there are no logits to add a texture to. Here the texture
+has a term of its own: the cosine of the prediction to the target's projection of the texture, if that exceeds `margin`.
 
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.byol --shards shards/ --epochs 1
 
-What it shows: `texturegen.open_shards` as a torch Dataset, and that a method without negatives trains with textures.
+Shows how to wrap `texturegen.open_shards` in a torch Dataset, and how a method without negatives can use textures.
 """
 
 import copy
@@ -61,7 +61,7 @@ def mlp(inputs: int, outputs: int, hidden: int = 512) -> nn.Module:
 
 
 def byol_loss(p: Tensor, z: Tensor, t: Tensor | None, weight: float, margin: float) -> Tensor:
-    """Predictions (N, D) to the target's projections z of another view, away from its projections t of the texture."""
+    """Return the loss that pulls predictions p (N, D) to projections z of another view and away from textures t."""
     loss = 2 - 2 * F.cosine_similarity(p, z).mean()
     if t is not None:
         loss = loss + weight * (F.cosine_similarity(p, t) - margin).clamp(min=0).mean()
@@ -71,18 +71,18 @@ def byol_loss(p: Tensor, z: Tensor, t: Tensor | None, weight: float, margin: flo
 @click.command(cls=FriendlyCommand)
 @click.option("--shards", required=True, type=click.Path(path_type=Path))
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--steps", type=click.IntRange(1), help="Stop after so many.")
+@click.option("--steps", type=click.IntRange(1), help="Stop after this many steps.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2))
 @click.option("--lr", default=0.05, show_default=True)
-@click.option("--momentum", default=0.99, show_default=True, help="Of the target.")
-@click.option("--weight", default=1.0, show_default=True, help="Of the term of the textures; 0: plain BYOL.")
-@click.option("--margin", default=0.0, show_default=True, help="Cosine up to which a texture is left alone.")
+@click.option("--momentum", default=0.99, show_default=True, help="Momentum of the target.")
+@click.option("--weight", default=1.0, show_default=True, help="Weight of the texture term; 0 is plain BYOL.")
+@click.option("--margin", default=0.0, show_default=True, help="Cosine below which a texture has no effect.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Save the encoder here, a torchvision resnet18.")
 def main(shards: Path, epochs: int, steps: int | None, batch_size: int, lr: float, momentum: float, weight: float,
          margin: float, device: str, seed: int, out: Path | None) -> None:  # fmt: skip
-    """Train a ResNet-18 by BYOL with textures that repel."""
+    """Train a ResNet-18 by BYOL, pushed away from textures."""
     torch.manual_seed(seed)
     samples = Samples(shards)
     if len(samples) < batch_size:
@@ -112,9 +112,9 @@ def main(shards: Path, epochs: int, steps: int | None, batch_size: int, lr: floa
         if step == 1 or step % 10 == 0:
             key, texture = (F.cosine_similarity(p1, other).mean() for other in (z2, t))
             print(f"step {step} loss {loss:.3f} key {key:.3f} texture {texture:.3f}", flush=True)
-    # Of embeddings spread evenly over the sphere it is 1, of collapsed ones 0.
+    # 1 for embeddings spread evenly over the sphere, 0 for collapsed ones.
     spread = F.normalize(z1, dim=1).std(0).mean() * z1.shape[1] ** 0.5
-    print(f"at the end loss {loss:.3f} spread {spread:.3f}")
+    print(f"final loss {loss:.3f} spread {spread:.3f}")
     if out:
         torch.save(backbone.state_dict(), out)
 

@@ -1,10 +1,10 @@
-"""The shards as a Hugging Face data set of (image, texture, label), with no code of this project.
+"""The shards as a Hugging Face data set of (image, texture, label), without importing this project.
 
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.hf_datasets --shards shards/ --cache /tmp/hf        # needs datasets and torch
 
 `load_dataset("webdataset")` (https://huggingface.co/docs/datasets/loading) makes a column of every member: `png`,
-`texture0.png`, `cls`. It takes the columns from the first samples, so it wants shards whose images are of one type.
+`texture0.png`, `cls`. It infers the columns from the first samples, so all images must have the same type.
 """
 
 import argparse
@@ -21,7 +21,7 @@ IMAGES = ("png", "jpg", "webp")
 
 
 def load(shards: Path, cache: Path | None = None) -> Dataset:
-    """Columns image and texture (decoded to PIL images on use), label (a whole number), key."""
+    """Return a data set with the columns image and texture (PIL, decoded on access), label (int) and key."""
     tars = sorted(str(path) for path in shards.glob("*.tar"))
     if not tars:
         raise SystemExit(f"{shards}: no shards (*.tar) here")
@@ -35,7 +35,7 @@ def load(shards: Path, cache: Path | None = None) -> Dataset:
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:
-    """uint8 (N, 3, H, W) image and texture, int64 (N,) label."""
+    """Return image and texture as uint8 (N, 3, H, W) and label as int64 (N,)."""
 
     def stack(name: str) -> Tensor:
         pixels = np.stack([np.asarray(sample[name].convert("RGB")) for sample in samples])  # (N, H, W, 3)
@@ -46,9 +46,9 @@ def collate(samples: list[dict]) -> dict[str, Tensor]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="hf_datasets", description="Read shards by Hugging Face datasets.")
+    parser = argparse.ArgumentParser(prog="hf_datasets", description="Read shards with Hugging Face datasets.")
     parser.add_argument("--shards", type=Path, required=True, help="directory with *.tar")
-    parser.add_argument("--cache", type=Path, help="where datasets keeps its Arrow copy  [default: its own place]")
+    parser.add_argument("--cache", type=Path, help="directory for the Arrow copy  [default: that of datasets]")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10, help="batches to read")
     args = parser.parse_args(argv)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _, batch in zip(range(args.steps), loader, strict=False):
         image, texture = (batch[name].float() for name in ("image", "texture"))  # (N, 3, H, W) each
         gap = (image.mean((2, 3)) - texture.mean((2, 3))).abs().mean()
-        print(f"images {tuple(image.shape)}, labels {batch['label'][:4].tolist()}..., mean colours apart by {gap:.1f}")
+        print(f"images {tuple(image.shape)}, labels {batch['label'][:4].tolist()}..., mean colours differ by {gap:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""MoCo v2 with texture negatives, from lightly's parts.
+"""MoCo v2 with texture negatives, built from lightly's modules.
 
 He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020; Chen et al., "Improved
-Baselines with Momentum Contrastive Learning", 2020: projector of two layers, a queue of keys.
-Ge et al., "Robust Contrastive Learning Using Negative Samples with Diminished Semantics", NeurIPS 2021: a query has its
-own image's texture as one more negative, its similarity multiplied by alpha (2 in their runs with textures).
+Baselines with Momentum Contrastive Learning", 2020: a projector with two layers and a queue of keys.
+Ge et al., "Robust Contrastive Learning Using Negative Samples with Diminished Semantics", NeurIPS 2021: the texture of
+the query's own image is one more negative, with its similarity multiplied by alpha (2 in their texture runs).
 
-What it shows: the shards are a torch Dataset in five lines, and the texture is one column of logits.
+Shows that the shards become a torch Dataset in five lines, and that a texture negative is one column of logits.
 
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.moco --shards shards/ --epochs 1        # needs lightly
@@ -31,7 +31,7 @@ from texturegen.errors import UserError
 
 
 class Views(Dataset):
-    """(query view, key view, texture view) of an image, each float (3, H, W)."""
+    """Two views of an image (query, key) and one of its texture, each float (3, H, W)."""
 
     def __init__(self, directory: Path) -> None:
         self.shards = open_shards(directory)
@@ -58,9 +58,9 @@ class Views(Dataset):
 
 
 class MoCo(nn.Module):
-    """An encoder, its momentum copy, and the queue: in the state_dict, where lightly's own memory bank is not."""
+    """An encoder, its momentum copy, and a queue that, unlike lightly's memory bank, is part of the state_dict."""
 
-    queue: Tensor  # (Q, D), the newest keys first
+    queue: Tensor  # (Q, D), newest keys first
 
     def __init__(self, dim: int, queue: int, small: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class MoCo(nn.Module):
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim), dim=1))
 
     def forward(self, query: Tensor, key: Tensor, texture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) each -> queries, keys, texture keys, each (N, D) of length 1."""
+        """Return queries, keys and texture keys, each (N, D) of unit length, for views (N, 3, H, W)."""
         q = F.normalize(self.online(query), dim=1)
         with torch.no_grad():
             k, t = (F.normalize(self.target(x), dim=1) for x in (key, texture))
@@ -85,7 +85,7 @@ class MoCo(nn.Module):
 
 
 def moco_loss(q: Tensor, k: Tensor, t: Tensor | None, queue: Tensor, tau: float, alpha: float) -> Tensor:
-    """InfoNCE of N queries: the key against the queue and, if given, the query's own texture."""
+    """Return InfoNCE over N queries; negatives are the queue and, if given, the texture t of the query's own image."""
     logits = [(q * k).sum(1, keepdim=True), q @ queue.T]  # (N, 1), (N, Q)
     if t is not None:
         logits.append(alpha * (q * t).sum(1, keepdim=True))  # (N, 1)
@@ -95,13 +95,13 @@ def moco_loss(q: Tensor, k: Tensor, t: Tensor | None, queue: Tensor, tau: float,
 @click.command(cls=FriendlyCommand)
 @click.option("--shards", required=True, type=click.Path(path_type=Path))
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--steps", type=click.IntRange(1), help="Stop after so many.")
+@click.option("--steps", type=click.IntRange(1), help="Stop after this many steps.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2))
 @click.option("--lr", default=0.03, show_default=True)
 @click.option("--queue", default=1024, show_default=True, type=click.IntRange(1))
 @click.option("--tau", default=0.2, show_default=True)
 @click.option("--alpha", default=2.0, show_default=True, help="Factor of the similarity to the texture.")
-@click.option("--no-textures", is_flag=True, help="Plain MoCo v2, to compare with.")
+@click.option("--no-textures", is_flag=True, help="Train plain MoCo v2, for comparison.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Save the encoder here, a torchvision resnet18.")
@@ -125,9 +125,8 @@ def main(shards: Path, epochs: int, steps: int | None, batch_size: int, lr: floa
         net.enqueue(k)
         if step == 1 or step % 10 == 0:
             print(f"step {step} loss {loss:.3f} key {(q * k).sum(1).mean():.3f} texture {(q * t).sum(1).mean():.3f}")
-    print(
-        f"at the end loss {loss:.3f} spread {q.detach().std(0).mean() * q.shape[1] ** 0.5:.3f}"
-    )  # 1: even, 0: collapsed
+    # 1 for embeddings spread evenly over the sphere, 0 for collapsed ones.
+    print(f"final loss {loss:.3f} spread {q.detach().std(0).mean() * q.shape[1] ** 0.5:.3f}")
     if out:
         torch.save(net.online[0].state_dict(), out)
 

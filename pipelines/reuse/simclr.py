@@ -1,16 +1,16 @@
-"""SimCLR with each image's texture as one more negative: torch, torchvision and webdataset, nothing of this project.
+"""SimCLR with texture negatives, from torch, torchvision and webdataset alone, without importing this project.
 
 Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020: NT-Xent (eq. 1).
 Ge et al., "Robust Contrastive Learning Using Negative Samples with Diminished Semantics", NeurIPS 2021: the texture of
-the query's own image joins the negatives, its similarity multiplied by alpha (2 in their runs with textures).
+the query's own image is one more negative, with its similarity multiplied by alpha (2 in their texture runs).
 
-What it shows: the shards are plain WebDataset tars, and one more column of logits is all that a texture negative is.
+Shows that the shards are plain WebDataset tars, and that a texture negative is one more column of logits.
 
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.simclr --shards shards/ --epochs 1
 
-SimCLR has no target network: the texture goes through the encoder that is trained, with its gradient. `--no-textures`
-is SimCLR itself; `--alpha 0` is not, since a logit of 0 is a negative too.
+SimCLR has no target network, so the texture passes through the trained encoder, with its gradient. `--no-textures` is
+plain SimCLR; `--alpha 0` is not, because a logit of 0 still counts as a negative.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-IMAGE = "png;jpg;webp"  # the first of these members that a sample has
+IMAGE = "png;jpg;webp"  # the first of these members that exists
 TEXTURE = "texture0.png;texture0.webp;texture0.jpg"
 
 
 def nt_xent(z1: Tensor, z2: Tensor, zt: Tensor | None, tau: float, alpha: float) -> Tensor:
-    """Each of the 2N views against the other view of its image, the 2N-2 views of others and, if given, its texture."""
+    """Return NT-Xent over 2N views; negatives are the 2N - 2 views of other images and, if given, the own texture."""
     z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2N, D)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = (z @ z.T / tau).masked_fill(itself, float("-inf"))  # (2N, 2N)
@@ -48,7 +48,7 @@ def decode(data: bytes) -> Tensor:
 
 
 def batches(tars: list[str], size: int, args: argparse.Namespace) -> Iterator[list[Tensor]]:
-    """(two views, a view of the texture), each float (N, 3, size, size); the same for the same seed and workers."""
+    """Yield two views and a view of the texture, each float (N, 3, size, size), determined by seed and workers."""
     view = v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(0.2, 1), antialias=True),
@@ -64,13 +64,13 @@ def batches(tars: list[str], size: int, args: argparse.Namespace) -> Iterator[li
         return view(pair[0]), view(pair[0]), view(pair[1])
 
     for epoch in range(args.epochs):
-        seed = 1000 * args.seed + epoch  # webdataset's own shuffles begin anew with their seed in every epoch
-        # Workers share the shards out; one that gets none (more workers than shards) is no error.
+        seed = 1000 * args.seed + epoch  # webdataset restarts its shuffles from the seed in every epoch
+        # Workers divide the shards among them; a worker without a shard (more workers than shards) is not an error.
         data = wds.WebDataset(tars, shardshuffle=len(tars), seed=seed, empty_check=False)
-        # to_tuple before anything is decoded: members that nobody asked for stay bytes (.decode() would unpickle them).
+        # to_tuple first: .decode() would also unpickle members that are not used.
         data = data.shuffle(1000, seed=seed).to_tuple(IMAGE, TEXTURE).map_tuple(decode, decode).map(views)
         loader = wds.WebLoader(data.batched(16), batch_size=None, num_workers=args.workers)
-        # Batches are put together here, not in the workers: whatever their number, only the epoch's rest is dropped.
+        # Batch here, not in the workers, so that at most one incomplete batch is dropped per epoch.
         yield from loader.unbatched().batched(args.batch_size, partial=False)
 
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     figures: dict[str, float] = {}
     for step, batch in enumerate(islice(batches(tars, size, args), args.steps), start=1):
         x1, x2, xt = (views.to(args.device) for views in batch)  # (N, 3, H, W) each
-        z1, z2, zt = net(x1), net(x2), net(xt)  # (N, 128) each; apart, so that BatchNorm does not mix them
+        z1, z2, zt = net(x1), net(x2), net(xt)  # (N, 128) each; separate passes, so that BatchNorm does not mix them
         loss = nt_xent(z1, z2, None if args.no_textures else zt, args.tau, args.alpha)
         optimizer.zero_grad()
         loss.backward()
@@ -111,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             print(f"step {step:5d}", *(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)
     if not figures:
         raise SystemExit(f"{args.shards}: fewer images than one batch of {args.batch_size}; lower --batch-size")
-    print("at the end", *(f"{name} {value:.3f}" for name, value in figures.items()))
+    print("final", *(f"{name} {value:.3f}" for name, value in figures.items()))
     if args.out:
-        torch.save({"encoder": encoder.state_dict()}, args.out)  # names of torchvision's resnet18, without its fc
+        torch.save({"encoder": encoder.state_dict()}, args.out)  # a torchvision resnet18 without its fc
     return figures
 
 
@@ -121,13 +121,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="simclr", description="SimCLR with texture negatives.")
     parser.add_argument("--shards", type=Path, required=True, help="directory with *.tar")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="stop after so many, whatever --epochs says")
+    parser.add_argument("--steps", type=int, help="stop after this many steps")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--tau", type=float, default=0.5, help="temperature")
     parser.add_argument("--alpha", type=float, default=2.0, help="factor of the similarity to the texture")
-    parser.add_argument("--no-textures", action="store_true", help="plain SimCLR, to compare with")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read and augment")
+    parser.add_argument("--no-textures", action="store_true", help="train plain SimCLR, for comparison")
+    parser.add_argument("--workers", type=int, default=0, help="processes to read and augment")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="save the encoder here (torch.save)")
@@ -135,7 +135,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.batch_size < 2 or args.epochs < 1 or (args.steps is not None and args.steps < 1) or args.workers < 0:
         raise SystemExit("--epochs and --steps must be at least 1, --batch-size at least 2, --workers at least 0")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: PyTorch finds no GPU here; use --device cpu")
+        raise SystemExit("--device cuda: no GPU is available; use --device cpu")
     if args.out and not args.out.parent.is_dir():
         raise SystemExit(f"--out {args.out}: there is no directory {args.out.parent}")
     return args

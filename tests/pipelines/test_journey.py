@@ -1,14 +1,19 @@
-"""A whole journey through the real commands, small; and what recipes may say."""
+"""A small journey by the real commands, its reports, and what a recipe may contain."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipelines import runner
+from pipelines.__main__ import main
+from pipelines.commands import Commands
 from pipelines.recipe import HERE, load_recipe
 from pipelines.report import _table, write_report
-from pipelines.runner import Commands, evaluation, run
+from pipelines.runner import Reports, evaluation, run
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from texturegen.errors import UserError
@@ -27,15 +32,17 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_a_journey_ends_with_a_report_and_only_what_changed_is_done_again(
+def test_a_journey_ends_with_its_reports_and_repeats_only_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     whole = load_recipe("shapes", TINY)
-    probes = {"linear": whole.probes["linear"], "shape-bias": whole.probes["shape-bias"], "report": {}}
+    probes = {"linear": whole.probes["linear"], "shape-bias": whole.probes["shape-bias"]}
     journey = replace(whole, runs={name: whole.runs[name] for name in ("untrained", "negative")}, probes=probes)
-    report = run(journey, Path("j"), device="cpu")
-    text = report.read_text()
+    reports = run(journey, Path("j"), device="cpu")
+    assert reports == (Path("j/report.md"), Path("j/report.html"))
+    text = reports.markdown.read_text()
+    assert "[report.html](report.html)" in text
     results = json.loads(Path("j/report.json").read_text())["results"]
     assert list(results) == ["untrained", "negative"]
     for name, found in results.items():
@@ -46,20 +53,25 @@ def test_a_journey_ends_with_a_report_and_only_what_changed_is_done_again(
         assert Path("j/runs", name, "sheet.png").is_file()
     decided = [f"{100 * found['shape-bias']['shape_decisions']:.1f}" for found in results.values()]
     assert f"| shape decisions | {' | '.join(decided)} |" in text
-    for line in text.splitlines():
-        if line.startswith("!["):
-            assert Path("j", line.split("(")[1].rstrip(")")).is_file()
-    assert Path("j/report.html").stat().st_size > 1e6
+    lines = text.splitlines()
+    pictures = [number for number, line in enumerate(lines) if line.startswith("![")]
+    assert len(pictures) == 4  # preview, two sheets, the curves of the trained run
+    for figure, number in enumerate(pictures, start=1):
+        assert Path("j", lines[number].split("(")[1].rstrip(")")).is_file()
+        assert lines[number + 2].startswith(f"*Figure {figure}. ")
+    page = Path("j/report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert len(page) > 1e6
     kinds = ("*.tar", "checkpoint-*.pt", "eval-*.json", "preview.png")
     before = {p: p.stat().st_mtime_ns for kind in kinds for p in Path("j").rglob(kind)}
     assert len(before) == 4 + 2 + 4 + 1
     calls = []
     monkeypatch.setattr(Commands, "call", lambda self, name, *line: calls.append(line))
     run(journey, tmp_path / "j", device="auto", jobs=2)
-    assert [line[:2] for line in calls] == [("sacl-eval", "report")]
+    assert calls == []
     assert {p: p.stat().st_mtime_ns for p in before} == before
     monkeypatch.undo()
-    # One run's settings, and one set of images: their stages are done again, and what was there is kept.
+    # With other settings of one run and other images in one set, their stages are repeated and the old results kept.
     monkeypatch.chdir(tmp_path)
     runs = {"untrained": journey.runs["untrained"], "negative": {**journey.runs["negative"], "tau": 0.5}}
     sets = {**journey.sets, "conflict": {**journey.sets["conflict"], "limit": 30}}
@@ -96,14 +108,14 @@ def test_a_journey_ends_with_a_report_and_only_what_changed_is_done_again(
         ("embed", {"images": "conflict"}, "--device cpu --images S/conflict"),
     ],
 )
-def test_every_evaluation_has_its_command_line(probe: str, options: dict, expected: str) -> None:
+def test_evaluations_have_the_right_command_line(probe: str, options: dict, expected: str) -> None:
     shards = {name: Path("S") / name for name in ("train", "test", "conflict")}
     line = evaluation(probe, Path("R"), shards, ["test", "conflict"], "cpu", options)
     assert line == ["sacl-eval", probe, "--run", "R", *expected.split()]
     eval_main.commands[probe].make_context(probe, line[2:])  # parses, or raises
 
 
-def test_two_test_sets_of_one_split_have_a_column_each() -> None:
+def test_two_test_sets_of_the_same_split_have_a_column_each() -> None:
     tests = [{"set": place, "split": "test", "variant": "", "images": 10, "top1": 0.5} for place in ("a", "b")]
     assert _table({"run": {"linear": {"trained_epochs": 1, "test": tests}}}, "linear")[0] == (
         "| run | epochs | test (a), % | test (b), % |"
@@ -115,17 +127,17 @@ def _figures(top1: float, epochs: int) -> dict:
     return {"linear": {"trained_epochs": epochs, "test": [test]}}
 
 
-def test_the_report_calls_a_difference_one_only_beyond_two_standard_errors(tmp_path: Path) -> None:
+def test_the_report_compares_differences_with_two_standard_errors(tmp_path: Path) -> None:
     journey = load_recipe("shapes", {})
     journey = type(journey)(journey.name, journey.sets, journey.runs, {"linear": {}})
     results = {"untrained": _figures(0.4, 0), "none": _figures(0.6, 5), "negative": _figures(0.61, 5)}
     text = write_report(tmp_path, journey, results, [("texturegen build", 2.0)]).read_text()
-    assert "`none` against `untrained` on test: +20.0 points ± 2.2, more than chance would give" in text
-    assert "`negative` against `none` on test: +1.0 points ± 2.2, no more than chance would give" in text
+    assert "`none` compared with `untrained` on test: +20.0 ± 2.2 points, more than two standard errors" in text
+    assert "`negative` compared with `none` on test: +1.0 ± 2.2 points, no more than two standard errors" in text
     assert "| negative | 5 | 61.0 ± 1.5 |" in text
 
 
-def test_every_shipped_recipe_can_be_read() -> None:
+def test_every_included_recipe_is_valid() -> None:
     names = [path.stem for path in HERE.glob("*.toml")]
     assert {"shapes", "cifar10", "cifar100", "stl10", "imagenet100"} == set(names)
     for name in names:
@@ -149,9 +161,10 @@ def test_every_shipped_recipe_can_be_read() -> None:
         ("shapes", {"runs.x": 1}, "every section must be a table"),
         ("shapes", {"evaluate.linaer.epochs": 1}, "did you mean 'linear'"),
         ("shapes", {"evaluate.linear.epoch": 1}, "did you mean '--epochs'"),
+        ("shapes", {"evaluate.report": {}}, "always written"),
     ],
 )
-def test_a_wrong_recipe_is_named(name: str, changes: dict, message: str) -> None:
+def test_a_mistake_in_a_recipe_is_named(name: str, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(name, changes)
 
@@ -159,3 +172,28 @@ def test_a_wrong_recipe_is_named(name: str, changes: dict, message: str) -> None
 def test_a_failing_command_ends_the_journey(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exit status 1"):
         run(load_recipe("shapes", {"build.method": "wang"}), tmp_path)
+
+
+def test_without_plotly_the_journey_ends_with_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert runner._write_html([tmp_path / "run"], tmp_path / "report.html") is None
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "pip install 'sacl-texture[report]'" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("with_html", [True, False])
+def test_the_command_ends_with_the_paths_of_the_reports(
+    with_html: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    markdown, html = tmp_path / "report.md", tmp_path / "report.html" if with_html else None
+    markdown.write_text("# Figures")
+    monkeypatch.setattr(runner, "run", lambda *_: Reports(markdown, html))
+    done = CliRunner().invoke(main, ["run", "shapes", "--out", str(tmp_path)])
+    assert done.output.splitlines()[-1] == f"report: {html if with_html else markdown}"
+    assert "# Figures" in done.output
+    assert f"report: {markdown}" in done.output

@@ -1,0 +1,118 @@
+"""The real commands (`texturegen`, `sacl-train`, `sacl-eval`), run as subprocesses and timed."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.stages import build_shards, is_done, mark_done
+from texturegen.errors import UserError
+from texturegen.storage.atomic import write_json
+
+# `texturegen` exits with 3 after a build that finished without some unusable images, and reports them.
+SUCCESS = {"texturegen": (0, 3)}
+
+
+class Commands:
+    """Run commands, record their durations in OUT/times.json, and keep their lines for the report.
+
+    Parameters
+    ----------
+    out : Path
+        Directory of the journey or the grid.
+    threads : int
+        Value of OMP_NUM_THREADS for each command.
+
+    Attributes
+    ----------
+    lines : list of str
+        The commands in the order in which they were run or skipped.
+    times : dict of str to float
+        Command -> seconds, also from earlier runs.
+    """
+
+    def __init__(self, out: Path, threads: int) -> None:
+        self.path = out / "times.json"
+        self.times: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.lines: list[str] = []
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+
+    def call(self, name: str, command: str, *arguments: str) -> None:
+        """Run a command; its output lines start with ``[name]`` unless `name` is empty.
+
+        Raises
+        ------
+        UserError
+            The command failed; it has printed the reason.
+        """
+        line = shlex.join([command, *arguments])
+        prefix = f"[{name}] " if name else ""
+        print(f"{prefix}$ {line}", flush=True)
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name(command)), *arguments],
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE if name else None,
+            stderr=subprocess.STDOUT if name else None,
+        )
+        for text in process.stdout or ():
+            print(f"{prefix}{text}", end="", flush=True)
+        status = process.wait()
+        if status == 130:
+            raise KeyboardInterrupt
+        if status not in SUCCESS.get(command, (0,)):
+            raise UserError(
+                f"`{line}` failed with exit status {status}; correct what it reports above and run the same command "
+                "again"
+            )
+        # A resumed command that finds its work done returns at once: keep the longest duration.
+        self.times[line] = max(self.times.get(line, 0.0), time.monotonic() - begin)
+        self.lines.append(line)
+        write_json(self.path, dict(self.times))
+
+    def build(self, out: Path, options: dict[str, Any], root: str | None) -> None:
+        """Run `texturegen build` with these options, unless `out` holds that build (see `stages.build_shards`)."""
+        rooted = {"root": root} if root else {}
+        line = ("texturegen", "build", "--out", str(out), *make_flags({**options, **rooted}))
+        build_shards(out, options, root, lambda: self.call("", *line), lambda: self.skip("", *line))
+
+    def stage(
+        self, name: str, line: Sequence[str], record: Path, run: dict[str, Any], inputs: Any, output: Path
+    ) -> None:
+        """Run the command that makes `output`, unless it is done (see `stages.is_done`)."""
+        if is_done(record, run, inputs, [output]):
+            self.skip(name, *line)
+        else:
+            self.call(name, *line)
+            mark_done(record, run, inputs)
+
+    def skip(self, name: str, *command: str) -> None:
+        """Print that a command is done already."""
+        line = shlex.join(command)
+        print(f"{f'[{name}] ' if name else ''}{line}: already done", flush=True)
+        self.lines.append(line)
+
+
+def make_flags(options: dict[str, Any]) -> list[str]:
+    """Return options as command-line arguments.
+
+    True becomes the flag alone, False nothing, a list the flag repeated, and a table the flag repeated with KEY=VALUE.
+    """
+    flags = []
+    for key, value in options.items():
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, dict):  # method_option, source_option
+            flags += [text for k, v in value.items() for text in (flag, f"{k}={v}")]
+        elif isinstance(value, list):
+            flags += [text for item in value for text in (flag, str(item))]
+        elif value is True:
+            flags.append(flag)
+        elif value is not False:
+            flags += [flag, str(value)]
+    return flags

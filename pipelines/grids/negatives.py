@@ -1,0 +1,64 @@
+"""An ablation of the texture negatives, which the paper does not report. docs/negatives.md discusses the figures."""
+
+from dataclasses import dataclass, field
+
+from pipelines.grids.grid import Cell, Grid, Scale, Settings
+
+# With geometric views alone, colour is enough to match two views of an image, whatever the negatives are.
+VIEWS: Settings = {"weak": "mocov2"}
+# A third of the CIFAR-10 textures exceed this, among them all that collapsed to a flat colour.
+NOT_FLAT = "completeness < 12"
+FIGURES = ("linear", "knn", "destroyed", "corruption", "shape_bias", "told_apart", "one_direction", "own_texture")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row: its settings, how its data are made, and the row that it is compared with."""
+
+    settings: Settings = field(default_factory=dict)
+    synthesis: str | None = None
+    filter: str | None = None
+    against: str | None = "none"
+
+
+def negatives(scale: Scale, columns: tuple[str, ...]) -> Grid:
+    """Ablation of the texture negatives, on one data set."""
+    data, rows = columns[0], _rows()
+    cells = tuple(
+        Cell(name, data, data, {**VIEWS, **row.settings}, {}, row.synthesis, row.filter) for name, row in rows.items()
+    )
+    against = {name: row.against for name, row in rows.items() if row.against is not None}
+    return Grid("negatives", f"Ablation of the negatives, {data}", "negatives", cells, FIGURES, against=against)
+
+
+def _rows() -> dict[str, _Row]:
+    rows = {
+        "untrained": _Row({"texture_role": "none", "epochs": 0}, against=None),
+        "none": _Row({"texture_role": "none"}, against=None),
+        "texture": _Row(),
+        "texture, own": _Row({"scope": "own"}),
+        "texture, alpha 2": _Row({"alpha": 2.0}),
+        "texture, own, alpha 2": _Row({"scope": "own", "alpha": 2.0}),
+        "texture as positive": _Row({"texture_role": "positive"}),
+        "patch-shuffle": _Row({"texture_source": "patch-shuffle"}),
+        "texture and patch-shuffle": _Row({"texture_source": "both"}),
+        "texture as instance": _Row({"texture_role": "instance"}),
+        "texture inside": _Row({"texture_part": "inside"}),
+        "texture inside, own": _Row({"texture_part": "inside", "scope": "own"}),
+    }
+    for method in ("efros-leung", "wei-levoy", "wang-tiles", "quilting"):
+        rows[f"texture by {method}"] = _Row(synthesis=method)
+    rows |= _pair("no grid", {"grid": 1, "cells": 1})
+    rows |= _pair("geometric views", {"weak": "geometric"})
+    for method in ("mocov2", "simclr"):
+        rows |= _pair(method, {"method": method})
+    return rows | _pair("flat textures removed", {}, NOT_FLAT)
+
+
+def _pair(name: str, settings: Settings, only: str | None = None) -> dict[str, _Row]:
+    """Return a row without textures and one with them, compared with each other instead of with "none"."""
+    base = f"none, {name}"
+    return {
+        base: _Row({**settings, "texture_role": "none"}, filter=only, against=None),
+        f"texture, {name}": _Row({**settings, "texture_role": "negative"}, filter=only, against=base),
+    }

@@ -1,0 +1,252 @@
+"""Run a grid cell by cell in worker processes. Finished cells are not repeated.
+
+Layout: OUT/shards/SET, OUT/cells/ROW/COLUMN/seedN (a run of `sacl-train` with figures.json), OUT/GRID.md, .json, .png.
+A cell with other settings or shards is set aside as seedN.old-1 and so on.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import re
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipelines.commands import Commands
+from pipelines.grids import narrow
+from pipelines.grids.grid import Cell, Grid, Scale, Settings
+from pipelines.grids.report import Found, write_grid
+from pipelines.grids.worker import Job, run_cell, start_worker
+from pipelines.stages import assign_devices, digest_folder, digest_shards, set_aside
+from texturegen.console import plural
+from texturegen.errors import MissingError, UserError
+from texturegen.sources import SOURCES
+from texturegen.storage.atomic import write_json
+from texturegen.system.threads import count_cpus
+
+MakeJob = Callable[[Cell, int], Job]
+
+
+def run_grid(
+    grid: Grid,
+    scale: Scale,
+    out: Path,
+    root: str | None = None,
+    stimuli: str | None = None,
+    device: str = "auto",
+    seeds: int | None = None,
+    jobs: int = 1,
+    only: tuple[str, ...] = (),
+) -> Path:
+    """Build the shards, run every cell with every seed, and write the table after each cell.
+
+    Parameters
+    ----------
+    grid : Grid
+        A grid from `make_grid`.
+    scale : Scale
+        The scale that it was made for.
+    out : Path
+        Directory for shards, cells and the table.
+    root : str, optional
+        Directory of the data sets' files.
+    stimuli : str, optional
+        Folder of cue-conflict stimuli, for the shape bias.
+    device : str
+        "auto", a device, or several ("cuda:0,cuda:1") that each run one cell at a time.
+    seeds : int, optional
+        Runs per cell; by default those of the scale. All cells run with the first seed before any runs with the next.
+    jobs : int
+        Cells to run at once.
+    only : tuple of str
+        Rows or columns to run; empty runs all. The table also shows other cells that have been run already.
+
+    Returns
+    -------
+    Path
+        The Markdown table.
+
+    Raises
+    ------
+    UserError
+        A cell failed; the others have run.
+    KeyboardInterrupt
+        The user stopped the grid; cells that were training have saved their state.
+    """
+    chosen = narrow(grid, only, {})
+    out.mkdir(parents=True, exist_ok=True)
+    devices = assign_devices(device, jobs)
+    threads = max(1, count_cpus() // len(devices))
+    _build_all(Commands(out, threads), scale, chosen, out, root)
+    make = _job_maker(grid, scale, out, stimuli, devices[0])
+    found, outdated = _read_figures(grid, make, out)
+    selected = {(cell.row, cell.column) for cell in chosen.cells}
+    if left_out := [place for place in outdated if place not in selected]:
+        names = "; ".join(map(", ".join, left_out))
+        print(f"left out of the table, because settings or shards differ: {names}", flush=True)
+    cells = tuple(cell for cell in grid.cells if (cell.row, cell.column) in selected or found[cell.row, cell.column])
+    grid = replace(grid, cells=cells)
+    found = {(cell.row, cell.column): found[cell.row, cell.column] for cell in cells}
+
+    done = {(place, run["seed"]) for place, runs in found.items() for run in runs}
+    wanted = [(cell, seed) for seed in range(seeds or scale.seeds) for cell in chosen.cells]
+    todo = [make(cell, seed) for cell, seed in wanted if ((cell.row, cell.column), seed) not in done]
+    if len(todo) < len(wanted):
+        print(f"{len(wanted) - len(todo)} of {plural(len(wanted), 'run')} already done", flush=True)
+    path = write_grid(out, grid, scale.name, found) if done else None
+    if todo and "corruption" in grid.figures:
+        from sacl_train.evaluate.corruption import load_corruptions
+
+        load_corruptions()  # a missing package must raise before the first cell is trained
+    failed: list[str] = []
+    with contextlib.closing(_run_jobs(todo, devices, threads)) as results:
+        for job, status, content in results:
+            if status == "failed":
+                failed.append(f"{job.name}: {content}")
+                print(f"{job.name}: failed: {content}", flush=True)
+                continue
+            found[job.cell.row, job.cell.column].append({"seed": job.seed, **content})
+            figures = ", ".join(f"{key} {content[key]:.3f}" for key in grid.figures if key in content)
+            print(f"{job.name}: {figures}", flush=True)
+            path = write_grid(out, grid, scale.name, found)
+    if failed:
+        raise UserError(f"{len(failed)} of {plural(len(todo), 'run')} failed; the first: {failed[0]}")
+    assert path is not None
+    return path
+
+
+def probe_settings(scale: Scale, cell: Cell) -> Settings:
+    """Return the settings of a cell's linear probe."""
+    return {**scale.probe, **scale.probe_of.get(cell.dataset, {})}
+
+
+def _job_maker(grid: Grid, scale: Scale, out: Path, stimuli: str | None, device: str) -> MakeJob:
+    """Return a function that makes the job of a cell and a seed; it digests each shard directory once."""
+    digests: dict[str, str] = {}
+    if stimuli is not None and not Path(stimuli).is_dir():
+        raise MissingError(f"--stimuli {stimuli}: there is no such folder")
+    of_stimuli = {"stimuli": digest_folder(stimuli)} if stimuli and "shape_bias" in grid.figures else {}
+
+    def make(cell: Cell, seed: int) -> Job:
+        shards = {name: str(directory) for name, directory in _shard_directories(scale, cell, out).items()}
+        for directory in shards.values():
+            if directory not in digests:
+                digests[directory] = digest_shards(directory)
+        return Job(
+            cell,
+            seed,
+            str(_cell_directory(out, cell) / f"seed{seed}"),
+            shards,
+            {name: digests[directory] for name, directory in shards.items()} | of_stimuli,
+            grid.figures,
+            probe_settings(scale, cell),
+            scale.corruption,
+            stimuli,
+            device,
+        )
+
+    return make
+
+
+def _read_figures(grid: Grid, make: MakeJob, out: Path) -> tuple[Found, list[tuple[str, str]]]:
+    """Return the figures of finished cells, and the places of cells whose settings or shards have changed since."""
+    found: Found = {(cell.row, cell.column): [] for cell in grid.cells}
+    outdated: list[tuple[str, str]] = []
+    for cell in grid.cells:
+        place = (cell.row, cell.column)
+        for path in sorted(_cell_directory(out, cell).glob("seed*/figures.json")):
+            number = path.parent.name.removeprefix("seed")
+            if not number.isdecimal():
+                continue  # set aside
+            try:
+                figures = make(cell, int(number)).read_figures()
+            except UserError:
+                figures = None  # its shards are missing
+            if figures is not None:
+                found[place].append({"seed": int(number), **figures})
+            elif place not in outdated:
+                outdated.append(place)
+    return found, outdated
+
+
+def _run_jobs(todo: list[Job], devices: list[str], threads: int) -> Generator[tuple[Job, str, Any]]:
+    """Yield (job, status, content) as jobs end, one at a time per device; after Ctrl-C no job starts."""
+    if not todo:
+        return
+    waiting, running, free = iter(todo), dict[Future[Any], Job](), list(devices)
+    context, workers = multiprocessing.get_context("spawn"), min(len(devices), len(todo))
+    with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(threads,)) as pool:
+        try:
+            while True:
+                # No job waits in the pool's queue: a worker would start it even after Ctrl-C.
+                for job in islice(waiting, len(free)):
+                    placed = replace(job, device=free.pop(0))
+                    running[pool.submit(run_cell, placed)] = placed
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    free.append(job.device)
+                    status, content = future.result()
+                    if status == "stopped":
+                        raise KeyboardInterrupt
+                    yield job, status, content
+        except (KeyboardInterrupt, GeneratorExit):
+            # Ctrl-C in a terminal reaches the workers too; a signal to this process alone does not.
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a worker saves what it is training, see `Stopped`
+            raise
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed (out of memory?); run the same command again with fewer --jobs"
+            ) from None
+
+
+def _build_all(commands: Commands, scale: Scale, grid: Grid, out: Path, root: str | None) -> None:
+    """Build the shards of all cells by the real commands."""
+    built: set[Path] = set()
+    for cell in grid.cells:
+        directories = _shard_directories(scale, cell, out)
+        unfiltered = _shard_directories(scale, replace(cell, filter=None), out)
+        for name, options in scale.data[cell.dataset].items():
+            if unfiltered[name] not in built:
+                chosen = {**options, "method": cell.synthesis} if cell.synthesis and name == "train" else options
+                commands.build(unfiltered[name], chosen, root if SOURCES[options["dataset"]].needs_root else None)
+                built.add(unfiltered[name])
+        if cell.filter is not None and directories["train"] not in built:
+            _split(commands, unfiltered["train"], cell.filter, directories["train"])
+            built.add(directories["train"])
+
+
+def _split(commands: Commands, shards: Path, condition: str, out: Path) -> None:
+    """Write the images of `shards` that pass a filter to `out`, unless they are there."""
+    record, inputs = out.with_name(f"{out.name}.json"), [condition, digest_shards(shards)]
+    line = ("texturegen", "split", str(shards), "--filter", condition, "--out", str(out))
+    if out.is_dir() and record.is_file() and json.loads(record.read_text()) == inputs:
+        commands.skip("", *line)
+        return
+    if out.exists():
+        set_aside(out)
+    commands.call("", *line)
+    write_json(record, inputs)
+
+
+def _shard_directories(scale: Scale, cell: Cell, out: Path) -> dict[str, Path]:
+    """Return set -> directory of the shards that a cell trains on and is measured on."""
+    directories = {}
+    for name in scale.data[cell.dataset]:
+        parts = [cell.dataset, name] + ([cell.synthesis, cell.filter] if name == "train" else [])
+        directories[name] = out / "shards" / "-".join(_slug(part) for part in parts if part)
+    return directories
+
+
+def _cell_directory(out: Path, cell: Cell) -> Path:
+    return out / "cells" / _slug(cell.row) / _slug(cell.column)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -1,0 +1,116 @@
+"""Stages: when one is done, and what is set aside, never while another process works in it."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.stages import (
+    assign_devices,
+    build_shards,
+    claim_run,
+    digest_folder,
+    is_done,
+    mark_done,
+    set_aside,
+)
+from sacl_train import train
+from sacl_train.config import load_config
+from sacl_train.training.checkpoint import exclusive
+from sacl_train.training.resume import comparable
+from texturegen.builds import Recipe, build
+from texturegen.errors import UserError
+from texturegen.shards import open_shards
+from texturegen.storage.lock import acquire
+
+RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu"}
+SETS = {"dataset": "shapes", "per_image": 0}
+
+
+def test_jobs_take_the_devices_in_rotation() -> None:
+    assert assign_devices("cpu", 3) == ["cpu"] * 3
+    assert assign_devices("cuda:0, cuda:1", 1) == ["cuda:0", "cuda:1"]
+    assert assign_devices("cuda:0,cuda:1", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_a_stage_is_done_until_its_inputs_change(tmp_path: Path) -> None:
+    result, record = tmp_path / "out.json", tmp_path / "stage.json"
+    run = {"settings": comparable(load_config(None, {})), "shards": "a"}
+    assert not is_done(record, run, {"x": (1,)}, [result])
+    result.write_text("1")
+    mark_done(record, run, {"x": (1,)})
+    assert is_done(record, run, {"x": (1,)}, [result])
+    assert not is_done(record, run, {"x": (2,)}, [result])
+    assert not is_done(record, {**run, "shards": "b"}, {"x": (1,)}, [result])
+    assert not is_done(record, {**run, "settings": {**run["settings"], "tau": 0.3}}, {"x": (1,)}, [result])
+    result.unlink()
+    assert not is_done(record, run, {"x": (1,)}, [result])
+
+
+def test_directories_set_aside_are_numbered(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "x").mkdir()
+        assert set_aside(tmp_path / "x") == tmp_path / f"x.old-{number}"
+
+
+def test_the_digest_of_a_folder_depends_on_its_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+        (tmp_path / name / "cat" / "1.png").write_bytes(b"1")
+    assert digest_folder(tmp_path / "a") == digest_folder(tmp_path / "b")
+    (tmp_path / "b" / "cat" / "1.png").write_bytes(b"2")
+    assert digest_folder(tmp_path / "a") != digest_folder(tmp_path / "b")
+
+
+def _build(out: Path, limit: int) -> str:
+    """Return "made" or "skipped", whichever `build_shards` decides for a set of `limit` images."""
+    done = []
+
+    def make() -> None:
+        build(Recipe(**SETS, limit=limit), out)
+        done.append("made")
+
+    build_shards(out, {**SETS, "limit": limit}, None, make, lambda: done.append("skipped"))
+    return done[0]
+
+
+def test_a_build_with_other_options_is_set_aside(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    assert [_build(out, 4), _build(out, 4), _build(out, 6)] == ["made", "skipped", "made"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set.old-1"]
+    assert len(open_shards(out)) == 6
+    assert len(open_shards(tmp_path / "set.old-1")) == 4
+    assert not (tmp_path / "set.old-1" / "parts").exists()
+
+
+def test_a_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    _build(out, 4)
+    (out / "parts").mkdir()
+    with acquire(out / "parts" / "lock"), pytest.raises(UserError, match="building"):
+        _build(out, 6)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_run_in_training_is_not_set_aside(shapes_shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(load_config(None, RUN), shapes_shards, run)
+    with exclusive(run), pytest.raises(UserError, match="training"):
+        claim_run(run, {**RUN, "tau": 0.5}, shapes_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    claim_run(run, {**RUN, "tau": 0.5}, shapes_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.old-1"]
+    assert not (tmp_path / "run.old-1" / "lock").exists()
+    claim_run(run, RUN, shapes_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_stays_when_its_shards_are_repaired(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(load_config(None, RUN), shapes_shards, tmp_path / "run")
+    # Repaired samples change mean and std of the shards; a run keeps those it began with.
+    monkeypatch.setattr("sacl_train.training.setup.channel_statistics", lambda shards: ((0.1,) * 3, (0.2,) * 3))
+    claim_run(tmp_path / "run", RUN, shapes_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    claim_run(tmp_path / "run", {**RUN, "mean": (0.1, 0.1, 0.1)}, shapes_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.old-1"]
