@@ -14,6 +14,7 @@ from typing import Any
 from texturegen.console import warn
 from texturegen.errors import DamagedError, UserError
 from texturegen.storage.atomic import write_json
+from texturegen.storage.lock import LOCK, DirectoryLock
 
 
 def describe_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
@@ -115,9 +116,9 @@ def claim_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> 
         Another process is training the run that would have to be set aside.
     """
     if directory.exists() and _holds_run(directory, settings, shards) is False:
-        from sacl_train.training.checkpoint import LOCK
+        from sacl_train.training import checkpoint
 
-        _set_aside_locked(directory, directory / LOCK, "training")
+        set_aside(directory, checkpoint.LOCK)
     if not directory.exists():
         for old in directory.parent.glob(f"{directory.name}.old-*"):
             if _holds_run(old, settings, shards):
@@ -126,13 +127,33 @@ def claim_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> 
                 return
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a directory or file that has other settings to PATH.old-N, warn, and return its new path."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    warn(f"{path} was made with other settings or data: kept as {aside.name} and made again")
+def set_aside(directory: Path, lock: str = LOCK) -> Path:
+    """Rename a directory that holds other settings to DIRECTORY.old-N, and warn.
+
+    Parameters
+    ----------
+    directory : Path
+        The directory.
+    lock : str
+        Name of the lock file that processes at work in it hold.
+
+    Returns
+    -------
+    Path
+        The new path.
+
+    Raises
+    ------
+    BusyError
+        A process is at work in it, and would go on writing into the renamed directory.
+    """
+    with DirectoryLock(directory, "working", create=False, name=lock) as held:
+        number = 1
+        while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
+            number += 1
+        directory.rename(aside)
+        held.directory = aside
+    warn(f"{directory} was made with other settings or data: kept as {aside.name} and made again")
     return aside
 
 
@@ -166,11 +187,12 @@ def build_shards(
     DamagedError
         The description of the build in `out` cannot be read.
     """
+    from texturegen.builds.directory import RECIPE
     from texturegen.builds.recipe import Recipe, make_plan
     from texturegen.shards.layout import BUILD, PARTS
 
     finished = (out / BUILD).is_file()
-    description = out / BUILD if finished else out / PARTS / "recipe.json"
+    description = out / BUILD if finished else out / PARTS / RECIPE
     if description.is_file():
         names = {"source_option": "source_options", "method_option": "settings"}
         chosen: dict[str, Any] = {names.get(key, key): value for key, value in options.items()}
@@ -185,25 +207,11 @@ def build_shards(
         except ValueError:
             raise DamagedError(f"{description} is not valid JSON; remove {out} and run the command again") from None
         if any(present.get(key) != value for key, value in wanted.items()):
-            had_parts = (out / PARTS).is_dir()
-            (out / PARTS).mkdir(exist_ok=True)  # the lock is in there, also while a finished build is reopened
-            aside = _set_aside_locked(out, out / PARTS / "lock", "building")
-            if not had_parts:
-                (aside / PARTS).rmdir()
+            set_aside(out)
         elif finished:
             skip()
             return
     make()
-
-
-def _set_aside_locked(directory: Path, lock: Path, doing: str) -> Path:
-    """Set a directory aside while holding its lock, so that no process writes into the renamed directory."""
-    from texturegen.storage.lock import acquire
-
-    with acquire(lock, location=directory, activity=doing):
-        aside = set_aside(directory)
-        (aside / lock.relative_to(directory)).unlink()
-    return aside
 
 
 def _holds_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> bool | None:

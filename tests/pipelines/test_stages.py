@@ -18,11 +18,11 @@ from sacl_train.config import load_config
 from sacl_train.training.checkpoint import exclusive
 from sacl_train.training.resume import comparable
 from texturegen.builds import Recipe, build
-from texturegen.errors import UserError
+from texturegen.builds.directory import BuildDirectory
+from texturegen.errors import BusyError
 from texturegen.shards import open_shards
-from texturegen.storage.lock import acquire
 
-RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu"}
+RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "batch_size": 16, "device": "cpu"}
 SETS = {"dataset": "shapes", "per_image": 0}
 
 
@@ -85,8 +85,7 @@ def test_a_build_with_other_options_is_set_aside(tmp_path: Path) -> None:
 def test_a_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
     out = tmp_path / "set"
     _build(out, 4)
-    (out / "parts").mkdir()
-    with acquire(out / "parts" / "lock"), pytest.raises(UserError, match="building"):
+    with BuildDirectory(out), pytest.raises(BusyError, match="working"):
         _build(out, 6)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -94,7 +93,7 @@ def test_a_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
 def test_a_run_in_training_is_not_set_aside(shapes_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(load_config(None, RUN), shapes_shards, run)
-    with exclusive(run), pytest.raises(UserError, match="training"):
+    with exclusive(run), pytest.raises(BusyError, match="working"):
         claim_run(run, {**RUN, "tau": 0.5}, shapes_shards)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     claim_run(run, {**RUN, "tau": 0.5}, shapes_shards)
