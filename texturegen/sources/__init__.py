@@ -1,10 +1,7 @@
-"""Where images come from: `open_source(name, ...)` gives a Source, which has a length and an Item for any index.
+"""Data sets: `open_source` returns a `Source`, which has a length and an `Item` (image, label, key) for every index.
 
-    source = open_source("cifar10", root="data", split="test")
-    item = source[0]        # item.key, item.image, item.label, ...
-
-To add a source: write its class (see `base.Source`) in a module of its own and enter it in SOURCES. The table says
-all that a command line needs to know, so that printing its help imports no source.
+`SOURCES` is the registry. To add a source, write its class (see `base.Source`) in a module of its own and enter it
+here. The entries hold what a command line needs, so `--help` imports no source and no NumPy.
 """
 
 from collections.abc import Iterable
@@ -23,19 +20,19 @@ __all__ = ["SOURCES", "Entry", "Item", "Listing", "Source", "open_source"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a source before its module is loaded.
+    """A source in the registry: where its class is, and what it accepts.
 
     Attributes
     ----------
     location : "module:class" inside this package.
-    help : the data set in a few words.
-    splits : names that `split` may take; empty when the source has no splits.
-    default_split : what split=None means.
-    needs_root : whether it reads files under `root`.
-    urls : whether `root` may also be a URL or a pattern of names, which it then gets as it was written.
-    official : whether those files are a benchmark's, with checksums and a place to download them from.
+    help : the data set in under 40 characters, for `--help`.
+    splits : values of `split`; empty if the source has no splits.
+    default_split : the split that None stands for.
+    needs_root : whether it reads files below `root`.
+    urls : whether `root` may also be a URL or a pattern; it is then passed on as a string.
+    official : whether the files are those of a benchmark, with checksums and a download.
     options : names of further keyword arguments.
-    listed : whether it looks through folders, and takes a Listing in place of that.
+    listed : whether it searches folders, so that a `Listing` can spare it the search.
     """
 
     location: str
@@ -52,7 +49,7 @@ class Entry:
 SOURCES: dict[str, Entry] = {
     "shapes": Entry(
         "shapes:Shapes",
-        "ten silhouettes filled with photographs, embedded",
+        "ten generated silhouettes",
         splits=("train", "test", "conflict"),
         default_split="train",
         options=("background",),
@@ -92,7 +89,7 @@ SOURCES: dict[str, Entry] = {
     ),
     "folder": Entry("folder:Folder", "any folder of images", needs_root=True, listed=True),
     "webdataset": Entry(
-        "webdataset:WebDataset", "WebDataset tars", needs_root=True, urls=True, options=("image", "classes")
+        "webdataset:WebDataset", "existing WebDataset tars", needs_root=True, urls=True, options=("image", "classes")
     ),
 }
 
@@ -107,22 +104,54 @@ def open_source(
     listing: "Listing | None" = None,
     **options: Any,
 ) -> "Source":
-    """Open the source `name`; every mistake in the arguments or the files is a UserError of one sentence.
+    """Open a data set.
 
-    root : the folder that holds (or, with download, will hold) the files; for `webdataset` also a URL or a pattern.
-    split : None takes the source's default.
-    size : give images of size x size (`resize.fit_square`; `shapes` draws them so); None keeps the source's own.
-    download : fetch a benchmark's official archive when its files are missing or damaged.
-    check : verify a benchmark's checksums; False suits a worker of a process that has done it.
-    listing : of a `listed` source, what the process that opened it first found (`source.listing`).
-    options : those in the source's entry of SOURCES.
+    Parameters
+    ----------
+    name : key in `SOURCES`.
+    root : the folder that holds the files, or will hold them after the download; for `webdataset` also a URL or a
+        pattern.
+    split : name of a split; None for the source's default.
+    size : side in pixels: images are resized so that the short side has this length, and cropped to the central square
+        (`shapes` draws them at this size). None keeps their own sizes.
+    download : fetch a benchmark's official archive if its files are missing or damaged.
+    check : verify a benchmark's checksums; workers skip it, because the process that started them has done it.
+    listing : `Source.listing` of the same data set, opened in another process; spares a search of its folders.
+    **options : the options of the source, named in its entry in `SOURCES`.
+
+    Returns
+    -------
+    A source with len(source) items; source[i] is an `Item`.
+
+    Raises
+    ------
+    UserError : an unknown name, split or option; a folder without images; an official file that is missing
+        (`MissingError`) or damaged (`DamagedError`).
+
+    References
+    ----------
+    .. [1] R. Geirhos et al., "ImageNet-trained CNNs are biased towards texture", ICLR 2019 (`shapes`).
+    .. [2] A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009 (`cifar10`, `cifar100`).
+    .. [3] A. Coates, A. Ng, H. Lee, "An analysis of single-layer networks in unsupervised feature learning",
+           AISTATS 2011 (`stl10`).
+    .. [4] Y. Tian, D. Krishnan, P. Isola, "Contrastive multiview coding", ECCV 2020 (`imagenet100`).
+
+    Examples
+    --------
+    >>> from texturegen.sources import open_source
+    >>> source = open_source("shapes", split="test", size=48)
+    >>> len(source), source.classes[:3]
+    (1000, ['disc', 'square', 'triangle'])
+    >>> item = source[2]
+    >>> item.key, source.classes[item.label], item.image.shape, item.image.dtype.name
+    ('shapes-test-00000002', 'triangle', (48, 48, 3), 'uint8')
     """
     entry = find_entry(name, options)
     arguments: dict[str, Any] = {"split": _resolve_split(name, entry, split), "size": _check_size(size), **options}
     if entry.needs_root:
         if root is None:
-            raise UserError(f"data set '{name}' reads files: say with --root where they are")
-        arguments["root"] = str(root) if entry.urls else Path(root)  # Path makes s3:/bucket of s3://bucket
+            raise UserError(f"data set '{name}' reads files; give their folder with --root")
+        arguments["root"] = str(root) if entry.urls else Path(root)  # Path would turn s3://bucket into s3:/bucket
     if entry.listed:
         arguments["listing"] = listing
     if entry.official:
@@ -132,9 +161,9 @@ def open_source(
 
 
 def find_entry(name: str, options: Iterable[str]) -> Entry:
-    """Return what SOURCES has of `name`; UserError for an unknown one, and for an option that it does not have."""
+    """Return the entry of `name` in SOURCES; UserError for an unknown name, or an option that the source lacks."""
     if name not in SOURCES:
-        raise UserError(f"unknown data set '{name}'{nearest(name, SOURCES)}; there are: {', '.join(SOURCES)}")
+        raise UserError(f"unknown data set '{name}'{nearest(name, SOURCES)}; data sets: {', '.join(SOURCES)}")
     entry = SOURCES[name]
     for option in options:
         if option not in entry.options:
@@ -149,7 +178,7 @@ def _resolve_split(name: str, entry: Entry, split: str | None) -> str | None:
     if split is None:
         return entry.default_split
     if not entry.splits:
-        raise UserError(f"data set '{name}' has no splits, but split '{split}' was asked for")
+        raise UserError(f"data set '{name}' has no splits; leave out --split {split}")
     if split not in entry.splits:
         raise UserError(
             f"data set '{name}' has no split '{split}'{nearest(split, entry.splits)}; splits: {', '.join(entry.splits)}"
@@ -159,7 +188,7 @@ def _resolve_split(name: str, entry: Entry, split: str | None) -> str | None:
 
 def _check_size(size: int | None) -> int | None:
     if size is not None and size < 1:
-        raise UserError(f"size is {size}; it must be at least 1 pixel")
+        raise UserError(f"size must be at least 1 pixel, not {size}")
     return size
 
 

@@ -1,4 +1,4 @@
-"""What every source is made of: the Item it gives, the Source it is."""
+"""The interface of a data set: `Source`, and the `Item` it returns for an index."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ class Item:
 
     Attributes
     ----------
-    key : its name, in [A-Za-z0-9_-]{1,100}, unique in the source and the same in every run.
-    image : uint8 (H, W, 3) RGB.
-    label : class number; -1 when there is none.
-    data : the encoded file that `image` was decoded from; None when there is no such file.
-    ext : how `data` is to be named, lower case and without dot; "png" when data is None.
-    meta : whatever else is known, JSON-serialisable.
-    members : what else the source's own tar holds of this key, extension -> raw bytes; passed through, never opened.
+    key : name of the image, [A-Za-z0-9_-]{1,100}; unique within the source and the same in every run.
+    image : uint8 (H, W, 3), RGB.
+    label : index of the class; -1 for none.
+    data : the encoded file that `image` was decoded from; None if there is none.
+    ext : extension of `data`, in lower case and without a dot; "png" if `data` is None.
+    meta : anything else that is known, serialisable as JSON.
+    members : the other files of this key in the source's own tar, extension -> bytes; copied, never decoded.
     """
 
     key: str
@@ -37,9 +37,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """What opening a source of files found, so that other processes need not look through its folders again.
+    """The images that a source found below its folder. Passed to other processes, it saves them the search.
 
-    paths : of the images, below the source's folder, in order. classes : the source's.
+    Attributes
+    ----------
+    paths : paths of the images in order, relative to the source's folder.
+    classes : names of the classes, by label.
     """
 
     paths: Sequence[str]
@@ -47,18 +50,40 @@ class Listing:
 
 
 class Source(ABC):
-    """Images by index. Any process may ask for any index in any order: what comes depends on the arguments alone."""
+    """A data set whose images are read by index.
+
+    `source[i]` depends on the constructor's arguments and on i alone, so any process may read any index in any order.
+
+    A subclass sets `name`, `split`, `size` and `classes`, and implements `__len__`, `key`, `_read` and `_identity`.
+
+    Attributes
+    ----------
+    name : key of the source in `SOURCES`.
+    split : name of the split; None if the source has none.
+    size : side of the images in pixels; None if they keep their own sizes.
+    classes : names of the classes, by label.
+    one_size : whether all images have the same size.
+    listing : the images found below the source's folder; None if it searches no folder.
+    ignored : names of the files in the source's folder that are not images of it.
+    """
 
     name: str
     split: str | None
     size: int | None
     classes: list[str]
-    one_size: bool = True  # all images are of the same size
-    listing: Listing | None = None  # of a source that looks through folders
-    ignored: Sequence[str] = ()  # what else lies among its files and is no image of it
+    one_size: bool = True
+    listing: Listing | None = None
+    ignored: Sequence[str] = ()
 
     def __getitem__(self, index: int) -> Item:
-        """Return item `index`, as a square when the source has a `size`; ImageError when it cannot be decoded."""
+        """Return item `index`, its image a square if the source has a `size`.
+
+        Raises
+        ------
+        IndexError : an index below 0, or not below len(self).
+        ImageError : this image cannot be decoded.
+        SourceLost : the files of the data set cannot be reached any more.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images; there is no index {index}")
         item = self._read(index)
@@ -68,7 +93,7 @@ class Source(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of what identifies the list of images, found without reading them."""
+        """SHA-256 (hex) of the list of images: their names and sizes, or checksums; no image is read."""
         return hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()
 
     @abstractmethod
@@ -80,15 +105,15 @@ class Source(ABC):
 
     @abstractmethod
     def _read(self, index: int) -> Item:
-        """Return item `index` at its own size; the index is known to be in range."""
+        """Return item `index` at its own size; `index` is in range."""
 
     @abstractmethod
     def _identity(self) -> Any:
-        """Return what `digest` is of: anything JSON can hold."""
+        """Return what `digest` hashes, serialisable as JSON."""
 
 
 def fit_item(item: Item, size: int) -> Item:
-    """Return the item with its image as a square of side `size`; the encoded file is dropped if the pixels change."""
+    """Return the item with its image brought to size x size (`fit_square`), without its file if the pixels change."""
     from texturegen.sources.resize import fit_square  # loads OpenCV
 
     image = fit_square(item.image, size)

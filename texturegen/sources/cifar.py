@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official Python files, in torchvision's places."""
+"""`cifar10` and `cifar100` (Krizhevsky, 2009), read from the official Python files.
+
+The files lie where torchvision keeps them: ROOT/cifar-10-batches-py and ROOT/cifar-100-python.
+"""
 
 import pickle
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from texturegen.sources.official import Archive, require_files
 
 
 class Batch(NamedTuple):
-    """One file of images."""
+    """An official file of images."""
 
     file: str
     md5: str
@@ -23,7 +26,16 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The official files, and the names that their dictionaries use."""
+    """The official files of a data set, and the keys of the dictionaries in them.
+
+    Attributes
+    ----------
+    archive : the tar that holds the files.
+    batches : split -> files of images.
+    meta : name and MD5 of the file of class names.
+    labels : key of the labels in a file of images.
+    class_names : key of the class names in the file `meta`.
+    """
 
     archive: Archive
     batches: dict[str, tuple[Batch, ...]]
@@ -70,7 +82,7 @@ CIFAR100 = Layout(
 
 
 class Cifar(Source):
-    """Either data set; `layout` tells them apart."""
+    """Base of both data sets; a subclass gives the `layout`."""
 
     layout: Layout
 
@@ -90,7 +102,7 @@ class Cifar(Source):
     def _read(self, index: int) -> Item:
         batch, row = self._locate(index)
         images, labels = _load_batch(self._folder / batch.file, batch.images, self.layout.labels)
-        # A row of the file is the red plane, then green, then blue.
+        # A row holds the red, the green and the blue plane, 1024 bytes each.
         image = np.ascontiguousarray(images[row].reshape(3, 32, 32).transpose(1, 2, 0))
         return Item(self.key(index), image, labels[row])
 
@@ -116,7 +128,7 @@ class Cifar100(Cifar):
     layout = CIFAR100
 
 
-@lru_cache(maxsize=2)  # per process: a shard lies in one batch, or across the border of two
+@lru_cache(maxsize=2)  # a shard lies in one batch or in two adjacent ones
 def _load_batch(path: Path, count: int, label_name: str) -> tuple[np.ndarray, list[int]]:
     content = _load_pickle(path)
     images, labels = content.get("data"), content.get(label_name)
@@ -135,9 +147,9 @@ def _load_class_names(path: Path, name: str) -> list[str]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits plain containers and NumPy arrays, and no other object: a pickle can otherwise run any code."""
+    """Unpickler of plain containers and NumPy arrays alone: an arbitrary pickle can run any code."""
 
-    # The function that rebuilds an array has moved within NumPy; files of any age name it by one of these places.
+    # NumPy has moved the function that rebuilds an array; old files name its old module.
     ALLOWED = {  # noqa: RUF012
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
@@ -147,7 +159,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return self.ALLOWED[module, name]
 
 
@@ -157,7 +169,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
             content = _Unpickler(stream, encoding="latin1").load()  # written by Python 2
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise UserError(f"{path} is not a CIFAR file: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a CIFAR file: it holds no dictionary")

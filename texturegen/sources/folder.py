@@ -1,34 +1,42 @@
-"""Any folder of images: flat, or with a folder per class."""
+"""`folder`: any folder of images, flat or with one folder per class."""
 
-import errno
-import hashlib
 import os
-import re
-import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from texturegen.errors import ImageError, SourceLost, UserError
+from texturegen.errors import UserError
 from texturegen.sources.base import Item, Listing, Source
+from texturegen.sources.files import (
+    EXTENSIONS,
+    is_image,
+    kind_of,
+    list_sizes,
+    make_key,
+    read_image,
+    require_unique,
+    walk,
+)
 from texturegen.storage.image import decode_image, original_extension
-
-Decoded = TypeVar("Decoded")
-Result = TypeVar("Result")
-
-WAITS = (0.2, 1.0, 5.0)  # seconds
-# What waiting does not mend.
-LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+from texturegen.storage.names import to_text
 
 
 class Folder(Source):
-    """The images under `root`, at any depth, in the order of their paths.
+    """The images below a folder, at any depth, in the order of their paths.
 
-    The sorted folders directly under `root` are the classes (an empty one too, so that the numbers of two parallel
-    folders agree); an image directly under `root` has label -1. Links are followed, but never back into a folder
-    they are in. Hidden files and folders are passed over. `ignored` lists what else is there: files without an image's
-    extension, broken links, and things that are no plain files.
+    The classes are the folders directly under `root`, sorted by name; an empty folder counts too, so that the labels of
+    two parallel folders (train/ and val/) agree. An image directly under `root` has label -1. Hidden files and folders
+    are skipped, and links are followed unless they lead back to a folder that contains them.
+
+    Parameters
+    ----------
+    root : the folder.
+    split : None; a folder has no splits.
+    size : side of the images in pixels; None keeps their own sizes.
+    listing : of another `Folder` with the same root, to skip the search.
+
+    Attributes
+    ----------
+    ignored : files without an extension of EXTENSIONS, broken links, and entries that are not regular files.
     """
 
     name = "folder"
@@ -48,9 +56,9 @@ class Folder(Source):
             found = sorted(walk(root))
         except OSError as error:
             raise UserError(f"the image folder {error.filename} cannot be read: {error.strerror}") from error
-        paths = [path for path, kind in found if kind == "file" and extension_of(path) in EXTENSIONS]
+        paths = [path for path, kind in found if is_image(path, kind)]
         images = set(paths)
-        self.ignored = [printable(path) for path, _ in found if path not in images]
+        self.ignored = [to_text(path) for path, _ in found if path not in images]
         if not paths:
             others = f"only {len(self.ignored)} other file(s)" if self.ignored else "it is empty"
             raise UserError(f"no images in {root} ({others}); extensions: {', '.join(sorted(EXTENSIONS))}")
@@ -71,86 +79,7 @@ class Folder(Source):
         label = self.classes.index(top) if rest else -1
         extension = original_extension(data)
         original = data if extension else None
-        return Item(key, image, label, original, extension or "png", {"path": printable(path)})
+        return Item(key, image, label, original, extension or "png", {"path": to_text(path)})
 
     def _identity(self) -> Any:
         return [self.name, list_sizes(self._root, self._paths)]
-
-
-def read_image(key: str, root: Path, path: str, decode: Callable[[bytes], Decoded]) -> tuple[bytes, Decoded]:
-    """Return the bytes of a file and what `decode` makes of them; ImageError says what is wrong, and with which.
-
-    A file that still cannot be read after some seconds is lost; when the folder itself is gone, SourceLost is raised.
-    """
-    try:
-        data = patiently(lambda: (root / path).read_bytes())
-        return data, decode(data)
-    except OSError as error:
-        if not root.is_dir():
-            raise SourceLost(f"the folder {root} cannot be reached any more") from error
-        raise ImageError(key, f"{printable(path)} cannot be read: {error.strerror}") from error
-    except UserError as error:
-        raise ImageError(key, f"{printable(path)}: {error}") from error
-
-
-def patiently(read: Callable[[], Result]) -> Result:
-    """Return read(); an OSError that may pass, as those of a network, lets it try again after 0.2, 1 and 5 seconds."""
-    for seconds in WAITS:
-        try:
-            return read()
-        except OSError as error:
-            if error.errno in LASTING:
-                raise
-            time.sleep(seconds)
-    return read()
-
-
-def list_sizes(root: Path, paths: Sequence[str]) -> list[list[str | int]]:
-    """[path, size] of each: tells apart two copies of a data set under the same names, at about 4 us a file."""
-    return [[path, os.stat(f"{root}/{path}").st_size] for path in paths]
-
-
-def walk(folder: str | Path, prefix: str = "", above: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """Yield (relative path with "/", kind) of all that is under `folder`; `above`: the real folders it is in."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    for entry in os.scandir(folder):
-        kind = kind_of(entry)
-        if kind == "folder":
-            yield from walk(entry.path, f"{prefix}{entry.name}/", above | {real})
-        elif kind != "hidden":
-            yield prefix + entry.name, kind
-
-
-def kind_of(entry: os.DirEntry[str]) -> str:
-    if entry.name.startswith("."):
-        return "hidden"
-    try:
-        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
-    except OSError:  # a link to itself
-        return "other"
-
-
-def extension_of(path: str) -> str:
-    return os.path.splitext(path)[1][1:].lower()  # a third of the time of PurePosixPath
-
-
-def printable(path: str) -> str:
-    """File names may hold bytes that are no UTF-8; text must not."""
-    return os.fsencode(path).decode(errors="replace")
-
-
-def make_key(path: str) -> str:
-    """A readable part of the path for people, and a hash of all of it to keep it apart from the others."""
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.splitext(path)[0].replace("/", "-"))
-    return f"{readable[:70]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-
-
-def require_unique(paths: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for path in paths:
-        key = make_key(path)
-        if key in seen:
-            raise UserError(f"the files {seen[key]} and {path} get the same key {key}; rename one of them")
-        seen[key] = path

@@ -1,8 +1,8 @@
-"""ImageNet-100: the photographs of 100 of ImageNet's classes (Russakovsky et al., IJCV 2015), or of any other list.
+"""`imagenet100`: the photographs of 100 classes of ImageNet (Russakovsky et al., IJCV 2015), or of another class list.
 
-The list that comes with this module, imagenet100.txt, is that of Tian, Krishnan & Isola (CMC, ECCV 2020), which most
-papers on contrastive learning use, SACL (Ge et al. 2021) among them. ImageNet itself must be there already, unpacked
-as for torchvision: ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG.
+The list shipped as imagenet100.txt is that of Tian, Krishnan and Isola (CMC, ECCV 2020), which most papers on
+contrastive learning use, SACL (Ge et al. 2021) among them. ImageNet is not downloaded; it must be unpacked as
+torchvision expects it: ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG.
 """
 
 import os
@@ -14,18 +14,10 @@ from typing import Any
 
 from texturegen.errors import UserError
 from texturegen.sources.base import Item, Listing, Source
-from texturegen.sources.folder import (
-    EXTENSIONS,
-    extension_of,
-    list_sizes,
-    make_key,
-    printable,
-    read_image,
-    require_unique,
-    walk,
-)
+from texturegen.sources.files import is_image, list_sizes, make_key, read_image, require_unique, walk
 from texturegen.sources.resize import shrink_short
 from texturegen.storage.image import decode_reduced, original_extension
+from texturegen.storage.names import to_text
 
 CLASS_LIST = Path(__file__).with_name("imagenet100.txt")
 WNID = re.compile(r"n\d{8}", re.ASCII)
@@ -33,13 +25,19 @@ SHORT_SIDE = 256
 
 
 class ImageNet100(Source):
-    """The images of the listed classes, class by class in the order of the list, each class by path.
+    """The images of the listed classes, in the order of the list, and by path within a class.
 
-    A class's label is its place in the list, and `classes` are the WordNet ids. An image whose short side exceeds 256
-    pixels is shrunk to that; others keep their pixels and their file. Links, hidden files and `ignored`: see `Folder`.
+    The label of a class is its position in the list; `classes` holds the WordNet ids. An image whose short side exceeds
+    256 pixels is reduced to 256; others keep their pixels and their file. Links, hidden files and `ignored` are treated
+    as in `Folder`.
 
-    root : holds the folders train/ and val/, or is itself the one that `split` names.
-    classes : a text file of WordNet ids, one a line, or a list of them; None is ImageNet-100's.
+    Parameters
+    ----------
+    root : holds the folders train/ and val/, or is itself the folder of `split`.
+    split : "train" or "val".
+    size : side of the images in pixels; None keeps the aspect ratio.
+    classes : a text file of WordNet ids, one per line, or a list of them; None is ImageNet-100.
+    listing : of another `ImageNet100` with the same arguments, to skip the search.
     """
 
     name = "imagenet100"
@@ -79,14 +77,13 @@ class ImageNet100(Source):
         image = shrink_short(decoded, SHORT_SIDE)
         extension = original_extension(data) if divisor == 1 and image is decoded else None
         original = data if extension else None
-        return Item(key, image, label, original, extension or "png", {"path": printable(path)})
+        return Item(key, image, label, original, extension or "png", {"path": to_text(path)})
 
     def _identity(self) -> Any:
-        # A stat per file: copies of ImageNet at other resolutions have the same names, and other sizes.
         return [self.name, self.split, self.classes, list_sizes(self._root, self._paths)]
 
     def _list(self) -> tuple[list[str], list[str]]:
-        """Return the paths of the images under the split's folder, and what else lies there."""
+        """Return the paths of the images in the folder of the split, and of everything else there."""
         paths: list[str] = []
         ignored: list[str] = []
         missing: list[str] = []
@@ -97,25 +94,30 @@ class ImageNet100(Source):
                 continue
             images = []
             for path, kind in sorted(walk(self._root / wnid, f"{wnid}/")):
-                if kind == "file" and extension_of(path) in EXTENSIONS:
+                if is_image(path, kind):
                     images.append(path)
                 else:
-                    ignored.append(printable(path))
+                    ignored.append(to_text(path))
             paths += images
             if not images:
                 empty.append(wnid)
-        for wnids, problem in ((missing, "are not there"), (empty, "hold no images")):
+        for wnids, problem in ((missing, "are missing"), (empty, "hold no images")):
             if wnids:
                 few = ", ".join(wnids[:3]) + (", ..." if len(wnids) > 3 else "")
                 raise UserError(
                     f"{self.name}: {len(wnids)} of the {len(self.classes)} class folders {problem} in {self._root}: "
-                    f"{few}; complete it, or list other classes with --classes FILE"
+                    f"{few}; complete the folder, or list other classes with --classes FILE"
                 )
         return paths, ignored
 
 
 def read_class_list(classes: str | Path | Sequence[str]) -> list[str]:
-    """Return the WordNet ids of a list, or of a file with one a line; UserError names the first that is not one."""
+    """Return the WordNet ids in `classes`, a list or a text file with one id per line.
+
+    Raises
+    ------
+    UserError : an unreadable or empty list; a line that is not a WordNet id, or repeats one.
+    """
     if isinstance(classes, (str, Path)):
         path = classes
         try:
@@ -132,19 +134,21 @@ def read_class_list(classes: str | Path | Sequence[str]) -> list[str]:
         if not wnid:
             continue
         if not WNID.fullmatch(wnid):
-            raise UserError(f"{path}, line {number}: {wnid[:40]!r} is no WordNet id; write one a line, like n01440764")
+            raise UserError(
+                f"{path}, line {number}: {wnid[:40]!r} is not a WordNet id; write one per line, such as n01440764"
+            )
         if wnid in seen:
-            raise UserError(f"{path}, line {number}: {wnid} stands in line {seen[wnid]} already; remove one")
+            raise UserError(f"{path}, line {number}: {wnid} is already in line {seen[wnid]}; remove one")
         seen[wnid] = number
     if not seen:
-        raise UserError(f"the class list {path} is empty; write one WordNet id a line, like n01440764")
+        raise UserError(f"the class list {path} is empty; write one WordNet id per line, such as n01440764")
     return list(seen)
 
 
 def _find_split(root: Path, split: str) -> Path:
     if (root / split).is_dir():
         return root / split
-    # Only a folder that bears the split's name may be the split: no other can be told from its opposite.
+    # Only the folder's name tells train from val, so no other folder is accepted.
     if root.is_dir() and Path(os.path.abspath(root)).name == split:
         return root
-    raise UserError(f"imagenet100: there is no folder {root / split}; --root is to hold train/ and val/ of ImageNet")
+    raise UserError(f"imagenet100: there is no folder {root / split}; --root must hold train/ and val/ of ImageNet")

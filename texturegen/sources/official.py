@@ -1,4 +1,4 @@
-"""Official files of a benchmark: find them, verify their MD5, or download and unpack their archive."""
+"""The official files of a benchmark: found, verified by MD5, or downloaded."""
 
 import hashlib
 import os
@@ -10,12 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError, MissingError, UserError
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar.gz that holds one folder of files, and where it is published."""
+    """A published tar.gz.
+
+    Attributes
+    ----------
+    url : where it is published.
+    md5 : of the tar.gz.
+    folder : the one folder in it that holds the files.
+    """
 
     url: str
     md5: str
@@ -25,9 +32,22 @@ class Archive:
 def require_files(
     name: str, root: Path, archive: Archive, files: Mapping[str, str], download: bool, check: bool
 ) -> Path:
-    """Return the folder under `root` that holds every one of `files` (name -> MD5); UserError when one is amiss.
+    """Return the folder of a benchmark's official files, downloading them if asked to.
 
-    check=False looks only whether they exist. With download, the archive is fetched when any is missing or wrong.
+    Parameters
+    ----------
+    name : of the data set, for messages.
+    root : where the archive's folder is, or will be.
+    archive : what to download.
+    files : name -> MD5 of the files that must be there.
+    download : fetch the archive if a file is missing or damaged.
+    check : verify the checksums; otherwise only that the files exist.
+
+    Raises
+    ------
+    MissingError : a file is missing.
+    DamagedError : the checksum of a file is wrong.
+    UserError : the archive cannot be downloaded.
     """
     folder = root / archive.folder
     problem = _find_problem(name, folder, archive, files, check)
@@ -35,20 +55,21 @@ def require_files(
         _download(name, root, archive)
         problem = _find_problem(name, folder, archive, files, check=True)
     if problem:
-        raise UserError(problem)
+        raise problem
     return folder
 
 
-def _find_problem(name: str, folder: Path, archive: Archive, files: Mapping[str, str], check: bool) -> str | None:
-    help_ = f"add --download, or unpack {archive.url} under {folder.parent}"
+def _find_problem(name: str, folder: Path, archive: Archive, files: Mapping[str, str], check: bool) -> UserError | None:
+    """Return the error for the first file that is missing or damaged."""
+    remedy = f"add --download, or unpack {archive.url} under {folder.parent}"
     for file in files:
         if not (folder / file).is_file():
-            return f"{name}: the file {file} is not in {folder}; {help_}"
+            return MissingError(f"{name}: the file {file} is not in {folder}; {remedy}")
     for file, md5 in files.items() if check else ():
         with open(folder / file, "rb") as stream:
             found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if found != md5:
-            return f"{name}: {folder / file} is damaged (MD5 {found}, official {md5}); {help_} again"
+            return DamagedError(f"{name}: {folder / file} is damaged (MD5 {found}, official {md5}); {remedy} again")
     return None
 
 
@@ -57,7 +78,7 @@ def _download(name: str, root: Path, archive: Archive) -> None:
 
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Beside the final place, so that each file moves there in one step, and only once it is whole.
+        # On the same disk, so that each file is moved into place in one step once it is complete.
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
             packed = pooch.retrieve(
                 archive.url, f"md5:{archive.md5}", "archive", temporary, progressbar=sys.stderr.isatty()
@@ -74,7 +95,7 @@ def _download(name: str, root: Path, archive: Archive) -> None:
 
 
 def _unpack(packed: Path, folder: str, target: Path) -> None:
-    """Copy the plain files that lie directly in `folder` of the archive: no link and no other path can come out."""
+    """Extract the regular files directly in `folder` of the archive; links and other paths are skipped for safety."""
     with tarfile.open(packed) as tar:
         for member in tar:
             path = PurePosixPath(member.name)

@@ -1,18 +1,27 @@
-"""One way to bring any image to a square of a given side, and one to make a large image smaller."""
+"""Resizing: an image to a square, and a large image to a shorter side."""
 
 import cv2
 import numpy as np
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale so that the short side is `size`, then cut size x size from the centre.
+    """Scale an image so that its short side is `size`, and crop size x size from the centre.
 
-    Shrinking averages over areas (no aliasing, which would pass for texture); growing is cubic.
+    Reduction averages over areas, because aliasing would look like texture; enlargement is bicubic.
+
+    Parameters
+    ----------
+    image : uint8 (H, W, 3).
+    size : side of the result in pixels.
+
+    Returns
+    -------
+    uint8 (size, size, 3); `image` itself if it has this size already.
     """
     height, width = image.shape[:2]
     short = min(height, width)
     if (height, width) != (short, short):
-        # Cut before scaling (the same pixels, as the centre is the centre), so that no long image is scaled whole.
+        # Cropping first gives the same centre and spares scaling all of a long image.
         top, left = (height - short) // 2, (width - short) // 2
         image = np.ascontiguousarray(image[top : top + short, left : left + short])
     if short == size:
@@ -22,7 +31,10 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def shrink_short(image: np.ndarray, short: int) -> np.ndarray:
-    """Scale down so that the short side is `short`, aspect kept; an image no larger than that is returned as it is."""
+    """Reduce an image so that its short side is `short` pixels, keeping the aspect ratio.
+
+    An image (H, W, 3) whose short side is `short` or less is returned unchanged.
+    """
     height, width = image.shape[:2]
     scale = short / min(height, width)
     if scale >= 1:

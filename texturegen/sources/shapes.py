@@ -1,12 +1,12 @@
-"""`shapes`: silhouettes filled with real textures. Deterministic, no download, made on the spot.
+"""`shapes`: silhouettes filled with photographs of textures, generated on the fly without a download.
 
-After the stylised images of Geirhos et al. (ICLR 2019): an image has a shape, which is its label, and a texture. The
-textures are crops of photographs that lie inside scikit-image's wheel; an encoder that reads texture instead of shape
-does well on `train` and `test`, where texture k fills shape k four times in five, and fails on `conflict`, where it
-never does. The photographs are the same in all splits; crops, places, sizes and rotations are not.
+After the stylised images of Geirhos et al. (ICLR 2019), every image has a shape, which is its label, and a texture,
+which is a crop of a photograph from scikit-image's wheel. In `train` and `test`, texture k fills shape k in 80 % of the
+images; in `conflict` it never does. An encoder that reads texture instead of shape is therefore good on `test` and
+fails on `conflict`. All splits use the same photographs, but other crops, positions, sizes and rotations.
 
-Image `index` of a split is a function of (VERSION, split, index, size, background). All that is random is read from
-the raw words of a counter-based generator, whose stream NumPy keeps stable, unlike that of its distributions.
+Image `index` is a function of (VERSION, split, index, size, background). Its random numbers are raw words of a
+counter-based generator, because NumPy guarantees that stream but not the streams of its distributions.
 """
 
 from functools import cache
@@ -22,12 +22,12 @@ from texturegen.errors import UserError, nearest
 from texturegen.sources.base import Item, Source
 from texturegen.sources.silhouettes import SILHOUETTES, draw_mask
 
-VERSION = 1  # to be raised when any pixel changes
+VERSION = 1  # increase it when any pixel changes
 SPLITS = {"train": 4000, "test": 1000, "conflict": 1000}
 BACKGROUNDS = ("plain", "photo")
-SMALLEST = 16
+MIN_SIZE = 16
 
-# Texture k belongs to shape k. Rows and columns limit the crops to where the photograph shows nothing else.
+# Texture k belongs to shape k. The slices of rows and columns select the part that shows only the texture.
 TEXTURES = {
     "brick": ("brick.png", slice(None), slice(None)),
     "fur": ("chelsea.png", slice(20, None), slice(20, 300)),
@@ -40,16 +40,19 @@ TEXTURES = {
     "coins": ("coins.png", slice(None), slice(None)),
     "coffee": ("coffee.png", slice(None), slice(None)),
 }
-# None of these is a fill, so that a background tells nothing of the class.
+# No texture is among these, so the background says nothing about the class.
 BACKDROPS = ("astronaut.png", "camera.png", "motorcycle_left.png", "rocket.jpg")
-CROP = 96  # pixels of a photograph; less shows no pattern, and more no detail in a small image
+CROP = 96  # side in pixels: a smaller crop shows no pattern, a larger one no detail in a small image
 
 
 class Shapes(Source):
-    """Ten silhouettes at random places, sizes and rotations (within 30 degrees of upright).
+    """Ten silhouettes at random positions and sizes, within 30 degrees of upright.
 
-    size : side in pixels, 16 or more; None is 32.
-    background : "plain", a random colour with noise, or "photo", a crop of a photograph (much harder).
+    Parameters
+    ----------
+    split : "train" (4000 images), "test" (1000) or "conflict" (1000).
+    size : side of the images in pixels, at least 16; None is 32.
+    background : "plain", a random colour with noise, or "photo", a crop of a photograph, which is much harder.
     """
 
     name = "shapes"
@@ -62,8 +65,8 @@ class Shapes(Source):
                 f"shapes has no background '{background}'{nearest(str(background), BACKGROUNDS)}; "
                 f"backgrounds: {', '.join(BACKGROUNDS)}"
             )
-        if size is not None and size < SMALLEST:
-            raise UserError(f"shapes of {size} pixels cannot be told apart; size must be at least {SMALLEST}")
+        if size is not None and size < MIN_SIZE:
+            raise UserError(f"shapes of {size} pixels cannot be told apart; size must be at least {MIN_SIZE}")
         self.split, self.size, self.background = split, size or 32, background
         self.classes = list(SILHOUETTES)
 
@@ -75,7 +78,7 @@ class Shapes(Source):
 
     def _read(self, index: int) -> Item:
         draws = Draws(VERSION, list(SPLITS).index(self.split), index)
-        label = index % len(SILHOUETTES)  # balanced, also in any first part of the split
+        label = index % len(SILHOUETTES)  # balanced in every prefix of the split
         texture = draw_texture(draws, label, self.split)
         shape, material = self.classes[label], list(TEXTURES)[texture]
         mask = draw_mask(SILHOUETTES[shape], self.size, draws)[..., None].astype(np.uint16)
@@ -93,31 +96,33 @@ class Shapes(Source):
 
 
 class Draws:
-    """Random numbers of one image, in the order they are asked for."""
+    """The random numbers of one image, in the order of the calls."""
 
     def __init__(self, *entropy: int) -> None:
         self._raw = np.random.Philox(np.random.SeedSequence(entropy))
 
     def below(self, limit: int) -> int:
-        """An integer of 0 .. limit - 1."""
+        """Return an integer in 0 .. limit - 1."""
         return int(self._raw.random_raw()) % limit
 
     def between(self, low: float, high: float) -> float:
+        """Return a number in [low, high)."""
         return low + (high - low) * self.below(2**32) / 2**32
 
     def bytes(self, count: int) -> np.ndarray:
+        """Return uint8 (count,)."""
         return self._raw.random_raw(-(-count // 8)).astype("<u8").view(np.uint8)[:count]
 
 
 def draw_texture(draws: Draws, label: int, split: str) -> int:
-    """The class whose texture fills a shape of class `label`: its own with probability 0.8, in `conflict` never."""
+    """Return the texture for a shape of class `label`: its own for 8 draws in 10, never in `conflict`, else another."""
     if split != "conflict" and draws.below(10) < 8:
         return label
     return (label + 1 + draws.below(len(TEXTURES) - 1)) % len(TEXTURES)
 
 
 def cut_crop(photo: np.ndarray, size: int, draws: Draws) -> np.ndarray:
-    """A random square of a photograph, scaled to `size`; larger images show more of it rather than less sharply."""
+    """Return a random square of a photograph, scaled to `size`; a larger image shows more of it, at full resolution."""
     height, width = photo.shape[:2]
     side = min(max(CROP, size), height, width)
     top, left = draws.below(height - side + 1), draws.below(width - side + 1)
@@ -126,7 +131,7 @@ def cut_crop(photo: np.ndarray, size: int, draws: Draws) -> np.ndarray:
 
 
 def make_plain(size: int, draws: Draws) -> np.ndarray:
-    """A random colour with noise of +-24 in each channel."""
+    """Return a random colour with noise of up to 24 grey levels per channel."""
     colour = draws.bytes(3).astype(np.int16)
     noise = draws.bytes(size * size * 3).reshape(size, size, 3) % 49 - np.int16(24)
     return np.clip(colour + noise, 0, 255).astype(np.uint8)
@@ -134,16 +139,20 @@ def make_plain(size: int, draws: Draws) -> np.ndarray:
 
 @cache
 def load_texture(material: str) -> np.ndarray:
+    """Return the photograph of a texture, uint8 (H, W, 3) RGB."""
     file, rows, columns = TEXTURES[material]
     photo = load_photo(file)[rows, columns]
-    if material == "retina":  # at its own scale a crop is one flat red
+    if material == "retina":  # a crop at full scale is a flat red
         photo = cv2.resize(photo, None, fx=1 / 3, fy=1 / 3, interpolation=cv2.INTER_AREA)
     return photo
 
 
 @cache
 def load_photo(file: str) -> np.ndarray:
-    """A photograph of scikit-image's wheel, uint8 RGB, read where it lies: `skimage.data` could download others."""
+    """Return a photograph of scikit-image's wheel, uint8 (H, W, 3) RGB.
+
+    Read from the wheel itself, because `skimage.data` may download files.
+    """
     package = find_spec("skimage")
     path = Path(package.origin).parent / "data" / file if package and package.origin else None
     if path is None or not path.is_file():

@@ -1,4 +1,4 @@
-"""The ten outlines of `shapes`, and how one is drawn: at a random place, size and rotation within 30 degrees."""
+"""The ten outlines of `shapes`, and drawing one at a random position, size and rotation."""
 
 from typing import Protocol
 
@@ -6,32 +6,43 @@ import cv2
 import numpy as np
 
 SUPERSAMPLE = 8
-# Upright, more or less, as things in photographs are; at any angle the shapes take far longer to learn.
+# Objects in photographs are roughly upright; shapes at any angle take far longer to learn.
 TILT = np.pi / 6
 
 
 class Draws(Protocol):
-    """The random numbers that `draw_mask` asks for."""
+    """The random numbers that `draw_mask` needs."""
 
     def between(self, low: float, high: float) -> float: ...
 
 
 def draw_mask(outlines: list[np.ndarray], size: int, draws: Draws) -> np.ndarray:
-    """Return uint8 (size, size): 255 inside a silhouette that lies wholly in the image, 0 outside."""
+    """Draw a silhouette that lies completely inside the image.
+
+    Parameters
+    ----------
+    outlines : float64 (N, 2) polygons in the unit disc, x to the right and y upwards.
+    size : side of the mask in pixels.
+    draws : random numbers for size, rotation and position, in this order.
+
+    Returns
+    -------
+    uint8 (size, size): 255 inside, 0 outside, antialiased between.
+    """
     radius = draws.between(0.30, 0.45) * size
     angle = draws.between(-TILT, TILT)
-    # The nearest the centre may come to a border: the radius, and a pixel for the soft edge.
+    # One pixel more than the radius, for the antialiased edge.
     margin = min(radius + 1, size / 2)
     centre = np.array([draws.between(margin, size - margin), draws.between(margin, size - margin)])
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * radius
     points = [np.rint((outline * (1, -1) @ turn + centre) * SUPERSAMPLE - 0.5).astype(np.int32) for outline in outlines]
     large = np.zeros((size * SUPERSAMPLE, size * SUPERSAMPLE), np.uint8)
-    cv2.fillPoly(large, points, 255)  # even-odd: an outline inside another is a hole
+    cv2.fillPoly(large, points, 255)  # the even-odd rule makes an inner outline a hole
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def _arc(start: float, end: float, radius: float = 1.0, x: float = 0.0) -> np.ndarray:
-    """64 points of a circle about (x, 0), angles in turns."""
+    """Return 64 points of a circular arc about (x, 0); angles in turns."""
     angles = np.linspace(start, end, 64) * 2 * np.pi
     return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
@@ -46,7 +57,7 @@ def _star() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    # The rim of the unit disc, and back along a circle about (0.6, 0) through the same two ends.
+    # An arc of the unit circle, and back along a circle about (0.6, 0) through the same two ends.
     rim = _arc(0.11, 0.89)
     radius = float(np.hypot(rim[0, 0] - 0.6, rim[0, 1]))
     end = float(np.arctan2(rim[0, 1], rim[0, 0] - 0.6)) / (2 * np.pi)
@@ -60,7 +71,7 @@ def _heart() -> np.ndarray:
 
 
 def _fit(*outlines: np.ndarray) -> list[np.ndarray]:
-    """Centre the bounding box on the origin and scale into the unit disc: any rotation fits the same place."""
+    """Centre the bounding box of the first outline on the origin and scale it into the unit disc."""
     low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
     moved = [outline - (low + high) / 2 for outline in outlines]
     reach = np.hypot(*moved[0].T).max()

@@ -1,7 +1,8 @@
-"""STL-10 (Coates, Ng & Lee 2011) from its official binary files, in torchvision's places.
+"""`stl10` (Coates, Ng and Lee, 2011), read from the official binary files.
 
-An image is 3 x 96 x 96 bytes: colour planes, each column by column. The files of images (2.7 GB for the unlabelled
-ones) are memory-mapped: a process reads the pages of the images it asks for, and processes share them.
+The files lie where torchvision keeps them, ROOT/stl10_binary. An image is 3 x 96 x 96 bytes: the colour planes, each in
+column-major order. The files are memory-mapped (the unlabelled images take 2.7 GB), so a process reads only the pages
+it needs and shares them with other processes.
 """
 
 from pathlib import Path
@@ -25,12 +26,12 @@ MD5 = {
     "test_X.bin": "7f263ba9f9e0b06b93213547f721ac82",
     "test_y.bin": "36f9794fa4beb8a2c72628de14fa638e",
 }
-# As in class_names.txt, for which no checksum is published.
+# From class_names.txt, whose checksum is not published.
 CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 
 
 class Stl10(Source):
-    """The split "train+unlabeled" is the one after the other, under the keys the images have there."""
+    """STL-10. The split "train+unlabeled" concatenates the two and keeps the keys of both."""
 
     name = "stl10"
     classes = CLASSES
@@ -50,7 +51,7 @@ class Stl10(Source):
 
     def _read(self, index: int) -> Item:
         _, images, labels, row = self._locate(index)
-        # (colour, column, row) -> (row, column, colour), copied out of the map.
+        # (colour, column, row) -> (row, column, colour), copied out of the mapped file.
         image = np.ascontiguousarray(images[row].transpose(2, 1, 0))
         return Item(self.key(index), image, -1 if labels is None else int(labels[row]) - 1)
 
@@ -67,7 +68,7 @@ class Stl10(Source):
 
 
 def _open_part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Map the images of a part; its labels, 1 to 10, are None for the unlabelled."""
+    """Return the mapped images uint8 (N, 3, 96, 96) and the labels uint8 (N,), 1 to 10; None for unlabelled images."""
     path = folder / f"{part}_X.bin"
     count, rest = divmod(path.stat().st_size, 3 * 96 * 96)
     if rest or not count:

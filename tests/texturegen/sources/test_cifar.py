@@ -97,7 +97,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, small: dict[str, dict[str, Any
     trace = tmp_path / "trace"
     (tmp_path / CIFAR10.archive.folder / "data_batch_1").write_bytes(pickle.dumps({"data": _Touch(trace)}))
     source = open_source("cifar10", root=tmp_path, check=False)
-    with pytest.raises(UserError, match=r"data_batch_1 is not a CIFAR file: it asks for "):
+    with pytest.raises(UserError, match=r"data_batch_1 is not a CIFAR file: it refers to "):
         source[0]
     assert not trace.exists()
 

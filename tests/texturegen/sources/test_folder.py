@@ -86,7 +86,7 @@ def test_a_key_does_not_depend_on_where_the_folder_lies(tmp_path: Path, encode: 
 
 
 def test_equal_keys_are_refused(tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("texturegen.sources.folder.make_key", lambda path: "same")
+    monkeypatch.setattr("texturegen.sources.files.make_key", lambda path: "same")
     with pytest.raises(UserError, match=r"a\.png and b\.png get the same key same"):
         open_folder(fill(tmp_path, dict.fromkeys(["a.png", "b.png"], encode("RGB", "PNG"))))
 

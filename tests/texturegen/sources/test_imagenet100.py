@@ -65,7 +65,7 @@ def test_the_real_images_are_read_as_they_lie(shared_data: Path, tmp_path: Path)
         assert (item.image.shape, item.ext, item.data) == ((160, 160, 3), "jpg", file.read_bytes())
         np.testing.assert_array_equal(item.image, np.array(Image.open(file).convert("RGB")))
         assert wnids[item.label] == file.parent.name
-    with pytest.raises(UserError, match=r"100 of the 100 class folders are not there in .*/val: n02869837, n01749939"):
+    with pytest.raises(UserError, match=r"100 of the 100 class folders are missing in .*/val: n02869837, n01749939"):
         open_source("imagenet100", root=root, split="val")
 
 
@@ -150,15 +150,15 @@ def test_a_folder_of_the_splits_name_may_be_the_root(root: Path) -> None:
         source = open_source("imagenet100", root=root / split, split=split, classes=root / "classes.txt")
         assert len(source) == count
         assert source.digest == open_source("imagenet100", root, split, classes=root / "classes.txt").digest
-    with pytest.raises(UserError, match=r"there is no folder .*val/train; --root is to hold train/ and val/"):
+    with pytest.raises(UserError, match=r"there is no folder .*val/train; --root must hold train/ and val/"):
         open_source("imagenet100", root=root / "val", classes=root / "classes.txt")
 
 
 def test_missing_and_empty_classes_are_one_sentence(root: Path) -> None:
-    with pytest.raises(UserError, match=r"100 of the 100 class folders are not there in .*train: n0.*, \.\.\.; compl"):
+    with pytest.raises(UserError, match=r"100 of the 100 class folders are missing in .*train: n0.*, \.\.\.; compl"):
         open_source("imagenet100", root=root)
     (root / "classes.txt").write_text(f"{DOG}\nn00000001\nn00000002\n{TENCH}")
-    with pytest.raises(UserError, match=r"2 of the 4 .* are not there in .*: n00000001, n00000002; "):
+    with pytest.raises(UserError, match=r"2 of the 4 .* are missing in .*: n00000001, n00000002; "):
         open_source("imagenet100", root=root, classes=root / "classes.txt")
     for wnid in ("n00000001", "n00000002"):
         (root / "train" / wnid).mkdir()
@@ -172,10 +172,10 @@ def test_missing_and_empty_classes_are_one_sentence(root: Path) -> None:
     [
         (b"", "list.txt is empty"),
         (b"\n \n", "list.txt is empty"),
-        (b"n01440764\n\ntench\n", r"list.txt, line 3: 'tench' is no WordNet id"),
-        (b"n01440764 tench\n", r"list.txt, line 1: 'n01440764 tench' is no WordNet id"),
-        (b"n01440764\nn02102040\nn01440764", r"list.txt, line 3: n01440764 stands in line 1 already"),
-        (b"../../../etc", "line 1: '../../../etc' is no WordNet id"),
+        (b"n01440764\n\ntench\n", r"list.txt, line 3: 'tench' is not a WordNet id"),
+        (b"n01440764 tench\n", r"list.txt, line 1: 'n01440764 tench' is not a WordNet id"),
+        (b"n01440764\nn02102040\nn01440764", r"list.txt, line 3: n01440764 is already in line 1"),
+        (b"../../../etc", "line 1: '../../../etc' is not a WordNet id"),
         (b"\xff\xfe\x00", "is not a text file"),
         (None, "cannot be read: No such file"),
     ],

@@ -36,13 +36,13 @@ def test_importing_the_room_loads_no_source_and_no_image_library() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cifar11",), r"unknown data set 'cifar11' \(did you mean 'cifar10.*'\?\); there are: shapes, cifar10,"),
-        (("nothing-like-it",), "unknown data set 'nothing-like-it'; there are: shapes"),
+        (("cifar11",), r"unknown data set 'cifar11' \(did you mean 'cifar10.*'\?\); data sets: shapes, cifar10,"),
+        (("nothing-like-it",), "unknown data set 'nothing-like-it'; data sets: shapes"),
         (("shapes", None, "tset"), r"no split 'tset' \(did you mean 'test'\?\); splits: train, test, conflict"),
         (("folder", ".", "train"), "'folder' has no splits"),
         (("cifar10",), "--root"),
         (("folder",), "--root"),
-        (("shapes", None, None, 0), "size is 0"),
+        (("shapes", None, None, 0), "size must be at least 1 pixel, not 0"),
         (("shapes", None, None, 15), "at least 16"),
     ],
 )
