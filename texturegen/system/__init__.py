@@ -1,1 +1,1 @@
-"""What this process may use of its machine: threads, CPUs, control groups."""
+"""The machine as this process sees it: CPUs, threads, control groups."""

@@ -1,4 +1,4 @@
-"""The control groups of this process: what a container or a Slurm job may use of its machine."""
+"""The control groups of this process, which hold the limits of a container or a Slurm job."""
 
 from pathlib import Path
 
@@ -6,9 +6,18 @@ PROC, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def control_groups(controller: str, proc: Path = PROC, mount: Path = MOUNT) -> list[Path]:
-    """Directories of the groups that limit this process, its own first; a limit of any of them holds.
+    """Return the directories of the control groups that limit this process, from its own to the root.
 
-    controller: "memory" or "cpu", which version 1 has hierarchies of their own for. Empty where there are no groups.
+    The strictest of their limits applies.
+
+    Parameters
+    ----------
+    controller : "memory" or "cpu"; version 1 of control groups has a separate hierarchy for each.
+    proc, mount : where the kernel lists the groups, and where they are mounted.
+
+    Returns
+    -------
+    Empty if there are no control groups.
     """
     try:
         lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
@@ -22,14 +31,14 @@ def control_groups(controller: str, proc: Path = PROC, mount: Path = MOUNT) -> l
             top = mount / (controllers if (mount / controllers).is_dir() else controller)
         else:
             continue
-        # A container may see the path of its group as it is outside, where it cannot look.
+        # In a container, the path may be relative to a root that the container cannot see.
         parts = [part for part in path.split("/") if part not in ("", "..")]
         found += [top.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
     return [group for group in found if group.is_dir()]
 
 
 def read_number(path: Path) -> int | None:
-    """The number that stands in a file of a group; None where there is none, or "max"."""
+    """Return the number in a file of a control group; None if the file is missing or says "max"."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

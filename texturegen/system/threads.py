@@ -1,4 +1,4 @@
-"""Work in threads of this process, for kernels that let go of the GIL."""
+"""The number of CPUs, and jobs in threads, for kernels that release the GIL."""
 
 import math
 import os
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def count_cpus() -> int:
-    """Return how many CPUs this process may use: of the machine's, those that its affinity and its container leave."""
-    # sched_getaffinity is not there on macOS and Windows.
+    """Return how many CPUs this process may use, given its affinity and the quota of its container."""
+    # macOS and Windows have no sched_getaffinity.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(min([count, *(_cpu_share(group) for group in control_groups("cpu"))]))
 
 
 def _cpu_share(group: Path) -> float:
-    """CPUs' worth of time that a control group may have (cgroup v2: cpu.max, v1: cfs_quota_us)."""
+    """Return the CPU quota of a control group in CPUs, rounded up; version 2: cpu.max, version 1: cpu.cfs_quota_us."""
     try:
         quota, period = map(int, (group / "cpu.max").read_text().split())
     except (OSError, ValueError):  # version 1, or "max"
@@ -29,20 +29,26 @@ def _cpu_share(group: Path) -> float:
 
 
 def run_in_threads(job: Callable[[int], T], count: int, threads: int) -> list[T]:
-    """Return [job(0), ..., job(count - 1)], made in up to `threads` threads.
+    """Return [job(0), ..., job(count - 1)], run in up to `threads` threads.
 
-    The first job to fail, by number, has its exception raised here. After a failure or Ctrl-C no further job is
-    begun; Ctrl-C ends the call at once, and so it can the process: a job that is still running is in a daemon thread,
-    which is not waited for, as one of `concurrent.futures` would be.
+    After a failure or Ctrl-C, no further job starts. Of several failures, that of the first job is raised. Ctrl-C ends
+    the call at once and lets the process exit: jobs run in daemon threads, for which, unlike those of
+    `concurrent.futures`, Python does not wait.
+
+    Parameters
+    ----------
+    job : function of the number of a job.
+    count : number of jobs.
+    threads : number of threads, at least 1.
     """
     results: dict[int, T] = {}
     failures: dict[int, BaseException] = {}
     numbers = iter(range(count))
-    taking, stop = threading.Lock(), threading.Event()
+    lock, stop = threading.Lock(), threading.Event()
 
     def work() -> None:
         while not stop.is_set():
-            with taking:
+            with lock:
                 number = next(numbers, None)
             if number is None:
                 return
@@ -61,6 +67,6 @@ def run_in_threads(job: Callable[[int], T], count: int, threads: int) -> list[T]
     finally:
         stop.set()
     if failures:
-        # Jobs are begun in order, so all that come before a failed one have ended too.
+        # Jobs start in order, so every job before the first failed one has ended.
         raise failures[min(failures)]
     return [results[number] for number in range(count)]

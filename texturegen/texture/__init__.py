@@ -1,13 +1,13 @@
-"""Texture synthesis: from patches of a photo to an image with their local texture and no object.
+"""Texture synthesis: from patches of a photograph to an image with their texture but without objects.
 
     patches, boxes = cut_patches(image, seed=0)
     texture = synthesize(patches, size=(96, 96), method="coherent", seed=0)
     textures = synthesize_batch([patches, others], size=(96, 96), seeds=[0, 1])
 
-Every method is a pure function: the same arguments give the same texture, in any thread, process or order.
+Every method is a pure function: the same arguments give the same texture in any thread, process or order.
 
-`METHODS` is the registry. To add a method: write its function in a module of `methods/` and enter it here. Methods, and
-the functions above, are imported on first use, so that a command line can print the registry without NumPy.
+`METHODS` is the registry. To add a method, write its function in a module of `methods/` and enter it here. Methods and
+the functions above are imported on first use, so `--help` prints the registry without loading NumPy.
 """
 
 from collections.abc import Callable
@@ -35,15 +35,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Method:
-    """Where a method's function lives: function(patches, size, seed, *, settings) -> source map int32 (H, W, 3).
+    """A method in the registry: function(patches, size, seed, *, settings) -> source map int32 (H, W, 3).
 
-    The function is given what `synthesize` has checked: patches as contiguous RGB arrays uint8 (h, w, 3), plain ints,
-    and all settings within their ranges.
+    `synthesize` checks the arguments first: patches are contiguous RGB arrays uint8 (h, w, 3), size and seed are plain
+    ints, and settings are within their ranges (see `texturegen.texture.settings`).
 
     Attributes
     ----------
     location : "module:function" inside `texturegen.texture.methods`.
-    help : the method in a few words.
+    help : the method in under 40 characters, for `--help`.
     """
 
     location: str
@@ -57,12 +57,12 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "coherent": Method("coherent:coherent", "coarse-to-fine k-coherence search, the fast default"),
-    "efros-leung": Method("efros_leung:efros_leung", "Efros & Leung 1999, non-parametric sampling"),
-    "patch-shuffle": Method("patch_shuffle:patch_shuffle", "cells in random order, Ge et al. 2021"),
-    "quilting": Method("quilting:quilting", "image quilting, Efros & Freeman 2001"),
-    "wang-tiles": Method("wang_tiles:wang_tiles", "Wang tiles, Han et al. 2009"),
-    "wei-levoy": Method("wei_levoy:wei_levoy", "multi-resolution with TSVQ, Wei & Levoy 2000"),
+    "coherent": Method("coherent:coherent", "k-coherence search, coarse to fine"),
+    "efros-leung": Method("efros_leung:efros_leung", "Efros & Leung 1999, pixel by pixel"),
+    "patch-shuffle": Method("patch_shuffle:patch_shuffle", "Ge et al. 2021, cells at random"),
+    "quilting": Method("quilting:quilting", "Efros & Freeman 2001, cut blocks"),
+    "wang-tiles": Method("wang_tiles:wang_tiles", "Cohen et al. 2003, edge colours"),
+    "wei-levoy": Method("wei_levoy:wei_levoy", "Wei & Levoy 2000, pyramids, TSVQ"),
 }
 
 _LOCATION = {
@@ -75,9 +75,9 @@ _LOCATION = {
 
 
 def find_method(name: str) -> Method:
-    """Return the entry of method `name`; UserError for an unknown name."""
+    """Return the entry of `name` in METHODS; UserError for an unknown name."""
     if name not in METHODS:
-        raise UserError(f"no method '{name}'{nearest(str(name), METHODS)}; there are {', '.join(METHODS)}")
+        raise UserError(f"unknown method '{name}'{nearest(str(name), METHODS)}; methods: {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -1,5 +1,6 @@
-"""Which patches of an image a texture is made from (Ge et al., NeurIPS 2021, section 3.1; SACL section 3.2),
-and what is accepted as patches, images and sizes.
+"""Cutting the patches of an image, and checking patches, images and sizes.
+
+Patches are chosen as by Ge et al., NeurIPS 2021, section 3.1, and SACL, section 3.2.
 """
 
 from collections.abc import Sequence
@@ -8,8 +9,8 @@ import numpy as np
 
 from texturegen.errors import UserError
 
-MAX_SIDE = 96  # the patches of a 224 pixel image, in both papers
-_MIN_SIDE = 8  # smaller patches hold no texture that a window could find
+MAX_SIDE = 96  # of the patches of a 224 pixel image, in both papers
+_MIN_SIDE = 8  # smaller patches are hardly larger than a window
 
 Box = tuple[int, int, int, int]
 
@@ -17,36 +18,52 @@ Box = tuple[int, int, int, int]
 def cut_patches(
     image: np.ndarray, seed: int, count: int = 2, side: int | None = None
 ) -> tuple[list[np.ndarray], list[Box]]:
-    """Cut square patches: the first at the image's centre, the others at random places.
+    """Cut square patches from an image: the first at the centre, the others at random positions.
 
     Parameters
     ----------
     image : uint8, RGB (H, W, 3) or grey (H, W) or (H, W, 1).
-    seed : 0 <= seed; decides the random places.
-    count : how many patches, 1 or more.
-    side : of the patches, in pixels; by default half the image's shorter side, at most 96.
+    seed : seed of the random positions, at least 0.
+    count : number of patches, at least 1.
+    side : side of the patches in pixels; None for half the short side of the image, at most 96.
 
     Returns
     -------
-    The patches, views into the image, and their boxes (y, x, height, width).
+    The patches, as views into the image, and their boxes (y, x, height, width).
 
     Raises
     ------
-    UserError : an image that is not uint8 RGB or grey or is too small, a count or side out of range.
+    UserError : an image that is not uint8 RGB or grey, or is smaller than 16 pixels if `side` is None; a count or side
+        out of range.
+
+    References
+    ----------
+    .. [1] S. Ge et al., "Robust contrastive learning using negative samples with diminished semantics", NeurIPS 2021,
+           section 3.1.
+
+    Examples
+    --------
+    >>> from texturegen import cut_patches, open_shards
+    >>> image = open_shards("shards")[0].image
+    >>> patches, boxes = cut_patches(image, seed=0)
+    >>> image.shape, [patch.shape for patch in patches]
+    ((32, 32, 3), [(16, 16, 3), (16, 16, 3)])
+    >>> boxes[0]
+    (8, 8, 16, 16)
     """
     check_image(image, "the image")
     if count < 1:
-        raise UserError(f"count is {count}: at least one patch is needed")
+        raise UserError(f"count must be at least 1, not {count}")
     height, width = image.shape[:2]
     if side is None:
         side = min(min(height, width) // 2, MAX_SIDE)
         if side < _MIN_SIDE:
             raise UserError(
-                f"the image is {height}x{width} pixels: too small for patches of half its side "
-                f"({_MIN_SIDE} or more); leave it out, enlarge it, or set side"
+                f"the image has {height}x{width} pixels, too few for patches of half its side ({_MIN_SIDE} or more); "
+                "leave it out, enlarge it, or set the side of the patches (--patch-size)"
             )
     elif not 1 <= side <= min(height, width):
-        raise UserError(f"side is {side}: it must be from 1 to the image's shorter side, {min(height, width)}")
+        raise UserError(f"side must be from 1 to the short side of the image, {min(height, width)}, not {side}")
     places = [((height - side) // 2, (width - side) // 2)]
     generator = np.random.default_rng(seed)
     for _ in range(count - 1):
@@ -56,49 +73,58 @@ def cut_patches(
 
 
 def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Check patches, all RGB or all grey, and return them as RGB uint8 (h, w, 3), grey as three equal channels.
+    """Check patches and return them as RGB, the only form that the kernels are compiled for.
 
-    Those that are so already are not copied, and nothing writes to them. The kernels are compiled once, for contiguous
-    and writable arrays of three channels. Raises UserError for no patches, for grey beside RGB, and for what
-    `check_image` refuses.
+    Parameters
+    ----------
+    patches : see `synthesize`.
+
+    Returns
+    -------
+    Contiguous, writable uint8 (h, w, 3) arrays; three equal channels for grey. Patches that have this form already are
+    returned uncopied; nothing writes to them.
+
+    Raises
+    ------
+    UserError : no patches, both grey and RGB patches, or an array that `check_image` rejects.
     """
     if isinstance(patches, np.ndarray) and patches.ndim != 4:
-        # Of three dimensions it may be many grey patches, but then also a single one, whose rows are no patches.
+        # An array of three dimensions is ambiguous: grey patches, or the rows of one RGB patch.
         raise UserError(
             f"patches is one array of shape {patches.shape}, not a list of arrays; for a single patch, pass [patch]"
         )
     if not isinstance(patches, (Sequence, np.ndarray)):
         raise UserError(f"patches is a {type(patches).__name__}, not a list of arrays")
     if len(patches) == 0:
-        raise UserError("patches is empty: at least one patch is needed")
+        raise UserError("patches is empty; give at least one patch")
     for number, patch in enumerate(patches):
         check_image(patch, f"patch {number}")
         if is_grey(patch) != is_grey(patches[0]):
             kinds = ("grey", "RGB") if is_grey(patch) else ("RGB", "grey")
-            raise UserError(f"patch {number} is {kinds[0]}, patch 0 {kinds[1]}: convert them to one kind first")
+            raise UserError(f"patch {number} is {kinds[0]} but patch 0 is {kinds[1]}; convert them to one kind")
     return [_as_rgb(patch) for patch in patches]
 
 
 def check_image(image: np.ndarray, name: str) -> None:
-    """Refuse what is not a uint8 image, RGB (h, w, 3) or grey (h, w) or (h, w, 1), of one pixel or more.
+    """Raise UserError unless `image` is a non-empty uint8 array, RGB (h, w, 3) or grey (h, w) or (h, w, 1).
 
-    Raises UserError; `name` says in the message which image it is.
+    `name` stands for the image in the message.
     """
     if not isinstance(image, np.ndarray):
         raise UserError(f"{name} is a {type(image).__name__}, not a NumPy array")
     if image.ndim < 2 or image.shape[2:] not in ((), (1,), (3,)):
         raise UserError(
-            f"{name} has shape {image.shape}, not (height, width, 3) for RGB or (height, width) for grey: "
-            "convert it first, a transparent image by dropping its alpha channel"
+            f"{name} has shape {image.shape}, not (height, width, 3) for RGB or (height, width) for grey; "
+            "convert it, for example by dropping an alpha channel"
         )
     if image.dtype != np.uint8:
-        raise UserError(f"{name} is {image.dtype}, not uint8: scale it to 0 .. 255 and convert it")
+        raise UserError(f"{name} is {image.dtype}, not uint8; scale it to 0 .. 255 and convert it")
     if image.size == 0:
-        raise UserError(f"{name} has shape {image.shape}: it has no pixels")
+        raise UserError(f"{name} has shape {image.shape} and so no pixels")
 
 
 def is_grey(image: np.ndarray) -> bool:
-    """Say whether an image that `check_image` accepts has one channel."""
+    """Return True if an image that `check_image` accepts has one channel."""
     return image.shape[2:] != (3,)
 
 
@@ -111,14 +137,14 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def read_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) as plain ints; UserError unless they are 1 or more and give fewer than 2**31 pixels."""
+    """Return (height, width) as plain ints; UserError unless each is at least 1 and their product is below 2**31."""
     try:
         height, width = size
     except (TypeError, ValueError):
         raise UserError(f"size must be (height, width), not {size!r}") from None
     for side in (height, width):
         if not isinstance(side, (int, np.integer)) or isinstance(side, bool) or side < 1:
-            raise UserError(f"size must be two whole numbers of 1 or more, not {size!r}")
+            raise UserError(f"size must be two integers of at least 1, not {size!r}")
     if height * width >= 2**31:
-        raise UserError(f"size {size!r} has 2**31 pixels or more")
+        raise UserError(f"size {size!r} has 2**31 pixels or more; choose a smaller one")
     return int(height), int(width)

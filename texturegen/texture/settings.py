@@ -1,4 +1,4 @@
-"""The settings of a method are the keyword-only parameters of its function; their ranges are their annotations.
+"""The settings of a method: the keyword-only parameters of its function, with their ranges as annotations.
 
 def method(patches, size, seed, *, window: Annotated[int, Integer(3, 31, odd=True)] = 7): ...
 """
@@ -16,7 +16,14 @@ from texturegen.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number from low to high, odd if asked; None as well where the method then chooses for itself."""
+    """The integers from low to high.
+
+    Attributes
+    ----------
+    low, high : the limits, both included.
+    odd : whether only odd numbers are allowed.
+    automatic : whether None is allowed; the method then chooses a value.
+    """
 
     low: int
     high: int
@@ -24,10 +31,11 @@ class Integer:
     automatic: bool = False
 
     def __str__(self) -> str:
-        kind = "an odd whole number" if self.odd else "a whole number"
+        kind = "an odd integer" if self.odd else "an integer"
         return f"{kind} from {self.low} to {self.high}" + (", or None (automatic)" if self.automatic else "")
 
     def read(self, value: Any) -> int | None:
+        """Return the value as a plain int; ValueError if it is not allowed."""
         if value is None and self.automatic:
             return None
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not self.low <= value <= self.high:
@@ -39,7 +47,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Real:
-    """A real number from low to high."""
+    """The real numbers from low to high, both included."""
 
     low: float
     high: float
@@ -48,6 +56,7 @@ class Real:
         return f"a number from {self.low} to {self.high}"
 
     def read(self, value: Any) -> float:
+        """Return the value as a plain float; ValueError if it is not allowed."""
         if (
             not isinstance(value, (int, float, np.integer, np.floating))
             or isinstance(value, bool)
@@ -61,7 +70,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some names."""
+    """One of the names."""
 
     names: tuple[str, ...]
 
@@ -69,20 +78,32 @@ class Choice:
         return f"one of {', '.join(self.names)}"
 
     def read(self, value: Any) -> str:
+        """Return the value; ValueError if it is not one of the names."""
         if not isinstance(value, str) or value not in self.names:
             raise ValueError
         return value
 
 
 def resolve(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of the method `name`: those given, checked, and the function's defaults for the rest."""
+    """Return all settings of a method: the given ones, checked, and the function's defaults for the others.
+
+    Parameters
+    ----------
+    name : of the method, for messages.
+    function : the method.
+    given : some or none of its settings.
+
+    Raises
+    ------
+    UserError : an unknown setting, or a value out of its range.
+    """
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     for key, value in given.items():
         if key not in settings:
             raise UserError(
-                f"method '{name}' has no setting '{key}'{nearest(key, settings)}; it has {', '.join(settings)}"
+                f"method '{name}' has no setting '{key}'{nearest(key, settings)}; settings: {', '.join(settings)}"
             )
         (domain,) = hints[key].__metadata__
         try:

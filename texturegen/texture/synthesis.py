@@ -1,4 +1,4 @@
-"""The calls of the library: check the arguments, let the method make the source map, look the colours up."""
+"""The public calls: they check the arguments, run a method, and look up the colours of its source map."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,13 @@ from texturegen.texture.settings import resolve
 
 @dataclass(frozen=True)
 class Texture:
-    """A synthesised image and where each of its pixels was copied from.
+    """A synthesised image, and where each of its pixels was copied from.
 
-    image: uint8, (H, W, 3) of RGB patches and (H, W) of grey ones. source: int32 (H, W, 3) of (patch number, row,
-    column), so that image[i, j] == patches[p][y, x] for p, y, x = source[i, j].
+    Attributes
+    ----------
+    image : uint8, (H, W, 3) for RGB patches, (H, W) for grey ones.
+    source : int32 (H, W, 3), the patch number, row and column of every pixel: with p, y, x = source[i, j],
+        image[i, j] == patches[p][y, x].
     """
 
     image: np.ndarray
@@ -33,21 +36,60 @@ def synthesize(
     seed: int = 0,
     **settings: Any,
 ) -> Texture:
-    """Synthesise a texture image of any size from patches.
+    """Synthesise a texture of any size from patches.
+
+    Every pixel is copied from a patch. The result depends on the arguments alone, not on threads, processes or order.
 
     Parameters
     ----------
-    patches : a list of one array or more, uint8, all RGB (h, w, 3) or all grey (h, w) or (h, w, 1); their sizes may
-        differ, their memory layout does not matter. They are not changed.
-    size : (H, W) of the texture, 1 or more each.
-    method : a name in METHODS.
-    seed : 0 <= seed < 2**63; another seed gives another texture.
-    **settings : the method's own, see `resolve_settings`.
+    patches : one or more uint8 arrays, all RGB (h, w, 3) or all grey (h, w) or (h, w, 1). Sizes and memory layouts may
+        differ. They are not modified.
+    size : (H, W) of the texture in pixels, each at least 1.
+    method : a key of `METHODS`.
+    seed : 0 <= seed < 2**63. Another seed gives another texture.
+    **settings : settings of the method; `resolve_settings` returns them all.
+
+    Returns
+    -------
+    The texture's image and source map.
 
     Raises
     ------
-    UserError : an unknown method or setting, a setting out of its range, patches that are not uint8 RGB or grey, are
-        of both kinds, or are too small for the method's window, a size or seed out of range.
+    UserError : an unknown method or setting; a setting, size or seed out of range; patches that are not uint8 RGB or
+        grey, that mix the two, or that are smaller than the method's window.
+
+    References
+    ----------
+    .. [1] M. Ashikhmin, "Synthesizing natural textures", I3D 2001 (`coherent`).
+    .. [2] X. Tong et al., "Synthesis of bidirectional texture functions on arbitrary surfaces", SIGGRAPH 2002
+           (`coherent`).
+    .. [3] S. Lefebvre, H. Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005 (`coherent`).
+    .. [4] A. Efros, T. Leung, "Texture synthesis by non-parametric sampling", ICCV 1999 (`efros-leung`).
+    .. [5] S. Ge et al., "Robust contrastive learning using negative samples with diminished semantics", NeurIPS 2021
+           (`patch-shuffle`).
+    .. [6] A. Efros, W. Freeman, "Image quilting for texture synthesis and transfer", SIGGRAPH 2001 (`quilting`).
+    .. [7] M. Cohen et al., "Wang tiles for image and texture generation", SIGGRAPH 2003 (`wang-tiles`).
+    .. [8] L.-Y. Wei, M. Levoy, "Fast texture synthesis using tree-structured vector quantization", SIGGRAPH 2000
+           (`wei-levoy`).
+
+    Examples
+    --------
+    >>> from texturegen import cut_patches, open_shards, synthesize
+    >>> image = open_shards("shards")[0].image
+    >>> patches, boxes = cut_patches(image, seed=0)
+    >>> texture = synthesize(patches, size=(48, 64), seed=1)
+    >>> texture.image.shape, texture.image.dtype.name
+    ((48, 64, 3), 'uint8')
+
+    The source map says where every pixel comes from:
+
+    >>> patch, row, column = texture.source[10, 20]
+    >>> bool((texture.image[10, 20] == patches[patch][row, column]).all())
+    True
+
+    Methods have settings of their own:
+
+    >>> quilted = synthesize(patches, size=(48, 64), method="quilting", block=8, overlap=2)
     """
     return _synthesize(patches, read_size(size), method, seed, resolve_settings(method, settings))
 
@@ -60,31 +102,45 @@ def synthesize_batch(
     threads: int | None = None,
     **settings: Any,
 ) -> list[Texture]:
-    """Synthesise many textures in threads of this process: [synthesize(patch_lists[0], size, method, seeds[0]), ...].
+    """Synthesise many textures in threads of this process.
 
-    The textures are the same whatever `threads` is. All of them are held in memory, at 15 bytes per RGB pixel; for
-    whole data sets there is `texturegen build`. Ctrl-C ends the call at once.
+    Returns [synthesize(patch_lists[0], size, method, seeds[0]), ...], whatever the number of threads. All textures are
+    held in memory, at 15 bytes per RGB pixel; `texturegen build` is made for whole data sets. Ctrl-C ends the call at
+    once.
 
     Parameters
     ----------
-    patch_lists : for each texture its patches, as for `synthesize`.
-    size : (H, W) of all textures.
-    seeds : one for each texture.
-    method, **settings : as for `synthesize`, the same for all.
-    threads : how many, 1 or more; by default as many as this process may use CPUs.
+    patch_lists : the patches of each texture, as for `synthesize`.
+    size : (H, W) of all textures in pixels.
+    seeds : one seed per texture.
+    method, **settings : as for `synthesize`, the same for all textures.
+    threads : number of threads, at least 1; None for one per CPU available to this process.
+
+    Returns
+    -------
+    The textures, in the order of `patch_lists`.
 
     Raises
     ------
-    UserError : as `synthesize`; what is wrong with one texture's patches or seed begins with its number, counted from
-        0, and is that of the first such one. Also for other than one seed for each texture, and for less than a thread.
+    UserError : as `synthesize`, with the number of the first wrong texture, counted from 0. Also if there is not one
+        seed per texture, or less than one thread.
+
+    Examples
+    --------
+    >>> from texturegen import cut_patches, open_shards, synthesize_batch
+    >>> shards = open_shards("shards")
+    >>> patch_lists = [cut_patches(shards[i].image, seed=i)[0] for i in range(4)]
+    >>> textures = synthesize_batch(patch_lists, size=(32, 32), seeds=range(4))
+    >>> len(textures), textures[0].image.shape
+    (4, (32, 32, 3))
     """
     if isinstance(seeds, (int, np.integer)) or len(seeds) != len(patch_lists):
         found = reprlib.repr(seeds)
-        raise UserError(f"seeds must be a list of {len(patch_lists)}, one for each list of patches, not {found}")
+        raise UserError(f"seeds must be a list of {len(patch_lists)}, one per list of patches, not {found}")
     if threads is None:
         threads = count_cpus()
     elif not isinstance(threads, (int, np.integer)) or isinstance(threads, bool) or threads < 1:
-        raise UserError(f"threads must be a whole number of 1 or more, or None for one per CPU, not {threads!r}")
+        raise UserError(f"threads must be an integer of at least 1, or None for one per CPU, not {threads!r}")
     shape, resolved = read_size(size), resolve_settings(method, settings)
 
     def make(number: int) -> Texture:
@@ -97,7 +153,30 @@ def synthesize_batch(
 
 
 def resolve_settings(method: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return all settings of a method, defaults filled in and values checked; raises UserError as `synthesize`."""
+    """Return all settings of a method: the given ones, checked, and the defaults of the others.
+
+    Parameters
+    ----------
+    method : a key of `METHODS`.
+    settings : some or none of the method's settings.
+
+    Returns
+    -------
+    Name -> value of every setting. None stands for a value that the method derives from the patches and the size.
+
+    Raises
+    ------
+    UserError : an unknown method or setting, or a value out of its range.
+
+    Examples
+    --------
+    >>> from texturegen.texture import resolve_settings
+    >>> resolve_settings("quilting", {"block": 24})
+    {'block': 24, 'overlap': None, 'tolerance': 0.1}
+    >>> resolve_settings("quilting", {"blok": 24})
+    Traceback (most recent call last):
+    texturegen.errors.UserError: method 'quilting' has no setting 'blok' (did you mean 'block'?); ...
+    """
     return resolve(method, find_method(method).load(), settings or {})
 
 
@@ -106,15 +185,15 @@ def _synthesize(
 ) -> Texture:
     copies = read_patches(patches)
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise UserError(f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}")
+        raise UserError(f"seed must be an integer from 0 to 2**63 - 1, not {seed!r}")
     source = METHODS[method].load()(copies, size, int(seed), **settings)
     image = _look_up(copies, source)
     return Texture(image[..., 0].copy() if is_grey(patches[0]) else image, source)
 
 
 def _look_up(patches: Sequence[np.ndarray], source: np.ndarray) -> np.ndarray:
-    """Copy every pixel from where the source map says."""
-    if sum(patch.size for patch in patches) > 8 * source.size:  # rather than all of them side by side
+    """Return the image of a source map."""
+    if sum(patch.size for patch in patches) > 8 * source.size:  # joining large patches would cost more than the image
         image = np.empty(source.shape, dtype=np.uint8)
         for number in np.unique(source[..., 0]):
             here = source[..., 0] == number
@@ -125,5 +204,5 @@ def _look_up(patches: Sequence[np.ndarray], source: np.ndarray) -> np.ndarray:
     starts = np.cumsum(areas) - areas
     colours = np.concatenate([patch.reshape(-1, 3) for patch in patches])
     number, row, column = source[..., 0], source[..., 1], source[..., 2]
-    # take: half the time of an index in brackets.
+    # take() needs half the time of indexing.
     return colours.take(starts.take(number) + row * widths.take(number) + column, axis=0)

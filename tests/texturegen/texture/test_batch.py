@@ -70,14 +70,14 @@ def test_the_first_mistake_is_said_with_its_number(threads):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seeds": [0]}, r"seeds must be a list of 2, one for each list of patches, not \[0\]"),
+        ({"seeds": [0]}, r"seeds must be a list of 2, one per list of patches, not \[0\]"),
         ({"seeds": 5}, "seeds must be a list of 2, .*not 5"),
         ({"seeds": [0, -1]}, r"^texture 1: seed must be"),
-        ({"threads": 0}, "threads must be a whole number of 1 or more"),
+        ({"threads": 0}, "threads must be an integer of at least 1"),
         ({"threads": 1.5}, "threads must be"),
         ({"threads": True}, "threads must be"),
         ({"size": (0, 4)}, r"^size must be"),
-        ({"method": "coherant"}, r"^no method 'coherant'"),
+        ({"method": "coherant"}, r"^unknown method 'coherant'"),
         ({"windw": 5}, "did you mean 'window'"),
     ],
 )

@@ -56,7 +56,7 @@ def test_sides_of_cells(patch, size, settings, smallest, largest):
 
 def test_refused():
     patches = [np.zeros((20, 20, 3), np.uint8), np.zeros((20, 9, 3), np.uint8)]
-    with pytest.raises(UserError, match=r"patch 1 is 20x9 pixels, too small for cells of 10x10: .* a smaller cell"):
+    with pytest.raises(UserError, match=r"patch 1 is 20x9 pixels, too small for cells of 10x10; .* a smaller cell"):
         synthesize(patches, (8, 8), "patch-shuffle", largest=10)
-    with pytest.raises(UserError, match="'smallest' of method 'patch-shuffle' is 5, above 'largest', 4"):
+    with pytest.raises(UserError, match="'smallest' of method 'patch-shuffle' is 5, above 'largest', 4; lower it"):
         synthesize(patches, (8, 8), "patch-shuffle", smallest=5, largest=4)

@@ -80,10 +80,10 @@ def test_patches_are_not_changed(method):
 @pytest.mark.parametrize(
     ("image", "options", "message"),
     [
-        (numbered(15, 40), {}, "15x40 pixels: too small"),
-        (numbered(20, 30), {"side": 21}, "from 1 to the image's shorter side, 20"),
-        (numbered(20, 30), {"side": 0}, "side is 0"),
-        (numbered(20, 30), {"count": 0}, "count is 0"),
+        (numbered(15, 40), {}, "15x40 pixels, too few"),
+        (numbered(20, 30), {"side": 21}, "from 1 to the short side of the image, 20, not 21"),
+        (numbered(20, 30), {"side": 0}, "side must be from 1 to the short side of the image, 20, not 0"),
+        (numbered(20, 30), {"count": 0}, "count must be at least 1, not 0"),
         (numbered(20, 30)[..., :2], {}, r"the image has shape \(20, 30, 2\), not \(height, width, 3\) for RGB"),
         (numbered(20, 30)[0, 0], {}, r"shape \(3,\)"),
         (numbered(20, 30).astype(float), {}, "float64, not uint8"),

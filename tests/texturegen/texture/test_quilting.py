@@ -68,7 +68,7 @@ def test_largest_overlap_does_not_overflow():
 
 def test_refused():
     patches = [np.zeros((20, 20, 3), np.uint8), np.zeros((20, 9, 3), np.uint8)]
-    with pytest.raises(UserError, match=r"patch 1 is 20x9 pixels, too small for blocks of 10x10: .* a smaller block"):
+    with pytest.raises(UserError, match=r"patch 1 is 20x9 pixels, too small for blocks of 10x10; .* a smaller block"):
         synthesize(patches, (8, 8), "quilting", block=10)
-    with pytest.raises(UserError, match="'overlap' of method 'quilting' is 3: more than half a block, which is 5"):
+    with pytest.raises(UserError, match="'overlap' of method 'quilting' is 3; it must be at most half of 'block', 5"):
         synthesize(patches, (8, 8), "quilting", block=5, overlap=3)

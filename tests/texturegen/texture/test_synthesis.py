@@ -83,8 +83,8 @@ def good_patch():
         ([], "patches is empty"),
         (good_patch(), r"pass \[patch\]"),
         ([good_patch().astype(np.float32)], "patch 0 is float32, not uint8"),
-        ([good_patch(), good_patch()[..., 0]], "patch 1 is grey, patch 0 RGB: convert them to one kind"),
-        ([good_patch()[..., :1], good_patch()[..., 0], good_patch()], "patch 2 is RGB, patch 0 grey"),
+        ([good_patch(), good_patch()[..., 0]], "patch 1 is grey but patch 0 is RGB; convert them to one kind"),
+        ([good_patch()[..., :1], good_patch()[..., 0], good_patch()], "patch 2 is RGB but patch 0 is grey"),
         (good_patch()[..., 0], r"one array of shape \(16, 16\).*pass \[patch\]"),
         (iter([good_patch()]), "patches is a list_iterator, not a list"),
         ([good_patch()[0, :, 0]], r"patch 0 has shape \(16,\)"),
@@ -106,7 +106,7 @@ def test_patch_smaller_than_a_window(method):
 
 @pytest.mark.parametrize("method", ["coherent", "wei-levoy"])
 def test_patch_too_small_for_the_levels(method):
-    with pytest.raises(UserError, match="at 4 levels: use patches with sides of 33 or more"):
+    with pytest.raises(UserError, match="at 4 levels; use patches with sides of 33 or more"):
         synthesize([good_patch()], (8, 8), method, levels=4)
 
 
@@ -123,7 +123,7 @@ def test_bad_seed(seed):
 
 
 def test_unknown_method():
-    with pytest.raises(UserError, match=r"no method 'coherant'.*did you mean 'coherent'.*efros-leung"):
+    with pytest.raises(UserError, match=r"unknown method 'coherant'.*did you mean 'coherent'.*efros-leung"):
         synthesize([good_patch()], (8, 8), method="coherant")
 
 
@@ -135,7 +135,7 @@ def test_unknown_setting():
 @pytest.mark.parametrize(
     ("method", "given_settings", "message"),
     [
-        ("coherent", {"window": 4}, "an odd whole number from 3 to 15, not 4"),
+        ("coherent", {"window": 4}, "an odd integer from 3 to 15, not 4"),
         ("coherent", {"window": "5"}, "'window'"),
         ("coherent", {"window": True}, "'window'"),
         ("coherent", {"levels": 0}, "or None"),

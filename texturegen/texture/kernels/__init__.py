@@ -1,1 +1,1 @@
-"""What the methods share: exemplars, windows, searches, SIMD, random numbers, cuts."""
+"""Building blocks of the methods: exemplars, windows, nearest neighbours, SIMD, random numbers, cuts."""

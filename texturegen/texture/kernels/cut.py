@@ -1,7 +1,7 @@
-"""The minimum error boundary cut of Efros and Freeman, "Image quilting for texture synthesis and transfer", SIGGRAPH
-2001, section 2.1: the cheapest path through the errors of two overlapping images, by dynamic programming.
+"""Minimum error boundary cut: the cheapest path through the overlap of two images, by dynamic programming.
 
-Errors are whole numbers, so sums are exact; among equally cheap ways on, the one with the smaller column is taken.
+Efros and Freeman, "Image quilting for texture synthesis and transfer", SIGGRAPH 2001, section 2.1. Errors are integers,
+so sums are exact; of equally cheap predecessors, the one with the smaller column wins.
 """
 
 import numpy as np
@@ -10,9 +10,17 @@ from numba import njit
 
 @njit(nogil=True, cache=True)
 def accumulate(errors: np.ndarray) -> np.ndarray:
-    """Return int64 (L, W): the cost of the cheapest path from row 0 to every cell of errors int64 (L, W).
+    """Return the cost of the cheapest path from row 0 to every cell.
 
-    A path has one cell in each row, and from row to row it moves by one column at most.
+    A path has one cell in each row and moves by at most one column from row to row.
+
+    Parameters
+    ----------
+    errors : int64 (L, W), cost of each cell.
+
+    Returns
+    -------
+    int64 (L, W).
     """
     totals = errors.copy()
     length, width = errors.shape
@@ -24,7 +32,10 @@ def accumulate(errors: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def trace(totals: np.ndarray, column: int) -> np.ndarray:
-    """Return the columns int64 (L,) of the cheapest path that ends at `column` of the last row of totals (L, W)."""
+    """Return the columns, int64 (L,), of the cheapest path that ends at `column` of the last row.
+
+    totals : int64 (L, W), from `accumulate`.
+    """
     path = np.empty(len(totals), dtype=np.int64)
     path[-1] = column
     for row in range(len(totals) - 1, 0, -1):

@@ -1,7 +1,6 @@
-"""The exemplar side of every method: patches checked, smoothed into pyramids, laid out for the kernels.
+"""The exemplar of every method: patches are checked, reduced to pyramids and laid out for the kernels.
 
-Pyramid levels stay uint8, so that every window distance is an exact integer and no result depends on the order
-in which a sum is taken.
+Pyramid levels are uint8. Window distances are therefore exact integers, and no result depends on the order of a sum.
 """
 
 from collections.abc import Sequence
@@ -15,24 +14,30 @@ from texturegen.errors import UserError
 
 
 class Stack(NamedTuple):
-    """The patches of one level, each with a reflected border, in one array of common row length.
+    """The patches of one level in one array, each with a reflected border.
 
-    A flat index into (P, H, W) names a source pixel in one number, and moving it by one row is adding W.
+    A flat index into (P, H, W) identifies a source pixel by one number; the pixel below it is W further on.
     """
 
-    pixels: np.ndarray  # uint8 (P, H, W, 3); patch p starts at row and column `border`
+    pixels: np.ndarray  # uint8 (P, H, W, 3); a patch starts at row and column `border`
     sides: np.ndarray  # int64 (P, 2): height and width of every patch
-    border: int
+    border: int  # in pixels
 
     @property
     def stride(self) -> int:
+        """Distance of a pixel and the one below it, as flat indices."""
         return self.pixels.shape[2]
 
 
 def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1, unit: str = "window") -> None:
-    """Refuse patches with a side that, after halving `levels` - 1 times, is shorter than a window.
+    """Raise UserError for a patch with a side that is shorter than a window at the coarsest level.
 
-    unit: what the method calls its windows: the setting to make smaller.
+    Parameters
+    ----------
+    patches : uint8 (h, w, 3) arrays.
+    window : side of a window in pixels.
+    levels : of the pyramid; each halves the sides, rounding up.
+    unit : the method's word for a window, which is also the setting to reduce.
     """
     least = (window - 1) * 2 ** (levels - 1) + 1
     for number, patch in enumerate(patches):
@@ -41,14 +46,14 @@ def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1, uni
             ways = f"a smaller {unit} or fewer levels" if unit == "window" else f"or a smaller {unit}"
             raise UserError(
                 f"patch {number} is {patch.shape[0]}x{patch.shape[1]} pixels, too small for {unit}s of "
-                f"{window}x{window}{at}: use patches with sides of {least} or more, {ways}"
+                f"{window}x{window}{at}; use patches with sides of {least} or more, {ways}"
             )
 
 
 def pyramid(patches: Sequence[np.ndarray], levels: int) -> list[list[np.ndarray]]:
     """Return the patches at `levels` resolutions, finest first; every level halves the sides, rounding up.
 
-    They are smoothed with the binomial kernel 1 4 6 4 1 before every second pixel is kept (Burt and Adelson, "The
+    Patches are smoothed with the binomial kernel 1 4 6 4 1 before every second pixel is dropped (Burt and Adelson, "The
     Laplacian pyramid as a compact image code", IEEE Transactions on Communications 31(4), 1983).
     """
     result = [list(patches)]
@@ -58,12 +63,15 @@ def pyramid(patches: Sequence[np.ndarray], levels: int) -> list[list[np.ndarray]
 
 
 def halve(image: np.ndarray) -> np.ndarray:
-    """One step of `pyramid`. As cv2.pyrDown, whose threads spin for longer than a small patch takes."""
+    """Return an image uint8 (h, w, 3) at half the resolution: one step of `pyramid`.
+
+    The result is that of cv2.pyrDown, whose threads take longer to start than a small patch to reduce.
+    """
     return _halve(cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_REFLECT_101))
 
 
 def count_levels(patches: Sequence[np.ndarray], least: int) -> int:
-    """Return how many pyramid levels keep the shortest side of all patches at `least` or more (at least one)."""
+    """Return how many pyramid levels leave every side of the patches `least` pixels or more; at least 1."""
     side = min(min(patch.shape[:2]) for patch in patches)
     levels = 1
     while (side + 1) // 2 >= least:
@@ -73,7 +81,7 @@ def count_levels(patches: Sequence[np.ndarray], least: int) -> int:
 
 
 def level_sizes(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
-    """Return the output's size at every level, finest first, halved like the patches."""
+    """Return the size (H, W) of the output at every level, finest first, halved like the patches."""
     result = [size]
     for _ in range(levels - 1):
         height, width = result[-1]
@@ -82,7 +90,7 @@ def level_sizes(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
 
 
 def stack(patches: Sequence[np.ndarray], border: int) -> Stack:
-    """Lay the patches of one level out in one array; sides must be larger than `border`."""
+    """Return the patches of one level as a `Stack`; their sides must exceed `border`."""
     sides = np.array([patch.shape[:2] for patch in patches], dtype=np.int64)
     height, width = (int(side) for side in sides.max(axis=0))
     pixels = np.zeros((len(patches), height + 2 * border, width + 2 * border, 3), dtype=np.uint8)
@@ -93,7 +101,7 @@ def stack(patches: Sequence[np.ndarray], border: int) -> Stack:
 
 
 def interior(exemplar: Stack) -> np.ndarray:
-    """Return bool (P, H, W): which positions of the stack are pixels of a patch, not border or padding."""
+    """Return bool (P, H, W): True for the pixels of patches, False for borders and padding."""
     result = np.zeros(exemplar.pixels.shape[:3], dtype=np.bool_)
     skip = exemplar.border
     for patch, (height, width) in zip(result, exemplar.sides, strict=True):
@@ -103,7 +111,7 @@ def interior(exemplar: Stack) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def unflatten(flat: np.ndarray, exemplar: Stack) -> np.ndarray:
-    """Turn flat indices (H, W) into a source map int32 (H, W, 3) of (patch, row, col)."""
+    """Convert flat indices (H, W) into a source map int32 (H, W, 3) of (patch, row, column)."""
     height, width = flat.shape
     rows, stride = exemplar.pixels.shape[1:3]
     source = np.empty((height, width, 3), dtype=np.int32)

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: draw number n of a stream is a hash of (key, n), so nothing is carried along.
+"""Counter-based random numbers: draw n of a stream is a hash of (key, n), so there is no state.
 
-The hash is the output function of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-generators", OOPSLA 2014, section 4). Keys are always numpy.uint64: a plain int would give Numba a second type.
+The hash is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014, section 4). Keys are numpy.uint64, because Numba would compile everything a second time for a plain int.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 @njit(nogil=True, cache=True)
 def derive(key: np.uint64, number: int) -> np.uint64:
-    """Return the key of a stream below `key`, or, which is the same thing, its 64 random bits."""
+    """Return 64 random bits, which also serve as the key of a stream derived from `key`."""
     bits = np.uint64(key) + _GOLDEN * (np.uint64(number) + np.uint64(1))
     bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
     bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
@@ -23,14 +23,14 @@ def derive(key: np.uint64, number: int) -> np.uint64:
 
 @njit(nogil=True, cache=True)
 def draw(key: np.uint64, number: int, limit: int) -> int:
-    """Return draw `number` of the stream: uniform in 0 .. limit-1, for limits below 2**32."""
+    """Return draw `number` of a stream, uniform in 0 .. limit - 1; limit < 2**32."""
     high = derive(key, number) >> np.uint64(32)
     return int(np.int64((high * np.uint64(limit)) >> np.uint64(32)))
 
 
 @njit(nogil=True, cache=True)
 def shuffle(items: np.ndarray, count: int, key: np.uint64) -> None:
-    """Move a random choice of `count` items, in random order, to the front of a vector (Fisher-Yates)."""
+    """Move a random sample of `count` items to the front of a vector, in random order (Fisher-Yates)."""
     for place in range(min(count, len(items) - 1)):
         other = place + draw(key, place, len(items) - place)
         items[place], items[other] = items[other], items[place]

@@ -1,8 +1,8 @@
 """Exact nearest windows between two sets of images, for the quality figures.
 
-Every window of the other side is considered. Nearly all are ruled out by a lower bound of their distance, from
-the sums of a few blocks in them: successive elimination (Li and Salari, "Successive elimination algorithm for motion
-estimation", IEEE Transactions on Image Processing 4(1), 1995), here for squared differences.
+The search is exhaustive, but a lower bound of the distance, from the sums of a few blocks, rules out nearly every
+window: successive elimination (Li and Salari, "Successive elimination algorithm for motion estimation", IEEE
+Transactions on Image Processing 4(1), 1995), here for squared differences.
 """
 
 from typing import NamedTuple
@@ -15,30 +15,35 @@ from texturegen.texture.kernels.windows import BARRIER
 
 WINDOW = 7
 _COLUMN = 4 * WINDOW  # bytes
-# 2x2 blocks of red + green + blue start at rows and columns 0, 2 and 5 of a window. By Cauchy-Schwarz the squared
-# difference of two blocks' sums of 12 values is at most 12 times the blocks' squared distance.
+# 2x2 blocks of red + green + blue start at rows and columns 0, 2 and 5 of a window. By the Cauchy-Schwarz inequality,
+# the squared difference of the sums of two blocks (12 values each) is at most 12 times their squared distance.
 _BLOCKS_AT = (0, 2, 5)
 _BLOCK_VALUES = 12
-_RUN = 128  # positions whose least bound is kept, so that most are passed over together
+_RUN = 128  # positions per run; only the least bound of a run is kept, so most runs are skipped as a whole
 
 
 class Windows(NamedTuple):
-    """The windows of some images, named by positions.
+    """The 7x7 windows of some images, identified by positions.
 
-    Positions number, row by row and image by image, the N pixels with six more below them. A window has the
-    position of its upper left corner; its right neighbour has the next one.
+    Positions count, row by row and image by image, the N pixels that have six more rows below them. A window has the
+    position of its upper left corner, and its right neighbour has the next position.
     """
 
-    columns: np.ndarray  # uint8 (28*(N+6),): red, green, blue, 0 of seven pixels downwards; seven columns are a window
-    blocks: np.ndarray  # int16 (3, N+6): sums of the blocks whose left side is here, for the rows 0, 2 and 5
+    columns: (
+        np.ndarray
+    )  # uint8 (28*(N+6),): red, green, blue, 0 of seven pixels in a column; seven columns a window
+    blocks: np.ndarray  # int16 (3, N+6): sums of the blocks that start here, in rows 0, 2 and 5
     barrier: np.ndarray  # int32 (N,): 0 where a window starts, else BARRIER
-    sides: np.ndarray  # int64 (P, 2): height and width of every image, those without windows included
-    total: int  # how many windows there are
+    sides: np.ndarray  # int64 (P, 2): height and width of every image, including those without windows
+    total: int  # number of windows
 
 
 @njit(nogil=True, cache=True)
 def lay_out(pixels: np.ndarray, sides: np.ndarray) -> Windows:
-    """Lay out the windows of images: uint8 (M, 3), one image after the other, and their sides int64 (P, 2)."""
+    """Return the windows of images.
+
+    pixels : uint8 (M, 3), the pixels of one image after the other. sides : int64 (P, 2), their heights and widths.
+    """
     length, total = 0, 0
     for height, width in sides:
         if min(height, width) >= WINDOW:
@@ -65,21 +70,24 @@ def lay_out(pixels: np.ndarray, sides: np.ndarray) -> Windows:
 def find_nearest(
     side: Windows, other: Windows, samples: int, key: np.uint64, with_right: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Look up the nearest other window of a sample of windows; both sides must have windows.
+    """Find the nearest window in `other` of a sample of the windows in `side`; both must have windows.
 
-    The sample is stratified: all windows, in order of position, are cut into `samples` parts of equal size, and each
-    gives one at random. So each window is as likely as any other, and as many samples as windows are all windows.
+    The sample is stratified: the windows, in order of position, are divided into `samples` parts of equal size, and one
+    is drawn from each. All windows are equally likely, and with as many samples as windows all are taken.
 
-    Returns the squared distances int64 (n,) and, int64 (n,), whether the right neighbour's nearest window is the
-    right neighbour of this one's: 1 or 0, or -1 where there is no right neighbour or where not `with_right`.
+    Returns
+    -------
+    distances : int64 (n,), squared.
+    adjacent : int64 (n,), 1 if the nearest window of the right neighbour is the right neighbour of the nearest window,
+        0 if not, -1 without a right neighbour or without `with_right`.
     """
     count = min(samples, side.total)
     distances = np.empty(count, dtype=np.int64)
     adjacent = np.full(count, -1, dtype=np.int64)
     bounds = np.empty(len(other.barrier), dtype=np.int32)
-    unknown = int(np.int64(-1))  # a literal -1 would have Numba compile the search a second time
+    unknown = int(np.int64(-1))  # for a literal -1, Numba would compile the search a second time
     for n in range(count):
-        # Parts may end within a window, which two of them then share.
+        # The border of two parts may divide a window, which then belongs to both in proportion.
         corner = _position(side.sides, (n * side.total + draw(key, n, side.total)) // count)
         here, distances[n] = _nearest(side, corner, other, unknown, bounds)
         if with_right and corner + 1 < len(side.barrier) and side.barrier[corner + 1] == 0:
@@ -92,9 +100,9 @@ def find_nearest(
 
 @njit(nogil=True, cache=True)
 def _nearest(side: Windows, corner: int, other: Windows, guess: int, bounds: np.ndarray) -> tuple[int, int]:
-    """Return position and squared distance of the nearest other window, the first one among equals.
+    """Return position and squared distance of the nearest other window, the first of equals.
 
-    `guess` is a window to begin with, or -1; `bounds` int32 (N,) is overwritten.
+    guess : position of a window that is probably near, or -1. bounds : int32 (N,), overwritten.
     """
     values = np.empty((3, 3), dtype=np.int16)
     for row in range(3):
@@ -126,7 +134,7 @@ def _nearest(side: Windows, corner: int, other: Windows, guess: int, bounds: np.
 
 @njit(nogil=True, cache=True)
 def _bound(values: np.ndarray, other: Windows, first: int, out: np.ndarray) -> np.int32:
-    """Write 12 times a lower bound of the squared distances of positions first, first + 1, ...; return the least."""
+    """Write 12 times a lower bound of the squared distances at positions first, first + 1, ...; return the minimum."""
     length = len(out)
     corners = other.barrier[first : first + length]
     upper = other.blocks[0, first : first + length + WINDOW - 1]
@@ -136,7 +144,7 @@ def _bound(values: np.ndarray, other: Windows, first: int, out: np.ndarray) -> n
     d, e, f = values[1, 0], values[1, 1], values[1, 2]
     g, h, i = values[2, 0], values[2, 1], values[2, 2]
     least = BARRIER
-    # Written out, because a loop over the nine blocks in here keeps this one from becoming vector instructions.
+    # Unrolled by hand, because an inner loop over the nine blocks would prevent vectorisation of this one.
     for k in range(length):
         total = np.int32(
             corners[k]
@@ -163,7 +171,7 @@ def _square(left: int, right: int) -> np.int32:
 
 @njit(nogil=True, cache=True)
 def _distance(window: np.ndarray, other: Windows, position: int) -> np.int32:
-    """Squared distance of two windows. Taken whole: vectors are faster than an early exit."""
+    """Return the squared distance of two windows; without an early exit, which would prevent vectorisation."""
     theirs = other.columns[_COLUMN * position : _COLUMN * (position + WINDOW)]
     total = np.int32(0)
     for k in range(len(window)):
@@ -173,7 +181,7 @@ def _distance(window: np.ndarray, other: Windows, position: int) -> np.int32:
 
 @njit(nogil=True, cache=True)
 def _position(sides: np.ndarray, number: int) -> int:
-    """Position of window `number`, counted row by row and image by image."""
+    """Return the position of window `number`, counted row by row and image by image."""
     start = 0
     for height, width in sides:
         if min(height, width) >= WINDOW:

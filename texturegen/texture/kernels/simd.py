@@ -1,7 +1,7 @@
-"""The one thing Numba does not vectorise by itself: the distance of two short runs of bytes.
+"""The sum of absolute differences of two short runs of bytes, as vector code.
 
-Its loop vectoriser gives up on 16 steps, and a window's row is no longer. So the vector code is written out, in LLVM's
-own terms and for no particular processor: on x86 it becomes one psadbw, elsewhere what the backend has.
+Numba's loop vectoriser needs more than 16 iterations, and a row of a window is no longer than that. The vector code is
+therefore written in LLVM IR, for no particular processor: on x86 it becomes one psadbw.
 """
 
 from typing import Any
@@ -35,8 +35,8 @@ def _run_distance(
 ) -> Any:
     """run_distance(left, left_start, right, right_start, mask, mask_start) -> int32
 
-    The sum of |left[i] - right[i]| over 16 places from the starts on, where the mask has 255 and not 0. left, right,
-    mask: contiguous uint8 vectors; starts: uint64. Nothing is checked: the 16 bytes of each must exist.
+    Return the sum of |left[i] - right[i]| over 16 bytes from the starts, where the mask is 255 and not 0. left, right
+    and mask are contiguous uint8 vectors, the starts uint64. Bounds are not checked: all 16 bytes must exist.
     """
     signature = types.int32(left, left_start, right, right_start, mask, mask_start)
 

@@ -1,9 +1,9 @@
-"""Tree-structured vector quantisation: a near neighbour among n vectors in about log n steps.
+"""Tree-structured vector quantisation: an approximate nearest neighbour among n vectors in about log n steps.
 
 Wei and Levoy, "Fast texture synthesis using tree-structured vector quantization", SIGGRAPH 2000, section 4, after
-Gersho and Gray, "Vector quantization and signal compression", 1992: every node holds the centroid of its training
-vectors as its codeword, and splits them in two with the generalised Lloyd algorithm. Centroids are rounded to whole
-numbers, so that every distance and thus every choice is exact.
+Gersho and Gray, "Vector quantization and signal compression", 1992. The codeword of a node is the centroid of its
+training vectors, which the generalised Lloyd algorithm divides between two children. Centroids are rounded to integers,
+so every distance, and thus every choice, is exact.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-# Vectors are as long as a multiple of this, filled up with zeros: the compiler's vector loops then leave no remainder.
+# Vectors are padded with zeros to a multiple of this length, so that the compiler's vector loops have no remainder.
 LANES = 32
-# Of generalised Lloyd, per split. The split settles within a few; more cost time and change few members.
+# Iterations of the generalised Lloyd algorithm per split; more would change few members.
 _ROUNDS = 4
-# Vectors that are summed up in 32 bits, squares too: 255 * 255 * 2**15 < 2**32.
+# As many vectors can be summed in 32 bits, and their squares too: 255 * 255 * 2**15 < 2**32.
 _SOME = 2**15
 
 
@@ -23,20 +23,20 @@ class Tree(NamedTuple):
     """Nodes in breadth-first order, the root first."""
 
     codewords: np.ndarray  # uint8 (N, D)
-    children: np.ndarray  # int32 (N,): the first of a node's two children, the other follows it; -1 for a leaf
-    vectors: np.ndarray  # int32 (N,): of a node's training vectors the one nearest to its codeword
+    children: np.ndarray  # int32 (N,): the first child of a node, the second follows it; -1 for a leaf
+    vectors: np.ndarray  # int32 (N,): the training vector of a leaf nearest to its codeword
 
 
 def pad(vectors: np.ndarray) -> np.ndarray:
-    """Fill vectors uint8 (n, D) up with zeros to whole `LANES`."""
+    """Pad vectors uint8 (n, D) with zeros to a multiple of `LANES`."""
     return np.pad(vectors, ((0, 0), (0, -vectors.shape[1] % LANES)))
 
 
 @njit(nogil=True, cache=True)
 def build_tree(vectors: np.ndarray, leaves: int) -> Tree:
-    """Build the codebook of training vectors uint8 (n, D): a tree with at most so many leaves.
+    """Build the codebook of training vectors uint8 (n, D): a tree with at most `leaves` leaves.
 
-    Nodes are split in breadth-first order, until there are enough leaves or none has different vectors.
+    Nodes are split in breadth-first order until there are enough leaves, or all vectors of every leaf are equal.
     """
     count, length = vectors.shape
     most = 2 * min(leaves, count) - 1
@@ -73,11 +73,13 @@ def build_tree(vectors: np.ndarray, leaves: int) -> Tree:
 
 @njit(nogil=True, cache=True)
 def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> int:
-    """Return the number of the training vector of the leaf whose codeword is nearest to query uint8 (D,).
+    """Return the index of the training vector at the leaf whose codeword is nearest to query uint8 (D,).
 
-    Best first: from the root to the nearer child down to a leaf, then, until `backtrack` leaves were visited, on from
-    the nearest node passed by. Of codewords equally near, the lowest node goes first and the lowest vector wins.
-    passed: scratch int32 (2, N), for the nodes passed by and their distances.
+    Best-first search: descend from the root to the nearer child until a leaf, then continue from the nearest node not
+    taken, until `backtrack` leaves have been visited. Of equally near codewords, the lowest node is visited first and
+    the lowest vector wins.
+
+    passed : int32 (2, N), scratch for the nodes not taken and their distances.
     """
     nodes, distances = passed
     nodes[0], distances[0] = 0, squared_distance(tree.codewords, 0, query)
@@ -110,9 +112,9 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
 
 @njit(nogil=True, cache=True)
 def squared_distance(vectors: np.ndarray, number: int, other: np.ndarray) -> np.int32:
-    """Squared distance of row `number` of vectors uint8 (n, D) to another uint8 (D,).
+    """Return the squared distance of row `number` of vectors uint8 (n, D) and `other` uint8 (D,).
 
-    Not of the row itself: to take it counts a reference, which costs as much as the distance.
+    The row is passed by index, because the reference count of a view costs as much as the distance.
     """
     total = np.int32(0)
     for k in range(len(other)):
@@ -122,10 +124,10 @@ def squared_distance(vectors: np.ndarray, number: int, other: np.ndarray) -> np.
 
 
 class _Room(NamedTuple):
-    """Scratch of the tree's building: small groups are many, and to allocate for each takes longer than to split it."""
+    """Scratch memory of `build_tree`: allocating it for each of the many small groups takes longer than a split."""
 
     ones: np.ndarray  # bool (n,): all True
-    right: np.ndarray  # bool (n,): the members on the second side
+    right: np.ndarray  # bool (n,): whether a member is on the second side
     nearer: np.ndarray  # bool (n,)
     second: np.ndarray  # int32 (n,)
     some: np.ndarray  # uint32 (D,)
@@ -152,7 +154,7 @@ def _make_room(count: int, length: int) -> _Room:
 
 @njit(nogil=True, cache=True)
 def _sum_up(vectors: np.ndarray, group: np.ndarray, chosen: np.ndarray, some: np.ndarray, sums: np.ndarray) -> int:
-    """Write the sum of the chosen vectors of a group into sums int64 (D,); return how many they are. some: scratch."""
+    """Write the sum of the chosen vectors of a group into sums int64 (D,); return their number. some : scratch."""
     sums[:] = 0
     count = 0
     for begin in range(0, len(group), _SOME):
@@ -170,8 +172,8 @@ def _sum_up(vectors: np.ndarray, group: np.ndarray, chosen: np.ndarray, some: np
 
 @njit(nogil=True, cache=True)
 def _divide(sums: np.ndarray, count: int, codeword: np.ndarray) -> None:
-    """Write the centroid into `codeword`, rounded to the nearest whole number (halves up)."""
-    # In float64, for which there are vector instructions: exact, as the quotient of a sum of fewer than 2**40 bytes.
+    """Write the centroid into `codeword`, rounded to the nearest integer (halves up)."""
+    # float64 has vector instructions, and is exact here: a sum has fewer than 2**40 bytes.
     for k in range(len(sums)):
         codeword[k] = np.uint8((2.0 * sums[k] + count) / (2.0 * count))
 
@@ -188,10 +190,12 @@ def _nearest_member(vectors: np.ndarray, group: np.ndarray, codeword: np.ndarray
 
 @njit(nogil=True, cache=True)
 def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, room: _Room) -> int:
-    """Move the members of the first child to the group's front, keeping their order; return how many they are.
+    """Move the members of the first child to the front of the group, in their order; return their number.
 
-    0 if all vectors are equal. The two codewords start as the centroid moved a little to either side in the widest
-    dimension, which splits the members at their mean there. sums: of the group.
+    0 if all vectors are equal. The first division is at the mean of the dimension with the largest variance, as if the
+    two codewords were the centroid moved slightly to either side there.
+
+    sums : int64 (D,), of the group.
     """
     widest = _widest(vectors, group, sums, room.some, room.squares)
     if widest < 0:
@@ -217,7 +221,7 @@ def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, room: _Room
 
 @njit(nogil=True, cache=True)
 def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, some: np.ndarray, squares: np.ndarray) -> int:
-    """Return the dimension with the largest variance, -1 if all vectors are equal. some, squares: scratch."""
+    """Return the dimension with the largest variance; -1 if all vectors are equal. some, squares : scratch."""
     count = len(group)
     squares[:] = 0
     for begin in range(0, count, _SOME):
@@ -239,9 +243,9 @@ def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, some: np.n
 
 @njit(nogil=True, cache=True)
 def _lloyd(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, right: np.ndarray, room: _Room) -> bool:
-    """Move each member to the side with the nearer centroid, the left one among equals; return whether any moved.
+    """Move each member to the side with the nearer centroid, the left one if equal; return whether any moved.
 
-    Nothing moves if the right side would lose all, which rounded centroids, being equal, may do.
+    Nothing moves if the right side would become empty, which happens when the rounded centroids are equal.
     """
     sides, centroids, direction, nearer = room.sides, room.centroids, room.direction, room.nearer
     count = _sum_up(vectors, group, right, room.some, sides[1])
@@ -249,7 +253,7 @@ def _lloyd(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, right: np.n
         sides[0, k] = sums[k] - sides[1, k]
     _divide(sides[0], len(group) - count, centroids[0])
     _divide(sides[1], count, centroids[1])
-    # |v - b|^2 < |v - a|^2 is v (2a - 2b) < aa - bb: one product instead of two distances.
+    # |v - b|^2 < |v - a|^2 is equivalent to v (2a - 2b) < aa - bb: one product instead of two distances.
     limit = np.int32(0)
     for k in range(len(direction)):
         a, b = np.int32(centroids[0, k]), np.int32(centroids[1, k])

@@ -1,8 +1,8 @@
-"""Exhaustive window distances, shared by the methods that look at every candidate.
+"""Exhaustive window distances, for the methods that compare every candidate.
 
-Candidates are flat positions of a stack (see `exemplar.Stack`): one pixel of the window lies at the same offset from
-every candidate, so a run of contiguous memory adds that pixel's difference to many candidates at once, which the
-compiler turns into vector instructions. Leaving each window early, one after the other, is several times slower.
+Candidates are flat positions of a stack (see `exemplar.Stack`). A pixel of the window has the same offset from every
+candidate, so its differences to a run of candidates are a loop over contiguous memory, which the compiler vectorises.
+Comparing one window after the other with an early exit is several times slower.
 """
 
 import numpy as np
@@ -10,21 +10,21 @@ from numba import njit
 
 from texturegen.texture.kernels.exemplar import Stack
 
-# What positions that are no candidates start with. Real distances stay below it, and both together fit int32.
+# Initial distance of positions that are not candidates. Real distances are smaller, and the sum of both fits int32.
 BARRIER = np.int32(1 << 30)
-# Hence the sum of a window's weights stays below this (255 * 255 is the largest squared difference of a channel).
+# Hence the limit of the sum of a window's weights (255 * 255 is the largest squared difference of a channel).
 MAX_WEIGHT = (1 << 30) // (3 * 255 * 255)
-# Distances are taken in runs of this many positions, which stay in the first-level cache.
+# Distances are computed in runs of this many positions, which fit the first-level cache.
 RUN = 512
 
 
 def planes(pixels: np.ndarray) -> np.ndarray:
-    """Split pixels uint8 (P, H, W, 3) into flat colour planes uint8 (3, P*H*W)."""
+    """Return pixels uint8 (P, H, W, 3) as flat colour planes uint8 (3, P*H*W)."""
     return np.ascontiguousarray(pixels.reshape(-1, 3).T)
 
 
 def barrier(exemplar: Stack, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    """Return int32 (P*H*W): 0 where these margins to the patch's edges are kept (a candidate), else BARRIER."""
+    """Return int32 (P*H*W,): 0 at candidates, which keep these margins to the edges of a patch, BARRIER elsewhere."""
     result = np.full(exemplar.pixels.shape[:3], BARRIER, dtype=np.int32)
     skip = exemplar.border
     for patch, (height, width) in zip(result, exemplar.sides, strict=True):
@@ -41,14 +41,21 @@ def add_taps(
     first: int,
     out: np.ndarray,
 ) -> None:
-    """Add every tap's weighted squared colour difference to the distances of positions first, first + 1, ...
+    """Add the weighted squared colour difference of every tap to the distances of positions first, first + 1, ...
 
-    planes uint8 (3, M); per tap: offsets int64 (T,), values int32 (T, 3), weights int32 (T,); out int32.
+    Parameters
+    ----------
+    planes : uint8 (3, M).
+    offsets : int64 (T,), from a candidate to each tap.
+    values : int32 (T, 3), colours to compare with.
+    weights : int32 (T,).
+    first : the first position.
+    out : int32, the distances; modified.
     """
     length = len(out)
     for tap in range(len(offsets)):
         start = first + offsets[tap]
-        # Slices, because an index that may be negative keeps the loop from being vectorised.
+        # Slices, because an index that may be negative prevents vectorisation.
         red = planes[0, start : start + length]
         green = planes[1, start : start + length]
         blue = planes[2, start : start + length]

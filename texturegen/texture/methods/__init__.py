@@ -1,1 +1,4 @@
-"""One module per published synthesis method; the registry is `METHODS` in `texturegen.texture`."""
+"""The synthesis methods, one module each; the registry is `texturegen.texture.METHODS`.
+
+A method is a pure function of (patches, size, seed) and of settings, which are keyword-only parameters.
+"""

@@ -1,18 +1,20 @@
-"""Coherent synthesis, the default: every output pixel carries the coordinates of an exemplar pixel, coarse to fine.
+"""Coherent synthesis, the default: every output pixel holds the coordinates of an exemplar pixel, coarse to fine.
 
-A candidate for a pixel is where a neighbour came from, moved by the offset between the two (Ashikhmin,
-"Synthesizing natural textures", I3D 2001, section 3); a pixel similar to such a one (Tong et al., "Synthesis of
-bidirectional texture functions on arbitrary surfaces", SIGGRAPH 2002: k-coherence); or a random one. Which pixels are
-similar is not computed beforehand, at a cost that grows with the exemplar, but learnt: two are where one took the
-other's place. Coordinates go from level to level and are corrected there in passes of four interleaved subpasses, as in
-Lefebvre and Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3: in scan order the nearest
-window is most often a flat one, and the texture collapses.
+There are three kinds of candidates for a pixel: the source of a neighbour, shifted by the offset between the two
+(Ashikhmin, "Synthesizing natural textures", I3D 2001, section 3); an exemplar pixel similar to one of these (Tong et
+al., "Synthesis of bidirectional texture functions on arbitrary surfaces", SIGGRAPH 2002: k-coherence); and random ones.
+Similarity is learnt instead of computed beforehand, because that cost would grow with the exemplar: two pixels count
+as similar if one has replaced the other.
 
-A greedy search still prefers flat regions and long copies. Two prices work against that: `reuse`, which every use of an
-exemplar pixel adds to the next one (the uniformity of Kaspar et al., "Self tuning texture optimization", Eurographics
-2015, section 4), and `novelty`, which a pixel pays for staying where it is. Both weigh most at the coarsest level,
-where they decide what the texture shows; at the finest, seams do. docs/synthesis.md has what each of them gave. Windows
-wrap around the output, so it tiles.
+Coordinates are passed from level to level and corrected there in passes of four interleaved subpasses (Lefebvre and
+Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3). In scan order the nearest window is mostly
+a flat one, and the texture collapses.
+
+A greedy search still prefers flat regions and long copies, so two prices are added to the distance: `reuse`, for every
+earlier use of an exemplar pixel (the uniformity of Kaspar et al., "Self tuning texture optimization", Eurographics
+2015, section 4), and `novelty`, for keeping the present source. Both are highest at the coarsest level, which decides
+what the texture shows, and lowest at the finest, where seams matter. docs/synthesis.md reports the effect of each.
+Windows wrap around the output, so the texture tiles.
 """
 
 from collections.abc import Sequence
@@ -34,16 +36,16 @@ from texturegen.texture.kernels.rand import derive, draw, shuffle
 from texturegen.texture.kernels.simd import LANES, run_distance
 from texturegen.texture.settings import Integer
 
-# The coarsest patches: in smaller ones a window covers nearly all there is, and whole objects survive.
+# Side of the coarsest patches: a window would cover most of a smaller one, and whole objects would survive.
 _MIN_SIDE = 8
-# The coarsest output: from a patch much larger than the output, a smaller one would be copied in one piece.
+# Side of the coarsest output: a smaller one would be copied in one piece from a patch much larger than the output.
 _MIN_OUTPUT = 16
-# Of larger patches a part is used: so many times the output's side, but for the tiniest outputs so many pixels.
+# Larger patches are cropped to this multiple of the output's side, and at least to this many pixels.
 _MAX_TIMES = 2
 _MIN_CROP = 128
-# Prices are in parts of a grey level, so that the price of one use among very many is not rounded to nothing.
+# Prices are in fractions of a grey level, because the price of one use among many would be rounded to 0.
 _PARTS = 256
-# The price of what is no pixel of a patch; no real one comes near it.
+# The price of positions outside the patches, far above any other.
 _FORBIDDEN = np.int64(1 << 60)
 
 
@@ -62,28 +64,45 @@ def coherent(
     reuse: Annotated[int, Integer(0, 255)] = 12,
     novelty: Annotated[int, Integer(0, 255)] = 2,
 ) -> np.ndarray:
-    """Return the source map int32 (H, W, 3) of a texture that tiles.
+    """Return the source map of a texture that tiles, by coarse-to-fine coherent search.
 
-    Of patches with more than twice the output's side (and more than 128 pixels) a random part of that size is used.
-    window: side of the compared neighbourhoods. levels: of the pyramid; automatically as many as leave the smallest
-    patch 8 pixels and the output 16. block: side of the random blocks that the coarsest level starts from; larger ones
-    copy more of a patch verbatim. first_passes, last_passes, passes: corrections at the coarsest, the finest and the
-    other levels (a single level counts as the coarsest); last_passes is automatically 1, and 2 where there are two
-    levels. candidates: random exemplar pixels tried per visit.
-    reuse: grey levels that an exemplar pixel's fair share of the coarsest output adds to its windows' mean difference;
-    a quarter of it at each finer level. novelty: grey levels by which another candidate may be worse than the present
-    one and still replace it, at the finest level; 1.6 times as many at each coarser one.
+    Patches with sides of more than twice the output's, and more than 128 pixels, are cropped to that at random.
+
+    Parameters
+    ----------
+    patches : uint8 (h, w, 3) arrays.
+    size : (H, W) of the texture in pixels.
+    seed : seed of all random choices.
+    window : side of the compared neighbourhoods in pixels.
+    levels : levels of the pyramid; None for as many as leave the smallest patch 8 and the output 16 pixels.
+    block : side of the random blocks that the coarsest level starts from; larger blocks copy more of a patch verbatim.
+    first_passes : corrections at the coarsest level, or at the only one.
+    passes : corrections at the levels between.
+    last_passes : corrections at the finest level; None for 1, or 2 if there are two levels.
+    candidates : random exemplar pixels tried at every visit of a pixel.
+    reuse : price of a pixel used as often as all others on average, in grey levels of the mean difference, at the
+        coarsest level; a quarter of it at each finer level.
+    novelty : price of keeping the present source, in grey levels of the mean difference, at the finest level; 1.6 times
+        as much at each coarser level.
+
+    Returns
+    -------
+    int32 (H, W, 3), (patch, row, column) of every pixel.
+
+    Raises
+    ------
+    UserError : a patch smaller than a window at the coarsest level.
     """
     if levels is None:
         levels = min(count_levels(patches, max(_MIN_SIDE, window)), max(1, (min(size) // _MIN_OUTPUT).bit_length()))
     check_sides(patches, window, levels)
-    # No less than a window at the coarsest level, as in check_sides.
+    # At least a window at the coarsest level, as in check_sides.
     least = max(_MIN_CROP, (window - 1) * 2 ** (levels - 1) + 1)
     patches, corners = _crop(patches, size, least, np.uint64(derive(np.uint64(seed), levels)))
     scales = pyramid(patches, levels)
     sizes = level_sizes(size, levels)
     border = window // 2
-    # One pixel more than windows reach: a candidate just outside of its patch is read before it is refused.
+    # One pixel more than windows reach, because a candidate just outside its patch is read before it is rejected.
     exemplar = stack(scales[-1], border + 1)
     if last_passes is None:
         last_passes = 2 if levels == 2 else 1
@@ -109,10 +128,10 @@ def coherent(
 def _crop(
     patches: Sequence[np.ndarray], size: tuple[int, int], least: int, key: np.uint64
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Cut patches with sides of more than _MAX_TIMES the output's, and `least`, to that, at random places.
+    """Crop sides above _MAX_TIMES the output's, and above `least`, at random positions.
 
-    So large a part holds more than the output can show, and the cost then does not grow with the exemplar. Returns
-    the parts and their corners int32 (P, 2) in the patches.
+    The crop holds more than the output can show, and bounds the cost. Returns the crops and their corners in the
+    patches, int32 (P, 2).
     """
     corners = np.zeros((len(patches), 2), dtype=np.int32)
     cut = list(patches)
@@ -126,32 +145,32 @@ def _crop(
 
 
 class _Exemplar(NamedTuple):
-    """The exemplar side of one level, by flat position."""
+    """The exemplar at one level, by flat position."""
 
     colours: np.ndarray  # uint8 (3 * M + slack,)
     stride: int
-    pixels: np.ndarray  # int32 (N,): the positions inside a patch, which are the candidates
-    prices: np.ndarray  # int64 (M,): what is added to the distance of a candidate; _FORBIDDEN outside the patches
-    similar: np.ndarray  # int32 (M,): the position that last replaced this one or was replaced by it; at first itself
-    share: int  # what one use adds to the price
+    pixels: np.ndarray  # int32 (N,): the positions inside a patch, from which random candidates are drawn
+    prices: np.ndarray  # int64 (M,): added to the distance of a candidate; _FORBIDDEN outside the patches
+    similar: np.ndarray  # int32 (M,): the position that last replaced this one or was replaced by it; initially itself
+    share: int  # price of one use
 
 
 def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
-    """`reuse` is the price of a fair share of an output of `output` pixels."""
+    """Return the exemplar of one level; `reuse` is the price of a pixel's mean number of uses in `output` pixels."""
     prices = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
     pixels = np.empty(int(exemplar.sides.prod(axis=1).sum()), dtype=np.int32)
     _fill(exemplar, prices, pixels)
     similar = np.arange(prices.size, dtype=np.int32)
     colours = np.zeros(exemplar.pixels.size + LANES, dtype=np.uint8)
     colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
-    # Of an exemplar larger than the output, no pixel need be used twice.
+    # If the exemplar is larger than the output, no pixel needs to be used twice.
     share = reuse * len(pixels) // max(len(pixels), output)
     return _Exemplar(colours, exemplar.stride, pixels, prices, similar, share)
 
 
 @njit(nogil=True, cache=True)
 def _fill(exemplar: Stack, prices: np.ndarray, pixels: np.ndarray) -> None:
-    """List the pixels inside the patches, and allow them."""
+    """Write the positions of the pixels inside the patches, and set their price to 0."""
     rows, stride = exemplar.pixels.shape[1:3]
     number = 0
     for patch in range(len(exemplar.sides)):
@@ -166,7 +185,7 @@ def _fill(exemplar: Stack, prices: np.ndarray, pixels: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def _tile(exemplar: Stack, size: tuple[int, int], block: int, key: np.uint64) -> np.ndarray:
-    """Cover the output with blocks from random places; returns flat positions int32 (H, W)."""
+    """Cover the output with blocks from random positions; return flat positions int32 (H, W)."""
     height, width = size
     flat = np.empty((height, width), dtype=np.int32)
     rows, stride = exemplar.pixels.shape[1:3]
@@ -180,7 +199,7 @@ def _tile(exemplar: Stack, size: tuple[int, int], block: int, key: np.uint64) ->
             number += 1
             for i in range(top, min(top + block, height)):
                 for j in range(left, min(left + block, width)):
-                    # A block larger than the patch repeats it.
+                    # A block larger than its patch repeats it.
                     row, column = from_top + (i - top) % tall, from_left + (j - left) % wide
                     flat[i, j] = (patch * rows + row) * stride + column
     return flat
@@ -188,7 +207,7 @@ def _tile(exemplar: Stack, size: tuple[int, int], block: int, key: np.uint64) ->
 
 @njit(nogil=True, cache=True)
 def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int]) -> np.ndarray:
-    """Turn one level's positions into the next one's: each becomes a 2x2 square."""
+    """Return the positions for the next finer level, where each becomes a 2x2 square."""
     height, width = size
     result = np.empty((height, width), dtype=np.int32)
     coarse_rows, coarse_stride = coarse.pixels.shape[1:3]
@@ -201,7 +220,7 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
             row, column = 2 * (row - coarse.border), 2 * (column - coarse.border)
             for down in range(min(2, height - 2 * i)):
                 for right in range(min(2, width - 2 * j)):
-                    # An odd side was rounded up when it was halved.
+                    # Halving has rounded odd sides up.
                     y = min(row + down, fine.sides[patch, 0] - 1) + fine.border
                     x = min(column + right, fine.sides[patch, 1] - 1) + fine.border
                     result[2 * i + down, 2 * j + right] = start + y * stride + x
@@ -212,12 +231,12 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
 def _correct(
     flat: np.ndarray, exemplar: _Exemplar, border: int, passes: int, candidates: int, novelty: int, key: np.uint64
 ) -> int:
-    """Visit every pixel and replace its position by the candidate with the least distance and price.
+    """Replace the position of every pixel by the candidate with the least sum of distance and price, `passes` times.
 
-    The output has a margin of `border` that repeats the opposite side, so that no window needs to wrap. Returns how
-    many windows were compared, which benchmarks/synthesis.py reports.
+    The output has a margin of `border` that repeats the opposite side, so no window has to wrap. Returns the number of
+    windows compared, for benchmarks/synthesis.py.
     """
-    # As plain arrays: a function that is given a tuple of them counts references, which costs more than a window.
+    # Unpacked, because a call with a tuple of arrays counts their references, which costs more than a window.
     colours, stride, pixels, prices, similar, share = exemplar
     height, width = flat.shape
     line = width + 2 * border
@@ -250,9 +269,9 @@ def _correct(
                         tried[count] = pixels[place]
                         count += 1
                     comparisons += count
-                    # Nothing here branches on what a window holds, which would often be guessed wrong, and nothing is
-                    # written, so that the output's window stays in registers. To compare a candidate twice, or one
-                    # outside of its patch, costs less than to leave it out.
+                    # Branches on the contents of windows would often be mispredicted, and writes would evict the
+                    # output's window from the registers, so this loop has neither. Comparing a candidate twice, or
+                    # one outside its patch, costs less than skipping it.
                     best, least = own, _FORBIDDEN
                     theirs = np.uint64(3 * (at - border * (line + 1)))
                     for k in range(count):
@@ -277,7 +296,7 @@ def _correct(
 
 @njit(nogil=True, cache=True)
 def _collect(source: np.ndarray, at: int, line: int, stride: int, similar: np.ndarray, tried: np.ndarray) -> int:
-    """List the present position, what the eight neighbours propose, and what is similar to those; return how many."""
+    """Write the current position, proposals of the eight neighbours, and pixels similar to these; return how many."""
     own = source[at]
     tried[0] = own
     count = 1
@@ -304,9 +323,9 @@ def _put(
     position: int,
     colours: np.ndarray,
 ) -> None:
-    """Write a pixel wherever it stands: once, and again for every margin that repeats it."""
+    """Write a pixel of the output, and its copies in the margins."""
     line = width + 2 * border
-    # Written out twice: one loop over both cases, or a function for the pixel, takes half as long again in all.
+    # The pixel is written by two copies of the code: one loop for both cases, or a function, makes it all 50 % slower.
     if border <= row < height - border and border <= column < width - border:
         at = (row + border) * line + column + border
         source[at] = position
@@ -321,7 +340,7 @@ def _put(
                 image[3 * at + channel] = colours[3 * position + channel]
 
 
-# Positions of windows are unsigned bytes' numbers, because an index that may be negative costs a test each time.
+# Windows are located by unsigned indices, because Numba tests an index that may be negative every time.
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -334,7 +353,7 @@ def _distance_5(
     output_step: np.uint64,
     mask: np.ndarray,
 ) -> np.int32:
-    """`_distance` of the default window: five rows of one vector each, which the compiler unrolls."""
+    """Return `_distance` for the default window: five rows of one vector each, which the compiler unrolls."""
     total = np.int32(0)
     for row in range(5):
         number = np.uint64(row)
@@ -354,7 +373,7 @@ def _distance(
     mask: np.ndarray,
     rows: int,
 ) -> np.int32:
-    """Sum of absolute differences of two windows, from their first bytes on; steps lead from row to row."""
+    """Return the sum of absolute differences of two windows, given their first bytes and the steps from row to row."""
     total = np.int32(0)
     for _ in range(rows):
         for start in range(0, len(mask), LANES):

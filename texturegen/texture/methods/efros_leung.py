@@ -1,8 +1,8 @@
 """Efros and Leung, "Texture synthesis by non-parametric sampling", ICCV 1999.
 
-Grown pixel by pixel from a 3x3 seed, after their pseudo-code ("Texture Synthesis Algorithm Details"). Left out: the
-error threshold 0.3, which only puts a pixel off to a later round, and the normaliser of the distance, the sum of the
-weights of the known pixels, which is the same for all candidates of a pixel and so does not change the choice.
+The texture grows pixel by pixel from a 3x3 seed, as in the authors' pseudo-code ("Texture Synthesis Algorithm
+Details"). Two parts are left out: the error threshold of 0.3, which only postpones a pixel to a later round, and the
+normalisation of the distance by the weights of the known pixels, which is the same for all candidates of a pixel.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from texturegen.texture.kernels.rand import derive, draw, shuffle
 from texturegen.texture.kernels.windows import BARRIER, MAX_WEIGHT, RUN, add_taps, barrier, planes
 from texturegen.texture.settings import Integer, Real
 
-# What is called for every output pixel is inlined: else the references of all arrays in its arguments are counted.
+# Functions called for every output pixel are inlined, because a call counts the references of all arrays passed.
 
-# Taps that a run of candidates takes at once, and the share of it (one in so many) that is few enough to go on singly.
+# Taps added to a run of candidates at a time; with one in _FEW candidates left, the rest are finished one by one.
 _TOGETHER = 6
 _FEW = 64
-# Output pixels without a source: to be filled, and beyond the edges.
+# Output pixels without a source: not filled yet, and outside the output.
 _EMPTY, _OUTSIDE = -1, -2
 
 
@@ -33,11 +33,24 @@ def efros_leung(
     window: Annotated[int, Integer(3, 31, odd=True)] = 7,
     epsilon: Annotated[float, Real(0, 10)] = 0.1,
 ) -> np.ndarray:
-    """Return the source map int32 (H, W, 3) of a texture grown from a seed at its centre.
+    """Return the source map of a texture grown from a seed at its centre, by non-parametric sampling.
 
-    window: side of the neighbourhood. Theirs go from 5 to 23, by the scale of the texture; 7 leaves the 16 pixel
-    patches of a 32 pixel image 100 candidates each, which 11 would cut to 36.
-    epsilon: a pixel is drawn from all candidates whose distance is at most 1 + epsilon times the smallest.
+    Parameters
+    ----------
+    patches : uint8 (h, w, 3) arrays.
+    size : (H, W) of the texture in pixels.
+    seed : seed of all random choices.
+    window : side of the neighbourhood in pixels. The paper uses 5 to 23, by the scale of the texture. A patch of 16
+        pixels has 100 candidates for a window of 7, but only 36 for one of 11.
+    epsilon : a pixel is drawn from all candidates whose distance is at most 1 + epsilon times the smallest.
+
+    Returns
+    -------
+    int32 (H, W, 3), (patch, row, column) of every pixel.
+
+    Raises
+    ------
+    UserError : a patch smaller than a window.
     """
     check_sides(patches, window)
     exemplar = stack(patches, 0)
@@ -49,20 +62,20 @@ class _Exemplar(NamedTuple):
 
     planes: np.ndarray  # uint8 (3, M)
     start: np.ndarray  # int32 (M,): 0 at candidates, else BARRIER
-    first: int  # candidate
-    last: int
-    rows: int  # of a patch in the stack
+    first: int  # the first candidate
+    last: int  # the last candidate
+    rows: int  # rows of a patch in the stack
     stride: int
-    margin: int  # of a window, around its own pixel
-    steps: np.ndarray  # int64 (T, 2): (down, right) to the pixels of a window, those of the largest weight first
+    margin: int  # of a window around its centre
+    steps: np.ndarray  # int64 (T, 2): (down, right) to the pixels of a window, in the order of decreasing weight
     offsets: np.ndarray  # int64 (T,): the same in the stack
     weights: np.ndarray  # int32 (T,)
 
 
 class _Window(NamedTuple):
-    """Room for one output pixel's window, its known pixels only, and for a run of distances to it."""
+    """Scratch memory for the known pixels of one output pixel's window, and for a run of distances."""
 
-    offsets: np.ndarray  # int64 (T,), in the stack
+    offsets: np.ndarray  # int64 (T,): in the stack
     values: np.ndarray  # int32 (T, 3)
     weights: np.ndarray  # int32 (T,)
     distances: np.ndarray  # int32 (RUN,)
@@ -73,7 +86,7 @@ def _lay_out(exemplar: Stack, window: int) -> _Exemplar:
     start = barrier(exemplar, margin, margin, margin, margin)
     candidates = np.flatnonzero(start == 0)
     weights = quantised_gaussian(window).reshape(-1)
-    order = np.argsort(-weights, kind="stable")[1:]  # the first is the window's own pixel, never known
+    order = np.argsort(-weights, kind="stable")[1:]  # the first is the centre, which is never known
     steps = np.stack([order // window - margin, order % window - margin], axis=1)
     rows, stride = exemplar.pixels.shape[1:3]
     first, last = int(candidates[0]), int(candidates[-1])
@@ -82,9 +95,9 @@ def _lay_out(exemplar: Stack, window: int) -> _Exemplar:
 
 
 def quantised_gaussian(window: int) -> np.ndarray:
-    """Return Gaussian weights int32 (window, window), sigma = window / 6.4, whole so that distances are exact.
+    """Return Gaussian weights int32 (window, window), sigma = window / 6.4.
 
-    They are as large as sums in int32 allow, and at least 1: no known pixel is ignored.
+    Integers make distances exact. They are as large as sums in int32 allow. None is 0, so no known pixel is ignored.
     """
     across = np.arange(window) - window // 2
     square = across[:, None] ** 2 + across[None, :] ** 2
@@ -98,7 +111,7 @@ def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon
     """Return flat source positions int32 (H, W)."""
     height, width = size
     margin = exemplar.margin
-    # With a margin outside, all of a window can be looked at.
+    # The margin spares tests whether a window leaves the output.
     padded = np.full((height + 2 * margin, width + 2 * margin), _OUTSIDE, dtype=np.int32)
     padded[margin : margin + height, margin : margin + width] = _EMPTY
     source, stride = padded.reshape(-1), padded.shape[1]
@@ -134,7 +147,7 @@ def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon
 def _plant(
     source: np.ndarray, stride: int, centre: int, sides: np.ndarray, exemplar: _Exemplar, key: np.uint64
 ) -> np.ndarray:
-    """Copy 3x3 pixels, taken from a random place, to the centre; return the output pixels filled."""
+    """Copy 3x3 pixels from a random position to the centre; return the output pixels filled."""
     patch = draw(key, 0, len(sides))
     top, left = draw(key, 1, sides[patch, 0] - 2), draw(key, 2, sides[patch, 1] - 2)
     filled = []
@@ -149,7 +162,7 @@ def _plant(
 
 @njit(nogil=True, cache=True)
 def _ring(source: np.ndarray, stride: int, newest: np.ndarray) -> np.ndarray:
-    """Return the unfilled pixels next to filled ones, in scan order: those next to the newest ones."""
+    """Return the unfilled pixels next to filled ones, in scan order; they are all next to the newest ones."""
     found = np.empty(8 * len(newest), dtype=np.int64)
     count = 0
     for pixel in newest:
@@ -164,18 +177,18 @@ def _ring(source: np.ndarray, stride: int, newest: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def _most_neighbours_first(source: np.ndarray, stride: int, ring: np.ndarray) -> np.ndarray:
-    """Sort pixels by their number of filled neighbours, keeping the order of those with as many."""
+    """Sort pixels by decreasing number of filled neighbours; the sort is stable."""
     missing = np.zeros(len(ring), dtype=np.int64)
     for n in range(len(ring)):
         for down in range(-1, 2):
             for right in range(-1, 2):
                 missing[n] += source[ring[n] + down * stride + right] < 0
-    return ring[np.argsort(missing, kind="mergesort")]  # a stable sort
+    return ring[np.argsort(missing, kind="mergesort")]  # stable
 
 
 @njit(nogil=True, cache=True, inline="always")
 def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exemplar, window: _Window) -> int:
-    """Collect the known pixels of an output pixel's window, in the order of the taps; return how many they are."""
+    """Write the known pixels of an output pixel's window, in the order of the taps; return their number."""
     known = 0
     for tap in range(len(steps)):
         position = source[pixel + steps[tap]]
@@ -190,11 +203,11 @@ def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exempl
 
 @njit(nogil=True, cache=True, inline="always")
 def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float, near: np.ndarray) -> int:
-    """Find the candidates whose distance is at most 1 + epsilon times the smallest; return how many they are.
+    """Find the candidates whose distance is at most 1 + epsilon times the smallest; return their number.
 
-    Positions, ascending, and distances are written to near int32 (2, n). least: some candidate's distance, or BARRIER.
-    A candidate whose sum over the heaviest taps is beyond the limit already is dismissed, which changes no choice. Runs
-    of candidates share the taps, for the sake of vector code, until few are left, which go on one by one.
+    Positions, ascending, and distances are written to near, int32 (2, n). least : the distance of some candidate, or
+    BARRIER. A candidate whose sum over the heaviest taps exceeds the limit is dropped early, which changes no choice.
+    Taps are added to runs of candidates, which vectorises, until few are left; these are finished one by one.
     """
     planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
     limit = _limit(least, epsilon)
@@ -222,7 +235,7 @@ def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float,
                     if distance < least:
                         least = distance
                         limit = _limit(least, epsilon)
-    # The limit fell on the way.
+    # The limit may have fallen since a candidate was found.
     kept = 0
     for k in range(found):
         if near[1, k] <= limit:
@@ -255,7 +268,7 @@ def _finish(
     distance: np.int32,
     limit: np.int32,
 ) -> np.int32:
-    """Add the taps from `done` on to one candidate's distance, until it is beyond the limit."""
+    """Add the taps from `done` on to the distance of one candidate, until it exceeds the limit."""
     for tap in range(done, len(offsets)):
         if distance > limit:
             break
@@ -272,7 +285,7 @@ def _finish(
 def _continue_neighbours(source: np.ndarray, stride: int, pixel: int, exemplar: _Exemplar, window: _Window) -> np.int32:
     """Return the smallest distance of the candidates that continue a filled neighbour's source, BARRIER if none does.
 
-    It is near the smallest of all, so that few candidates need all their taps.
+    It is close to the smallest of all, so few candidates need all their taps.
     """
     planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
     nearest, least = -1, BARRIER

@@ -1,7 +1,7 @@
-"""Patch-based negatives of Ge et al., "Robust contrastive learning using negative samples with diminished semantics",
-NeurIPS 2021: square cells from random places, put side by side.
+"""Patch-based negatives: square cells from random positions, placed side by side.
 
-They cut the cells from the whole image; here they come from the patches given, of which a whole image may be one.
+Ge et al., "Robust contrastive learning using negative samples with diminished semantics", NeurIPS 2021. The paper cuts
+the cells from the whole image; here they come from the given patches.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from texturegen.texture.kernels.exemplar import check_sides
 from texturegen.texture.kernels.rand import derive, draw
 from texturegen.texture.settings import Integer
 
-# Theirs are 16 to 72 pixels of a 224 pixel image.
+# The paper uses cells of 16 to 72 pixels in images of 224.
 _SMALLEST, _LARGEST, _OF = 16, 72, 224
-_MIN = 4  # smaller cells are noise, not texture
+_MIN = 4  # smaller cells show noise instead of texture
 
 
 def patch_shuffle(
@@ -28,12 +28,23 @@ def patch_shuffle(
     smallest: Annotated[int | None, Integer(1, 1024, automatic=True)] = None,
     largest: Annotated[int | None, Integer(1, 1024, automatic=True)] = None,
 ) -> np.ndarray:
-    """Return the source map int32 (H, W, 3) of an image tiled with cells; the last row and column are cut off.
+    """Return the source map of an image covered with cells, which are cropped at the last row and column.
 
-    smallest, largest: the cells of one texture have one side, drawn from this range. Automatically 16/224 and 72/224
-    of the output's shorter side, and 4 at least, but never more than fits the patches or contradicts the other.
+    Parameters
+    ----------
+    patches : uint8 (h, w, 3) arrays.
+    size : (H, W) of the texture in pixels.
+    seed : seed of all random choices.
+    smallest, largest : all cells of a texture have one side, drawn from this range, in pixels. None for 16/224 and
+        72/224 of the output's short side, at least 4, as far as the patches and the other setting allow.
 
-    Raises UserError for patches smaller than the largest cell and for a smallest above the largest.
+    Returns
+    -------
+    int32 (H, W, 3), (patch, row, column) of every pixel.
+
+    Raises
+    ------
+    UserError : a patch smaller than the largest cell, or smallest > largest.
     """
     side = min(min(patch.shape[:2]) for patch in patches)
     if smallest is None:
@@ -42,7 +53,7 @@ def patch_shuffle(
         largest = max(min(round(min(size) * _LARGEST / _OF), side), smallest)
     if smallest > largest:
         raise UserError(
-            f"setting 'smallest' of method 'patch-shuffle' is {smallest}, above 'largest', {largest}: lower it"
+            f"setting 'smallest' of method 'patch-shuffle' is {smallest}, above 'largest', {largest}; lower it"
         )
     check_sides(patches, largest, unit="cell")
     sides = np.array([patch.shape[:2] for patch in patches], dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Efros and Freeman, "Image quilting for texture synthesis and transfer", SIGGRAPH 2001, section 2.
+"""Image quilting: Efros and Freeman, "Image quilting for texture synthesis and transfer", SIGGRAPH 2001, section 2.
 
-Square blocks are laid in scan order, each overlapping the one above and the one to the left. A block is drawn from all
-places of the patches where the overlap differs little enough from what is there, and is then cut along the minimum
-error boundary (section 2.1) instead of being blended, so every pixel is one of a patch.
+Square blocks are placed in scan order, each overlapping the blocks above and to the left. A block is drawn from all
+positions in the patches whose overlap is nearly the best match, and is cut along the minimum error boundary (section
+2.1). Nothing is blended, so every pixel is a pixel of a patch.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from texturegen.texture.kernels.rand import draw
 from texturegen.texture.kernels.windows import BARRIER, RUN, add_taps, barrier, planes
 from texturegen.texture.settings import Integer, Real
 
-_MIN_BLOCK, _LARGEST_BLOCK, _LARGEST_OVERLAP = 2, 96, 32  # overlaps up to these sum below windows.BARRIER
+_MIN_BLOCK, _LARGEST_BLOCK, _LARGEST_OVERLAP = 2, 96, 32  # the errors of larger overlaps could exceed windows.BARRIER
 _NO_CUT = np.int64(1 << 40)  # more than any cut costs
 
 
@@ -31,14 +31,25 @@ def quilting(
     overlap: Annotated[int | None, Integer(1, _LARGEST_OVERLAP, automatic=True)] = None,
     tolerance: Annotated[float, Real(0, 10)] = 0.1,
 ) -> np.ndarray:
-    """Return the source map int32 (H, W, 3) of a texture put together from blocks.
+    """Return the source map of a texture composed of overlapping blocks.
 
-    block: side of the blocks; automatically half the smallest patch's side, at most 96. Smaller blocks copy less
-    verbatim, but more often run into a place that they repeat from there on.
-    overlap: how far blocks overlap, at most half a block; automatically a sixth of a block, as in the paper.
-    tolerance: a block is drawn from all whose overlap error is at most 1 + tolerance times the smallest.
+    Parameters
+    ----------
+    patches : uint8 (h, w, 3) arrays.
+    size : (H, W) of the texture in pixels.
+    seed : seed of all random choices.
+    block : side of the blocks in pixels; None for half the smallest side of the patches, at most 96. Smaller blocks
+        copy less verbatim, but get stuck repeating one position more often.
+    overlap : width of the overlap in pixels, at most half a block; None for a sixth of a block, as in the paper.
+    tolerance : a block is drawn from all whose overlap error is at most 1 + tolerance times the smallest.
 
-    Raises UserError for patches smaller than a block and for an overlap of more than half a block.
+    Returns
+    -------
+    int32 (H, W, 3), (patch, row, column) of every pixel.
+
+    Raises
+    ------
+    UserError : a patch smaller than a block, or an overlap of more than half a block.
     """
     if block is None:
         half = min(min(patch.shape[:2]) for patch in patches) // 2
@@ -47,7 +58,7 @@ def quilting(
         overlap = max(block // 6, 1)
     if 2 * overlap > block:
         raise UserError(
-            f"setting 'overlap' of method 'quilting' is {overlap}: more than half a block, which is {block}"
+            f"setting 'overlap' of method 'quilting' is {overlap}; it must be at most half of 'block', {block}"
         )
     check_sides(patches, block, unit="block")
     exemplar = stack(patches, 0)
@@ -77,7 +88,7 @@ def _quilt(
     tolerance: float,
     key: np.uint64,
 ) -> np.ndarray:
-    """Lay the blocks; returns flat source positions int32 (H, W). A candidate is named by its top left corner."""
+    """Place the blocks; return flat source positions int32 (H, W). A candidate is given by its top left corner."""
     source = np.empty((height, width), dtype=np.int32)
     candidates = np.flatnonzero(start == 0)
     first, last = candidates[0], candidates[-1]
@@ -87,7 +98,7 @@ def _quilt(
     for top in range(0, max(height - overlap, 1), step):
         for left in range(0, max(width - overlap, 1), step):
             above, before = min(overlap, top), min(overlap, left)
-            # What is left of the block inside the output.
+            # The part of the block inside the output.
             place = source[top : min(top + block, height), left : min(left + block, width)]
             errors[:] = start[first : last + 1]
             _measure(place, above, before, planes, stride, first, errors)
@@ -101,7 +112,7 @@ def _quilt(
 def _measure(
     place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, first: int, errors: np.ndarray
 ) -> None:
-    """Add the squared differences in the overlap to all candidates' errors."""
+    """Add the squared differences in the overlap to the errors of all candidates."""
     tall, wide = place.shape
     offsets = np.empty(tall * before + above * wide, dtype=np.int64)
     values = np.empty((len(offsets), 3), dtype=np.int32)
@@ -127,7 +138,7 @@ def _pick(errors: np.ndarray, tolerance: float, key: np.uint64, number: int) -> 
 
 @njit(nogil=True, cache=True)
 def _paste(place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int) -> None:
-    """Copy the block at `corner` to its place, as far as it lies below and to the right of the cuts."""
+    """Copy the part of the block at `corner` that lies below and to the right of the cuts."""
     tall, wide = place.shape
     rows, columns = _boundary(place, min(above, tall), min(before, wide), planes, stride, corner)
     for i in range(tall):
@@ -140,10 +151,10 @@ def _paste(place: np.ndarray, above: int, before: int, planes: np.ndarray, strid
 def _boundary(
     place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first row that a block takes in each of its columns, and the first column in each of its rows."""
+    """Return the first row of a block that is copied in each column, and the first column in each row."""
     tall, wide = place.shape
     rows, columns = np.zeros(wide, dtype=np.int64), np.zeros(tall, dtype=np.int64)
-    # Paths begin at the far ends of the overlaps.
+    # Paths start at the far ends of the overlaps.
     upward, leftward = np.zeros((tall, before), dtype=np.int64), np.zeros((wide, above), dtype=np.int64)
     for i in range(tall):
         for j in range(before):
@@ -158,7 +169,7 @@ def _boundary(
         least = _NO_CUT
         for i in range(above):
             for j in range(before):
-                # A pixel that both paths go through counts once.
+                # A pixel on both paths counts once.
                 total = up[tall - 1 - i, j] + along[wide - 1 - j, i] - upward[tall - 1 - i, j]
                 if total < least:
                     least, row, column = total, i, j

@@ -1,14 +1,15 @@
-"""Cohen, Shade, Hiller and Deussen, "Wang tiles for image and texture generation", SIGGRAPH 2003.
+"""Wang tiles: Cohen, Shade, Hiller and Deussen, "Wang tiles for image and texture generation", SIGGRAPH 2003.
 
-Every edge of a square tile has a colour, and tiles meet where the colours are the same. A colour is a
-sample of the patches; a tile is the diamonds of its four edges' samples, merged along its diagonals by minimum error
-cuts (section 3.2), so half of a sample's diamond lies on this side of an edge and half on the other, and the pixels run
-on across it as they do in the patch. Of several random sets of samples the one with the cheapest cuts is taken.
+Every edge of a square tile has a colour, and adjacent tiles have the same colour at their common edge. A colour stands
+for a square sample of the patches. A tile consists of parts of the samples of its four edges, merged along the
+diagonals by minimum error cuts (section 3.2). Half of a sample's diamond lies on each side of an edge, so pixels
+continue across it as in the patch. Of several random sets of samples, the one with the cheapest cuts is used.
 
-The set is complete: every combination of four colours is a tile. So in a stochastic tiling, which takes in scan order
-one of the tiles that match those above and to the left, the edges' colours are independent draws; drawn as such, they
-may as well match around the output. The SACL paper cites Han et al., "Wang tile based geometric texture
-synthesis", Journal of Software 20(12), 2009, which fills such tiles with geometry instead of images.
+The tile set is complete: there is a tile for every combination of four colours. In a stochastic tiling, the colours of
+the edges are therefore independent draws, and they can be made to match around the output.
+
+The SACL paper cites Han et al., "Wang tile based geometric texture synthesis", Journal of Software 20(12), 2009, which
+fills such tiles with geometry instead of images.
 """
 
 from collections.abc import Sequence
@@ -36,20 +37,33 @@ def wang_tiles(
     colors: Annotated[int, Integer(1, 8)] = 4,
     tries: Annotated[int, Integer(1, 1000)] = 8,
 ) -> np.ndarray:
-    """Return the source map int32 (H, W, 3); the texture tiles if its sides are multiples of the tile's.
+    """Return the source map of a random tiling with Wang tiles.
 
-    tile: side of a tile and of the samples, an even number; automatically two thirds of the smallest patch's side.
-    colors: of the horizontal edges, and as many of the vertical ones: the set has colors**4 tiles.
-    tries: sets of samples looked at. The samples of a set come from all patches in turn.
+    The texture itself tiles if its sides are multiples of the tile's.
 
-    Raises UserError for an odd tile and for patches smaller than a tile.
+    Parameters
+    ----------
+    patches : uint8 (h, w, 3) arrays.
+    size : (H, W) of the texture in pixels.
+    seed : seed of all random choices.
+    tile : side of a tile and of the samples in pixels, even; None for two thirds of the smallest side of the patches.
+    colors : number of colours of horizontal edges, and of vertical edges; the set has colors**4 tiles.
+    tries : number of random sets of samples to choose from. The samples of a set come from all patches in turn.
+
+    Returns
+    -------
+    int32 (H, W, 3), (patch, row, column) of every pixel.
+
+    Raises
+    ------
+    UserError : an odd tile, or a patch smaller than a tile.
     """
     if tile is None:
         third = min(min(patch.shape[:2]) for patch in patches) // 3
         tile = min(max(2 * third, _MIN_TILE), _LARGEST_TILE)
     if tile % 2:
         raise UserError(
-            f"setting 'tile' of method 'wang-tiles' must be even, not {tile}: a tile is cut in four quarters"
+            f"setting 'tile' of method 'wang-tiles' must be even, because a tile is cut into quarters, not {tile}"
         )
     check_sides(patches, tile, unit="tile")
     exemplar = stack(patches, 0)
@@ -63,9 +77,13 @@ def wang_tiles(
 def _choose_samples(
     exemplar: Stack, tile: int, colors: int, tries: int, key: np.uint64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples' corners int64 (2, C), of horizontal and vertical edges, and the cuts int64 (2, 2, C, C, T/2).
+    """Return the corners of the samples and the cuts of the set with the cheapest cuts.
 
-    A cut [south, east, colour of the horizontal edge, colour of the vertical edge] is a quarter of a tile.
+    Returns
+    -------
+    samples : int64 (2, C), flat positions of the corners, for horizontal and vertical edges.
+    cuts : int64 (2, 2, C, C, T/2), one for every quarter of a tile (see `_cut`), indexed by south, east, the colour of
+        the horizontal edge and that of the vertical edge.
     """
     rows, stride = exemplar.pixels.shape[1:3]
     pixels = exemplar.pixels.reshape(-1, 3)
@@ -98,20 +116,20 @@ def _choose_samples(
 def _cut(
     pixels: np.ndarray, stride: int, horizontal: int, vertical: int, south: int, east: int, out: np.ndarray
 ) -> np.int64:
-    """Cut a quarter of a tile from its corner to the centre; return the cut's cost.
+    """Cut a quarter of a tile from its corner to the centre; return the cost of the cut.
 
-    Rows and columns are counted from the tile's corner. In row r the pixels from column out[r] on are the horizontal
-    edge's, those before it the vertical edge's.
+    Rows and columns are counted from the corner of the tile. In row r, pixels from column out[r] on belong to the
+    horizontal edge, those before it to the vertical edge.
     """
     half = len(out)
     tile = 2 * half
-    # Coordinates along the diagonal: a path leaves it by at most `reach` columns and is back at the centre.
+    # Columns are relative to the diagonal: a path leaves it by at most `reach` columns and returns at the centre.
     reach = (half - 1) // 2
     errors = np.full((half, 2 * reach + 1), _NO_PATH)
     for r in range(half):
         i = tile - 1 - r if south else r
         for c in range(max(r - reach, 0), min(r + reach + 1, half)):
-            # Beginning in the corner, and then leaving column 0 alone, so that the edges run on.
+            # A path starts in the corner and leaves column 0 at once, so that the edges stay intact.
             if (c == 0) == (r == 0):
                 j = tile - 1 - c if east else c
                 one = _in_horizontal(horizontal, i, j, tile, stride)
@@ -128,18 +146,19 @@ def _cut(
 
 @njit(nogil=True, cache=True)
 def _in_horizontal(sample: int, i: int, j: int, tile: int, stride: int) -> int:
-    """Where a tile's pixel is in the sample of its upper or lower edge, which runs through the middle of the sample."""
+    """Return the position of a tile's pixel in the sample of a horizontal edge, which crosses the sample's middle."""
     return sample + (i + tile // 2) % tile * stride + j
 
 
 @njit(nogil=True, cache=True)
 def _in_vertical(sample: int, i: int, j: int, tile: int, stride: int) -> int:
+    """Return the position of a tile's pixel in the sample of a vertical edge."""
     return sample + i * stride + (j + tile // 2) % tile
 
 
 @njit(nogil=True, cache=True)
 def _lay(samples: np.ndarray, cuts: np.ndarray, stride: int, height: int, width: int, key: np.uint64) -> np.ndarray:
-    """Draw the edges' colours and copy the tiles; returns flat positions int32 (H, W)."""
+    """Draw the colours of the edges and copy the tiles; return flat positions int32 (H, W)."""
     half = cuts.shape[-1]
     tile = 2 * half
     colors = samples.shape[1]

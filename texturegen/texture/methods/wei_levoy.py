@@ -1,10 +1,10 @@
 """Wei and Levoy, "Fast texture synthesis using tree-structured vector quantization", SIGGRAPH 2000.
 
-Each level of a pyramid is filled in scan order: a pixel is the exemplar pixel whose causal (L-shaped) window, joined by
-the 3x3 window of the level below in resolution, is nearest (sections 2 and 3). The nearest is found by looking at all,
-or approximately by their tree (section 4). Windows of the output wrap around, so it tiles; unfilled pixels in them are
-random exemplar pixels, as in section 3.1. Theirs are smoothed to the coarser levels, where they then lack the
-exemplar's colours and the texture collapses more often: here each level has its own.
+Each level of a pyramid is filled in scan order with the exemplar pixel whose causal (L-shaped) window, together with
+the 3x3 window of the next coarser level, is nearest (sections 2 and 3). The search is exhaustive, or approximate with
+a tree (section 4). Windows wrap around the output, so the texture tiles. Unfilled pixels hold random exemplar pixels
+(section 3.1). The paper draws these once and smooths them for the coarser levels, where they lose the exemplar's
+colours and the texture collapses more often; here every level draws its own.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from texturegen.texture.kernels.tsvq import LANES, Tree, build_tree, find, pad
 from texturegen.texture.kernels.windows import BARRIER, RUN, add_taps, barrier, planes
 from texturegen.texture.settings import Choice, Integer, Real
 
-_PARENT_REACH = 2  # the 3x3 window of the level below covers two pixels of this level to every side
+_PARENT_REACH = 2  # the 3x3 window of the coarser level covers two pixels of this level on every side
 
 
 def wei_levoy(
@@ -42,13 +42,27 @@ def wei_levoy(
     codebook: Annotated[float, Real(0, 1)] = 1.0,
     backtrack: Annotated[int, Integer(1, 1000)] = 2,
 ) -> np.ndarray:
-    """Return the source map int32 (H, W, 3) of a texture that tiles.
+    """Return the source map of a texture that tiles, by multi-resolution search in scan order.
 
-    window: side of the causal window, the same at every level. levels: of the pyramid; automatically as many as
-    leave the smallest patch twice as wide as a window.
-    search: "exhaustive", or "tsvq" for the tree, which has two settings. codebook: codewords as a share of a level's
-    exemplar windows (at least one); a tenth is faster, and gives flatter textures. backtrack: leaves visited per
-    pixel; with all of them and a full codebook the result is that of the exhaustive search.
+    Parameters
+    ----------
+    patches : uint8 (h, w, 3) arrays.
+    size : (H, W) of the texture in pixels.
+    seed : seed of all random choices.
+    window : side of the causal window in pixels, the same at every level.
+    levels : levels of the pyramid; None for as many as leave the smallest patch twice as wide as a window.
+    search : "exhaustive", or "tsvq" for tree-structured vector quantisation, to which the other settings apply.
+    codebook : number of codewords, as a fraction of a level's exemplar windows; 0.1 is faster and gives flatter
+        textures.
+    backtrack : leaves visited per pixel; all of them, with a full codebook, give the result of the exhaustive search.
+
+    Returns
+    -------
+    int32 (H, W, 3), (patch, row, column) of every pixel.
+
+    Raises
+    ------
+    UserError : a patch smaller than a window at the coarsest level.
     """
     least = max(window, 2 * _PARENT_REACH + 1)
     if levels is None:
@@ -71,13 +85,13 @@ def wei_levoy(
 
 
 class _Windows(NamedTuple):
-    """What one level's windows are made of. The pixels of the level below, enlarged, lie behind the level's own."""
+    """The windows of one level. The enlarged pixels of the next coarser level follow the level's own in `planes`."""
 
     planes: np.ndarray  # uint8 (3, M), or (3, 2 * M)
-    causal: np.ndarray  # int64 (T, 2): steps (down, right) to the pixels of the window
-    parental: np.ndarray  # int64 (S, 2): steps in the level below; none at the coarsest level
-    offsets: np.ndarray  # int64 (T + S,): of all of them in the planes, from the window's own pixel
-    start: np.ndarray  # int32 (M,): 0 at candidates, the pixels with a whole window, else BARRIER
+    causal: np.ndarray  # int64 (T, 2): steps (down, right) to the pixels of the causal window
+    parental: np.ndarray  # int64 (S, 2): steps in the next coarser level; none at the coarsest level
+    offsets: np.ndarray  # int64 (T + S,): of all of them in the planes, from the pixel to fill
+    start: np.ndarray  # int32 (M,): 0 at candidates, which are the pixels with a complete window, else BARRIER
     candidates: np.ndarray  # int64 (n,)
 
 
@@ -88,7 +102,7 @@ def _lay_out(exemplar: Stack, reach: int, below: Sequence[np.ndarray] | None) ->
     offsets = [dy * exemplar.stride + dx for dy, dx in causal]
     start = barrier(exemplar, reach, 0, reach, reach)
     if below is not None:
-        # One step in the level below is two here, so that both have offsets in the same layout.
+        # Enlarged by two, the coarser level has offsets in the same layout: one step there is two here.
         offsets += [colours.shape[1] + 2 * (dy * exemplar.stride + dx) for dy, dx in parental]
         enlarged = np.zeros_like(exemplar.pixels)
         for target, patch, (height, width) in zip(enlarged, below, exemplar.sides, strict=True):
@@ -107,14 +121,14 @@ def _lay_out(exemplar: Stack, reach: int, below: Sequence[np.ndarray] | None) ->
 
 
 def _vectors(windows: _Windows) -> np.ndarray:
-    """Return the candidates' windows, uint8 (n, D), a pixel's three colours side by side."""
+    """Return the windows of the candidates, uint8 (n, D), with the three colours of a pixel side by side."""
     colours = np.ascontiguousarray(windows.planes.T)[windows.candidates[:, None] + windows.offsets]
     return pad(colours.reshape(len(colours), -1))
 
 
 @njit(nogil=True, cache=True)
 def _noise(colours: np.ndarray, pixels: np.ndarray, size: tuple[int, int], key: np.uint64) -> np.ndarray:
-    """Return an image uint8 (H, W, 3) of random exemplar pixels: noise with the exemplar's histogram."""
+    """Return noise with the histogram of the exemplar: random exemplar pixels, uint8 (H, W, 3)."""
     height, width = size
     image = np.empty((height, width, 3), dtype=np.uint8)
     for pixel in range(height * width):
@@ -126,7 +140,7 @@ def _noise(colours: np.ndarray, pixels: np.ndarray, size: tuple[int, int], key: 
 def _scan(
     windows: _Windows, image: np.ndarray, parent: np.ndarray, tree: Tree | None, backtrack: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fill one level's image in place; returns it and the flat source positions int32 (H, W)."""
+    """Fill the image of one level in place; return it and the flat source positions int32 (H, W)."""
     height, width = image.shape[:2]
     source = np.empty((height, width), dtype=np.int32)
     taps = len(windows.offsets)
@@ -148,11 +162,11 @@ def _scan(
 
 @njit(nogil=True, cache=True)
 def _gather(image: np.ndarray, row: int, column: int, steps: np.ndarray, window: np.ndarray) -> None:
-    """Copy the pixels at some steps from a pixel into window uint8 (T, 3), wrapping around the image."""
+    """Copy the pixels at the given steps from a pixel into window, uint8 (T, 3), wrapping around the image."""
     height, width = image.shape[:2]
     for tap in range(len(steps)):
         line, place = row + steps[tap, 0], column + steps[tap, 1]
-        # Most pixels are far from the edges, and a division takes longer than the rest.
+        # Tested first, because most pixels are far from the edges and a division is slow.
         if line < 0 or line >= height:
             line %= height
         if place < 0 or place >= width:
@@ -163,7 +177,7 @@ def _gather(image: np.ndarray, row: int, column: int, steps: np.ndarray, window:
 
 @njit(nogil=True, cache=True)
 def _nearest(windows: _Windows, window: np.ndarray) -> int:
-    """Return the candidate with the nearest window of all, the first among equals."""
+    """Return the candidate with the nearest window, the first of equals."""
     values = window.astype(np.int32)
     ones = np.ones(len(values), dtype=np.int32)
     distances = np.empty(RUN, dtype=np.int32)

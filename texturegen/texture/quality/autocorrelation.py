@@ -1,13 +1,14 @@
-"""Normalised autocorrelation of the luminance, compared between a texture and its patches, for the quality figures.
+"""Normalised autocorrelation of the luminance, compared between a texture and its patches.
 
-At a shift it is the covariance of the pixel pairs over the mean of their variances. All sums are of integers.
+At a given shift, it is the covariance of the pairs of pixels over the mean of their variances. All sums are of integers
+and therefore exact.
 """
 
 import numpy as np
 from numba import njit
 
 _SHIFT = 4
-# That many products of two luminances can be added in 32 bits.
+# As many products of two luminances can be summed in 32 bits.
 _PIECE = 2**31 // 255**2
 
 
@@ -15,11 +16,19 @@ _PIECE = 2**31 // 255**2
 def autocorrelation_distance(
     pixels: np.ndarray, sides: np.ndarray, texture_pixels: np.ndarray, texture_sides: np.ndarray
 ) -> float:
-    """Mean absolute difference of the normalised autocorrelations at shifts of up to 4 pixels (0 .. 2).
+    """Return the mean absolute difference of the normalised autocorrelations at shifts of up to 4 pixels.
 
-    Takes the pixels uint8 (M, 3) of all patches, one after the other, with their sides int64 (P, 2), and the
-    same of the texture. The patches' pairs of pixels count as one set; shifts without pairs in one of the two are left
-    out, and without any shift the result is NaN.
+    The pairs of pixels of all patches are pooled. Shifts without pairs in the patches or in the texture are left out.
+
+    Parameters
+    ----------
+    pixels : uint8 (M, 3), the pixels of all patches, one patch after the other.
+    sides : int64 (P, 2), heights and widths of the patches.
+    texture_pixels, texture_sides : the same for the texture.
+
+    Returns
+    -------
+    0 .. 2; NaN if no shift is left.
     """
     ours, theirs = _moments(texture_pixels, texture_sides), _moments(pixels, sides)
     total, known = 0.0, 0
@@ -35,25 +44,25 @@ def autocorrelation_distance(
 
 @njit(nogil=True, cache=True)
 def _correlation(moments: np.ndarray) -> float:
-    """Covariance over variance of the pixel pairs at one shift."""
+    """Return the covariance over the variance of the pairs of pixels at one shift."""
     count, left, right, product, left_square, right_square = moments.astype(np.float64)
     if count == 0:
-        return np.nan  # without pairs nothing is known
+        return np.nan  # undefined without pairs
     variance = (count * left_square - left**2 + count * right_square - right**2) / 2
-    # Without variance every pixel says all about its neighbours.
+    # In a constant image every pixel predicts its neighbours.
     return 1.0 if variance == 0 else (count * product - left * right) / variance
 
 
 @njit(nogil=True, cache=True)
 def _moments(pixels: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Sums over the pairs of pixels (a, b = a + shift): count, a, b, a * b, a * a, b * b.
+    """Return sums over the pairs of pixels (a, b) at each shift: count, a, b, a * b, a * a, b * b.
 
-    Returns int64 (5, 9, 6) by the shift down and right, negative indices being shifts to the left.
+    int64 (5, 9, 6), indexed by the shifts down and right; a negative index is a shift to the left.
     """
     moments = np.zeros((_SHIFT + 1, 2 * _SHIFT + 1, 6), dtype=np.int64)
     start = 0
     for height, width in sides:
-        # Rows end in zeros, and so does the last one: at any shift, pairs that leave the image add nothing.
+        # Rows are padded with zeros, so that pairs outside the image add nothing at any shift.
         stride = width + _SHIFT
         area = height * stride
         luminance = np.zeros(area + _SHIFT * stride + _SHIFT, dtype=np.int16)
@@ -87,9 +96,9 @@ def _fill_luminance(pixels: np.ndarray, luminance: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def _row_sums(luminance: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Sums over the first n rows, without what a shift moves out of them at one side; luminance as in `_moments`.
+    """Return sums over the first n rows of the pixels that a horizontal shift keeps inside; luminance as in `_moments`.
 
-    Returns int64 (H+1, 9, 2) by n, the shift to the right (negative: to the left), and the power 1 or 2.
+    int64 (H+1, 9, 2), indexed by n, the shift to the right (negative: to the left), and the power minus 1.
     """
     sums = np.zeros((height + 1, 2 * _SHIFT + 1, 2), dtype=np.int64)
     for row in range(height):
