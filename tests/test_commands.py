@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they print, what they say of mistakes, their exit statuses."""
+"""The commands as a user types them: output, error messages, exit statuses."""
 
 import json
 import re
@@ -6,16 +6,26 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, ClassVar
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from sacl_train.nets import ENCODERS
 from texturegen import __version__
-from texturegen.sources import SOURCES
-from texturegen.texture import METHODS
+from texturegen.builds.engines import ENGINES
+from texturegen.builds.engines import Entry as EngineEntry
+from texturegen.cli import main
+from texturegen.errors import UserError
+from texturegen.sources import SOURCES, Entry, open_source
+from texturegen.sources.base import Item, Source
+from texturegen.texture import METHODS, Method, resolve_settings, synthesize
+from texturegen.texture.settings import Integer
 
 BIN = Path(sys.executable).parent
 TRAIN = ["--set", "width=4", "--set", "stem=cifar-stride2", "--set", "projector_hidden=16", "--set", "projector_out=16"]
@@ -29,7 +39,7 @@ def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
 
 
 def refused(command: str, *arguments: str | Path) -> str:
-    """The one line on stderr of a command that must fail by the user's mistake."""
+    """Return the one line on stderr of a command that must exit with status 1."""
     status, _, stderr = call(command, *arguments)
     assert status == 1
     assert stderr.startswith("error: ")
@@ -43,17 +53,70 @@ def test_version_and_help(command: str) -> None:
     assert "Usage" in call(command, "--help")[1]
 
 
-def test_help_names_every_source_method_and_encoder() -> None:
+@pytest.mark.parametrize("command", ["texturegen", "sacl-eval"])
+def test_the_list_of_commands_shows_whole_sentences(command: str) -> None:
+    lines = call(command, "--help")[1].partition("Commands:\n")[2].splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if line.endswith("...")] == []
+    assert [line for line in lines if not line.startswith("  ") or line.startswith("   ")] == []  # nothing wrapped
+
+
+def test_help_groups_options_and_names_every_encoder() -> None:
     build, train = call("texturegen", "build", "--help")[1], call("sacl-train", "--help")[1]
-    texture = call("texturegen", "texture", "--help")[1]
-    for name in SOURCES:
-        assert name in build
-    for name in METHODS:
-        # click breaks lines after hyphens.
-        assert name in re.sub(r"-\s+", "-", build)
-        assert name in re.sub(r"-\s+", "-", texture)
+    headings = re.findall(r"^(\w+):$", build, re.MULTILINE)
+    assert headings == ["Images", "Synthesis", "Shards", "Execution", "Options"]
+    assert build.index("Images:") < build.index("--dataset") < build.index("Synthesis:") < build.index("--method")
     for name in ENCODERS:
         assert name in train or name.removeprefix("se_resnet") in train
+
+
+def fake_method(
+    patches: Sequence[np.ndarray], size: tuple[int, int], seed: int, *, row: Annotated[int, Integer(0, 9)] = 0
+) -> np.ndarray:
+    """Repeat one pixel of the first patch."""
+    return np.full((*size, 3), (0, row, 0), np.int32)
+
+
+class FakeSource(Source):
+    name, split, size = "fake", None, None
+    classes: ClassVar[list[str]] = []
+
+    def __init__(self, split: None, size: int | None) -> None: ...
+
+    def __len__(self) -> int:
+        return 2
+
+    def key(self, index: int) -> str:
+        return f"fake-{index}"
+
+    def _read(self, index: int) -> Item:
+        return Item(self.key(index), np.full((16, 16, 3), index, np.uint8))
+
+    def _identity(self) -> str:
+        return "fake"
+
+
+def test_a_new_method_or_source_is_one_module_and_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "texturegen.texture.methods.fake", SimpleNamespace(fake=fake_method))
+    monkeypatch.setitem(METHODS, "fake-method", Method("fake:fake", "a method of this test"))
+    monkeypatch.setitem(sys.modules, "texturegen.sources.fake", SimpleNamespace(Fake=FakeSource))
+    monkeypatch.setitem(SOURCES, "fake-source", Entry("fake:Fake", "a source of this test"))
+    monkeypatch.setitem(ENGINES, "fake-engine", EngineEntry("fake:fake", "an engine of this test"))
+    for command in ("build", "plan", "texture"):
+        shown = CliRunner().invoke(main, [command, "--help"]).output
+        assert re.search(r"^ +fake-method +a method of this test$", shown, re.MULTILINE)
+        assert (re.search(r"^ +fake-source +a source of this test$", shown, re.MULTILINE) is None) == (
+            command == "texture"
+        )
+        assert ("an engine of this test" in shown) == (command == "build")
+        # Longer lines would be broken in a terminal of 80 columns.
+        assert max(map(len, shown.splitlines())) <= 80
+        for name in (*METHODS, *(SOURCES if command != "texture" else ())):
+            assert re.search(rf"^ +{name}  ", shown, re.MULTILINE)
+    source = open_source("fake-source")
+    assert (synthesize([source[1].image], (4, 5), "fake-method", row=3).image == 1).all()
+    with pytest.raises(UserError, match="setting 'row' of method 'fake-method' must be an integer from 0 to 9"):
+        resolve_settings("fake-method", {"row": 10})
 
 
 def test_build_info_verify_preview(tmp_path: Path) -> None:
@@ -101,7 +164,7 @@ def test_a_wrong_build_is_refused(tmp_path: Path, arguments: list[str], message:
     assert not (tmp_path / "s").exists()
 
 
-def test_log_json_tells_of_errors_failures_and_plans(image_folder: Path, tmp_path: Path) -> None:
+def test_log_json_reports_errors_failures_and_plans(image_folder: Path, tmp_path: Path) -> None:
     def events(*arguments: str | Path) -> list[dict]:
         return [json.loads(line) for line in call("texturegen", *arguments, "--log-json")[1].splitlines()]
 
@@ -166,15 +229,15 @@ def test_a_folder_with_bad_files_is_built_without_them(image_folder: Path, tmp_p
     assert status == 3
     assert "10 images, 10 textures, 1 failed" in stdout
     assert "failed: cats-truncated" in stderr
-    assert "left out, not images by their extension: 1 file\n" in stderr
+    assert "ignored 1 file without an image extension\n" in stderr
     assert stderr.splitlines()[-1].startswith("error: 1 image")
     assert call("texturegen", "verify", out)[0] == 0
     again = call("texturegen", "build", "--dataset", "folder", "--root", image_folder, "--out", out)
     assert (again[0], again[1]) == (3, stdout)
 
 
-def test_a_full_disk_is_one_sentence_and_the_build_can_go_on(tmp_path: Path) -> None:
-    # A file size limit stands for the full disk: the write fails in the same place with an OSError.
+def test_a_full_disk_is_one_line_and_the_build_can_resume(tmp_path: Path) -> None:
+    # A limit on the size of files simulates the full disk: the same write fails with an OSError.
     build = [str(BIN / "texturegen"), "build", "--dataset", "shapes", "--limit", "60", "--shard-size", "20"]
     script = "import resource, signal, sys, os; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     script += "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); os.execv(sys.argv[1], sys.argv[1:])"
@@ -192,10 +255,10 @@ def test_a_full_disk_is_one_sentence_and_the_build_can_go_on(tmp_path: Path) -> 
     )
 
 
-def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     places = [tmp_path / "file" / "s"]
-    if Path("/sys/kernel").is_dir():  # where not even root may make one
+    if Path("/sys/kernel").is_dir():  # not even root can create one there
         places.append(Path("/sys/s"))
     for out in places:
         message = refused("texturegen", "build", "--dataset", "shapes", "--limit", 3, "--out", out)

@@ -1,12 +1,12 @@
-"""texturegen: images in, texture images (hard negatives) out, as WebDataset shards.
+"""Texture images as hard negatives for contrastive learning, written as WebDataset shards.
 
-    texture = texturegen.synthesize([patch, other_patch], size=(96, 96), seed=0)
-    textures = texturegen.synthesize_batch([[patch], [other_patch]], size=(96, 96), seeds=[0, 1])
+    patches, _ = texturegen.cut_patches(image, seed=0)
+    texture = texturegen.synthesize(patches, size=(96, 96), seed=0)
     texturegen.build(texturegen.Recipe("shapes", limit=100), "shards/")
     for sample in texturegen.open_shards("shards/"):
         sample.image, sample.textures, sample.label
 
-Names are loaded on first use, so that `import texturegen` answers at once.
+Names are loaded on first use, so `import texturegen` takes milliseconds.
 """
 
 from importlib import import_module
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from texturegen.shards.merge import merge, split
     from texturegen.shards.reader import Sample, Shards, open_shards
     from texturegen.shards.verify import verify
-    from texturegen.texture import Texture, synthesize, synthesize_batch
+    from texturegen.texture import Texture, cut_patches, synthesize, synthesize_batch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Texture",
     "UserError",
     "build",
+    "cut_patches",
     "finish",
     "merge",
     "open_shards",
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 _LOCATION = {
-    **dict.fromkeys(("Texture", "synthesize", "synthesize_batch"), "texturegen.texture"),
+    **dict.fromkeys(("Texture", "cut_patches", "synthesize", "synthesize_batch"), "texturegen.texture"),
     **dict.fromkeys(("Sample", "Shards", "merge", "open_shards", "split", "verify"), "texturegen.shards"),
     **dict.fromkeys(("Recipe", "build", "finish"), "texturegen.builds"),
 }

@@ -1,11 +1,13 @@
-"""What the three commands share: mistakes as one line on stderr, KEY=VALUE options, progress."""
+"""What all commands share: errors as one line on stderr, options in sections, KEY=VALUE options, progress, messages."""
 
 import contextlib
 import json
+import os
 import sys
 import time
 import tomllib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
 
 import click
 from tqdm import tqdm
@@ -13,16 +15,58 @@ from tqdm import tqdm
 from texturegen.errors import UserError
 
 LINE_SECONDS = 10.0
-KEPT = "what is finished is kept: run the same command again"
+KEPT = "finished work is kept; run the same command again"
+
+
+class HasHelp(Protocol):
+    """An entry of a registry that `--help` lists."""
+
+    @property
+    def help(self) -> str: ...
+
+
+class SectionOption(click.Option):
+    """An option that `--help` prints under a heading of its own, followed by the entries of a registry.
+
+    The registry is read when the help is printed, so an entry added later is listed too.
+
+    Parameters
+    ----------
+    section : the heading.
+    registry : name -> entry; one line is printed for each.
+    """
+
+    def __init__(
+        self, *args: Any, section: str = "Options", registry: Mapping[str, HasHelp] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.section, self.registry = section, registry or {}
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None or not self.registry:
+            return record
+        width = max(map(len, self.registry))
+        lines = [f"  {name:{width}}  {entry.help}" for name, entry in self.registry.items()]
+        return record[0], "\n".join(["\b", record[1], *lines])  # \b keeps click from joining the lines
+
+
+def option(*names: str, section: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Like `click.option`, but listed under the heading `section`; see `SectionOption`."""
+    return click.option(*names, cls=SectionOption, section=section, **attributes)
 
 
 class FriendlyCommand(click.Command):
-    """A click command that ends with one line on stderr and an exit status, not with a traceback.
+    """A click command that reports errors as one line on stderr and an exit status, without a traceback.
 
-    1: the user's mistake, a full disk, a file that cannot be read. 2: a wrong option. 130: Ctrl-C.
+    Exit status 1: an error of the user, a full disk, an unreadable file. 2: a wrong option. 130: Ctrl-C.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        for name in ("stdout", "stderr"):
+            # None if the caller has closed the stream, as some services do; then there is nobody to write to.
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
@@ -39,22 +83,47 @@ class FriendlyCommand(click.Command):
             print(f"stopped; {KEPT} to go on", file=sys.stderr)
             sys.exit(130)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the options in their sections; options without a section come last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            section = parameter.section if isinstance(parameter, SectionOption) else "Options"
+            record = None if isinstance(parameter, click.Argument) else parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(section, []).append(record)
+        for section in sorted(sections, key=lambda name: name == "Options"):
+            with formatter.section(section):
+                formatter.write_dl(sections[section])
+
 
 class FriendlyGroup(FriendlyCommand, click.Group):
-    """A group of commands with the same manners."""
+    """A group of commands that reports errors like `FriendlyCommand`."""
+
+    command_class = FriendlyCommand
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
 
 
 def plural(count: int, noun: str) -> str:
+    """Return "1 image", "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def escape_controls(text: str) -> str:
+    """Return text with control characters escaped: the name of a file may hold newlines and terminal commands."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error on one line of stderr and exit with status 1."""
+    print(f"error: {escape_controls(message)}", file=sys.stderr)
     sys.exit(1)
 
 
 def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Callback of a repeated KEY=VALUE option: a dict, its values read as TOML reads them, else as plain text."""
+    """Callback of a repeated KEY=VALUE option: return a dict; a value that is not valid TOML is kept as text."""
     pairs: dict[str, Any] = {}
     for text in values:
         key, equals, value = text.partition("=")
@@ -67,10 +136,15 @@ def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple
 
 
 class Progress:
-    """Counts `unit`s up to `total` (None: not known), `already` of them there at the start.
+    """Progress of a long job: a bar on a terminal, otherwise a line on stderr every ten seconds.
 
-    A bar on a terminal; elsewhere a plain line every ten seconds. With `as_json` neither, but a JSON object per line
-    on stdout, as often: event, done, total, unit, per_second, seconds_left, failed.
+    Parameters
+    ----------
+    total : how many units there are; None if unknown.
+    unit : what is counted, in the plural: "images".
+    already : how many were done before this process started; they do not count towards the rate.
+    as_json : print JSON objects on stdout instead, one per line every ten seconds, with the keys event, done, total,
+        unit, per_second, seconds_left and failed.
     """
 
     def __init__(self, total: int | None, unit: str, already: int = 0, as_json: bool = False) -> None:
@@ -80,7 +154,7 @@ class Progress:
         self._bar = tqdm(total=total, initial=already, unit=f" {unit}", dynamic_ncols=True, disable=quiet)
 
     def __call__(self, made: int, failed: int = 0, note: str = "") -> None:
-        """Count `made` more, `failed` of them in vain; `note` is shown behind the figures."""
+        """Add `made` units to the count, `failed` of them without a result; `note` is printed after the figures."""
         self.done += made
         self.failed += failed
         if self.failed:
@@ -105,17 +179,20 @@ class Progress:
         print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Remove the bar."""
         self._bar.close()
 
 
 def emit(event: str, **content: Any) -> None:
-    """Print one event as a JSON object on a line of stdout, at once."""
+    """Print an event as one line of JSON on stdout, without buffering."""
     print(json.dumps({"event": event, **content}), flush=True)
 
 
 def isatty() -> bool:
+    """Return True if stderr is a terminal."""
     return sys.stderr.isatty()
 
 
 def warn(message: str) -> None:
-    tqdm.write(f"warning: {message}", file=sys.stderr)  # does not break a bar
+    """Print a warning on one line of stderr."""
+    tqdm.write(f"warning: {escape_controls(message)}", file=sys.stderr)  # keeps a progress bar intact

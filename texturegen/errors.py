@@ -1,14 +1,14 @@
-"""Errors meant for people, and the nearest name for a misspelt one.
+"""The exceptions of the project.
 
-    UserError (ValueError)      a mistake the user can mend
-    ├── BusyError               another process is at work in the directory
-    ├── MissingError            a file, a shard, a checkpoint or a package is not there
+    UserError (ValueError)      an error the user can correct
+    ├── BusyError               another process is using the directory
+    ├── MissingError            a file, shard, checkpoint or package is missing
     ├── DamagedError            bytes differ from what was written
-    ├── OtherBuildError         the directory holds another build, or another run
-    ├── ImageError              one image cannot be decoded; the others still can
-    └── SourceLost              the files of a data set cannot be reached at all
+    ├── OtherBuildError         the directory holds a different build or run
+    ├── ImageError              one image cannot be decoded; the others can
+    └── SourceLost              the files of a data set cannot be reached
 
-Catch `UserError` for all of them; the classes below it are for callers that act on the difference.
+Catch `UserError` for all of them, and the subclasses to tell them apart.
 """
 
 import difflib
@@ -17,18 +17,18 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the message says what is wrong, where, and what to do.
+    """An error the user can correct; the message says what is wrong, where, and what to do.
 
-    The command lines print it as one line on stderr, without a traceback, and exit with status 1.
+    Commands print it as one line on stderr, without a traceback, and exit with status 1.
     """
 
 
 class BusyError(UserError):
-    """Another process is at work in the directory."""
+    """Another process is using the directory."""
 
 
 class MissingError(UserError):
-    """A file, a shard, a checkpoint or a package is not there."""
+    """A file, shard, checkpoint or package is missing."""
 
 
 class DamagedError(UserError):
@@ -36,15 +36,15 @@ class DamagedError(UserError):
 
 
 class OtherBuildError(UserError):
-    """The directory holds another build, or another run, than the one asked for."""
+    """The directory holds a different build or run than the one requested."""
 
 
 class ImageError(UserError):
-    """One image of a data set cannot be decoded; the others still can.
+    """One image of a data set cannot be decoded; the others can.
 
     Attributes
     ----------
-    key : of the image.
+    key : key of the image.
     reason : what is wrong with it.
     """
 
@@ -54,15 +54,15 @@ class ImageError(UserError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is pickled by its message alone unless told otherwise; this one crosses processes.
+        # By default an exception is unpickled from its message alone, which does not fit this constructor.
         return type(self), (self.key, self.reason)
 
 
 class SourceLost(UserError):
-    """The files of a data set cannot be reached. No image is at fault, so a build ends and records none."""
+    """The files of a data set cannot be reached; a build stops and blames no image."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the name closest to `name`, or "" when none is close."""
+    """Return " (did you mean 'x'?)" for the closest of `names`, or "" if none is close."""
     close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""

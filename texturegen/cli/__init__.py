@@ -1,4 +1,4 @@
-"""The `texturegen` command. Commands import what they need when they run, so that `--help` answers at once."""
+"""The `texturegen` command. Commands import what they need when they run, so `--help` loads no NumPy."""
 
 import click
 
@@ -10,7 +10,10 @@ from texturegen.console import FriendlyGroup
 @click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Turn the images of a data set into texture images (hard negatives), as WebDataset shards."""
+    """Synthesise texture images (hard negatives) from the images of a data set.
+
+    Images and textures are written together as WebDataset shards.
+    """
 
 
 for command in (*build.COMMANDS, *texture.COMMANDS, *shards.COMMANDS):

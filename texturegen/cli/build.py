@@ -1,4 +1,4 @@
-"""The commands that make shards: `build`, `finish`, `plan`."""
+"""The commands that make shards: `build`, `finish` and `plan`."""
 
 import sys
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from typing import Any
 import click
 
 from texturegen.builds.engines import ENGINES
-from texturegen.cli.options import METHODS_HELP, SOURCES_HELP, read_settings
-from texturegen.console import KEPT, Progress, emit, fail, plural
+from texturegen.cli.options import ROOT_HELP, WORKERS, method_option, method_settings_option, read_settings
+from texturegen.console import KEPT, FriendlyCommand, Progress, emit, escape_controls, fail, option, plural
 from texturegen.errors import UserError
+from texturegen.sources import SOURCES
 from texturegen.system.threads import count_cpus
 
-FAILED_IMAGES = 3  # exit status of a build that finished without some images
-ENGINES_HELP = "; ".join(f"{name}: {entry.help}" for name, entry in ENGINES.items()) + "."
+FAILED_IMAGES = 3  # exit status of a build that finished without some of the images
 
 
 def read_part(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """Callback of I/N, 1 <= I <= N."""
+    """Callback of an option I/N with 1 <= I <= N."""
     if text is None:
         return None
     i, _, n = text.partition("/")
@@ -29,65 +29,98 @@ def read_part(context: click.Context, parameter: click.Parameter, text: str | No
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that decide the bytes: the fields of `build.Recipe`, and where the images lie."""
+    """Decorate a command with the fields of `Recipe`, which decide the bytes of a build, --root and --workers."""
     options = (
-        click.option("--dataset", required=True, metavar="NAME", help=SOURCES_HELP),
-        click.option("--root", help="Where the data set's files lie (all but shapes)."),
-        click.option("--split", help="train, test, ...; what there is depends on the data set."),
-        click.option("--method", default="coherent", show_default=True, help=METHODS_HELP),
-        click.option("--size", type=int, help="Bring images to this side: short side resized, centre cropped."),
-        click.option("--per-image", default=1, show_default=True, help="Textures per image; 0 writes images alone."),
-        click.option(
-            "--patch-size", type=int, help="Side of the two patches  [default: half the short side, at most 96]"
-        ),
-        click.option("--encoding", default="png", show_default=True, help="Of what is written: png, webp or jpeg."),
-        click.option("--limit", type=int, help="Only the first N images."),
-        click.option("--seed", default=0, show_default=True),
-        click.option(
-            "--shard-size",
-            default=1000,
-            show_default=True,
-            help="Images per shard. A shard is the work of one worker at a time.",
-        ),
-        click.option(
-            "--method-option", "settings", multiple=True, callback=read_settings, help="KEY=VALUE for the method."
-        ),
-        click.option(
+        option("--dataset", section="Images", required=True, metavar="NAME", registry=SOURCES, help="The data set."),
+        option("--root", section="Images", help=ROOT_HELP),
+        option("--split", section="Images", help="train, test or another split of the data set."),
+        option(
             "--classes",
+            section="Images",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="imagenet100: a list of WordNet ids; webdataset: class names; one a line.",
+            help="Text file, one per line: WordNet ids (imagenet100) or class names (webdataset).",
         ),
-        click.option(
+        option("--limit", section="Images", type=int, help="Use only the first N images."),
+        option("--size", section="Images", type=int, help="Resize the short side to N pixels and crop the centre."),
+        option(
             "--source-option",
             "source_options",
+            section="Images",
             multiple=True,
+            metavar="KEY=VALUE",
             callback=read_settings,
-            help="KEY=VALUE for the data set.",
+            help="An option of the data set; may be repeated.",
         ),
-        click.option("--workers", type=click.IntRange(1), help="Processes  [default: the cores at hand]"),
+        method_option,
+        method_settings_option,
+        option(
+            "--per-image",
+            section="Synthesis",
+            default=1,
+            show_default=True,
+            help="Textures per image; 0 writes the images alone.",
+        ),
+        option(
+            "--patch-size",
+            section="Synthesis",
+            type=int,
+            help="Side of the two patches in pixels  [default: half the short side, at most 96]",
+        ),
+        option("--seed", section="Synthesis", default=0, show_default=True, help="Seed of patches and textures."),
+        option(
+            "--encoding",
+            section="Shards",
+            default="png",
+            show_default=True,
+            help="Format of what is encoded: png or webp (both lossless), or jpeg.",
+        ),
+        option(
+            "--shard-size",
+            section="Shards",
+            default=1000,
+            show_default=True,
+            help="Images per shard. One worker makes a shard at a time.",
+        ),
+        option("--workers", section="Execution", type=WORKERS, help="Number of processes  [default: one per CPU]"),
     )
-    for option in reversed(options):
-        command = option(command)
+    for add in reversed(options):
+        command = add(command)
     return command
 
 
-@click.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for the shards.")
+@click.command(cls=FriendlyCommand)
 @recipe_options
-@click.option("--download", is_flag=True, help="Fetch the data set's official files into --root.")
-@click.option("--engine", default="processes", show_default=True, help=ENGINES_HELP)
-@click.option("--ray-address", help="Of the cluster for --engine ray  [default: $RAY_ADDRESS]")
-@click.option(
-    "--retry-failed", is_flag=True, help="Make the shards in which images failed again, of a finished build too."
+@option("--out", section="Shards", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@option("--download", section="Execution", is_flag=True, help="Download the data set's official files into --root.")
+@option(
+    "--engine",
+    section="Execution",
+    default="processes",
+    show_default=True,
+    metavar="NAME",
+    registry=ENGINES,
+    help="What runs the workers.",
 )
-@click.option(
+@option(
+    "--ray-address",
+    section="Execution",
+    help="Address of the Ray cluster, for --engine ray  [default: $RAY_ADDRESS]",
+)
+@option(
+    "--retry-failed",
+    section="Execution",
+    is_flag=True,
+    help="Rebuild the shards with failed images, even of a finished build.",
+)
+@option(
     "--shard-range",
     "part",
+    section="Execution",
     metavar="I/N",
     callback=read_part,
-    help="Only the I-th of N parts, I from 1: for job arrays. `texturegen finish` joins them.",
+    help="Build only part I of N, counted from 1, for job arrays; `texturegen finish` joins the parts.",
 )
-@click.option("--log-json", is_flag=True, help="Progress and result as JSON lines on stdout.")
+@option("--log-json", section="Execution", is_flag=True, help="Print progress and result on stdout as JSON lines.")
 def build(
     out: Path,
     root: str | None,
@@ -100,9 +133,12 @@ def build(
     log_json: bool,
     **recipe: Any,
 ) -> None:
-    """Build shards. Run the same command again to resume; it never does a finished shard twice.
+    """Build shards of images and textures, or resume a build.
 
-    Exit status 3: finished, but some images could not be used (the manifest says which and why).
+    Run the same command again after an interruption: finished shards are kept. The same options give the same bytes,
+    whatever the number of workers.
+
+    Exit status 3 means that the build is finished, but some images failed; the manifest lists them with the reason.
     """
     import texturegen.builds as building
 
@@ -121,7 +157,7 @@ def build(
         if log_json:
             emit("error", out=str(out), message=str(error))
         raise
-    except OSError as error:  # a full disk, most often
+    except OSError as error:  # most often a full disk
         message = f"{error.filename or out}: {error.strerror or error}; {KEPT} to go on"
         if log_json:
             emit("error", out=str(out), message=message)
@@ -132,24 +168,28 @@ def build(
     _print_result(out, result, log_json)
 
 
-@click.command()
+@click.command(cls=FriendlyCommand)
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--log-json", is_flag=True, help="The result as a JSON line on stdout.")
+@click.option("--log-json", is_flag=True, help="Print the result on stdout as a line of JSON.")
 def finish(directory: Path, log_json: bool) -> None:
-    """Join what a job array (`build --shard-range`) has made, once all its parts have ended."""
+    """Join the parts of a job array (build --shard-range).
+
+    Run it once, after all parts have ended.
+    """
     import texturegen.builds as building
 
     _print_result(directory, building.finish(directory), log_json)
 
 
-@click.command()
+@click.command(cls=FriendlyCommand)
 @recipe_options
-@click.option("--seconds", default=10.0, show_default=True, help="How long to try.")
-@click.option("--log-json", is_flag=True, help="The result as a JSON line on stdout.")
+@option("--seconds", section="Execution", default=10.0, show_default=True, help="Duration of the trial.")
+@option("--log-json", section="Execution", is_flag=True, help="Print the result on stdout as a line of JSON.")
 def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, **recipe: Any) -> None:
-    """Say what a build of these options would take: images, shards, bytes, CPU hours, wall time. Writes nothing.
+    """Estimate the size and duration of a build.
 
-    Made of a short trial on images spread over the set, with all workers at work.
+    Runs all workers for a few seconds on images from the whole data set, and prints the number of images and shards,
+    bytes, CPU hours and wall time. Writes nothing.
     """
     from texturegen.builds.trial import estimate
 
@@ -171,7 +211,7 @@ def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, 
 
 
 def _read_recipe(classes: Path | None, source_options: dict[str, Any], **fields: Any) -> Any:
-    """The build.Recipe of what `recipe_options` read; --classes is short for a source option."""
+    """Return the `Recipe` of the values of `recipe_options`; --classes is a shorthand for --source-option classes=."""
     from texturegen.builds import Recipe
 
     if classes is not None:
@@ -186,7 +226,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print_result(out: Path, result: Any, as_json: bool) -> None:
-    """Print what a build made, and leave with FAILED_IMAGES when it made less than it was to."""
+    """Print the result of a build, and exit with FAILED_IMAGES if images failed."""
     counts = result.counts
     if as_json:
         event = "finished" if result.missing is None else "part"
@@ -196,17 +236,15 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
     else:
         print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
     if result.missing is not None:
-        others = (
-            f"{plural(result.missing, 'shard')} of other parts to come" if result.missing else "all shards are there"
-        )
-        print(f"{others}; then: texturegen finish {out}", file=sys.stderr)
+        others = f"{plural(result.missing, 'shard')} of other parts missing" if result.missing else "all shards exist"
+        print(f"{others}; when all parts have ended: texturegen finish {out}", file=sys.stderr)
     if counts.get("ignored"):
-        print(f"left out, not images by their extension: {plural(counts['ignored'], 'file')}", file=sys.stderr)
+        print(f"ignored {plural(counts['ignored'], 'file')} without an image extension", file=sys.stderr)
     for key, error in result.failures:
-        print(f"failed: {key}: {error}", file=sys.stderr)
+        print(f"failed: {key}: {escape_controls(error)}", file=sys.stderr)
     if counts["failed"]:
         print(
-            f"error: {plural(counts['failed'], 'image')} failed; the manifest has them all, with reasons; "
+            f"error: {plural(counts['failed'], 'image')} failed; the manifest lists them with the reasons; "
             "`texturegen build ... --retry-failed` tries them again",
             file=sys.stderr,
         )

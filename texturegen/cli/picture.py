@@ -1,4 +1,7 @@
-"""One texture from whole pictures, from files to a file: what `texturegen texture` does."""
+"""One texture from picture files to a picture file, for `texturegen texture`.
+
+`storage.image.encode_image` encodes them as in shards: PNG and WebP without loss, JPEG at quality 95 and 4:4:4.
+"""
 
 import re
 import time
@@ -6,23 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
-from texturegen.errors import UserError
+from texturegen.errors import MissingError, UserError
 from texturegen.storage.atomic import write_atomically
-from texturegen.storage.image import decode_image
+from texturegen.storage.image import decode_image, encode_image
 from texturegen.system.threads import run_in_threads
 from texturegen.texture import resolve_settings, synthesize
 from texturegen.texture.patches import read_size
 from texturegen.texture.quality import Quality, measure
 
-# What can be written, by suffix, and the longest side that OpenCV can write in it.
-FORMATS = {".png": 1_000_000, ".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}
+# Suffix of the output -> its encoding, and the longest side in pixels that OpenCV can write.
+FORMATS = {".png": ("png", 1_000_000), ".webp": ("webp", 16_383), ".jpg": ("jpeg", 65_500), ".jpeg": ("jpeg", 65_500)}
 
 
 class TextureResult(NamedTuple):
-    """What was written: the texture's size (H, W), its figures, and the wall seconds that synthesis took."""
+    """A texture that was written.
+
+    Attributes
+    ----------
+    size : (H, W) in pixels.
+    quality : its quality figures.
+    seconds : wall time of the synthesis.
+    """
 
     size: tuple[int, int]
     quality: Quality
@@ -37,28 +46,30 @@ def make_texture(
     seed: int,
     settings: dict[str, Any],
 ) -> TextureResult:
-    """Write a texture of which the pictures, whole, are the patches; grey where all of them are.
+    """Synthesise a texture with whole pictures as the patches, and write it to a file.
+
+    The texture is grey if all pictures are.
 
     Parameters
     ----------
-    inputs : image files of any kind that `images.decode_image` reads, one or more.
-    output : the file to write, atomically; its suffix, one of FORMATS, decides the format.
-    size : (H, W) of the texture; None: as the first picture.
+    inputs : one or more image files, of any format that `decode_image` reads.
+    output : file to write atomically; its suffix, one of FORMATS, decides the format.
+    size : (H, W) of the texture in pixels; None for the size of the first picture.
     method, seed, settings : as for `texturegen.synthesize`.
 
     Raises
     ------
-    UserError : an output that cannot be written, before any work; a picture that cannot be decoded or is too small
-        for the method; a method, setting, size or seed that `synthesize` refuses; too little memory.
+    UserError : an output that cannot be written (found before any work is done); a picture that cannot be decoded, or
+        is too small for the method; an argument that `synthesize` rejects; too little memory.
     OSError : a file that cannot be read or written.
     """
-    most = _check_output(output, inputs)
+    encoding, max_side = _check_output(output, inputs)
     resolve_settings(method, settings)
     pictures = _read(inputs)
     height, width = read_size(pictures[0].shape[:2] if size is None else size)
-    if max(height, width) > most:
+    if max(height, width) > max_side:
         raise UserError(
-            f"{output}: a {output.suffix} file has sides of at most {most} pixels, the texture {height}x{width}; "
+            f"{output}: a {output.suffix} file has sides of at most {max_side} pixels, the texture {height}x{width}; "
             "choose a smaller --size or .png"
         )
 
@@ -70,32 +81,32 @@ def make_texture(
         return texture.image, TextureResult((height, width), quality, seconds)
 
     try:
-        # In a thread, because Python notices Ctrl-C in this one only between kernels, which may take minutes.
+        # The main thread notices Ctrl-C only between kernels, which may take minutes; a worker thread leaves it free.
         ((image, made),) = run_in_threads(work, 1, 1)
     except UserError as error:
-        # The library counts patches; whoever named files is told the file.
+        # The library numbers patches; the user knows their files.
         raise UserError(re.sub(r"\bpatch (\d+)\b", lambda found: str(inputs[int(found[1])]), str(error))) from None
     except MemoryError:
-        raise UserError("too little memory for this; use smaller pictures or a smaller --size") from None
-    write_atomically(output, _encode(image, output.suffix))
+        raise UserError("not enough memory; use smaller pictures or a smaller --size") from None
+    write_atomically(output, encode_image(image, encoding))
     return made
 
 
-def _check_output(output: Path, inputs: Sequence[Path]) -> int:
-    """Refuse an output that cannot be written; return its format's longest side."""
+def _check_output(output: Path, inputs: Sequence[Path]) -> tuple[str, int]:
+    """Return the encoding of the output and its longest side; UserError if the file cannot be written."""
     if output.suffix.lower() not in FORMATS:
-        raise UserError(f"{output}: not a format that can be written; end the name in {', '.join(FORMATS)}")
+        raise UserError(f"{output}: this format cannot be written; use one of {', '.join(FORMATS)}")
     if not output.parent.is_dir():
-        raise UserError(f"{output}: there is no directory {output.parent}; make it first")
+        raise MissingError(f"{output}: the directory {output.parent} does not exist; create it first")
     if output.is_dir():
-        raise UserError(f"{output}: is a directory")
+        raise UserError(f"{output} is a directory; give the name of a file")
     if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
-        raise UserError(f"{output}: is one of the pictures too, and would be lost; choose another name")
+        raise UserError(f"{output}: is one of the pictures and would be overwritten; choose another name")
     return FORMATS[output.suffix.lower()]
 
 
 def _read(paths: Sequence[Path]) -> list[np.ndarray]:
-    """Decode pictures: uint8, RGB (h, w, 3), or grey (h, w) where none of them has a colour in it."""
+    """Decode pictures to uint8 arrays: grey (h, w) if all are grey, otherwise RGB (h, w, 3)."""
     pictures = []
     for path in paths:
         try:
@@ -105,11 +116,3 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
     if all((picture == picture[..., :1]).all() for picture in pictures):
         return [picture[..., 0] for picture in pictures]
     return pictures
-
-
-def _encode(image: np.ndarray, suffix: str) -> bytes:
-    """Encode uint8 RGB (H, W, 3) or grey (H, W); PNG and WebP without loss, JPEG at OpenCV's quality of 95."""
-    done, data = cv2.imencode(suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image)
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode a {suffix} image of shape {image.shape}")
-    return data.tobytes()

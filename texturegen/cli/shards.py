@@ -1,4 +1,4 @@
-"""The commands on finished shard directories: `info`, `preview`, `verify`, `repair`, `merge`, `split`."""
+"""The commands on finished shard directories: `info`, `preview`, `verify`, `repair`, `merge` and `split`."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from texturegen.console import Progress, fail, plural
+from texturegen.cli.options import ROOT_HELP, WORKERS
+from texturegen.console import FriendlyCommand, Progress, fail, plural
 from texturegen.system.threads import count_cpus
 
-WORKERS = click.IntRange(1)
 DIRECTORY = click.Path(path_type=Path)
 
 
@@ -24,7 +24,8 @@ def _counting(total: int | None, unit: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def _whole_or_not() -> Iterator[None]:
+def _all_or_nothing() -> Iterator[None]:
+    """On Ctrl-C, say that nothing was written: `merge` and `split` move complete directories into place."""
     try:
         yield
     except KeyboardInterrupt:
@@ -32,10 +33,10 @@ def _whole_or_not() -> Iterator[None]:
         sys.exit(130)
 
 
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.command(cls=FriendlyCommand)
+@click.argument("directory", type=DIRECTORY)
 def info(directory: Path) -> None:
-    """Print what a shard directory holds."""
+    """Summarise a shard directory: counts, sizes, recipe, quality."""
     import pyarrow.compute as pc
 
     from texturegen.shards import open_shards
@@ -60,12 +61,15 @@ def info(directory: Path) -> None:
         print(f"{name:10}{value}")
 
 
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
-@click.option("--count", default=24, show_default=True, type=click.IntRange(1), help="Images, evenly over the set.")
+@click.command(cls=FriendlyCommand)
+@click.argument("directory", type=DIRECTORY)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
+@click.option("--count", default=24, show_default=True, type=click.IntRange(1), help="Number of images, evenly spaced.")
 def preview(directory: Path, output: Path, count: int) -> None:
-    """Write a contact sheet: each image beside its textures."""
+    """Draw a contact sheet of images and their textures.
+
+    Images larger than 256 pixels are reduced; small ones are enlarged without smoothing.
+    """
     import numpy as np
 
     from texturegen.cli.sheet import contact_sheet
@@ -76,22 +80,23 @@ def preview(directory: Path, output: Path, count: int) -> None:
     shards = open_shards(directory)
     if not len(shards):
         fail(f"{directory}: holds no images")
-    shards_label = shards.classes
+    names = shards.classes
     picked = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, min(count, len(shards))).astype(int))]
-    captions = [shards_label[s.label] if 0 <= s.label < len(shards_label) else s.key for s in picked]
+    captions = [names[s.label] if 0 <= s.label < len(names) else s.key for s in picked]
     sheet = contact_sheet([[s.image, *s.textures] for s in picked], captions, columns=4)
     write_atomically(output, encode_png(sheet))
-    print(f"{output}: {len(picked)} images of {len(shards)}")
+    print(f"{output}: {len(picked)} of {len(shards)} images")
 
 
-@click.command()
+@click.command(cls=FriendlyCommand)
 @click.argument("directory", type=DIRECTORY)
-@click.option("--deep", is_flag=True, help="Also decode every image and compare its size with the manifest.")
-@click.option("--workers", type=WORKERS, help="Threads  [default: the cores at hand]")
+@click.option("--deep", is_flag=True, help="Decode every image too, and compare its size with the manifest.")
+@click.option("--workers", type=WORKERS, help="Number of threads  [default: one per CPU]")
 def verify(directory: Path, deep: bool, workers: int | None) -> None:
-    """Check checksums, counts and the tars' contents; exit status 1 names each bad member.
+    """Check the checksums and contents of all shards.
 
-    Reads every shard once. `repair` makes bad shards again.
+    Reads every shard once. Every fault is one line on stderr; exit status 1 means that there are faults. `repair`
+    rebuilds damaged shards.
     """
     from texturegen.shards.verify import verify as verify_shards
 
@@ -105,17 +110,18 @@ def verify(directory: Path, deep: bool, workers: int | None) -> None:
         print(fault, file=sys.stderr)
     if faults:
         fail(f"{directory}: {plural(len(faults), 'fault')}")
-    print(f"{directory}: all is well")
+    print(f"{directory}: no faults found")
 
 
-@click.command()
+@click.command(cls=FriendlyCommand)
 @click.argument("directory", type=DIRECTORY)
-@click.option("--root", help="Where the data set's files lie (all but shapes).")
-@click.option("--workers", type=WORKERS, help="Processes  [default: the cores at hand]")
+@click.option("--root", help=ROOT_HELP)
+@click.option("--workers", type=WORKERS, help="Number of processes  [default: one per CPU]")
 def repair(directory: Path, root: str | None, workers: int | None) -> None:
-    """Verify, and build the damaged or missing shards again; the others are not touched.
+    """Verify, and rebuild damaged or missing shards.
 
-    Needs the data set and the package versions of the build. Exit status 1: something is wrong still.
+    Intact shards are not touched. Needs the data set and the package versions of the build. Exit status 1 means that
+    faults remain.
     """
     from texturegen.builds.repair import repair as repair_shards
 
@@ -132,39 +138,40 @@ def repair(directory: Path, root: str | None, workers: int | None) -> None:
         for bar in bars:
             bar.close()
     for name in result.rebuilt:
-        print(f"{directory / name}: made again, with the sha256 of build.json")
+        print(f"{directory / name}: rebuilt; its SHA-256 is that of build.json")
     for fault in result.faults:
         print(fault, file=sys.stderr)
     if result.faults:
-        fail(f"{directory}: {plural(len(result.faults), 'fault')} that no rebuilding mends")
+        fail(f"{directory}: {plural(len(result.faults), 'fault')} that cannot be repaired")
     if not result.rebuilt:
-        print(f"{directory}: all is well")
+        print(f"{directory}: no faults found")
 
 
-@click.command()
+@click.command(cls=FriendlyCommand)
 @click.argument("directories", nargs=-1, required=True, type=DIRECTORY)
-@click.option("-o", "--out", required=True, type=DIRECTORY, help="The new directory.")
-@click.option("--shard-size", type=click.IntRange(1), help="Images per shard  [default: the first directory's]")
+@click.option("-o", "--out", required=True, type=DIRECTORY, help="New directory to write.")
+@click.option("--shard-size", type=click.IntRange(1), help="Images per shard  [default: as in the first]")
 def merge(directories: tuple[Path, ...], out: Path, shard_size: int | None) -> None:
-    """Join shard DIRECTORIES into a new one, in their order. The bytes of images and textures are copied.
+    """Join shard directories into a new one.
 
-    Their classes and textures per image must be equal, and no key may be in two of them.
+    The DIRECTORIES are joined in the order given, and images and textures are copied byte for byte. All must have the
+    same classes and the same number of textures per image, and no key may occur twice.
     """
     from texturegen.shards.merge import merge as merge_shards
 
-    with _whole_or_not(), _counting(None, "images") as progress:
+    with _all_or_nothing(), _counting(None, "images") as progress:
         counts = merge_shards(directories, out, shard_size, progress)
     _print_counts(out, counts)
 
 
-@click.command()
+@click.command(cls=FriendlyCommand)
 @click.argument("directory", type=DIRECTORY)
-@click.option("-o", "--out", required=True, type=DIRECTORY, help="The new directory for what is chosen.")
-@click.option("--rest", type=DIRECTORY, help="A new directory for all others  [default: they are left out]")
-@click.option("--filter", "where", metavar="TEXT", help='Condition on manifest columns: "completeness < 12".')
-@click.option("--share", type=float, help="Choose at random so large a part of the images, between 0 and 1.")
-@click.option("--seed", default=0, show_default=True, help="Of --share.")
-@click.option("--shard-size", type=click.IntRange(1), help="Images per shard  [default: the directory's]")
+@click.option("-o", "--out", required=True, type=DIRECTORY, help="New directory for the selected images.")
+@click.option("--rest", type=DIRECTORY, help="New directory for the other images  [default: not written]")
+@click.option("--filter", "where", metavar="TEXT", help='Condition on manifest columns, such as "completeness < 12".')
+@click.option("--share", type=float, help="Select this fraction of the images at random, between 0 and 1.")
+@click.option("--seed", default=0, show_default=True, help="Seed of --share.")
+@click.option("--shard-size", type=click.IntRange(1), help="Images per shard  [default: as in DIRECTORY]")
 def split(
     directory: Path,
     out: Path,
@@ -174,16 +181,16 @@ def split(
     seed: int,
     shard_size: int | None,
 ) -> None:
-    """Copy the images of a shard directory that a --filter or a --share chooses, with their textures, to a new one.
+    """Copy selected images and their textures to a new directory.
 
-    A filter has column names, numbers, 'texts', comparisons, in, is None, and, or, not. An image passes when all its
-    textures do. A comparison with a null is false.
+    Select with --filter or with --share. A filter combines column names, numbers, 'strings', comparisons, in, is None,
+    and, or, not. An image is selected if all its textures pass; a comparison with a null is false.
     """
     from texturegen.shards.merge import split as split_shards
 
     if (where is None) == (share is None):
-        raise click.UsageError("give --filter or --share, one of the two")
-    with _whole_or_not(), _counting(None, "images") as progress:
+        raise click.UsageError("give either --filter or --share")
+    with _all_or_nothing(), _counting(None, "images") as progress:
         made = split_shards(
             directory, out, rest, where=where, share=share, seed=seed, shard_size=shard_size, progress=progress
         )

@@ -3,17 +3,24 @@
 import cv2
 import numpy as np
 
+from texturegen.storage.names import printable
+
 GAP, BACKGROUND, TEXT = 4, 255, (40, 40, 40)
-CELL = 96  # smallest side of a cell on the sheet; smaller images are enlarged without smoothing
+# Cells are between these sides in pixels, so a sheet has a bounded size whatever the images are.
+MIN_CELL, MAX_CELL = 96, 256
 
 
 def contact_sheet(rows: list[list[np.ndarray]], captions: list[str], columns: int = 2) -> np.ndarray:
-    """Lay out rows of images, `columns` rows side by side, each under its caption.
+    """Lay out rows of images in columns, each row under its caption.
+
+    An image whose long side exceeds MAX_CELL is reduced to it. An image whose short side is below MIN_CELL is enlarged
+    by a whole factor, without smoothing, as far as MAX_CELL allows.
 
     Parameters
     ----------
-    rows : each a list of uint8 (h, w, 3) RGB images; sizes may differ.
-    captions : one for each row, ASCII.
+    rows : lists of uint8 (h, w, 3) RGB images; sizes may differ.
+    captions : one per row; characters that are not printable ASCII are escaped, because OpenCV draws "?" for them.
+    columns : how many rows are placed side by side.
 
     Returns
     -------
@@ -26,15 +33,23 @@ def contact_sheet(rows: list[list[np.ndarray]], captions: list[str], columns: in
     return np.vstack([np.hstack(strips[i : i + columns]) for i in range(0, len(strips), columns)])
 
 
+def fit_cell(image: np.ndarray) -> np.ndarray:
+    """Scale an image uint8 (h, w, 3) to the size of its cell, keeping the aspect ratio."""
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_CELL:
+        scale = MAX_CELL / max(height, width)
+        sides = max(1, round(width * scale)), max(1, round(height * scale))
+        return cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
+    factor = max(1, min(-(-MIN_CELL // min(height, width)), MAX_CELL // max(height, width)))
+    return image.repeat(factor, 0).repeat(factor, 1)
+
+
 def _strip(row: list[np.ndarray], caption: str) -> np.ndarray:
-    cells = []
-    for image in row:
-        factor = max(1, -(-CELL // min(image.shape[:2])))
-        cells.append(image.repeat(factor, 0).repeat(factor, 1))
+    cells = [fit_cell(image) for image in row]
     height = max(cell.shape[0] for cell in cells)
     line = np.hstack([_pad(cell, height + GAP, cell.shape[1] + GAP) for cell in cells])
     title = np.full((16, line.shape[1], 3), BACKGROUND, np.uint8)
-    cv2.putText(title, caption, (1, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, TEXT, 1, cv2.LINE_AA)
+    cv2.putText(title, printable(caption), (1, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, TEXT, 1, cv2.LINE_AA)
     return _pad(np.vstack([title, line]), height + GAP + 20, line.shape[1] + 8)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from texturegen.cli.options import METHODS_HELP, read_settings
-from texturegen.console import plural
+from texturegen.cli.options import method_option, method_settings_option
+from texturegen.console import FriendlyCommand, option, plural
 
 
 def read_side_or_sides(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """Callback of a size: N, or HEIGHTxWIDTH."""
+    """Callback of a size in pixels, N or HEIGHTxWIDTH; return (height, width)."""
     if text is None:
         return None
     sides = text.lower().split("x")
@@ -21,21 +21,26 @@ def read_side_or_sides(context: click.Context, parameter: click.Parameter, text:
     return int(sides[0]), int(sides[-1])
 
 
-@click.command()
+@click.command(cls=FriendlyCommand)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@option(
     "-o",
     "--output",
+    section="Output",
     required=True,
     type=click.Path(path_type=Path),
-    help="The file to write: .png and .webp keep every pixel, .jpg is lossy. One that is there is replaced.",
+    help="File to write or replace: .png and .webp are lossless, .jpg is not.",
 )
-@click.option(
-    "--size", metavar="N|HxW", callback=read_side_or_sides, help="N, or HEIGHTxWIDTH  [default: the first picture's]"
+@option(
+    "--size",
+    section="Output",
+    metavar="N|HxW",
+    callback=read_side_or_sides,
+    help="N or HEIGHTxWIDTH in pixels  [default: as the first picture]",
 )
-@click.option("--method", default="coherent", show_default=True, help=METHODS_HELP)
-@click.option("--seed", default=0, show_default=True, help="Another seed gives another texture.")
-@click.option("--method-option", "settings", multiple=True, callback=read_settings, help="KEY=VALUE for the method.")
+@method_option
+@method_settings_option
+@option("--seed", section="Synthesis", default=0, show_default=True, help="Another seed gives another texture.")
 def texture(
     pictures: tuple[Path, ...],
     output: Path,
@@ -44,10 +49,10 @@ def texture(
     seed: int,
     settings: dict[str, Any],
 ) -> None:
-    """Make one texture of PICTURES, each taken whole.
+    """Make one texture from whole pictures.
 
-    A texture of grey pictures is grey. EXIF orientation is applied, transparency dropped. efros-leung and wei-levoy
-    compare each pixel they make with every pixel of the pictures: give them small ones, or expect minutes to hours.
+    The texture of grey PICTURES is grey. EXIF orientation is applied and transparency dropped. efros-leung and
+    wei-levoy compare every new pixel with every pixel of the pictures: large pictures take minutes to hours.
     """
     try:
         from texturegen.cli.picture import make_texture

@@ -1,9 +1,10 @@
-"""Encoded bytes to uint8 RGB, or one sentence that says why not; and back. The same for sources and shards.
+"""Decoding and encoding of images, the same for sources and shards.
 
-OpenCV decodes, for by benchmarks/shards.py it is within a few per cent of the fastest for PNG. The dimensions are read
-before the pixels: of PNG, JPEG and WebP here, of other formats by Pillow.
-Measured with OpenCV 4.11 and 5.0: a JPEG, PNG, WebP, BMP, TIFF or PNM that ends early, were it by two bytes, gives
-None and not a half-grey picture. What neither library notices is damage inside a JPEG whose end is intact.
+OpenCV decodes the pixels: benchmarks/shards.py finds it within a few per cent of the fastest decoder for PNG. The size
+is read first and checked against MAX_PIXELS, for PNG, JPEG and WebP by this module and for other formats by Pillow.
+
+OpenCV 4.11 and 5.0 reject a truncated JPEG, PNG, WebP, BMP, TIFF or PNM, even if only two bytes are missing. Damage
+inside a JPEG whose end is intact goes unnoticed by OpenCV and Pillow alike.
 """
 
 import io
@@ -17,7 +18,7 @@ from PIL import Image
 
 from texturegen.errors import UserError
 
-# Beyond this a small file can fill the memory. It is also where Pillow starts to warn.
+# A limit, because a small file can decode to more than the memory. Pillow warns from here on too.
 MAX_PIXELS = 89_000_000
 TOO_LARGE = f"the image has more than the limit of {MAX_PIXELS // 10**6} million pixels"
 
@@ -26,14 +27,14 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER = PNG_START + b"\0\0\0\rIHDR"
 PNG_SIZE = struct.Struct(">II").unpack_from
 
-# No others: Pillow knows formats that start outside programs.
+# No others, because Pillow runs external programs for some formats.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# What shards are written in, and the extension of each.
+# Encodings of shards -> file extension.
 ENCODINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-# benchmarks/shards.py measures them. PNG as OpenCV does it by itself (level 1, run lengths, the filter Sub): other
-# filters and levels save up to 15 % of the bytes and take 10 to 700 % more time to write. WebP above 100: without loss.
-# JPEG 4:4:4: textures have much of their structure in colour.
+# Measured by benchmarks/shards.py. PNG: OpenCV's defaults (level 1, run-length strategy, filter Sub); other levels and
+# filters save at most 15 % of the bytes and take 10 to 700 % more time. WebP: a quality above 100 is lossless. JPEG:
+# 4:4:4, because textures have much of their structure in colour.
 OPTIONS = {
     "png": [],
     "webp": [cv2.IMWRITE_WEBP_QUALITY, 101],
@@ -45,16 +46,29 @@ OPTIONS = {
 
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
-# Where OpenCV keeps setLogLevel, which returns the level before: at the top in 4, in a module of its own in 5.
+# OpenCV 5 has moved setLogLevel, which returns the previous level, to cv2.utils.logging.
 LOG: Any = getattr(cv2.utils, "logging", cv2)
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Return uint8 (H, W, 3) RGB, whatever the file held; UserError when it is no whole image.
+    """Decode an image file to RGB.
 
-    The content decides, not a file name. The EXIF orientation is applied. 16 bits per channel keep their upper 8;
-    grey, palette, 1-bit and CMYK become RGB; alpha is dropped, as torchvision's ImageFolder does; of an animation the
-    first frame is taken.
+    The format is recognised by the content. The EXIF orientation is applied, 16-bit channels keep their upper 8 bits,
+    grey, palette, 1-bit and CMYK images become RGB, alpha is dropped (as in torchvision's ImageFolder), and of an
+    animation the first frame is taken.
+
+    Parameters
+    ----------
+    data : the file's bytes, in one of FORMATS.
+
+    Returns
+    -------
+    uint8 (H, W, 3) RGB.
+
+    Raises
+    ------
+    UserError : the bytes are not a complete image, or it has more than MAX_PIXELS.
+    MemoryError : not enough memory for the pixels.
     """
     if data[:16] == PNG_HEADER and len(data) >= 24:
         return _decode_png(data)
@@ -73,19 +87,31 @@ def decode_image(data: bytes) -> np.ndarray:
 
 
 def decode_member(data: bytes) -> np.ndarray:
-    """As `decode_image`, but of the types that shards hold, PNG, JPEG and WebP, and no other; the bytes decide."""
+    """Decode like `decode_image`, but only the formats that shards hold: PNG, JPEG and WebP."""
     if data[:16] == PNG_HEADER and len(data) >= 24:
         return _decode_png(data)
     if data[:8] != PNG_START and data[:2] != b"\xff\xd8" and (data[:4], data[8:12]) != (b"RIFF", b"WEBP"):
-        raise UserError("the bytes are neither a PNG nor a JPEG nor a WebP; not decoded")
+        raise UserError("the bytes are not a PNG, JPEG or WebP image")
     return decode_image(data)
 
 
 def decode_reduced(data: bytes, short: int) -> tuple[np.ndarray, int]:
-    """Decode a JPEG at 1/8, 1/4 or 1/2, the smallest of which the short side still has `short` pixels or more.
+    """Decode a JPEG at a reduced resolution, if its short side stays at least `short` pixels.
 
-    Returns the image, as `decode_image` would, and the divisor: 1 for other formats, and where no reduction fits. The
-    decoder then makes the small image straight from the low frequencies: at 1/4, in half the time of the whole one.
+    The decoder computes the small image from the low frequencies alone; 1/4 takes half the time of the full image.
+
+    Parameters
+    ----------
+    data : the file's bytes.
+    short : minimum of the short side in pixels.
+
+    Returns
+    -------
+    The image, uint8 (H, W, 3) RGB, and the divisor: 8, 4, 2, or 1 for other formats and small images.
+
+    Raises
+    ------
+    UserError, MemoryError : as `decode_image`.
     """
     header = _read_header(data)
     if header.format not in ("JPEG", "MPO") or header.width * header.height > MAX_PIXELS:
@@ -94,16 +120,16 @@ def decode_reduced(data: bytes, short: int) -> tuple[np.ndarray, int]:
         if -(-min(header.size) // divisor) >= short:
             image = _decode_quietly(data, flag)
             if image is None:
-                break  # decode_image says why, or can
+                break  # decode_image says why, or succeeds
             return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), divisor
     return decode_image(data), 1
 
 
 def original_extension(data: bytes) -> str | None:
-    """Extension for passing the bytes of a decodable image on as they are; None where they are better encoded anew.
+    """Return the extension under which a shard may hold the bytes unchanged; None if the image must be encoded anew.
 
-    Kept are 8-bit RGB or grey JPEG, PNG and WebP of one upright frame: every reader shows of them what `decode_image`
-    does. Readers differ on EXIF orientation, 16 bits, palettes, alpha, CMYK and animation.
+    An 8-bit RGB or grey JPEG, PNG or WebP without rotation or animation is kept, because every reader decodes it as
+    `decode_image` does. Readers differ on EXIF orientation, 16 bits, palettes, alpha, CMYK and animation.
     """
     header = _read_header(data)
     extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}.get(header.format or "")
@@ -114,24 +140,31 @@ def original_extension(data: bytes) -> str | None:
 
 
 def encode_image(image: np.ndarray, encoding: str = "png") -> bytes:
-    """Encode uint8 (H, W, 3) RGB as one of ENCODINGS; png and webp are without loss."""
-    done, data = cv2.imencode(f".{ENCODINGS[encoding]}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), OPTIONS[encoding])
+    """Encode an image.
+
+    Parameters
+    ----------
+    image : uint8 (H, W, 3) RGB, or (H, W) grey.
+    encoding : "png" or "webp", which are lossless, or "jpeg", with quality 95 and 4:4:4 chroma.
+    """
+    pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(f".{ENCODINGS[encoding]}", pixels, OPTIONS[encoding])
     if not done:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape}")
     return data.tobytes()
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encode uint8 (H, W, 3) RGB as PNG, without loss."""
+    """Encode an image, uint8 (H, W, 3) RGB or (H, W) grey, as PNG."""
     return encode_image(image, "png")
 
 
 def _decode_png(data: bytes) -> np.ndarray:
-    """The way of nearly every member of a shard: without Pillow's look at the header, which takes as long again."""
+    """Decode a PNG without Pillow, whose look at the header takes as long as the decoding of a small image."""
     width, height = PNG_SIZE(data, 16)
     if width * height > MAX_PIXELS:
         raise UserError(TOO_LARGE)
-    # OpenCV finds this too, but libpng then writes to stderr by itself. From the end: there it nearly always is.
+    # Checked here, because libpng prints its own message to stderr. IEND is normally at the end.
     if data.rfind(b"IEND") < 0:
         raise UserError("the PNG file is truncated")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -151,20 +184,20 @@ def _decode_known(data: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def _refuse(data: bytes, reason: str) -> NoReturn:
-    """Raise UserError, or MemoryError: OpenCV gives the same answer to a damaged image and to a lack of memory."""
+    """Raise UserError, or MemoryError if Pillow runs out of memory too: OpenCV reports both failures alike."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             warnings.simplefilter("ignore")
-            np.asarray(image.convert("RGB"))  # as many bytes as OpenCV wanted
+            np.asarray(image.convert("RGB"))  # allocates as much as OpenCV would
     except MemoryError:
         raise MemoryError(f"an image of {image.width}x{image.height} pixels") from None
-    except Exception:  # Pillow finds it damaged too
+    except Exception:  # damaged for Pillow too
         pass
     raise UserError(reason)
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP; None where another must look."""
+    """Return (width, height) from the header of a WebP; None if this is not one, or is unusual."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
     kind = data[12:16]
@@ -180,14 +213,14 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) from the frame header of a JPEG; None where another must look."""
+    """Return (width, height) from the frame header of a JPEG; None if this is not one, or is unusual."""
     at = 2
     while data[:2] == b"\xff\xd8" and len(data) >= at + 9 and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 5)
             return (width, height) if width and height else None
-        if marker < 0xC0 or marker == 0xDA or length < 2:  # no segment with a length; or the pixels
+        if marker < 0xC0 or marker == 0xDA or length < 2:  # not a segment with a length, or the start of the pixels
             return None
         at += 2 + length
     return None
@@ -202,20 +235,20 @@ def _read_header(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
             raise UserError(TOO_LARGE) from None
-        except Exception:  # a damaged header makes Pillow raise nearly anything
-            raise UserError("the file is not an image of a known format, or is damaged at its start") from None
+        except Exception:  # a damaged header can make Pillow raise almost any exception
+            raise UserError("the file is not an image of a known format, or its header is damaged") from None
 
 
 def _decode_gif(header: Image.Image) -> np.ndarray:
-    # By Pillow: the OpenCV 4 wheels are built without GIF.
+    # Pillow, because the OpenCV 4 wheels are built without GIF.
     try:
         return np.array(header.convert("RGB"))
-    except Exception:  # as for the header
+    except Exception:  # any exception, as for the header
         raise UserError("the GIF file is truncated or damaged") from None
 
 
 def _decode_quietly(data: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    # OpenCV logs to stderr what the caller reports in one sentence.
+    # Silenced, because the caller reports the error itself.
     level = LOG.setLogLevel(0)
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flag)

@@ -1,4 +1,4 @@
-"""`texturegen texture`: one texture of whole pictures, from files to a file."""
+"""`texturegen texture`: one texture from picture files."""
 
 import os
 import signal
@@ -111,7 +111,7 @@ def test_grey_stays_grey_unless_another_picture_has_colour(pictures: list[Path],
 
 def test_exif_orientation_is_applied_and_alpha_dropped(pictures: list[Path], tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    exif[0x0112] = 6  # to be rotated by 90 degrees
     Image.open(pictures[0]).save(tmp_path / "turned.jpg", exif=exif)
     out = tmp_path / "out.png"
     assert "30x40" in made(tmp_path / "turned.jpg", "-o", out)
@@ -122,24 +122,26 @@ def test_exif_orientation_is_applied_and_alpha_dropped(pictures: list[Path], tmp
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_any_work(pictures: list[Path], tmp_path: Path) -> None:
-    # The picture is none: had it been looked at, the error would be another one.
+    # bad.png is not a picture: reading it would give another error.
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
-    assert "end the name in .png, .webp, .jpg, .jpeg" in refused(bad, "-o", tmp_path / "out.gif")
-    assert "end the name in" in refused(bad, "-o", tmp_path / "png")
-    assert f"there is no directory {tmp_path / 'none'}" in refused(bad, "-o", tmp_path / "none" / "out.png")
+    assert "use one of .png, .webp, .jpg, .jpeg" in refused(bad, "-o", tmp_path / "out.gif")
+    assert "cannot be written" in refused(bad, "-o", tmp_path / "png")
+    assert f"the directory {tmp_path / 'none'} does not exist" in refused(bad, "-o", tmp_path / "none" / "out.png")
     (tmp_path / "folder.png").mkdir()
-    assert "folder.png: is a directory" in refused(bad, "-o", tmp_path / "folder.png")
+    assert "folder.png is a directory" in refused(bad, "-o", tmp_path / "folder.png")
     os.link(pictures[0], tmp_path / "link.png")
     before = pictures[0].read_bytes()
-    assert "is one of the pictures too" in refused(pictures[1], pictures[0], "-o", tmp_path / "link.png")
+    assert "is one of the pictures and would be overwritten" in refused(
+        pictures[1], pictures[0], "-o", tmp_path / "link.png"
+    )
     assert pictures[0].read_bytes() == before
     assert "at most 16383 pixels, the texture 2x16384" in refused(
         pictures[0], "-o", tmp_path / "out.webp", "--size", "2x16384"
     )
 
 
-def test_pictures_that_cannot_be_used_are_named(pictures: list[Path], tmp_path: Path) -> None:
+def test_unusable_pictures_are_named(pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     half, small = tmp_path / "half.png", tmp_path / "small.png"
     half.write_bytes(pictures[0].read_bytes()[:500])
@@ -155,7 +157,7 @@ def test_wrong_options_are_refused(pictures: list[Path], tmp_path: Path) -> None
     arguments = [pictures[0], "-o", tmp_path / "out.png"]
     assert "did you mean 'coherent'" in refused(*arguments, "--method", "coherant")
     assert "did you mean 'window'" in refused(*arguments, "--method-option", "windows=5")
-    assert "an odd whole number" in refused(*arguments, "--method-option", "window=4")
+    assert "an odd integer" in refused(*arguments, "--method-option", "window=4")
     assert "seed must be" in refused(*arguments, "--seed", "-1")
     for size in ("0", "-3", "3x", "3x4x5", "big", "1.5"):
         status, _, stderr = call(*arguments, "--size", size)
@@ -165,11 +167,11 @@ def test_wrong_options_are_refused(pictures: list[Path], tmp_path: Path) -> None
     assert not (tmp_path / "out.png").exists()
 
 
-def test_a_full_disk_leaves_what_was_there(pictures: list[Path], tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    made(*pictures, "-o", out, "--size", 16)  # compiles: the limit is on Numba's cache too
+    made(*pictures, "-o", out, "--size", 16)  # compiles first, because the limit applies to Numba's cache too
     before = out.read_bytes()
-    # A limit on a file's size stands for the full disk.
+    # A limit on the size of files simulates the full disk.
     script = "import resource, signal, sys, os; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     script += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-c", script, TEXTUREGEN, "texture", *pictures, "-o", out, "--size", "200"]
@@ -179,8 +181,8 @@ def test_a_full_disk_leaves_what_was_there(pictures: list[Path], tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path: Path, photo: np.ndarray) -> None:
-    # Uninterrupted, an hour in one kernel.
+def test_ctrl_c_ends_the_command_at_once_and_leaves_nothing(tmp_path: Path, photo: np.ndarray) -> None:
+    # This takes an hour in one kernel if not interrupted.
     path, out = tmp_path / "photo.png", tmp_path / "out.png"
     assert cv2.imwrite(str(path), photo)
     arguments = [path, "-o", out, "--method", "efros-leung", "--size", "2000"]
