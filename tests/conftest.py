@@ -1,4 +1,4 @@
-"""Shared builders: real photographs that scikit-image ships, small image folders, small shard directories."""
+"""Shared fixtures: photographs shipped with scikit-image, small image folders, small shard directories."""
 
 import signal
 import tarfile
@@ -11,7 +11,7 @@ import skimage
 
 from texturegen.builds import Recipe, build
 
-# In the background of a script, shells start programs deaf to Ctrl-C, and they would start ours so.
+# A shell script starts background programs with Ctrl-C ignored, and their children would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PHOTOS = Path(skimage.__file__).parent / "data"
@@ -19,7 +19,7 @@ PHOTOS = Path(skimage.__file__).parent / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real images beside the checkout; tests that need them skip without."""
+    """Folder of real images beside the checkout; without it, the tests that need it are skipped."""
     path = Path(__file__).parents[2] / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"no real images at {path}")
@@ -28,7 +28,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
-    """uint8 (300, 451, 3) RGB: scikit-image's cat."""
+    """uint8 (300, 451, 3) RGB, the cat of scikit-image."""
     return cv2.imread(str(PHOTOS / "chelsea.png"), cv2.IMREAD_COLOR_RGB)
 
 
@@ -46,7 +46,7 @@ def image_folder(tmp_path: Path, photo: np.ndarray) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 images of the embedded set with a texture each, in shards of 20. Read only: copy before you harm it."""
+    """64 images of `shapes` with one texture each, in shards of 20. Read only: copy it before changing it."""
     out = tmp_path_factory.mktemp("shapes") / "train"
     build(Recipe("shapes", limit=64, shard_size=20), out)
     return out
@@ -54,7 +54,7 @@ def shapes_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_test_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 images of the embedded set's `conflict` split, without textures."""
+    """40 images of `shapes`, split `conflict`, without textures."""
     out = tmp_path_factory.mktemp("shapes") / "conflict"
     build(Recipe("shapes", split="conflict", limit=40, per_image=0), out)
     return out

@@ -1,4 +1,4 @@
-"""The photograph as files of many kinds, and the real CIFAR-10."""
+"""The photograph in many file formats, and the real CIFAR-10."""
 
 import io
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def encode(photo: np.ndarray) -> Callable[..., bytes]:
-    """encode(mode, format, **options): the photograph as the bytes of a file, written by Pillow."""
+    """encode(mode, format, **options) returns the photograph as a file written by Pillow."""
 
     def write(mode: str, format_: str, **options: object) -> bytes:
         stream = io.BytesIO()

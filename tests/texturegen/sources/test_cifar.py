@@ -1,4 +1,4 @@
-"""cifar10 and cifar100 against torchvision's own reading; pickles that are not what they should be."""
+"""cifar10 and cifar100 against torchvision's readers; damaged and hostile pickles."""
 
 import pickle
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ COUNTS = {"data_batch_1": 4, "data_batch_2": 3, "test_batch": 5}
 @pytest.fixture(autouse=True)
 def _forget_batches() -> Iterator[None]:
     yield
-    _load_batch.cache_clear()  # or the real batches stay in memory for all tests to come
+    _load_batch.cache_clear()  # else the real batches would stay in memory
 
 
 def write_batch(path: Path, count: int, labels: str, classes: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def write_batch(path: Path, count: int, labels: str, classes: int) -> dict[str, 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """CIFAR-10 in small under tmp_path: two training batches of 4 and 3 images, a test batch of 5."""
+    """A small CIFAR-10 below tmp_path: training batches of 4 and 3 images, a test batch of 5."""
     folder = tmp_path / CIFAR10.archive.folder
     written = {file: write_batch(folder / file, count, "labels", 10) for file, count in COUNTS.items()}
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
@@ -46,7 +46,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
     return written
 
 
-def test_every_index_finds_its_batch(tmp_path: Path, small: dict[str, dict[str, Any]]) -> None:
+def test_every_index_is_read_from_its_batch(tmp_path: Path, small: dict[str, dict[str, Any]]) -> None:
     source = open_source("cifar10", root=tmp_path, check=False)
     assert (len(source), source.classes, source.split) == (7, list("abcdefghij"), "train")
     for index in (6, 0, 4, 3, 5):
@@ -74,17 +74,17 @@ def test_a_wrong_checksum_names_the_file(tmp_path: Path, small: dict[str, dict[s
         open_source("cifar10", root=tmp_path)
 
 
-def test_a_missing_file_is_one_sentence(tmp_path: Path, small: dict[str, dict[str, Any]]) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, small: dict[str, dict[str, Any]]) -> None:
     (tmp_path / CIFAR10.archive.folder / "data_batch_2").unlink()
     with pytest.raises(
         UserError, match=r"data_batch_2 is not in .*cifar-10-batches-py; add --download, or unpack https"
     ):
         open_source("cifar10", root=tmp_path, check=False)
-    open_source("cifar10", root=tmp_path, split="test", check=False)  # needs only its own
+    open_source("cifar10", root=tmp_path, split="test", check=False)  # needs only the test batch
 
 
 class _Touch:
-    """Pickled, a command to create a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,7 +113,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, small: dict[str, dict[str, Any
         (pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 3}, 4), "does not hold 4 labels"),
     ],
 )
-def test_a_file_of_something_else_is_named(
+def test_a_file_with_other_contents_is_named(
     tmp_path: Path, small: dict[str, dict[str, Any]], content: bytes, message: str
 ) -> None:
     (tmp_path / CIFAR10.archive.folder / "data_batch_1").write_bytes(content)
@@ -134,7 +134,7 @@ def test_cifar100_has_the_fine_labels(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("layout", "name"), [(CIFAR10, "CIFAR10"), (CIFAR100, "CIFAR100")])
-def test_places_and_checksums_are_torchvisions(layout: Any, name: str) -> None:
+def test_paths_and_checksums_match_torchvision(layout: Any, name: str) -> None:
     theirs = getattr(pytest.importorskip("torchvision").datasets, name)
     assert (layout.archive.url, layout.archive.md5) == (theirs.url, theirs.tgz_md5)
     assert layout.archive.folder == theirs.base_folder
@@ -146,7 +146,7 @@ def test_places_and_checksums_are_torchvisions(layout: Any, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_real_cifar10_is_read_as_torchvision_reads_it(cifar10_root: Path, split: str) -> None:
+def test_the_real_cifar10_matches_torchvision(cifar10_root: Path, split: str) -> None:
     datasets = pytest.importorskip("torchvision").datasets
     theirs = datasets.CIFAR10(cifar10_root, train=split == "train")
     ours = open_source("cifar10", root=cifar10_root, split=split)

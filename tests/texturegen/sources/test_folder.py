@@ -1,4 +1,4 @@
-"""folder: classes, order, keys, and what people keep among their images."""
+"""folder: classes, order, keys, and files that are not images."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def open_folder(root: Path, **options: int) -> Folder:
     return source
 
 
-def test_class_folders_with_folders_below_and_images_beside(tmp_path: Path, encode: Encode) -> None:
+def test_nested_folders_and_images_beside_class_folders(tmp_path: Path, encode: Encode) -> None:
     png, jpg = encode("RGB", "PNG"), encode("RGB", "JPEG")
     files = {"dog/b.png": png, "dog/deep/er/a.JPEG": jpg, "cat/z.Jpg": jpg, "top.png": png}
     others = {"notes.txt": b"x", "dog/readme.md": b"x", ".hidden": b"x", ".cache/c.png": png, "cat/.d.png": png}
@@ -56,13 +56,13 @@ def test_a_flat_folder_has_no_classes(tmp_path: Path, encode: Encode) -> None:
     assert [(source[i].meta["path"], source[i].label) for i in range(2)] == [("a.png", -1), ("b.png", -1)]
 
 
-def test_an_empty_class_folder_keeps_its_number(tmp_path: Path, encode: Encode) -> None:
+def test_an_empty_class_folder_counts(tmp_path: Path, encode: Encode) -> None:
     (tmp_path / "ant").mkdir()
     source = open_folder(fill(tmp_path, {"bee/1.png": encode("RGB", "PNG")}))
     assert (source.classes, source[0].label) == (["ant", "bee"], 1)
 
 
-def test_keys_are_readable_valid_and_apart(tmp_path: Path, encode: Encode) -> None:
+def test_keys_are_readable_valid_and_unique(tmp_path: Path, encode: Encode) -> None:
     png = encode("L", "PNG")
     long = "x" * 120
     names = ["a b/ü.png", "a_b/ü.png", "a/b.png", "a-b.png", "a/b.jpg", f"{long}1.png", f"{long}2.png", "d.e.png"]
@@ -75,13 +75,13 @@ def test_keys_are_readable_valid_and_apart(tmp_path: Path, encode: Encode) -> No
     assert [source[i].key for i in range(len(source))] == list(keys.values())
 
 
-def test_a_key_does_not_depend_on_where_the_folder_lies(tmp_path: Path, encode: Encode) -> None:
+def test_keys_and_digest_do_not_depend_on_the_location(tmp_path: Path, encode: Encode) -> None:
     one, two = (fill(tmp_path / name, {"c/a.png": encode("RGB", "PNG")}) for name in ("one", "two"))
     assert open_folder(one).key(0) == open_folder(two).key(0)
     assert open_folder(one).digest == open_folder(two).digest
     fill(two, {"c/b.png": encode("L", "PNG")})
     assert open_folder(one).digest != open_folder(two).digest
-    fill(one, {"c/b.png": encode("RGB", "PNG")})  # the same names, another size of file
+    fill(one, {"c/b.png": encode("RGB", "PNG")})  # the same names, but another file size
     assert open_folder(one).digest != open_folder(two).digest
 
 
@@ -91,7 +91,7 @@ def test_equal_keys_are_refused(tmp_path: Path, encode: Encode, monkeypatch: pyt
         open_folder(fill(tmp_path, dict.fromkeys(["a.png", "b.png"], encode("RGB", "PNG"))))
 
 
-def test_bad_files_are_named_and_the_others_still_read(tmp_path: Path, encode: Encode, photo: np.ndarray) -> None:
+def test_bad_files_are_named_and_the_others_read(tmp_path: Path, encode: Encode, photo: np.ndarray) -> None:
     jpeg = encode("RGB", "JPEG")
     deep = cv2.imencode(".png", photo[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
     first, second = (Image.fromarray(image).convert("P") for image in (photo, photo[::-1]))
@@ -126,12 +126,12 @@ def test_bad_files_are_named_and_the_others_still_read(tmp_path: Path, encode: E
     assert all(item.image.shape == photo.shape and item.label == 1 for item in good)
     names = ["1-bit.png", "16-bit.png", "animated.gif", "cmyk.jpg", "liar.jpg", "rgba.png"]
     assert [item.meta["path"] for item in good] == [f"good/{name}" for name in names]
-    # Only the liar's bytes, in truth an 8-bit RGB PNG, may be passed on: readers differ on all others.
+    # Only liar.jpg, an 8-bit RGB PNG, keeps its bytes: readers differ on all others.
     assert [(item.ext, item.data is None) for item in good] == [("png", name != "liar.jpg") for name in names]
     assert source.ignored == ["good/notes.txt"]
 
 
-def test_a_file_that_went_away_is_an_image_error(tmp_path: Path, encode: Encode) -> None:
+def test_a_deleted_file_is_an_image_error(tmp_path: Path, encode: Encode) -> None:
     source = open_folder(fill(tmp_path, {"a.png": encode("RGB", "PNG")}))
     (tmp_path / "a.png").unlink()
     with pytest.raises(ImageError, match=r"a\.png cannot be read: No such file"):
@@ -145,12 +145,11 @@ def test_size_gives_squares_without_the_file(tmp_path: Path, encode: Encode, pho
     assert wide.image.shape == exact.image.shape == (64, 64, 3)
     assert (wide.data, wide.ext) == (None, "png")
     assert exact.data == square
-    # The centre of the photograph and not its corner.
     centre = cv2.resize(photo[:, 75:375], (64, 64), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(wide.image, centre)
 
 
-def test_links_are_followed_but_not_round_in_circles(tmp_path: Path, encode: Encode) -> None:
+def test_links_are_followed_but_not_in_circles(tmp_path: Path, encode: Encode) -> None:
     root = fill(tmp_path / "root", {"a/1.png": encode("RGB", "PNG")})
     away = fill(tmp_path / "away", {"2.png": encode("RGB", "PNG")})
     (root / "b").symlink_to(away)
@@ -158,22 +157,22 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path: Path, encode: Enc
     (root / "a" / "again").symlink_to(root)
     (root / "self").symlink_to(root / "self")
     (root / "gone.png").symlink_to(root / "nowhere.png")
-    os.mkfifo(root / "pipe.png")  # to read it would wait for ever
+    os.mkfifo(root / "pipe.png")  # reading it would block
     source = open_folder(root)
     assert [source[i].meta["path"] for i in range(len(source))] == ["a/1.png", "b/2.png"]
     assert source.ignored == ["gone.png", "pipe.png", "self"]
 
 
-def test_a_file_name_that_is_no_text_is_read(tmp_path: Path, encode: Encode) -> None:
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path, encode: Encode) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
     Path(os.fsdecode(path)).write_bytes(encode("RGB", "PNG"))
     source = open_folder(tmp_path)
-    source[0].meta["path"].encode()  # would raise on a lone surrogate
+    source[0].meta["path"].encode()  # raises for a lone surrogate
     assert len(source.digest) == 64
     assert re.fullmatch("caf_-[0-9a-f]{8}", source.key(0))
 
 
-def test_folders_that_hold_nothing_are_one_sentence(tmp_path: Path) -> None:
+def test_folders_without_images_are_an_error(tmp_path: Path) -> None:
     file = tmp_path / "file.png"
     with pytest.raises(UserError, match="does not exist"):
         open_folder(tmp_path / "missing")

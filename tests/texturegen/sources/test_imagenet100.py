@@ -1,4 +1,4 @@
-"""imagenet100: the class list, photographs made smaller, and folders that are not what they should be."""
+"""imagenet100: class lists, reduced photographs, and incomplete folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def scaled(photo: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture
 def root(tmp_path: Path, photo: np.ndarray) -> Path:
-    """Two classes in train/ and val/, and a list that has them against the order of their names."""
+    """Two classes in train/ and val/, and a list that reverses their alphabetical order."""
     for split, count in (("train", 3), ("val", 1)):
         for wnid in (DOG, TENCH):
             (tmp_path / split / wnid).mkdir(parents=True)
@@ -38,12 +38,12 @@ def root(tmp_path: Path, photo: np.ndarray) -> Path:
     return tmp_path
 
 
-def test_the_list_that_is_shipped_is_the_published_one(shared_data: Path) -> None:
+def test_the_shipped_list_is_the_published_one(shared_data: Path) -> None:
     assert CLASS_LIST.read_bytes() == (shared_data / "imagenet100.txt").read_bytes()
     assert len(read_class_list(CLASS_LIST)) == 100
 
 
-def test_labels_follow_the_list_and_not_the_alphabet(root: Path) -> None:
+def test_labels_follow_the_order_of_the_list(root: Path) -> None:
     source = open_source("imagenet100", root=root, classes=root / "classes.txt")
     assert (source.split, source.classes, len(source)) == ("train", [DOG, TENCH], 6)
     assert [source[i].label for i in range(6)] == [0, 0, 0, 1, 1, 1]
@@ -53,7 +53,7 @@ def test_labels_follow_the_list_and_not_the_alphabet(root: Path) -> None:
     assert len(open_source("imagenet100", root=root, split="val", classes=str(root / "classes.txt"))) == 2
 
 
-def test_the_real_images_are_read_as_they_lie(shared_data: Path, tmp_path: Path) -> None:
+def test_real_images_are_read(shared_data: Path, tmp_path: Path) -> None:
     root = shared_data / "imagenette-mini"
     wnids = sorted(path.name for path in (root / "train").iterdir())
     (tmp_path / "list.txt").write_text("\n".join(wnids))
@@ -75,7 +75,7 @@ def test_the_real_images_are_read_as_they_lie(shared_data: Path, tmp_path: Path)
         (256, 400, (256, 400), 1),
         (200, 900, (200, 900), 1),
         (257, 300, (256, 299), 1),
-        (511, 700, (256, 350), 2),  # 1/2 is just the 256: no resize, and yet another picture than the file
+        (511, 700, (256, 350), 2),  # 1/2 is exactly 256: no resize, but not the pixels of the file
         (600, 420, (366, 256), 1),
         (1100, 2100, (256, 489), 4),
         (2100, 2100, (256, 256), 8),
@@ -97,10 +97,10 @@ def test_large_photographs_have_a_short_side_of_256(
     else:
         assert (item.data, item.ext) == (None, "png")
         whole = cv2.resize(decode_image(data), shape[::-1], interpolation=cv2.INTER_AREA)
-        assert np.abs(item.image.astype(int) - whole).mean() < 3  # the decoder's way of averaging is not INTER_AREA's
+        assert np.abs(item.image.astype(int) - whole).mean() < 3  # the decoder does not average like INTER_AREA
 
 
-def test_size_makes_squares_of_the_256(root: Path, photo: np.ndarray) -> None:
+def test_size_crops_the_reduced_images(root: Path, photo: np.ndarray) -> None:
     data = jpeg(scaled(photo, 512, 1000))
     (root / "train" / DOG / "a.JPEG").write_bytes(data)
     item = open_source("imagenet100", root=root, size=64, classes=root / "classes.txt")[0]
@@ -110,7 +110,7 @@ def test_size_makes_squares_of_the_256(root: Path, photo: np.ndarray) -> None:
     np.testing.assert_array_equal(item.image, expected)
 
 
-def test_reduced_decoding_turns_by_exif_and_keeps_grey_and_png_whole(photo: np.ndarray, encode: Encode) -> None:
+def test_reduced_decoding_applies_exif_and_does_not_reduce_png(photo: np.ndarray, encode: Encode) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = encode("RGB", "JPEG", exif=exif.tobytes(), quality=95)
@@ -125,7 +125,7 @@ def test_reduced_decoding_turns_by_exif_and_keeps_grey_and_png_whole(photo: np.n
     np.testing.assert_array_equal(same, photo)
 
 
-def test_reduced_decoding_keeps_the_limits(monkeypatch: pytest.MonkeyPatch, encode: Encode) -> None:
+def test_reduced_decoding_has_the_same_limits(monkeypatch: pytest.MonkeyPatch, encode: Encode) -> None:
     data = encode("RGB", "JPEG")
     with pytest.raises(UserError, match="truncated"):
         decode_reduced(data[: len(data) // 2], 100)
@@ -134,7 +134,7 @@ def test_reduced_decoding_keeps_the_limits(monkeypatch: pytest.MonkeyPatch, enco
         decode_reduced(data, 100)
 
 
-def test_bad_images_are_named_and_others_counted_as_ignored(root: Path, photo: np.ndarray) -> None:
+def test_bad_images_are_named_and_other_files_ignored(root: Path, photo: np.ndarray) -> None:
     (root / "train" / DOG / "a.JPEG").write_bytes(b"no image")
     (root / "train" / DOG / "notes.txt").write_bytes(b"x")
     (root / "train" / DOG / ".hidden.JPEG").write_bytes(b"x")
@@ -145,7 +145,7 @@ def test_bad_images_are_named_and_others_counted_as_ignored(root: Path, photo: n
     assert source[1].image.shape == (256, 385, 3)
 
 
-def test_a_folder_of_the_splits_name_may_be_the_root(root: Path) -> None:
+def test_the_root_may_be_the_folder_of_the_split(root: Path) -> None:
     for split, count in (("train", 6), ("val", 2)):
         source = open_source("imagenet100", root=root / split, split=split, classes=root / "classes.txt")
         assert len(source) == count
@@ -154,7 +154,7 @@ def test_a_folder_of_the_splits_name_may_be_the_root(root: Path) -> None:
         open_source("imagenet100", root=root / "val", classes=root / "classes.txt")
 
 
-def test_missing_and_empty_classes_are_one_sentence(root: Path) -> None:
+def test_missing_and_empty_classes_are_listed(root: Path) -> None:
     with pytest.raises(UserError, match=r"100 of the 100 class folders are missing in .*train: n0.*, \.\.\.; compl"):
         open_source("imagenet100", root=root)
     (root / "classes.txt").write_text(f"{DOG}\nn00000001\nn00000002\n{TENCH}")
@@ -180,7 +180,7 @@ def test_missing_and_empty_classes_are_one_sentence(root: Path) -> None:
         (None, "cannot be read: No such file"),
     ],
 )
-def test_a_bad_list_is_named_with_its_line(root: Path, content: bytes | None, message: str) -> None:
+def test_an_error_in_a_list_names_its_line(root: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (root / "list.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -188,12 +188,12 @@ def test_a_bad_list_is_named_with_its_line(root: Path, content: bytes | None, me
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_with_windows_line_ends_is_read(root: Path) -> None:
+def test_a_list_may_have_windows_line_ends(root: Path) -> None:
     (root / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{DOG} \r\n{TENCH}\r\n".encode())
     assert read_class_list(root / "list.txt") == [DOG, TENCH]
 
 
-def test_digest_notices_other_classes_files_and_resolutions(root: Path, photo: np.ndarray) -> None:
+def test_digest_depends_on_classes_files_and_resolution(root: Path, photo: np.ndarray) -> None:
     def digest() -> str:
         return open_source("imagenet100", root=root, classes=root / "classes.txt").digest
 

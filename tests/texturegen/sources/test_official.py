@@ -1,4 +1,4 @@
-"""Official files: found, verified, downloaded whole or not at all."""
+"""Official files: found, verified, and downloaded completely or not at all."""
 
 import hashlib
 import http.server
@@ -34,7 +34,7 @@ def pack(members: dict[str, bytes], links: dict[str, str] | None = None) -> byte
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address under which a local server gives its files."""
+    """A folder, and the URL under which a local server serves it."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
@@ -65,7 +65,7 @@ def test_download_fetches_unpacks_and_verifies(tmp_path: Path, served: tuple[Pat
     folder = require_files("set", root, archive, FILES, download=True, check=True)
     assert tree(root) == ["set", "set/one.bin", "set/two.bin"]
     assert {name: (folder / name).read_bytes() for name in FILES} == CONTENT
-    (served[0] / "set.tar.gz").unlink()  # what is there and whole is not fetched again
+    (served[0] / "set.tar.gz").unlink()  # complete files are not downloaded again
     assert require_files("set", root, archive, FILES, download=True, check=True) == folder
 
 
@@ -80,7 +80,7 @@ def test_download_replaces_a_damaged_file(tmp_path: Path, served: tuple[Path, st
     assert (folder / "two.bin").read_bytes() == CONTENT["two.bin"]
 
 
-def test_a_missing_file_says_which_where_and_how(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     archive = Archive("http://127.0.0.1/set.tar.gz", "0" * 32, "set")
     for check in (True, False):
         with pytest.raises(UserError) as caught:
@@ -92,9 +92,7 @@ def test_a_missing_file_says_which_where_and_how(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["not found", "wrong checksum", "no archive", "refused"])
-def test_a_failed_download_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, served: tuple[Path, str], fault: str
-) -> None:
+def test_a_failed_download_is_an_error_and_leaves_nothing(tmp_path: Path, served: tuple[Path, str], fault: str) -> None:
     root = tmp_path / "root"
     archive = publish(served, b"this is no archive" if fault == "no archive" else good_archive())
     if fault == "not found":
@@ -109,7 +107,7 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(
     assert tree(root) == []
 
 
-def test_nothing_gets_out_of_the_folder(tmp_path: Path, served: tuple[Path, str]) -> None:
+def test_extraction_stays_inside_the_folder(tmp_path: Path, served: tuple[Path, str]) -> None:
     root = tmp_path / "root"
     hostile = {"../out.bin": b"x", "set/../../out.bin": b"x", str(tmp_path / "out.bin"): b"x", "set/deep/er.bin": b"x"}
     packed = pack({f"set/{name}": data for name, data in CONTENT.items()} | hostile, {"set/link": "/etc/passwd"})
@@ -118,7 +116,7 @@ def test_nothing_gets_out_of_the_folder(tmp_path: Path, served: tuple[Path, str]
     assert not (tmp_path / "out.bin").exists()
 
 
-def test_an_archive_without_the_files_or_with_others_says_so(tmp_path: Path, served: tuple[Path, str]) -> None:
+def test_an_archive_without_the_files_is_an_error(tmp_path: Path, served: tuple[Path, str]) -> None:
     archive = publish(served, pack({"set/one.bin": b"another", "set/two.bin": CONTENT["two.bin"]}))
     with pytest.raises(UserError, match=r"one\.bin is damaged"):
         require_files("set", tmp_path / "root", archive, FILES, download=True, check=False)

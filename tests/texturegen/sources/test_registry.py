@@ -1,4 +1,4 @@
-"""open_source: names, splits, options, sizes; what every source owes."""
+"""open_source: names, splits, options, sizes; the contract of all sources."""
 
 import pickle
 import re
@@ -15,7 +15,7 @@ from texturegen.sources.base import Item, fit_item
 from texturegen.sources.resize import fit_square
 
 
-def test_the_table_tells_the_truth() -> None:
+def test_the_registry_matches_the_classes() -> None:
     for name, entry in SOURCES.items():
         module, cls = entry.location.split(":")
         source = getattr(import_module(f"texturegen.sources.{module}"), cls)
@@ -24,7 +24,7 @@ def test_the_table_tells_the_truth() -> None:
         assert entry.default_split in (entry.splits or (None,))
 
 
-def test_importing_the_room_loads_no_source_and_no_image_library() -> None:
+def test_importing_the_package_loads_no_source() -> None:
     code = (
         "import sys, texturegen.sources as s; print([m for m in sys.modules if m.split('.')[0] in "
         "('cv2', 'PIL', 'skimage', 'torch', 'numba', 'pooch')], list(s.SOURCES))"
@@ -46,13 +46,13 @@ def test_importing_the_room_loads_no_source_and_no_image_library() -> None:
         (("shapes", None, None, 15), "at least 16"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(arguments: tuple, message: str) -> None:
+def test_a_wrong_argument_is_an_error(arguments: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         open_source(*arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_option_names_the_nearest() -> None:
+def test_a_wrong_option_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no option 'backgroud' \(did you mean 'background'\?\)"):
         open_source("shapes", backgroud="photo")
     with pytest.raises(UserError, match=r"no background 'foto' \(did you mean 'photo'\?\)"):
@@ -61,20 +61,20 @@ def test_a_wrong_option_names_the_nearest() -> None:
         open_source("folder", root=".", background="photo")
 
 
-def test_indexing_ends() -> None:
+def test_an_index_out_of_range_is_an_error() -> None:
     source = open_source("shapes", split="test")
     for index in (-1, len(source)):
         with pytest.raises(IndexError, match="1000 images"):
             source[index]
 
 
-def test_an_image_error_survives_a_process_border() -> None:
+def test_an_image_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(ImageError("cat-1", "is truncated")))
     assert (error.key, error.reason, str(error)) == ("cat-1", "is truncated", "cat-1: is truncated")
     assert isinstance(error, UserError)
 
 
-def test_fit_square_scales_the_short_side_and_cuts_the_centre() -> None:
+def test_fit_square_scales_the_short_side_and_crops_the_centre() -> None:
     image = np.zeros((40, 100, 3), np.uint8)
     image[:, 30:70] = 200  # the central square
     image[:, 30:50, 0] = 100
@@ -87,19 +87,19 @@ def test_fit_square_scales_the_short_side_and_cuts_the_centre() -> None:
     assert fit_square(image, 90).shape == (90, 90, 3)
 
 
-def test_shrinking_averages_instead_of_picking_pixels() -> None:
+def test_reduction_averages() -> None:
     checks = np.indices((64, 64)).sum(axis=0)[..., None].repeat(3, axis=2) % 2 * np.uint8(200)
     assert (fit_square(checks.astype(np.uint8), 16) == 100).all()
 
 
-def test_a_fitted_item_keeps_its_file_only_when_it_is_still_the_same_image() -> None:
+def test_a_resized_item_loses_its_file() -> None:
     item = Item("a", np.zeros((20, 20, 3), np.uint8), 3, b"file", "jpg", {"path": "a.jpg"})
     assert fit_item(item, 20) is item
     fitted = fit_item(item, 10)
     assert (fitted.data, fitted.ext, fitted.label, fitted.meta) == (None, "png", 3, {"path": "a.jpg"})
 
 
-def test_keys_are_valid_unique_and_equal_to_those_of_the_items() -> None:
+def test_keys_are_valid_unique_and_those_of_the_items() -> None:
     source = open_source("shapes", split="conflict")
     keys = [source.key(i) for i in range(len(source))]
     assert len(set(keys)) == len(keys)

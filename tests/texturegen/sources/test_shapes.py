@@ -1,4 +1,4 @@
-"""shapes: deterministic, balanced, with the promised relation of shape and texture."""
+"""shapes: deterministic, balanced, with the documented agreement of shape and texture."""
 
 import hashlib
 import subprocess
@@ -23,7 +23,7 @@ def test_sizes_of_splits_and_images() -> None:
         assert (item.data, item.ext) == (None, "png")
 
 
-def test_any_order_and_any_process_give_the_same_pixels() -> None:
+def test_pixels_do_not_depend_on_order_or_process() -> None:
     code = (
         "import hashlib; from texturegen.sources import open_source; s = open_source('shapes', split='test', size=48);"
         "print(hashlib.sha256(s[77].image.tobytes()).hexdigest())"
@@ -35,7 +35,7 @@ def test_any_order_and_any_process_give_the_same_pixels() -> None:
 
 
 def test_version_1_has_not_changed() -> None:
-    # The same with OpenCV 4.11 and 5.0. Another value means another data set: raise VERSION, then change it here.
+    # Equal for OpenCV 4.11 and 5.0. Another value means another data set: increase VERSION, then change it here.
     digest = hashlib.sha256()
     for background in ("plain", "photo"):
         source = open_source("shapes", background=background)
@@ -44,7 +44,7 @@ def test_version_1_has_not_changed() -> None:
     assert digest.hexdigest() == "aebf5463a6cc1783196bbaf54d67565b0f1cc0cb7d922eb73921dd44a2c44e68"
 
 
-def test_labels_are_balanced_and_test_repeats_nothing_of_train() -> None:
+def test_labels_are_balanced_and_test_shares_no_image_with_train() -> None:
     train, test = open_source("shapes"), open_source("shapes", split="test")
     items = [test[i] for i in range(len(test))]
     assert np.bincount([item.label for item in items]).tolist() == [100] * 10
@@ -55,7 +55,7 @@ def test_labels_are_balanced_and_test_repeats_nothing_of_train() -> None:
 
 
 @pytest.mark.parametrize(("split", "low", "high"), [("train", 0.78, 0.82), ("test", 0.76, 0.84), ("conflict", 0, 0)])
-def test_texture_agrees_with_shape_as_often_as_promised(split: str, low: float, high: float) -> None:
+def test_texture_agrees_with_shape_as_often_as_documented(split: str, low: float, high: float) -> None:
     rate = np.array([draw_texture(Draws(9, i), i % 10, split) == i % 10 for i in range(4000)]).mean()
     assert low <= rate <= high
     source = open_source("shapes", split=split)
@@ -65,27 +65,27 @@ def test_texture_agrees_with_shape_as_often_as_promised(split: str, low: float, 
     assert all(list(TEXTURES)[meta["texture_label"]] == meta["texture"] and meta["split"] == split for meta in metas)
 
 
-def test_a_texture_that_is_not_the_shapes_own_is_any_other_alike() -> None:
+def test_other_textures_are_equally_likely() -> None:
     counts = np.bincount([draw_texture(Draws(1, i), 4, "conflict") for i in range(9000)], minlength=10)
     assert counts[4] == 0
     assert (np.abs(np.delete(counts, 4) - 1000) < 150).all()
 
 
 @pytest.mark.parametrize("size", [16, 32, 96])
-def test_silhouettes_lie_wholly_inside_with_soft_edges(size: int) -> None:
+def test_silhouettes_lie_inside_and_have_soft_edges(size: int) -> None:
     for number, outlines in enumerate(SILHOUETTES.values()):
         for i in range(50):
             mask = draw_mask(outlines, size, Draws(size, number, i))
             border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-            # The smallest leave no whole pixel between outline and border.
+            # The smallest images leave less than a pixel between outline and border.
             assert border.max() <= (64 if size == 16 else 0)
             assert mask.max() == 255 or size == 16
             assert 0.03 < mask.mean() / 255 < 0.65
             assert ((mask > 0) & (mask < 255)).sum() > size / 4
 
 
-def test_silhouettes_can_be_told_apart_by_shape_alone_at_32_pixels() -> None:
-    # Nearest neighbour on features that know neither place, size nor rotation: moments, and area over hull.
+def test_silhouettes_differ_in_shape_at_32_pixels() -> None:
+    # Nearest neighbour on features that ignore position, size and rotation: moments, and area over hull.
     def describe(mask: np.ndarray) -> np.ndarray:
         moments = cv2.moments(mask)
         invariants = cv2.HuMoments(moments).ravel()[:4]
@@ -105,19 +105,19 @@ def test_silhouettes_can_be_told_apart_by_shape_alone_at_32_pixels() -> None:
     assert right.mean() > 0.85
 
 
-def test_the_fill_is_the_texture_and_the_background_is_what_was_asked() -> None:
+def test_fill_and_background() -> None:
     plain, photo = open_source("shapes", size=64), open_source("shapes", size=64, background="photo")
     for index in (0, 7, 23):
         a, b = plain[index], photo[index]
         assert a.meta == b.meta
         same = (a.image == b.image).all(axis=2)
-        # The same silhouette with the same fill before another background.
+        # The same silhouette and fill on another background.
         assert 0.03 < same.mean() < 0.7
         corner = a.image[:3, :3].reshape(-1, 3).astype(int)
         assert (np.ptp(corner, axis=0) <= 48).all()
 
 
-def test_textures_differ_from_each_other() -> None:
+def test_textures_differ() -> None:
     means = np.array([load_texture(name).reshape(-1, 3).mean(axis=0) for name in TEXTURES])
     spreads = np.array([load_texture(name).std() for name in TEXTURES])
     both = np.column_stack([means, spreads])
@@ -126,7 +126,7 @@ def test_textures_differ_from_each_other() -> None:
     assert all(min(load_texture(name).shape[:2]) >= 96 for name in TEXTURES)
 
 
-def test_digest_tells_data_sets_apart() -> None:
+def test_digest_depends_on_the_options() -> None:
     digests = {
         open_source("shapes", split=split, size=size, background=background).digest
         for split in ("train", "test")

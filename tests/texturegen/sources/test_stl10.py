@@ -1,4 +1,4 @@
-"""stl10, on files in the official layout written from other images, against torchvision's own reading."""
+"""stl10: files in the official layout, compared with torchvision's reader."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ COUNTS = {"train": 7, "test": 5, "unlabeled": 9}
 
 @pytest.fixture
 def written(tmp_path: Path, photo: np.ndarray) -> dict[str, np.ndarray]:
-    """Crops of a photograph as STL-10 under tmp_path; the images of each part, (N, 96, 96, 3)."""
+    """Write crops of a photograph as STL-10 below tmp_path; return the images of each part, (N, 96, 96, 3)."""
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -47,10 +47,10 @@ def test_every_split_is_read_as_torchvision_reads_it(
         np.testing.assert_array_equal(item.image, np.array(image))
         np.testing.assert_array_equal(item.image, originals[index])
         assert item.label == label
-        assert type(item.image) is np.ndarray  # a copy: no map of the file goes on with it
+        assert type(item.image) is np.ndarray  # a copy, not a view of the mapped file
 
 
-def test_keys_name_the_part_an_image_lies_in(tmp_path: Path, written: dict[str, np.ndarray]) -> None:
+def test_a_key_names_the_part_of_its_image(tmp_path: Path, written: dict[str, np.ndarray]) -> None:
     both = open_source("stl10", root=tmp_path, split="train+unlabeled", check=False)
     keys = [both.key(i) for i in range(len(both))]
     assert keys[:7] == [f"stl10-train-{i:08d}" for i in range(7)]
@@ -61,7 +61,7 @@ def test_keys_name_the_part_an_image_lies_in(tmp_path: Path, written: dict[str, 
 
 
 def test_images_are_mapped_and_not_loaded(tmp_path: Path, written: dict[str, np.ndarray]) -> None:
-    # 60 GB, were they read; a hole in the file takes no room on the disk.
+    # 60 GB if they were read; a hole in a file takes no disk space.
     count = 2_200_000
     with open(tmp_path / "stl10_binary" / "unlabeled_X.bin", "r+b") as file:
         file.truncate(count * 3 * 96 * 96)
@@ -77,7 +77,7 @@ def test_size_scales(tmp_path: Path, written: dict[str, np.ndarray]) -> None:
     assert np.abs(item.image - expected).max() <= 0.5
 
 
-def test_checksums_are_verified_for_the_split_alone(
+def test_only_the_files_of_the_split_are_verified(
     tmp_path: Path, written: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"unlabeled_X\.bin is damaged \(MD5 .*, official 5242ba1f"):
@@ -88,7 +88,7 @@ def test_checksums_are_verified_for_the_split_alone(
         open_source("stl10", root=tmp_path, split="train+unlabeled", check=False)
 
 
-def test_files_of_another_layout_are_named(tmp_path: Path, written: dict[str, np.ndarray]) -> None:
+def test_a_file_of_another_layout_is_named(tmp_path: Path, written: dict[str, np.ndarray]) -> None:
     folder = tmp_path / "stl10_binary"
     (folder / "test_X.bin").write_bytes(b"x" * 30_000)
     with pytest.raises(UserError, match=r"test_X\.bin is not a whole number of images"):
@@ -99,7 +99,7 @@ def test_files_of_another_layout_are_named(tmp_path: Path, written: dict[str, np
             open_source("stl10", root=tmp_path, check=False)
 
 
-def test_places_and_checksums_are_torchvisions() -> None:
+def test_paths_and_checksums_match_torchvision() -> None:
     theirs = pytest.importorskip("torchvision").datasets.STL10
     assert (module.ARCHIVE.url, module.ARCHIVE.md5) == (theirs.url, theirs.tgz_md5)
     assert module.ARCHIVE.folder == theirs.base_folder

@@ -1,4 +1,4 @@
-"""How many CPUs a container or a job leaves to this process."""
+"""The number of CPUs in containers and jobs."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from texturegen.system.control_groups import control_groups
 from texturegen.system.threads import count_cpus
 
 
-def test_a_job_is_in_its_own_group_and_in_those_around_it(tmp_path: Path) -> None:
+def test_groups_are_listed_from_the_innermost_outwards(tmp_path: Path) -> None:
     proc, mount = tmp_path / "cgroup", tmp_path / "fs"
     job = mount / "system.slice" / "slurm" / "job_7"
     job.mkdir(parents=True)
@@ -22,7 +22,7 @@ def test_a_job_is_in_its_own_group_and_in_those_around_it(tmp_path: Path) -> Non
     assert control_groups("cpu", tmp_path / "none", mount) == []
 
 
-def test_version_1_has_hierarchies_of_their_own(tmp_path: Path) -> None:
+def test_version_1_has_a_hierarchy_per_controller(tmp_path: Path) -> None:
     proc, mount = tmp_path / "cgroup", tmp_path / "fs"
     for place in ("memory/docker/a", "cpu,cpuacct/docker/b"):
         (mount / place).mkdir(parents=True)
@@ -42,7 +42,7 @@ def test_version_1_has_hierarchies_of_their_own(tmp_path: Path) -> None:
         ({}, math.inf),
     ],
 )
-def test_a_quota_of_time_is_a_number_of_cpus(
+def test_a_quota_limits_the_number_of_cpus(
     files: dict[str, str], cpus: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in files.items():

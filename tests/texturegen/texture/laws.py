@@ -1,4 +1,4 @@
-"""What every texture owes to its patches, whatever made it."""
+"""Assertions that hold for every texture of every method."""
 
 import threading
 
@@ -20,7 +20,7 @@ def check_law(texture, patches, size):
 
 
 def in_a_thread(call, seconds=60):
-    """Return or raise what `call` does in a thread of its own; a call that does not end fails, instead of hanging."""
+    """Run `call` in a thread; return or raise what it does, and fail instead of hanging if it does not end."""
     outcome = []
 
     def run():

@@ -1,4 +1,4 @@
-"""Slow and obvious references for the methods that cut and copy blocks: none of their code is used here.
+"""Slow, simple references for the methods that cut and copy blocks; they share no code with them.
 
 Patches are integer arrays, positions are (patch, row, column), errors of pixels are dicts by (row, column).
 """
@@ -16,7 +16,7 @@ def colour_error(patches, one, other):
 
 
 def cheapest_paths(lines, moves):
-    """For every cell of the last line the (cost, path) of the cheapest path to it; the smaller cell wins a tie.
+    """Return (cost, path) of the cheapest path to every cell of the last line; the smaller cell wins a tie.
 
     lines: dicts from a cell to its error. moves: by how much the cell may grow from line to line.
     """
@@ -36,7 +36,7 @@ def first_least(ends):
 
 
 def quilting_cut(error, tall, wide, above, before):
-    """Which pixels (i, j) of a block are copied; `error` gives those of the overlaps."""
+    """Return the pixels (i, j) of a block that are copied; `error` gives the errors in the overlaps."""
 
     def up(row):
         """Paths in the left overlap, from the last row to this one."""
@@ -113,14 +113,14 @@ def wang_tiles(patches, size, seed, tile, colors, tries):
     half = tile // 2
 
     def in_sample(sample, i, j, horizontal):
-        """Where a tile's pixel lies in the sample of an edge, which is in the middle of the sample."""
+        """Return the position of a tile's pixel in the sample of an edge, which crosses the sample's middle."""
         p, y, x = sample
         down = (half if i < half else -half) if horizontal else 0
         right = 0 if horizontal else (half if j < half else -half)
         return p, y + i + down, x + j + right
 
     def quarter(upper, left, south, east):
-        """(cost, the source of each of its pixels) of a quarter of a tile; upper may be lower, left may be right."""
+        """Return (cost, source of every pixel) of a quarter of a tile; upper may be lower, left may be right."""
 
         def at(r, c):
             return tile - 1 - r if south else r, tile - 1 - c if east else c

@@ -1,4 +1,4 @@
-"""Slow and obvious references for texturegen.texture, in plain Python and NumPy: none of its code is used here.
+"""Slow, simple references for texturegen.texture in plain Python and NumPy; they share no code with it.
 
 Patches are integer arrays, positions are (patch, row, column), windows are gathered pixel by pixel.
 """
@@ -12,7 +12,7 @@ _WORD = 2**64 - 1
 
 
 def derive(key: int, number: int) -> int:
-    """SplitMix64's mixing of key + (number + 1) * golden ratio."""
+    """Return the output of SplitMix64 for key + (number + 1) * golden ratio."""
     bits = (key + 0x9E3779B97F4A7C15 * (number + 1)) & _WORD
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _WORD
@@ -36,7 +36,7 @@ def pixel_list(patches):
 
 
 def look_up(patches, source):
-    """The image that a list of lists of (patch, row, column) describes."""
+    """Return the image of a source map given as lists of (patch, row, column)."""
     return np.array([[patches[p][y, x] for p, y, x in line] for line in source])
 
 
@@ -111,7 +111,7 @@ def efros_leung(patches, size, seed, window, epsilon):
 
 
 def tsvq_tree(vectors, leaves):
-    """(codewords, first child or None, vector nearest to the codeword) of every node, breadth first."""
+    """Return (codeword, first child or None, vector nearest to the codeword) of every node, breadth first."""
     vectors = vectors.astype(int)
 
     def centroid(group):
@@ -136,7 +136,7 @@ def tsvq_tree(vectors, leaves):
         return left, [m for m in group if m not in left]
 
     groups, nodes, count = [list(range(len(vectors)))], [], 1
-    for group in groups:  # grows on the way
+    for group in groups:  # grows during the loop
         halves = split(group) if count < leaves else None
         codeword = centroid(group)
         nodes.append((codeword, len(groups) if halves else None, min(group, key=lambda m: (distance(m, codeword), m))))
@@ -286,14 +286,14 @@ def window_list(images, window=7):
 
 
 def nearest_window(window, others):
-    """(position, RMS distance) of the nearest of the others, the first among equals."""
+    """Return (position, RMS distance) of the nearest of the others, the first of equals."""
     distances = [int(((window - other) ** 2).sum()) for _, other in others]
     best = int(np.argmin(distances))
     return others[best][0], math.sqrt(distances[best] / window.size)
 
 
 def window_figures(patches, texture):
-    """Coherence, completeness, verbatim over all windows."""
+    """Return coherence, completeness and verbatim over all windows."""
     of_patches, of_texture = window_list(patches), window_list([texture])
     nearest = {at: nearest_window(window, of_patches) for at, window in of_texture}
     pairs = [(at, (0, at[1], at[2] + 1)) for at in nearest if (0, at[1], at[2] + 1) in nearest]
@@ -310,7 +310,7 @@ def window_figures(patches, texture):
 
 
 def autocorrelation(images, dy, dx):
-    """Normalised autocorrelation at one shift, pixel pairs of all images pooled."""
+    """Return the normalised autocorrelation at one shift, with the pairs of pixels of all images pooled."""
     first, second = [], []
     for image in images:
         grey = (image.astype(int) @ [299, 587, 114] + 500) // 1000
@@ -326,7 +326,7 @@ def autocorrelation(images, dy, dx):
 
 
 def largest_copy(patches, source):
-    """Flood fill of the pixels with one patch and offset; every region's share of its patch's area, the largest."""
+    """Return the largest region of one patch and offset, as a fraction of its patch, by flood fill."""
     height, width = source.shape[:2]
     offsets = {(i, j): tuple(source[i, j] - (0, i, j)) for i in range(height) for j in range(width)}
     share, left = 0, dict(offsets)

@@ -1,4 +1,4 @@
-"""Many textures in threads: in order, the same whatever the number of threads, and mistakes with their number."""
+"""Many textures in threads: order, independence of the number of threads, errors with their number."""
 
 import signal
 import subprocess
@@ -26,7 +26,7 @@ def lists_of_patches(count, side=12):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("threads", [None, 1, 2, 5])
-def test_each_is_what_synthesize_gives(method, threads):
+def test_every_texture_equals_synthesize(method, threads):
     lists, seeds = lists_of_patches(9), [7, 7, 1, 0, 2**63 - 1, 3, 4, 5, 6]
     textures = synthesize_batch(lists, (14, 11), seeds, method, threads)
     assert len(textures) == 9
@@ -44,7 +44,7 @@ def test_grey_and_rgb_lists_arrays_and_settings():
     assert not np.array_equal(coloured.source, synthesize([patch], (9, 9), "wei-levoy", 4).source)
 
 
-def test_nothing_to_do():
+def test_an_empty_batch():
     assert synthesize_batch([], (8, 8), []) == []
 
 
@@ -53,7 +53,7 @@ def test_is_loaded_with_the_package():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
-def test_the_first_mistake_is_said_with_its_number(threads):
+def test_an_error_names_the_first_wrong_texture(threads):
     lists = lists_of_patches(40)
     lists[30] = []
     lists[11] = [lists[11][0].astype(float)]
@@ -86,7 +86,7 @@ def test_refused(arguments, message):
         synthesize_batch(lists_of_patches(2), **{"size": (8, 8), "seeds": [0, 1], **arguments})
 
 
-def test_jobs_run_side_by_side_and_results_keep_their_order():
+def test_jobs_run_in_parallel_and_results_keep_their_order():
     both = threading.Barrier(2)
 
     def job(number):
@@ -97,7 +97,7 @@ def test_jobs_run_side_by_side_and_results_keep_their_order():
     assert run_in_threads(job, 8, 2) == list(range(8))
 
 
-def test_after_a_failure_no_further_job_is_begun():
+def test_no_job_starts_after_a_failure():
     begun = []
 
     def job(number):
@@ -111,7 +111,7 @@ def test_after_a_failure_no_further_job_is_begun():
     assert len(begun) < 20
 
 
-def test_of_two_failures_the_first_by_number_is_raised():
+def test_the_failure_of_the_first_job_is_raised():
     second = threading.Event()
 
     def job(number):
@@ -130,7 +130,7 @@ def test_cpus():
 
 
 def test_ctrl_c_ends_call_and_process_at_once():
-    # Uninterrupted it takes hours, in two kernels that are not left in between.
+    # This takes hours in two kernels if not interrupted.
     code = """
 import numpy as np
 from texturegen.texture import synthesize, synthesize_batch

@@ -24,7 +24,7 @@ def test_equals_the_reference(sides, size, seed, smallest, largest):
 
 
 def cell_sides(patches, size, **settings):
-    """The sides of the cells of many textures: how far the first one runs on, where it is not by chance longer."""
+    """Return the sides of the cells of many textures: how far the first cell continues."""
     sides = set()
     for seed in range(400):
         row = synthesize(patches, size, "patch-shuffle", seed, **settings).source[0]

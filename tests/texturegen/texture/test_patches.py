@@ -11,7 +11,7 @@ def numbered(height, width):
 
 
 @pytest.mark.parametrize(("size", "side"), [((32, 32), 16), ((96, 96), 48), ((224, 224), 96), ((300, 21), 10)])
-def test_first_at_the_centre_then_random_all_inside(size, side):
+def test_the_first_patch_is_central_and_all_lie_inside(size, side):
     image = numbered(*size)
     patches, boxes = cut_patches(image, seed=7, count=4)
     assert boxes[0] == ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
@@ -25,7 +25,7 @@ def test_first_at_the_centre_then_random_all_inside(size, side):
     assert cut_patches(image, seed=8, count=4)[1] != boxes
 
 
-def test_random_places_reach_every_corner():
+def test_random_positions_reach_every_corner():
     image = numbered(18, 18)
     places = {box[:2] for seed in range(200) for box in cut_patches(image, seed, side=16)[1][1:]}
     assert places == {(y, x) for y in range(3) for x in range(3)}
@@ -37,7 +37,7 @@ def test_side_may_be_the_whole_image():
     assert patches[0].shape == (9, 9, 3)
 
 
-def test_grey_images_give_grey_patches_from_the_same_places():
+def test_grey_images_give_grey_patches_at_the_same_positions():
     image = numbered(20, 30)
     patches, boxes = cut_patches(image, seed=3)
     for grey in (image[..., 0], image[..., :1]):
@@ -52,7 +52,7 @@ def test_grey_images_give_grey_patches_from_the_same_places():
     ("shape", "grey"),
     [((4, 3), True), ((4, 5, 1), True), ((4, 5, 3), False), ((1, 1, 3), False)],
 )
-def test_patches_become_rgb_in_rows(shape, grey):
+def test_patches_become_contiguous_rgb(shape, grey):
     patch = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
     frozen = patch.copy()
     frozen.flags.writeable = False
@@ -69,7 +69,7 @@ def test_patches_become_rgb_in_rows(shape, grey):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_patches_are_not_changed(method):
+def test_patches_are_not_modified(method):
     generator = np.random.default_rng(0)
     patches = [generator.integers(0, 256, (16, 20, 3), dtype=np.uint8) for _ in range(2)]
     before = [patch.copy() for patch in patches]

@@ -14,7 +14,7 @@ ALL = 10**9
 
 
 def noise(height, width, seed=0, levels=256):
-    """Smooth noise: neighbouring windows are alike, as in photos."""
+    """Smooth noise: neighbouring windows are similar, as in photographs."""
     values = np.random.default_rng(seed).integers(0, levels, (height + 1, width + 1, 3)) * (255 // (levels - 1))
     return ((values[1:, 1:] + values[:-1, 1:] + values[1:, :-1] + values[:-1, :-1]) // 4).astype(np.uint8)
 
@@ -31,7 +31,7 @@ def noise(height, width, seed=0, levels=256):
 def test_equals_the_reference_over_all_windows(sides, size, levels):
     patches = [noise(*side, seed, levels) for seed, side in enumerate(sides)]
     texture = noise(*size, seed=9, levels=levels)
-    texture[:8, :7] = patches[0][:8, :7]  # so that some windows are found exactly
+    texture[:8, :7] = patches[0][:8, :7]  # some windows have an exact match
     quality = measure(patches, texture, samples=ALL)
     found = (quality.coherence, quality.completeness, quality.verbatim)
     np.testing.assert_allclose(found, reference.window_figures(patches, texture), rtol=1e-12)
@@ -71,14 +71,14 @@ def test_a_sample_is_spread_evenly():
     assert third == {67, 133}
 
 
-def test_a_copy_is_perfect_but_verbatim():
+def test_a_copy_is_perfect_except_verbatim():
     patch = noise(20, 24)
     quality = measure([patch], patch, samples=ALL)
     assert (quality.histogram, quality.autocorrelation) == (0, 0)
     assert (quality.coherence, quality.completeness, quality.verbatim) == (0, 0, 1)
 
 
-def test_a_known_offset():
+def test_a_shifted_copy():
     patch = noise(20, 20) // 2
     quality = measure([patch], patch + np.uint8(10), samples=ALL)
     assert quality.histogram == pytest.approx(10)
@@ -86,7 +86,7 @@ def test_a_known_offset():
     assert 0 < quality.completeness <= 10
 
 
-def test_half_of_the_patches_left_out():
+def test_a_texture_of_half_the_patches():
     dark, bright = np.full((10, 10, 3), 0, np.uint8), np.full((10, 10, 3), 200, np.uint8)
     quality = measure([dark, bright], dark, samples=ALL)
     assert quality.coherence == 0
@@ -94,25 +94,25 @@ def test_half_of_the_patches_left_out():
     assert quality.histogram == pytest.approx(100)
 
 
-def test_the_first_of_equally_near_windows_counts():
+def test_the_first_of_equally_near_windows_wins():
     texture = np.full((7, 8, 3), 10, np.uint8)
     texture[:, 7] = 50
     first, later = texture.copy(), texture[:, :7].copy()
     first[0, 0, 0] += 2
-    # As far from the left window as the first patch, though its blocks' sums are the window's own.
+    # At the same distance from the left window as the first patch, though its sums of blocks equal the window's.
     later[0, :2, 0] = later[1, :2, 1] = 9, 11
     assert measure([first, later], texture, samples=ALL).verbatim == 1
     assert measure([later, first], texture, samples=ALL).verbatim == 0
 
 
-def test_a_bound_that_is_reached_rules_nothing_out():
-    """Two-by-two blocks of pixels, whose sums bound the distance, differ by the same in all their values."""
+def test_a_bound_equal_to_the_distance_rules_nothing_out():
+    """All values of a 2x2 block differ by the same amount, so the bound from the sums is exact."""
     window = noise(7, 7) // 2 + np.uint8(50)
     step = np.zeros((7, 7, 1), np.uint8)
     step[np.ix_((0, 1, 2, 3, 5, 6), (0, 1, 2, 3, 5, 6))] = 4
     signs = np.indices((7, 7)).sum(0)[..., None] % 2 * 2 - 1
     nearest, farther = window + step, (window + step * signs).astype(np.uint8)
-    farther[4, 4, 0] += 2  # and yet all its blocks have the window's own sums
+    farther[4, 4, 0] += 2  # but all its sums of blocks equal the window's
     quality = measure([farther, nearest], window)
     assert quality.coherence == pytest.approx(4 * 6 / 7)
     assert measure([farther], window).coherence == pytest.approx(math.sqrt((16 * 108 + 4) / 147))
@@ -142,7 +142,7 @@ def test_constant_images():
 
 
 @pytest.mark.parametrize(("patch_size", "size"), [((6, 20), (20, 20)), ((20, 20), (20, 6)), ((1, 1), (1, 1))])
-def test_windows_that_do_not_fit_give_nan(patch_size, size):
+def test_figures_are_nan_without_windows(patch_size, size):
     quality = measure([noise(*patch_size)], noise(*size), source=np.zeros((*size, 3), np.int32))
     assert math.isnan(quality.coherence)
     assert math.isnan(quality.completeness)
@@ -158,14 +158,14 @@ def test_width_of_one_window_has_no_pairs():
     assert math.isfinite(quality.coherence)
 
 
-def test_of_a_texture_lies_between_copy_and_noise():
+def test_a_texture_lies_between_a_copy_and_noise():
     patches = [noise(32, 32, levels=3)]
     texture = measure(patches, synthesize(patches, (48, 48)).image)
     assert texture.coherence < measure(patches, noise(48, 48, seed=4, levels=3)).coherence
 
 
 def test_the_autocorrelation_of_large_bright_images():
-    """Sums of more products than fit 32 bits."""
+    """The sums of products exceed 32 bits."""
     patch, texture = noise(8, 40_000) // 8 + 224, noise(210, 200, seed=1) // 8 + 224
 
     def correlations(image):
@@ -185,7 +185,7 @@ def test_the_autocorrelation_of_large_bright_images():
 
 
 def copied(places, size):
-    """A source map that copies, block by block, from (patch, row, column) on."""
+    """Return a source map that copies blocks from (patch, row, column)."""
     source = np.empty((*size, 3), np.int32)
     for rows, columns, (patch, row, column) in places:
         i, j = np.mgrid[rows, columns]
@@ -195,13 +195,13 @@ def copied(places, size):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_largest_copy_equals_the_reference(seed):
-    """A few offsets at random places, from loose pixels to regions that wind and meet again."""
+    """A few offsets at random positions, from single pixels to regions that wind and meet again."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 24, 2)
     patches = [noise(60, 61), noise(59, 64)]
     count = 2 + seed % 3
     offsets = rng.integers(0, (2, 30, 30), (count, 3))
-    # Smoothed, so that regions are large; two of the offsets differ in the patch alone.
+    # Smoothed for large regions; two of the offsets differ only in the patch.
     offsets[1, 1:] = offsets[0, 1:]
     offsets[:2, 0] = 0, 1
     rough = rng.random((height + 2, width + 2, count))
@@ -236,11 +236,11 @@ def test_known_copies():
     assert largest() < 0.1
     assert largest((slice(5, 15), slice(3, 13), (0, 0, 0))) == 1
     assert largest((slice(0, 20), slice(0, 5), (1, 0, 0))) == 1
-    # Beside each other, but with another offset.
+    # Adjacent, but with another offset.
     assert largest((slice(5, 9), slice(0, 5), (0, 0, 0)), (slice(5, 9), slice(5, 9), (0, 0, 6))) == 0.2
-    # The larger share, not the larger region, if they are of different patches.
+    # The larger fraction, not the larger region, if their patches differ.
     assert largest((slice(0, 6), slice(0, 10), (0, 0, 0)), (slice(7, 20), slice(0, 5), (1, 0, 0))) == 0.65
-    # A texture that tiles continues at the other side: two regions all the same.
+    # A texture that tiles continues on the other side, which still counts as two regions.
     assert largest((slice(0, 5), slice(20, 24), (0, 0, 0)), (slice(0, 5), slice(0, 4), (0, 0, 4))) == 0.2
 
 

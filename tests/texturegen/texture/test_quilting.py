@@ -22,7 +22,7 @@ DEFAULTS = {"block": None, "overlap": None, "tolerance": 0.1}
         ([(9, 9)], (20, 2), 6, {"block": 7, "overlap": 3}),
         ([(8, 8)], (3, 4), 7, {"block": 8}),
         ([(10, 10)], (12, 12), 8, {"block": 2, "overlap": 1}),
-        ([(24, 25), (24, 25)], (14, 14), 9, {"block": 8, "overlap": 3}),  # candidates of more than a run
+        ([(24, 25), (24, 25)], (14, 14), 9, {"block": 8, "overlap": 3}),  # more candidates than a run
     ],
 )
 def test_equals_the_reference(sides, size, seed, settings):
@@ -45,7 +45,7 @@ def test_no_path_is_cheaper_than_the_cut(length, width, levels):
         assert costs[tuple(trace(totals, column))] == min(costs.values())
 
 
-def test_of_equally_cheap_paths_the_one_of_smaller_columns():
+def test_of_equally_cheap_paths_the_smaller_columns_win():
     np.testing.assert_array_equal(trace(accumulate(np.zeros((4, 4), np.int64)), 3), [0, 1, 2, 3])
 
 
@@ -58,11 +58,11 @@ def test_a_texture_of_one_repeating_pattern_has_no_seams():
 
 
 def test_largest_overlap_does_not_overflow():
-    # The one candidate has black where there is white, so that its error is as large as can be.
+    # The one candidate is black where the block is white, so its error is the largest possible.
     patch = np.zeros((96, 96, 3), np.uint8)
     patch[:, 48:] = 255
     texture = synthesize([patch], (96, 160), "quilting", block=96, overlap=32, tolerance=10)
-    # The first cut among equally dear ones is along the left edge of the overlap.
+    # Of equally expensive cuts, the first is along the left edge of the overlap.
     np.testing.assert_array_equal(texture.source[..., 2], np.tile(np.r_[:64, :96], (96, 1)))
 
 

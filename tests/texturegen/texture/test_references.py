@@ -1,4 +1,4 @@
-"""Every method against its slow reference, pixel for pixel."""
+"""Every method against its slow reference, pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from texturegen.texture import resolve_settings, synthesize
 
 
 def random_patches(sides, seed):
-    """Patches with structure (smooth ramps and edges) and with equal colours, so that ties occur."""
+    """Patches with smooth ramps, edges and equal colours, so that ties occur."""
     generator = np.random.default_rng(seed)
     patches = []
     for height, width in sides:
@@ -102,7 +102,7 @@ def test_visiting_every_leaf_of_a_full_codebook_is_the_exhaustive_search(size):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tuned_kernels_equal_the_naive_ones(seed):
-    # Photographs: near windows abound, so the tuned ones dismiss in runs, singly, and by continuing a neighbour.
+    # Photographs have many near windows, which exercises every kind of early rejection.
     image = data.astronaut()[::2, ::2]
     patches = [image[20:50, 90:118], image[150:174, 40:75]]
     for window, epsilon in ((7, 0.1), (5, 0.0), (9, 1.0), (3, 10.0)):
@@ -114,6 +114,6 @@ def test_tuned_kernels_equal_the_naive_ones(seed):
 
 @pytest.mark.parametrize(("method", "settings"), [("efros-leung", {"window": 3}), ("wei-levoy", {"levels": 1})])
 def test_ties_in_exemplars_larger_than_a_run(method, settings):
-    # Distances are taken in runs of 512 positions; every window of the first patch comes again in a later run.
+    # Distances are computed in runs of 512 positions; every window of the first patch occurs again in a later run.
     patch = random_patches([(24, 25)], 0)[0]
     check_patches(method, [patch, patch.copy()], (5, 6), 1, **settings)

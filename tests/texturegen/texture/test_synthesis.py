@@ -1,4 +1,4 @@
-"""What every method makes of photographs and of extreme cases, and what is refused."""
+"""All methods on photographs and extreme cases, and rejected arguments."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from texturegen.errors import UserError
 from texturegen.texture import METHODS, resolve_settings, synthesize
 
 every_method = pytest.mark.parametrize("method", METHODS)
-# A large setting of those methods that compare windows of that size, for patches of 20 pixels.
+# A large window or block of each method, for patches of 20 pixels.
 LARGE = {
     "coherent": {"window": 15},
     "efros-leung": {"window": 19},
@@ -28,11 +28,11 @@ def photo_patches(*sides):
 
 @every_method
 @pytest.mark.parametrize(("sides", "size"), [((16, 16), (32, 32)), ((48, 40), (64, 80)), ((31, 64, 17), (50, 33))])
-def test_pixels_come_from_where_the_source_says(method, sides, size):
+def test_pixels_match_the_source_map(method, sides, size):
     patches = photo_patches(*sides)
     texture = synthesize(patches, size, method, seed=3)
     check_law(texture, patches, size)
-    # No collapse to a flat colour.
+    # The texture has not collapsed to a flat colour.
     assert texture.image.std() > 0.5 * np.concatenate([patch.ravel() for patch in patches]).std()
 
 
@@ -158,7 +158,7 @@ def test_defaults_resolve_to_themselves(method):
     assert resolve_settings(method, defaults) == defaults
 
 
-def test_a_number_of_numpy_is_read_as_a_plain_one():
+def test_numpy_numbers_become_plain_ones():
     window = resolve_settings("coherent", {"window": np.int64(9)})["window"]
     assert (window, type(window)) == (9, int)
 
@@ -168,7 +168,7 @@ def test_import_loads_no_compiler():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_coherent_uses_a_part_of_patches_much_larger_than_the_output():
+def test_coherent_crops_patches_much_larger_than_the_output():
     generator = np.random.default_rng(0)
     patches = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in ((700, 40, 3), (64, 900, 3))]
     places = []
@@ -181,15 +181,17 @@ def test_coherent_uses_a_part_of_patches_much_larger_than_the_output():
             )
             assert np.ptp(here[:, axis]) < most
             places.append(here[:, axis].min())
-    assert len({*places}) > 4  # not the same part each time
-    deep = synthesize([patches[0].repeat(8, axis=1)], (20, 20), window=3, levels=8)  # 257 pixels are one window there
+    assert len({*places}) > 4  # not the same crop each time
+    deep = synthesize(
+        [patches[0].repeat(8, axis=1)], (20, 20), window=3, levels=8
+    )  # one window is 257 pixels at the coarsest level
     assert deep.image.shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize(
     ("side", "size", "levels"), [(16, 32, 2), (48, 96, 3), (96, 224, 4), (200, 16, 1), (200, 40, 2)]
 )
-def test_coherent_takes_the_levels_that_leave_patches_8_and_the_output_16_pixels(side, size, levels):
+def test_automatic_levels_leave_patches_8_and_the_output_16_pixels(side, size, levels):
     patch = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     automatic = synthesize([patch], (size, size))
     np.testing.assert_array_equal(automatic.source, synthesize([patch], (size, size), levels=levels).source)

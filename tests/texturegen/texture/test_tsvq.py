@@ -6,7 +6,7 @@ from texturegen.texture.kernels.tsvq import LANES, Tree, _lloyd, _make_room, bui
 
 
 def some_vectors(count, length, seed=0, levels=256):
-    """Clustered vectors, many of them equal where there are few levels."""
+    """Clustered vectors; with few levels, many of them are equal."""
     generator = np.random.default_rng(seed)
     centres = generator.integers(0, levels, (5, length))
     moved = centres[generator.integers(0, 5, count)] + generator.integers(-1, 2, (count, length))
@@ -14,7 +14,7 @@ def some_vectors(count, length, seed=0, levels=256):
 
 
 def queries(vectors, seed=1):
-    """Vectors near the training ones, vectors of their values, as near to several codewords, and others."""
+    """Queries near the training vectors, equally near to several codewords, and others."""
     generator = np.random.default_rng(seed)
     mixed = generator.choice(vectors.ravel(), (30, vectors.shape[1]))
     near = np.clip(vectors[:20] + generator.integers(-40, 41, vectors[:20].shape), 0, 255)
@@ -70,16 +70,16 @@ def test_visiting_all_leaves_finds_the_nearest_codeword(count, length, levels, l
         assert distances[list(tree.vectors[ends]).index(found)] == distances.min()
 
 
-def test_of_nodes_passed_by_equally_near_the_lowest_is_next():
+def test_of_equally_near_nodes_the_lowest_is_visited_next():
     codewords = np.array([100, 100, 103, 100, 104, 101, 96, 100, 120], np.uint8)[:, None]
     children = np.array([1, 3, -1, 5, 7, -1, -1, -1, -1], np.int32)
     tree = Tree(codewords, children, np.arange(9, dtype=np.int32))
     query = np.array([100], np.uint8)
-    # Leaf 5 comes first, then 2; nodes 4, which leads to 7, and 6 are left.
+    # Leaf 5 is visited first, then 2; nodes 4, which leads to 7, and 6 remain.
     assert [find(tree, query, backtrack, room(tree)) for backtrack in (1, 2, 3)] == [5, 5, 7]
 
 
-def test_a_full_codebook_holds_every_different_vector_and_finds_it():
+def test_a_full_codebook_finds_every_distinct_vector():
     vectors = some_vectors(300, 6, levels=4)
     tree = build_tree(vectors, len(vectors))
     different = np.unique(vectors, axis=0)
@@ -95,7 +95,7 @@ def test_equal_vectors_are_one_leaf():
     assert tree.vectors[0] == 0
 
 
-def test_a_side_keeps_its_members_when_the_centroids_fall_together():
+def test_members_stay_when_the_centroids_coincide():
     vectors = np.array([[0], [2], [0], [2]], np.uint8)
     right = np.array([False, False, True, True])
     assert not _lloyd(vectors, np.arange(4, dtype=np.int32), np.array([4]), right, _make_room(4, 1))

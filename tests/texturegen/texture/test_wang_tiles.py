@@ -31,14 +31,14 @@ def test_equals_the_reference(sides, size, seed, settings):
 
 
 def tiling(tile=10, across=9, colors=2):
-    """Source map (y, i, x, j, 3) of tiles y, x and their pixels i, j; it is a multiple of the tile."""
+    """Return the source map as (y, i, x, j, 3), for tiles y, x and their pixels i, j."""
     patches = random_patches([(32, 33), (29, 31)], 0)
     source = synthesize(patches, (tile * across,) * 2, "wang-tiles", 1, tile=tile, colors=colors).source
     return source.reshape(across, tile, across, tile, 3)
 
 
 def edge_samples(source):
-    """For every tile the corners of the samples of its upper, lower, left and right edge, (y, x, 4, 3)."""
+    """Return the corners of the samples of the upper, lower, left and right edge of every tile, (y, x, 4, 3)."""
     tile, half = source.shape[1], source.shape[1] // 2
     above = source[:, 0, :, half] - (0, half, half)
     below = source[:, -1, :, half] - (0, half - 1, half)
@@ -47,7 +47,7 @@ def edge_samples(source):
     return np.stack([above, below, left, right], axis=2)
 
 
-def test_neighbours_edges_match_also_around_the_output():
+def test_edges_match_also_around_the_output():
     samples = edge_samples(tiling())
     for axis, (before, after) in enumerate([(1, 0), (3, 2)]):
         np.testing.assert_array_equal(samples[:, :, before], np.roll(samples[:, :, after], -1, axis=axis))
@@ -56,7 +56,7 @@ def test_neighbours_edges_match_also_around_the_output():
     assert len(np.unique(samples[:, :, 2].reshape(-1, 3), axis=0)) == 2
 
 
-def test_pixels_run_on_across_the_edges():
+def test_pixels_continue_across_the_edges():
     source = tiling()
     np.testing.assert_array_equal(
         np.roll(source[:, 0], -1, axis=0) - source[:, -1], np.broadcast_to((0, 1, 0), source[:, 0].shape)
@@ -66,7 +66,7 @@ def test_pixels_run_on_across_the_edges():
     np.testing.assert_array_equal(steps, np.broadcast_to((0, 0, 1), steps.shape))
 
 
-def test_a_tile_is_decided_by_its_edges_and_every_tile_of_the_set_occurs():
+def test_edges_determine_a_tile_and_every_tile_occurs():
     source = tiling()
     samples = edge_samples(source)
     tiles = defaultdict(set)
@@ -77,7 +77,7 @@ def test_a_tile_is_decided_by_its_edges_and_every_tile_of_the_set_occurs():
     assert all(len(fillings) == 1 for fillings in tiles.values())
 
 
-def test_a_tile_is_made_of_its_four_edges_samples():
+def test_a_tile_consists_of_the_samples_of_its_edges():
     source = tiling()
     half = source.shape[1] // 2
     samples = edge_samples(source)
@@ -88,16 +88,16 @@ def test_a_tile_is_made_of_its_four_edges_samples():
         for x in range(source.shape[2]):
             of = [(source[y, :, x] == samples[y, x, n] + (upright, lying)[n // 2]).all(axis=-1) for n in range(4)]
             assert np.logical_or.reduce(of).all()
-            # The middle of each edge is its own sample's, down to the centre of the tile.
+            # The middle of each edge shows its own sample, down to the centre of the tile.
             assert of[0][:half, half].all()
             assert of[1][half:, half].all()
 
 
-def test_more_tries_cut_no_dearer():
+def test_more_tries_give_cheaper_cuts():
     patches = random_patches([(40, 40)], 3)
     differences = []
     for tries in (1, 5, 60):
-        # The jumps of colour between neighbours of a large tiling, where every tile occurs often.
+        # Colour differences between neighbours in a large tiling, where every tile occurs often.
         image = synthesize(patches, (240, 240), "wang-tiles", 5, tile=12, colors=2, tries=tries).image.astype(int)
         differences.append((np.diff(image, axis=1) ** 2).sum() + (np.diff(image, axis=0) ** 2).sum())
     assert differences[2] < differences[0]
