@@ -1,11 +1,12 @@
-"""The manifest as the reader needs it: per sample the place of each member, everything checked once, for all rows.
+"""The manifest, and the only place that decides what a valid sample is: reader, verify and merge all ask it.
 
-After `check_rows` no offset leads out of its shard and no row names a file that `build.json` does not list, so reading
-a sample needs no checks of its own. What indexing touches per sample is in memoryviews: they give Python numbers, four
-times as fast as NumPy, in 8 bytes each.
+`check_rows` checks every row once, vectorised, and says where each member lies. A tar of ours is determined by the
+sizes of its members (headers of one block, data padded to blocks, no gaps), so the manifest's offsets can be checked
+without the tar: no offset leads out of its shard, and no two members overlap. Reading a sample needs no further checks.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -13,26 +14,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from texturegen.errors import UserError
-from texturegen.shards.layout import BUILD, IMAGE_EXTENSIONS, MANIFEST_SCHEMA, MEMBER
+from texturegen.errors import DamagedError
+from texturegen.shards.build_json import COUNTS
+from texturegen.shards.layout import (
+    BUILD,
+    IMAGE_EXTENSIONS,
+    MANIFEST_SCHEMA,
+    MAX_KEY,
+    MAX_NAME,
+    MEMBER,
+    RESERVED,
+)
+from texturegen.storage.image import MAX_PIXELS
+from texturegen.storage.names import KEY_SEGMENTS, printable
+from texturegen.storage.tar import BLOCK, end_of_tar
 
-COLUMNS = ["key", "shard", "index", "label", "width", "height", "members", "status", "meta"]
-COLUMNS += [f"{member}_{column}" for member in ("image", "texture") for column in ("ext", "offset", "size")]
-# KEY of schema.py without its look-ahead, which Arrow's expressions do not have.
-KEY_CHARACTERS = "^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
-KEY_LENGTH = 80
-# Between two members of a sample lie at most a header and the padding of the one before.
-BETWEEN = 1024
+# What `check_rows` needs; the other columns are about a texture's making.
+COLUMNS = ["key", "shard", "index", "label", "width", "height", "status", "meta", "members"]
+COLUMNS += [f"{member}_{what}" for member in ("image", "texture") for what in ("ext", "offset", "size", "sha256")]
+MAX_IMAGE_BYTES = 6 * MAX_PIXELS  # of an image without compression, with 16 bits per channel
+MAX_NAMED = 20  # rows named for each kind of fault
+# A row repeats the columns of its image.
+_OF_THE_IMAGE = ["key", "shard", "label", "width", "height", "meta", "texture_ext"]
+_OF_THE_IMAGE += ["image_ext", "image_offset", "image_size", "image_sha256"]
 
 
 class Rows:
-    """What is known of each sample, in order, without its bytes.
+    """Where the members of each sample lie, in order.
+
+    What indexing touches per sample is in memoryviews, which give Python numbers four times as fast as NumPy arrays.
 
     Attributes
     ----------
     keys : list of N texts.
     labels, widths, heights : int64 (N,).
-    numbers : int32 (N,), of the shard in `files`.
+    numbers : int32 (N,), the shard's number in `files`.
     places : int64 (N, 1 + K, 2), offset and size of the image and of each texture.
     ranges : int64 (N, 2), first byte and end of all members of the sample.
     metas : pyarrow text (N,), JSON.
@@ -60,10 +76,9 @@ class Rows:
             memoryview(cast(Any, array.reshape(-1))) for array in (labels, numbers, widths, heights, places)
         )
 
-    def one(self, row: int) -> "Rows":
-        """The sample `row` alone."""
+    def select(self, row: int) -> "Rows":
+        """Return the sample `row` by itself, in copies: a pickled slice would carry the whole array."""
         part = slice(row, row + 1)
-        # A slice would travel to another process with all that it is a slice of.
         labels, widths, heights, places, ranges = (
             array[part].copy() for array in (self.labels, self.widths, self.heights, self.places, self.ranges)
         )
@@ -76,95 +91,41 @@ class Rows:
         return Rows, (*parts, self.metas, self.members, self.files)
 
 
-def read_manifest(source: Any, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read the manifest from a path or an Arrow file; all columns or some. UserError with its `name` when damaged."""
-    try:
-        file = pq.ParquetFile(source)
-        if not file.schema_arrow.equals(MANIFEST_SCHEMA):
-            raise UserError(f"{name}: its columns are not those of a manifest; copy it again or build again")
-        table = file.read(columns)
-        table.validate(full=True)  # damage can leave texts that are none, and lists that end before they begin
-        return table
-    except FileNotFoundError:
-        raise UserError(f"{name}: missing; build again into a new directory") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error) or "?").splitlines()[0]
-        raise UserError(f"{name}: damaged ({reason}); copy it again or build again into a new directory") from None
-
-
-def check_rows(table: pa.Table, build: dict[str, Any], name: str, files: list[str]) -> Rows:
-    """Check what the manifest says of the samples that are in shards, and return it by sample.
+def read_manifest(source: Any, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
+    """Read the manifest and check that the file is sound.
 
     Parameters
     ----------
-    table : the COLUMNS of the manifest.
-    build : the content of build.json.
-    name : of the manifest, for messages.
-    files : path or URL of each shard, in the order of build.json.
+    source : a path or an Arrow file.
+    columns : None is all.
+    group : a row group to read by itself; None is all.
 
-    Raises UserError with `name` and a key: null where a value must be; rows of a sample that are not adjacent or too
-    few; a shard that build.json does not list; places outside the shard; image types that are none of ours.
+    Raises
+    ------
+    DamagedError : it cannot be read, or has other columns; the message does not name the file.
     """
-    check = _Checks(table, name)
-    is_ok = pc.fill_null(pc.equal(table["status"], "ok"), False)
-    if not pc.all(is_ok).as_py():
-        check.table = table = table.filter(is_ok)
-    textures: int = build["recipe"]["per_image"]
-    per_sample = max(textures, 1)
-    sides = ["image", "texture"] if textures else ["image"]
-    for column in ["key", "shard", "label", "width", "height", "meta", *(["index"] if textures else [])]:
-        check.no_nulls(column)
-    for column in [f"{side}_{what}" for side in sides for what in ("ext", "offset", "size")]:
-        check.no_nulls(column)
-    samples, missing = divmod(len(table), per_sample)
-    if missing or samples != build["counts"]["samples"]:
-        raise UserError(
-            f"{name}: {len(table)} rows where {BUILD} counts {build['counts']['samples']} samples of {per_sample}; "
-            "copy both again, or build again into a new directory"
-        )
-    check.fine(pc.match_substring_regex(table["key"], KEY_CHARACTERS), "is no key that a shard may hold")
-    check.fine(pc.less_equal(pc.binary_length(table["key"]), KEY_LENGTH), "is longer than a key may be")
+    try:
+        file = pq.ParquetFile(source)
+        if not file.schema_arrow.equals(MANIFEST_SCHEMA):
+            raise DamagedError("its columns are not those of a manifest")
+        table = file.read(columns) if group is None else file.read_row_group(group, columns)
+        table.validate(full=True)  # damage can leave texts that are not UTF-8, and lists that end before they begin
+        return table
+    # Beside its own errors Arrow raises UnicodeDecodeError for a column's name, and what a codec raises.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"damaged ({printable(reason)})") from None
 
-    numbers = check.shards([shard["name"] for shard in build["shards"]])
-    bounds = np.array([shard["bytes"] for shard in build["shards"]], np.int64)[numbers]
-    for side in sides:
-        known = pc.is_in(table[f"{side}_ext"], value_set=pa.array(IMAGE_EXTENSIONS))
-        check.fine(known, f"{side}: of a type that shards do not hold; not opened")
-        check.inside(_numbers(table, f"{side}_offset"), _numbers(table, f"{side}_size"), bounds, side)
-    for side in ("width", "height"):
-        check.fine(pc.greater(table[side], 0), f"{side} is not positive")
-    check.adjacent(per_sample, textures, numbers)
 
-    # The rows of a sample are adjacent: the image's columns stand in the first, a texture in each.
-    first = table.take(np.arange(0, len(table), per_sample)) if per_sample > 1 else table
-    places = np.empty((samples, 1 + textures, 2), np.int64)
-    for at, what in enumerate(("offset", "size")):
-        places[:, 0, at] = _numbers(first, f"image_{what}")
-        if textures:
-            places[:, 1:, at] = _numbers(table, f"texture_{what}").reshape(samples, textures)
-    check.table, numbers, bounds = first, numbers[::per_sample].astype(np.int32), bounds[::per_sample]
-    members, parents = _members(first, check)
-    offsets, sizes = (members.values.field(what).to_numpy() for what in ("offset", "size"))
-    check.inside(offsets, sizes, bounds[parents], "members", parents)
-    ranges = np.stack([places[..., 0].min(1), places.sum(2).max(1)], 1)
-    np.minimum.at(ranges[:, 0], parents, offsets)
-    np.maximum.at(ranges[:, 1], parents, offsets + sizes)
-    total, count = places[..., 1].sum(1), np.full(samples, 1 + textures)
-    np.add.at(total, parents, sizes)
-    np.add.at(count, parents, 1)
-    check.fine(ranges[:, 1] - ranges[:, 0] <= total + BETWEEN * count, "its members lie far from each other")
-    return Rows(
-        first["key"].to_pylist(),
-        _numbers(first, "label").copy(),  # Arrow's own memory is read-only
-        _numbers(first, "width").astype(np.int64),
-        _numbers(first, "height").astype(np.int64),
-        numbers,
-        places,
-        ranges,
-        _whole(first, "meta"),
-        members,
-        files,
-    )
+def parse_meta(text: str) -> dict[str, Any] | None:
+    """Return the object that a row's `meta` holds; None if it is not a JSON object."""
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return meta if isinstance(meta, dict) else None
 
 
 def group_samples(table: pa.Table, textures: int) -> Iterator[list[dict[str, Any]]]:
@@ -188,85 +149,271 @@ def group_samples(table: pa.Table, textures: int) -> Iterator[list[dict[str, Any
                 sample = []
 
 
-class _Checks:
-    """Conditions on all rows of `table`; the first row that does not meet one is named."""
+def select_ok(table: pa.Table) -> pa.Table:
+    """Return the rows of samples that are in shards; the table itself if no image failed, because a filter copies."""
+    is_ok = _is_ok(table)
+    return table if is_ok.all() else table.filter(pa.array(is_ok))
 
-    def __init__(self, table: pa.Table, name: str) -> None:
-        self.table, self.name = table, name
 
-    def fine(self, condition: Any, fault: str) -> None:
-        rows = condition if isinstance(condition, np.ndarray) else condition.to_numpy()
-        if not rows.all():
-            self.fail(int(np.argmin(rows)), fault)
+def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tuple[Rows | None, list[str]]:
+    """Check the manifest's rows against each other and against build.json.
 
-    def fail(self, row: int, fault: str) -> None:
-        key = self.table["key"][row].as_py()
-        raise UserError(
-            f"{self.name}: {key!r}: {fault}; the manifest is damaged: copy it again, or build into a new directory"
-        )
+    Parameters
+    ----------
+    table : COLUMNS of the manifest.
+    build : the content of build.json, as `read_build` returns it.
+    files : path or URL of each shard, in the order of build.json.
 
-    def no_nulls(self, column: str) -> None:
-        if self.table[column].null_count:
-            self.fine(pc.is_valid(self.table[column]), f"it has no {column}")
-
-    def shards(self, names: list[str]) -> np.ndarray:
-        """Number of each row's shard in `names`, int64."""
-        found = pc.index_in(self.table["shard"], value_set=pa.array(names, pa.string()))
-        if found.null_count:
-            row = int(np.argmin(pc.is_valid(found).to_numpy()))
-            self.fail(
-                row, f"in the shard {self.table['shard'][row].as_py()!r}, which {BUILD} does not list; not opened"
-            )
-        return found.to_numpy().astype(np.int64)
-
-    def adjacent(self, per_sample: int, textures: int, numbers: np.ndarray) -> None:
-        rows = np.arange(len(self.table))
+    Returns
+    -------
+    The samples, and the faults, one sentence each that begins with the key if it is about a sample. The samples are None
+    if a row is at fault; they are there if only a total contradicts build.json. `meta` is checked for nulls alone:
+    parsing it would take longer than the rest.
+    """
+    check = _Checks(table)
+    textures: int = build["recipe"]["per_image"]
+    is_ok = _is_ok(table)
+    check.status(is_ok)
+    ok = table if is_ok.all() else table.filter(pa.array(is_ok))
+    check.counts(ok, build, len(table) - len(ok))
+    check.table = ok
+    numbers = check.values(textures, [shard["name"] for shard in build["shards"]])
+    if check.faults:
+        return None, check.faults + check.totals
+    per_sample = max(textures, 1)
+    check.adjacent(textures, np.flatnonzero(is_ok))
+    if check.faults:
+        return None, check.faults + check.totals
+    first = ok.take(np.arange(0, len(ok), per_sample)) if per_sample > 1 else ok
+    check.table, numbers = first, numbers[::per_sample]
+    check.order(numbers, build)
+    members = check.members()
+    if check.faults or members is None:
+        return None, check.faults + check.totals
+    places = np.empty((len(first), 1 + textures, 2), np.int64)
+    for at, what in enumerate(("offset", "size")):
+        places[:, 0, at] = _numbers(first, f"image_{what}")
         if textures:
-            self.fine(_numbers(self.table, "index") == rows % per_sample, "its rows are not in order")
+            places[:, 1:, at] = _numbers(ok, f"texture_{what}").reshape(len(first), textures)
+    ranges = check.layout(numbers, places, members, build)
+    if check.faults:
+        return None, check.faults + check.totals
+    rows = Rows(
+        first["key"].to_pylist(),
+        _numbers(first, "label").copy(),  # Arrow's own memory is read-only
+        _numbers(first, "width").astype(np.int64),
+        _numbers(first, "height").astype(np.int64),
+        numbers.astype(np.int32),
+        places,
+        ranges,
+        _whole(first, "meta"),
+        members,
+        files,
+    )
+    return rows, check.totals
+
+
+class _Checks:
+    """Conditions on the rows of `table`; a row that does not meet one becomes a fault."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.faults: list[str] = []  # of rows
+        self.totals: list[str] = []  # contradictions between all rows and build.json
+
+    def require(self, condition: Any, fault: str | Callable[[int], str], rows: np.ndarray | None = None) -> None:
+        """Add a fault for each row where the condition is false, null being true; `rows` says of which row it is."""
+        if isinstance(condition, np.ndarray):
+            bad = np.flatnonzero(~condition)
         else:
-            self.fine(pc.is_null(self.table["index"]), "it has a texture, and the others have none")
+            bad = np.flatnonzero(~pc.fill_null(condition, True).to_numpy(zero_copy_only=False).astype(bool))
+        if not len(bad):
+            return
+        places = np.unique(bad if rows is None else rows[bad])
+        for row in places[:MAX_NAMED].tolist():
+            self.faults.append(f"{self._name(row)}: {fault if isinstance(fault, str) else fault(row)}")
+        if len(places) > MAX_NAMED:
+            self.faults.append(f"{len(places) - MAX_NAMED} more rows with the same fault as the row before")
+
+    def _name(self, row: int) -> str:
+        key = self.table["key"][row].as_py()
+        return f"row {row}" if key is None else printable(key)
+
+    def status(self, is_ok: np.ndarray) -> None:
+        status = self.table["status"]
+        known = pc.is_in(status, value_set=pa.array(["ok", "failed"]))
+        self.require(known, "its status is neither ok nor failed")
+        if not is_ok.all():
+            failed = ~is_ok
+            self.require(~failed | pc.is_valid(self.table["key"]).to_numpy(), "it has no key")
+            for column in ("shard", "index"):
+                absent = pc.is_null(self.table[column]).to_numpy()
+                self.require(~failed | absent, f"it failed, and has a {column} all the same")
+
+    def counts(self, ok: pa.Table, build: dict[str, Any], failed: int) -> None:
+        textures: int = build["recipe"]["per_image"]
+        samples, rest = divmod(len(ok), max(textures, 1))
+        if rest:
+            self.faults.append(f"{len(ok)} rows of samples, which is not a multiple of {textures} textures per image")
+        found = {"samples": samples, "textures": len(ok) - ok["index"].null_count, "failed": failed}
+        for name in COUNTS:
+            if not rest and found[name] != build["counts"][name]:
+                self.totals.append(f"{found[name]} {name}, but {BUILD} counts {build['counts'][name]}")
+
+    def values(self, textures: int, shards: list[str]) -> np.ndarray:
+        """Check each value by itself; return the number of each row's shard, int64."""
+        table = self.table
+        sides = ["image", "texture"] if textures else ["image"]
+        required = ["key", "shard", "label", "width", "height", "meta", *(["index"] if textures else [])]
+        required += [f"{side}_{what}" for side in sides for what in ("ext", "offset", "size", "sha256")]
+        for column in required:
+            if table[column].null_count:
+                self.require(pc.is_valid(table[column]), f"it has no {column}")
+        keys = table["key"]
+        is_key = pc.match_substring_regex(keys, f"^{KEY_SEGMENTS}$")
+        self.require(is_key, "is not a valid key; keys are segments of letters, digits, _ and - with / between them")
+        self.require(pc.less_equal(pc.binary_length(keys), MAX_KEY), f"is longer than {MAX_KEY} characters")
+        self.require(pc.greater_equal(table["label"], -1), "its label is less than -1")
+        for side in ("width", "height"):
+            self.require(pc.greater(table[side], 0), f"its {side} is not positive")
+        for side in sides:
+            known = pc.is_in(table[f"{side}_ext"], value_set=pa.array(IMAGE_EXTENSIONS), skip_nulls=True)
+            known = pc.or_(known, pc.is_null(table[f"{side}_ext"]))
+            self.require(known, f"the {side}'s extension is none of {', '.join(IMAGE_EXTENSIONS)}")
+            is_small = pc.less_equal(table[f"{side}_size"], MAX_IMAGE_BYTES)
+            self.require(is_small, f"the {side} has more than {MAX_IMAGE_BYTES} bytes")
+        found = pc.index_in(table["shard"], value_set=pa.array(shards, pa.string()))
+        if found.null_count > table["shard"].null_count:
+            self.require(
+                pc.or_(pc.is_valid(found), pc.is_null(table["shard"])),
+                lambda row: f"in the shard {printable(table['shard'][row].as_py())}, which {BUILD} does not list",
+            )
+        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+    def adjacent(self, textures: int, places: np.ndarray) -> None:
+        """Check that the rows of each sample stand together. `places` : the rows' numbers among all of the manifest."""
+        table, per_sample = self.table, max(textures, 1)
+        rows = np.arange(len(table))
+        if not textures:
+            self.require(pc.is_null(table["index"]), "it has a texture, and recipe.per_image is 0")
+            return
+        first = rows - rows % per_sample
+        broken = (_numbers(table, "index") != rows % per_sample) | (places - places[first] != rows % per_sample)
+        if broken.any():  # all that follow are broken too
+            self.require(rows != np.argmax(broken), "its rows are not those of one sample, in the order of index")
+            return
         if per_sample == 1 or not len(rows):
             return
-        inner = rows[1:] % per_sample != 0
+        is_same = np.ones(len(rows) - 1, bool)
+        for column in (_whole(table, name) for name in _OF_THE_IMAGE):
+            is_same &= pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+        is_same |= rows[1:] % per_sample == 0
+        self.require(is_same, "its rows disagree on the image", first[1:])
+        has_members = _numbers_of_list(_whole(table, "members")) > 0
+        self.require(~has_members | (rows == first), "it has members in another row than the first")
+
+    def order(self, numbers: np.ndarray, build: dict[str, Any]) -> None:
+        """Check keys and shards of the samples."""
         keys = _whole(self.table, "key")
-        same = pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
-        for values in (numbers, *(_numbers(self.table, f"image_{what}") for what in ("offset", "size"))):
-            same &= values[1:] == values[:-1]
-        self.fine(np.append(True, same | ~inner), "its rows are not those of one sample, one after the other")
+        if pc.count_distinct(keys).as_py() != len(keys):
+            counts = keys.value_counts()
+            repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+            is_first = np.zeros(len(keys), bool)
+            is_first[pc.index_in(repeated, value_set=keys).to_numpy()] = True
+            self.require(~is_first, "appears more than once")
+        self.require(np.append(True, np.diff(numbers) >= 0)[: len(numbers)], "stands behind samples of a later shard")
+        for shard, found in zip(build["shards"], np.bincount(numbers, minlength=len(build["shards"])), strict=True):
+            if found != shard["samples"] or found * build["recipe"]["per_image"] != shard["textures"]:
+                self.totals.append(
+                    f"{found} samples of {shard['name']}, but {BUILD} counts {shard['samples']} and "
+                    f"{shard['textures']} textures"
+                )
 
-    def inside(
-        self, offsets: np.ndarray, sizes: np.ndarray, bounds: np.ndarray, what: str, rows: np.ndarray | None = None
-    ) -> None:
-        wrong = np.flatnonzero((offsets < 0) | (sizes < 0) | (offsets > bounds) | (sizes > bounds - offsets))
-        if len(wrong):
-            row = int(wrong[0] if rows is None else rows[wrong[0]])
-            self.fail(row, f"{what}: placed outside the shard {self.table['shard'][row].as_py()}; not read")
+    def members(self) -> pa.Array | None:
+        """Check the column `members`; return it as {ext, offset, size}, or None."""
+        column = _whole(self.table, "members")
+        values = column.flatten()  # those of the rows alone, without the values of nulls
+        parents = pc.list_parent_indices(column).to_numpy().astype(np.int64)
+        parts = {what: pc.struct_field(values, [what]) for what in ("ext", "offset", "size", "sha256")}
+        for what, part in parts.items():
+            if part.null_count:
+                self.require(pc.is_valid(part), f"one of its members has no {what}", parents)
+        if self.faults:
+            return None
+        ext = parts["ext"]
+        is_label = pc.equal(ext, "cls").to_numpy(zero_copy_only=False)
+        is_plain = pc.match_substring_regex(ext, f"^({MEMBER.pattern})$").to_numpy(zero_copy_only=False)
+        is_reserved = pc.match_substring_regex(ext, f"^({RESERVED.pattern})$").to_numpy(zero_copy_only=False)
+        self.require(
+            is_plain & (~is_reserved | is_label), "one of its members has an extension that it cannot have", parents
+        )
+        lengths = np.bincount(parents, minlength=len(column))
+        labels = np.bincount(parents[is_label], minlength=len(column))
+        self.require(labels == 1, "it does not have one member cls")
+        key_lengths = pc.binary_length(_whole(self.table, "key")).to_numpy()
+        is_short = key_lengths[parents] + 1 + pc.binary_length(ext).to_numpy() <= MAX_NAME
+        self.require(is_short, f"one of its members has a name of more than {MAX_NAME} characters", parents)
+        if len(ext) > 1:
+            is_after = pc.greater(ext[1:], ext[:-1]).to_numpy(zero_copy_only=False)
+            self.require(
+                is_after | (parents[1:] != parents[:-1]), "its members are not sorted by extension", parents[1:]
+            )
+        fields = [ext.dictionary_encode(), parts["offset"], parts["size"]]
+        ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
+        return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(fields, ["ext", "offset", "size"]))
+
+    def layout(self, numbers: np.ndarray, places: np.ndarray, members: pa.Array, build: dict[str, Any]) -> np.ndarray:
+        """Check that each member lies where those before it end; return the first byte and end of each sample."""
+        samples, fixed = len(places), places.shape[1]
+        lengths = _numbers_of_list(members)
+        counts = fixed + lengths
+        starts = np.cumsum(counts) - counts
+        sample_of = np.repeat(np.arange(samples), counts)
+        offsets, sizes = (np.empty(len(sample_of), np.int64) for _ in range(2))
+        at = starts[:, None] + np.arange(fixed)
+        within = np.ones(len(sample_of), bool)
+        within[at.reshape(-1)] = False
+        for values, what, column in ((offsets, "offset", 0), (sizes, "size", 1)):
+            values[at] = places[..., column]
+            values[within] = members.values.field(what).to_numpy()
+        shard_of = numbers[sample_of]
+        bounds = np.array([shard["bytes"] for shard in build["shards"]], np.int64)
+        bound = bounds[shard_of]
+        is_inside = (offsets >= BLOCK) & (sizes >= 0) & (offsets <= bound) & (sizes <= bound - offsets)
+        self.require(
+            is_inside,
+            lambda row: f"a member is placed outside the shard {build['shards'][numbers[row]]['name']}",
+            sample_of,
+        )
+        if self.faults:
+            return np.empty((0, 2), np.int64)
+        ends = offsets - (-sizes // BLOCK) * BLOCK  # with padding
+        is_first = np.append(True, shard_of[1:] != shard_of[:-1])[: len(shard_of)]
+        expected = np.where(is_first, 0, np.append(0, ends[:-1])[: len(ends)]) + BLOCK
+        self.require(offsets == expected, "a member does not lie right behind the one before it", sample_of)
+        used = np.zeros(len(bounds), np.int64)
+        np.maximum.at(used, shard_of, ends)
+        for shard, end in zip(build["shards"], used.tolist(), strict=True):
+            if end_of_tar(end) != shard["bytes"]:
+                self.totals.append(
+                    f"the members of {shard['name']} make a tar of {end_of_tar(end)} bytes, "
+                    f"but {BUILD} has {shard['bytes']}"
+                )
+        last = starts + counts - 1
+        return np.stack([offsets[starts], offsets[last] + sizes[last]], 1)
 
 
-def _members(first: pa.Table, check: _Checks) -> tuple[pa.Array, np.ndarray]:
-    """The column `members` without checksums and nulls, and the row of each member."""
-    column = _whole(first, "members")
-    values = column.flatten()  # those of the rows only, without the values of nulls
-    parents = pc.list_parent_indices(column).to_numpy().astype(np.int64)
-    for what in ("ext", "offset", "size"):
-        part = pc.struct_field(values, [what])
-        good = pc.is_valid(part)
-        if what == "ext":
-            good = pc.and_(good, pc.fill_null(pc.match_substring_regex(part, f"^({MEMBER.pattern})$"), False))
-        wrong = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
-        if len(wrong):
-            check.fail(int(parents[wrong[0]]), f"one of its members has no {what} that could be")
-    lengths = np.bincount(parents, minlength=len(column))
-    names = pc.struct_field(values, ["ext"]).dictionary_encode()
-    parts = [names, *(pc.struct_field(values, [what]) for what in ("offset", "size"))]
-    struct = pa.StructArray.from_arrays(parts, ["ext", "offset", "size"])
-    ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
-    return pa.ListArray.from_arrays(ends, struct), parents
+def _is_ok(table: pa.Table) -> np.ndarray:
+    return pc.fill_null(pc.equal(table["status"], "ok"), False).to_numpy().astype(bool)
+
+
+def _numbers_of_list(column: pa.Array) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
 
 
 def _whole(table: pa.Table, column: str) -> pa.Array:
     whole = table[column].combine_chunks()
-    # Of no chunk at all some versions of pyarrow make a chunked array again.
+    # Without any chunk some versions of pyarrow return a chunked array again.
     return whole if isinstance(whole, pa.Array) else pa.array([], table.schema.field(column).type)
 
 

@@ -1,40 +1,42 @@
-"""Prove that a shard directory holds what its manifest says, at the speed of the disk."""
+"""Check that a shard directory holds exactly what its manifest and build.json say, at the speed of the disk."""
 
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from texturegen.errors import UserError
-from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
-from texturegen.shards.reader import read_build
+from texturegen.errors import DamagedError, UserError
+from texturegen.shards.build_json import read_build
+from texturegen.shards.layout import BUILD, MANIFEST
+from texturegen.shards.manifest import COLUMNS, Rows, check_rows, parse_meta, read_manifest, select_ok
 from texturegen.storage.atomic import sha256_of
-from texturegen.storage.image import MAX_PIXELS, decode_image
-from texturegen.storage.tar import CHUNK, hash_and_compare, printable, walk
+from texturegen.storage.image import decode_member
+from texturegen.storage.names import printable
+from texturegen.storage.ranges import reason_of
+from texturegen.storage.tar import BLOCK, CHUNK, describe, end_of_tar, find_faults, hash_and_compare, make_header
 from texturegen.system.threads import count_cpus, run_in_threads
 
-CHECKSUM_FAULT = "checksum differs from build.json: the file was changed or damaged"
-PLACE = ("offset", "size", "sha256")
-COLUMNS = ["key", "shard", "index", "label", "width", "height", "status", "members"]
-COLUMNS += [f"{member}_{column}" for member in ("image", "texture") for column in ("ext", *PLACE)]
-LARGEST_IMAGE = 6 * MAX_PIXELS  # bytes; without compression and with 16 bits per channel no image is larger
+_CHECKSUM = "checksum differs from build.json: the file was changed or damaged"
+_PLACE = ("offset", "size", "sha256")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found wrong in a shard directory.
+    """The faults of a shard directory.
 
     Attributes
     ----------
-    faults : file name -> a sentence per fault; files that are well are not in it.
-    damaged : numbers of the shards whose bytes are not those of the build, or that are missing.
+    faults : dict of str to list of str
+        Name of each file that has any -> a sentence per fault.
+    damaged : list of int
+        Numbers of the shards that are missing or whose bytes are not those of the build.
     """
 
     faults: dict[str, list[str]]
@@ -47,9 +49,43 @@ def verify(
     workers: int | None = None,
     deep: bool = False,
 ) -> list[str]:
-    """Return one sentence per fault of a shard directory, each naming its file; none when all is well.
+    """Find everything that is wrong with a shard directory.
 
-    For what is checked, `workers`, `deep`, `progress` and what is raised see `inspect`.
+    Parameters
+    ----------
+    directory : str or Path
+        A finished shard directory.
+    progress : callable
+        Called with the number of samples of each shard that has been checked.
+    workers : int, optional
+        Threads, each of which checks one shard at a time; by default one per CPU.
+    deep : bool
+        Also decode every image and texture, and compare size, label and checksum of each member with the manifest.
+
+    Returns
+    -------
+    list of str
+        One sentence per fault, which names the file and the key or member; empty if there are none. `open_shards` then
+        opens the directory, and with `deep` it reads every sample to the end.
+
+    Raises
+    ------
+    MissingError
+        There is no finished build in the directory.
+    UserError
+        Its format is another one.
+
+    Examples
+    --------
+    >>> import texturegen
+    >>> texturegen.verify("shards", deep=True)
+    []
+    >>> with open("shards/shard-000001.tar", "r+b") as f:
+    ...     _ = f.seek(512), f.write(b"damage")
+    >>> for fault in texturegen.verify("shards"):
+    ...     print(fault)
+    shards/shard-000001.tar: checksum differs from build.json: the file was changed or damaged
+    shards/shard-000001.tar: shapes-train-00000020.png: its bytes differ from those that were written
     """
     faults = inspect(directory, progress, workers, deep).faults
     return [sentence for sentences in faults.values() for sentence in sentences]
@@ -61,254 +97,217 @@ def inspect(
     workers: int | None = None,
     deep: bool = False,
 ) -> Report:
-    """Check checksums, counts, and that each tar holds exactly the members of the manifest at the manifest's places.
+    """Do what `verify` does, with the same parameters and exceptions, and return the faults by file.
 
-    Every shard is read once and its sha256 compared with build.json. Where that is right no member is hashed: all its
-    bytes are then those of the build. Where it differs every member is, so that each damaged image, texture, label or
-    passed-through member is named. The headers of the tar are compared with the manifest in both cases; nothing in
-    them is believed, no link followed and no path opened.
-
-    Parameters
-    ----------
-    progress : called with the number of samples of each shard once it is checked.
-    workers : threads, one shard at a time each; None is one per CPU.
-    deep : also decode every image and texture, compare its width and height with the manifest, and its label.
-
-    Raises UserError when there is no finished build to check.
+    Every shard is read once, and its SHA-256 compared with build.json. If that is right its bytes are those of the
+    build, and only the headers of the tar are compared with the manifest. If it is wrong every member is hashed, so
+    that each damaged one is named. No link in a tar is followed, and no path in it opened.
     """
     directory = Path(directory)
-    build = _read_build(directory)
     faults: dict[str, list[str]] = {}
-    manifest, of_manifest = _read_manifest(directory / MANIFEST, build["manifest_sha256"])
+    try:
+        build = read_build(directory)
+    except DamagedError as error:
+        return Report({BUILD: [str(error)]}, [])
     listed = [shard["name"] for shard in build["shards"]]
-    rows: dict[str, list[pa.Table]] = {}
-    if manifest is not None:
-        is_ok = pc.fill_null(pc.equal(manifest["status"], "ok"), False)
-        failed = manifest.num_rows - pc.sum(is_ok).as_py() if manifest.num_rows else 0
-        manifest = manifest.filter(is_ok) if failed else manifest  # a filter copies, and it can be a gigabyte
-        of_manifest += _compare_counts(manifest, failed, build)
-        rows = _rows_by_shard(manifest)
-        strange = sorted(rows.keys() - {*listed})
-        of_manifest += [f"it has rows of {printable(name.encode())}, not listed by build.json" for name in strange]
+    table, of_manifest = _read_table(directory / MANIFEST, build["manifest_sha256"])
+    rows = None
+    if table is not None:
+        rows, found = check_rows(table, build, listed)
+        of_manifest += found
+        of_manifest += [] if rows is None else _find_bad_metas(rows)
     if of_manifest:
         faults[MANIFEST] = [f"{directory / MANIFEST}: {fault}" for fault in of_manifest]
+    ok = None if table is None or rows is None else select_ok(table)
+    per_sample = max(build["recipe"]["per_image"], 1)
     counting = threading.Lock()
 
-    def check(number: int) -> tuple[bool, list[str]]:
+    def check(number: int) -> _Found:
         shard = build["shards"][number]
-        members = None if manifest is None else _members(rows.get(shard["name"], []))
+        members = None
+        if ok is not None and rows is not None:
+            first, end = np.searchsorted(rows.numbers, [number, number + 1]).tolist()
+            members = _list_members(ok.slice(first * per_sample, (end - first) * per_sample))
         found = _check_shard(directory / shard["name"], shard, members, deep)
         with counting:
             progress(shard["samples"])
         return found
 
     results = run_in_threads(check, len(listed), workers or count_cpus())
-    for name, (_, found) in zip(listed, results, strict=True):
-        if found:
-            faults[name] = [f"{directory / name}: {fault}" for fault in found]
+    of_build = [f"{directory / BUILD}: {fault}" for found in results for fault in found.of_build]
+    if of_build:
+        faults[BUILD] = of_build
+    for name, result in zip(listed, results, strict=True):
+        if result.faults:
+            faults[name] = [f"{directory / name}: {fault}" for fault in result.faults]
     for path in sorted(directory.glob("*.tar")):
         if path.name not in listed:
-            faults[path.name] = [f"{path}: not in build.json, but tools that read *.tar read it; remove it"]
-    return Report(faults, [number for number, (damaged, _) in enumerate(results) if damaged])
+            faults[path.name] = [
+                f"{directory}/{printable(path.name)}: not in build.json, but tools that read *.tar read it; remove it"
+            ]
+    return Report(faults, [number for number, result in enumerate(results) if result.is_damaged])
 
 
-def _read_build(directory: Path) -> dict[str, Any]:
-    """build.json, with all in it that is asked of it here; UserError when something is missing or makes no sense."""
-    build = read_build(directory)
-    try:
-        wanted = [build["manifest_sha256"], *(shard[name] for shard in build["shards"] for name in ("name", "sha256"))]
-        numbers = [build["recipe"]["per_image"], *(build["counts"][name] for name in ("samples", "textures", "failed"))]
-        numbers += [shard[name] for shard in build["shards"] for name in ("bytes", "samples")]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{directory / BUILD}: damaged ({error!r}); copy it again or build again") from None
-    if not all(isinstance(text, str) for text in wanted) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise UserError(f"{directory / BUILD}: damaged (a value is of the wrong kind); copy it again or build again")
-    return build
+class _Found(NamedTuple):
+    """What was found in a shard: whether its bytes are not those of the build; its faults; those of build.json."""
+
+    is_damaged: bool
+    faults: list[str]
+    of_build: list[str]
 
 
-def _read_manifest(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]:
-    """The columns that are needed here, and the manifest's faults; None when it cannot be read."""
+def _read_table(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]:
+    """Return COLUMNS of the manifest, None if it cannot be read, and the faults of the file."""
     if not path.is_file():
-        return None, ["missing; build again into a new directory"]
+        return None, ["missing; copy it again, or build into a new directory"]
     faults = []
     try:
         if sha256_of(path) != sha256:
-            faults.append(CHECKSUM_FAULT)
-        if not pq.read_schema(path).equals(MANIFEST_SCHEMA):
-            return None, [*faults, "its columns are not those of a manifest; copy it again or build again"]
-        table = pq.read_table(path, columns=COLUMNS)
-        if faults:
-            table.validate(full=True)  # damage can leave strings that are none, and lists that end before they begin
+            faults.append(_CHECKSUM)
+        table = read_manifest(path, COLUMNS)
+        # `Shards.manifest` reads the other columns too; they are read here a part at a time, and not kept.
+        others = [name for name in pq.read_schema(path).names if name not in COLUMNS]
+        for group in range(pq.read_metadata(path).num_row_groups):
+            read_manifest(path, others, group)
         return table, faults
-    except (pa.ArrowException, OSError) as error:
-        return None, [*faults, f"cannot be read ({str(error).splitlines()[0]})"]
+    except DamagedError as error:
+        return None, [*faults, str(error)]
+    except OSError as error:
+        return None, [*faults, f"cannot be read ({reason_of(error)})"]
 
 
-def _compare_counts(ok: pa.Table, failed: int, build: dict[str, Any]) -> list[str]:
-    counted = {
-        "samples": pc.count_distinct(ok["key"]).as_py(),
-        "textures": ok.num_rows - ok["index"].null_count,
-        "failed": failed,
-    }
-    faults = [
-        f"{count} {name}, but build.json counts {build['counts'][name]}"
-        for name, count in counted.items()
-        if build["counts"][name] != count
-    ]
-    if (broken := _first_broken_sample(ok, build["recipe"]["per_image"])) is not None:
-        faults.append(f"the rows of {printable(broken.encode())} are not those of one sample, one after the other")
+def _find_bad_metas(rows: Rows) -> list[str]:
+    faults = []
+    for start in range(0, len(rows.keys), 4096):
+        for row, text in enumerate(rows.metas.slice(start, 4096).to_pylist(), start):
+            if parse_meta(text) is None:
+                faults.append(f"{printable(rows.keys[row])}: its meta is not a JSON object")
     return faults
 
 
-def _first_broken_sample(ok: pa.Table, textures: int) -> str | None:
-    """Key of the first sample whose rows are not adjacent, in the order of their index, and agreeing on the image."""
-    per_sample = max(textures, 1)
-    index = pc.fill_null(ok["index"], -1).to_numpy()
-    wrong = index != (np.arange(len(index)) % per_sample if textures else -1)
-    if per_sample > 1:
-        same = ["key", "shard", "label", "image_ext", "image_offset", "image_size"]
-        for column in (ok[name].combine_chunks() for name in same):
-            if len(column) > 1:
-                differs = ~pc.fill_null(pc.equal(column[1:], column[:-1]), False).to_numpy(zero_copy_only=False)
-                wrong[1:] |= differs & (np.arange(1, len(index)) % per_sample != 0)
-    if len(index) % per_sample:
-        wrong[-1] = True
-    return ok["key"][int(wrong.argmax())].as_py() or "" if wrong.any() else None
+def _list_members(rows: pa.Table) -> pa.Table:
+    """Return the members of a shard in the tar's order: name, offset, size and sha256; width and height; label.
 
-
-def _rows_by_shard(ok: pa.Table) -> dict[str, list[pa.Table]]:
-    """Shard name -> slices of the rows. One pass: a shard's rows are adjacent in any manifest of ours."""
-    names = pc.fill_null(ok["shard"], "").combine_chunks().dictionary_encode()
-    codes, texts = names.indices.to_numpy(), names.dictionary.to_pylist()
-    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
-    rows: dict[str, list[pa.Table]] = {}
-    for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
-        rows.setdefault(texts[codes[start]], []).append(ok.slice(start, end - start))
-    return rows
-
-
-def _members(slices: list[pa.Table]) -> pa.Table:
-    """What the manifest has of one shard, a row per member in the tar's order: name, place, and what is in it."""
-    rows = pa.concat_tables(slices).combine_chunks() if slices else MANIFEST_SCHEMA.empty_table().select(COLUMNS)
+    Width and height are null for other members than images, and the label for others than "cls".
+    """
+    rows = rows.combine_chunks()
     first = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
     textured = rows.filter(pc.is_valid(rows["index"]))
-    members = rows["members"].combine_chunks()
-    passed, parents = members.flatten(), rows.take(pc.list_parent_indices(members))
-    texture_ext = _joined("texture", pc.cast(textured["index"], pa.string())), textured["texture_ext"]
+    members = first["members"].combine_chunks()
+    members = members if isinstance(members, pa.Array) else pa.array([], first.schema.field("members").type)
+    passed, parents = members.flatten(), pc.list_parent_indices(members)
 
     def table(names: Any, about: pa.Table, prefix: str) -> pa.Table:
-        place = {column: about[f"{prefix}_{column}"] for column in PLACE}
+        place = {column: about[f"{prefix}_{column}"] for column in _PLACE}
         return pa.table({"name": names, **place, "width": about["width"], "height": about["height"]})
 
+    numbers = pc.cast(textured["index"], pa.string())
+    exts = passed.field("ext")
+    # Only what is needed is taken: whole rows would repeat the list of members once for each of them.
+    labels = pc.if_else(pc.equal(exts, "cls"), first["label"].combine_chunks().take(parents), None)
     tables = [
-        table(_joined(first["key"], ".", first["image_ext"]), first, "image"),
-        table(_joined(textured["key"], ".", texture_ext[0], ".", texture_ext[1]), textured, "texture"),
+        table(_join(first["key"], ".", first["image_ext"]), first, "image"),
+        table(_join(textured["key"], ".texture", numbers, ".", textured["texture_ext"]), textured, "texture"),
         pa.table(
             {
-                "name": _joined(parents["key"], ".", passed.field("ext")),
-                **{column: passed.field(column) for column in PLACE},
-                "label": parents["label"],
+                "name": _join(first["key"].combine_chunks().take(parents), ".", exts),
+                **{column: passed.field(column) for column in _PLACE},
+                "label": labels,
             }
         ),
     ]
     return pa.concat_tables(tables, promote_options="default").combine_chunks().sort_by("offset")
 
 
-def _joined(*parts: Any) -> Any:
-    return pc.binary_join_element_wise(*parts, "", null_handling="replace", null_replacement="")
+def _join(*parts: Any) -> Any:
+    return pc.binary_join_element_wise(*parts, "")
 
 
-def _check_shard(path: Path, shard: dict[str, Any], members: pa.Table | None, deep: bool) -> tuple[bool, list[str]]:
-    """(whether the bytes are other than those of the build, the faults)"""
+def _check_shard(path: Path, shard: dict[str, Any], members: pa.Table | None, deep: bool) -> _Found:
     if not path.is_file():
-        return True, ["missing"]
+        return _Found(True, ["missing"], [])
     try:
         with open(path, "rb", buffering=0) as f:
             return _check_open_shard(f, path.stat().st_size, shard, members, deep)
     except OSError as error:
-        return True, [f"cannot be read ({error.strerror})"]
+        return _Found(True, [f"cannot be read ({reason_of(error)})"], [])
 
 
-def _check_open_shard(
-    f: IO[bytes], length: int, shard: dict[str, Any], members: pa.Table | None, deep: bool
-) -> tuple[bool, list[str]]:
-    known = members if members is not None else _members([])
-    names = known["name"].cast(pa.binary()).to_pylist()
-    offsets, sizes = (pc.fill_null(known[column], -1).to_numpy() for column in ("offset", "size"))
-    sha256, as_expected = hash_and_compare(f, np.array(names or [b""], "S100")[: len(names)], offsets, sizes)
-    damaged = sha256 != shard["sha256"]
-    faults = [CHECKSUM_FAULT] if damaged else []
-    if damaged and length != shard["bytes"]:
+def _check_open_shard(f: IO[bytes], length: int, shard: dict[str, Any], members: pa.Table | None, deep: bool) -> _Found:
+    names: list[str] = [] if members is None else members["name"].to_pylist()
+    sizes = np.empty(0, np.int64) if members is None else members["size"].to_numpy()
+    sha256, is_expected = hash_and_compare(f, np.array([name.encode() for name in names], "S100"), sizes)
+    is_damaged = sha256 != shard["sha256"]
+    faults = [_CHECKSUM] if is_damaged else []
+    if length != shard["bytes"]:
+        faults = [_CHECKSUM if is_damaged else "its size differs from build.json"]
         faults[0] += f" ({length} bytes where {shard['bytes']} were written)"
     if members is None:
-        return damaged, faults
-    bad: dict[bytes, str] = {}  # a member is named once, by the first thing that is wrong with it
-    outside = (offsets < 0) | (sizes < 0) | (offsets > length) | (sizes > length - offsets)
-    for place in np.flatnonzero(outside).tolist():
-        bad[names[place]] = "the manifest places it outside the file"
-    inside = known.filter(pa.array(~outside)) if damaged or deep else known
-    if damaged:
-        bad |= _compare_contents(f, inside)
+        return _Found(is_damaged, faults, [])
+    bad: dict[str, str] = {}  # a member is named once, with the first fault
     of_tar: list[str] = []
-    if not as_expected:
-        expected = dict(zip(names, zip(offsets.tolist(), sizes.tolist(), strict=True), strict=True))
-        if len(expected) < len(names):
-            of_tar.append("the manifest has two members of one name")
-        for member, fault in walk(f, length, expected):
-            if member is None:
-                of_tar.append(fault)
-            elif member in expected:
+    if is_damaged:
+        written = hashlib.sha256()
+        bad |= dict(_check_members(f, members, deep, written))
+        if is_expected and not bad and written.hexdigest() == sha256:
+            wrong = f"the sha256 of {shard['name']} is wrong: every byte of that shard is as the manifest says"
+            return _Found(False, [], [f"{wrong}; copy {BUILD} again"])
+    elif deep:
+        bad |= dict(_check_members(f, members, deep, None))
+    if not is_expected:
+        places = zip(members["offset"].to_pylist(), members["size"].to_pylist(), strict=True)
+        expected = dict(zip(names, places, strict=True))
+        for member, fault in find_faults(f, length, expected):
+            if member in expected:
                 bad.setdefault(member, fault)
             else:
-                of_tar.append(f"{printable(member)}: {fault}")
-    if deep:
-        for name, fault in _decode(f, inside):
-            bad.setdefault(name, fault)
-    if damaged and not bad and not of_tar:
-        faults[0] += "; no member is, only what lies between them"
-    in_order = [f"{printable(name)}: {bad[name]}" for name in dict.fromkeys(names) if name in bad]
-    return damaged, faults + of_tar + in_order
+                of_tar.append(describe(member, fault))
+    if is_damaged and not bad and not of_tar:
+        faults[0] += "; all members are right, and the damage is between them"
+    return _Found(is_damaged, faults + of_tar + [describe(name, bad[name]) for name in names if name in bad], [])
 
 
-def _compare_contents(f: IO[bytes], members: pa.Table) -> dict[bytes, str]:
-    bad = {}
-    for member in _each(members):
-        digest = hashlib.sha256()
-        f.seek(member["offset"])
-        left = member["size"]
-        while left > 0 and (data := f.read(min(left, CHUNK))):
-            digest.update(data)
-            left -= len(data)
-        if digest.digest() != member["sha256"]:
-            bad[member["name"]] = "its bytes are not those that were written"
-    return bad
+def _check_members(f: IO[bytes], members: pa.Table, deep: bool, written: Any) -> Iterator[tuple[str, str]]:
+    """Yield (member, fault) for each member whose bytes are wrong; with `deep` decode images and compare labels too.
+
+    `written` : a hash that gets the bytes of the tar as it was written, with the members' present data.
+    """
+    end = 0
+    for batch in members.to_batches(max_chunksize=4096):
+        for member in batch.to_pylist():
+            name, size = member["name"], member["size"]
+            is_read = deep and (member["width"] is not None or member["label"] is not None)
+            digest, parts, left = hashlib.sha256(), [], size
+            if written is not None:
+                written.update(make_header(name, size))
+            f.seek(member["offset"])
+            while left > 0 and (data := f.read(min(left, CHUNK))):
+                digest.update(data)
+                if written is not None:
+                    written.update(data)
+                if is_read:
+                    parts.append(data)
+                left -= len(data)
+            if written is not None:
+                written.update(bytes(-size % BLOCK))
+            end = member["offset"] + size + -size % BLOCK
+            if digest.digest() != member["sha256"]:
+                yield name, "its bytes differ from those that were written"
+            elif is_read and (fault := _decode(b"".join(parts), member)):
+                yield name, fault
+    if written is not None:
+        written.update(bytes(end_of_tar(end) - end))
 
 
-def _decode(f: IO[bytes], members: pa.Table) -> Iterator[tuple[bytes, str]]:
-    for member in _each(members):
-        name, label, size = member["name"], member["label"], member["size"]
-        if member["width"] is None and not name.endswith(b".cls"):
-            continue  # passed through: nobody here knows what it is
-        if size > LARGEST_IMAGE:
-            yield name, f"{size} bytes, too large for an image"
-            continue
-        f.seek(member["offset"])
-        data = f.read(size)
-        if member["width"] is None:
-            if data != str(label).encode():
-                yield name, f"it says {printable(data[:20])}, the manifest {label}"
-            continue
-        try:
-            height, width = decode_image(data).shape[:2]
-        except UserError as error:
-            yield name, str(error)
-            continue
-        if (width, height) != (member["width"], member["height"]):
-            yield name, f"{width}x{height} pixels, the manifest says {member['width']}x{member['height']}"
-
-
-def _each(members: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows as dicts, with the name as bytes; a part at a time."""
-    binary = members.set_column(0, "name", members["name"].cast(pa.binary()))
-    for batch in binary.to_batches(max_chunksize=4096):
-        yield from batch.to_pylist()
+def _decode(data: bytes, member: dict[str, Any]) -> str | None:
+    """Return what is wrong with the content of an image, a texture or a label."""
+    if member["width"] is None:
+        label = member["label"]
+        return None if data == str(label).encode() else f"it says {printable(data[:20])}, the manifest {label}"
+    try:
+        height, width = decode_member(data).shape[:2]
+    except UserError as error:
+        return str(error)
+    if (width, height) == (member["width"], member["height"]):
+        return None
+    return f"{width}x{height} pixels, the manifest says {member['width']}x{member['height']}"

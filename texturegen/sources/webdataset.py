@@ -1,7 +1,7 @@
-"""Existing WebDataset tars (github.com/webdataset/webdataset), so that textures can be added to a data set in shards.
+"""Existing WebDataset tars (github.com/webdataset/webdataset), to add textures to a data set that is in shards already.
 
-A sample is the adjacent members KEY.EXT of a tar. Their headers are read once, when the source is opened, into a table
-of places; after that any sample is one read of its own bytes, from a local file or by a range request.
+A sample is the adjacent members KEY.EXT of a tar. The headers are read once, when the source is opened, into a table of
+places; after that a sample is one read of its own bytes, from a local file or by a range request.
 """
 
 import re
@@ -15,30 +15,39 @@ from typing import Any
 
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.sources.base import Item, Source
-from texturegen.sources.folder import patiently, printable
-from texturegen.sources.patterns import THREADS, File, buffered, find_files, is_url, open_reader
-from texturegen.sources.tar_index import NOT_FOLLOWED, TarIndex, index_tar, show
+from texturegen.sources.files import retry
+from texturegen.sources.patterns import MAX_REQUESTS, File, buffered, find_files
+from texturegen.sources.tar_index import NOT_FOLLOWED, TarIndex, index_tar
 from texturegen.storage.image import decode_image, original_extension
+from texturegen.storage.names import key_pattern, printable, to_text
+from texturegen.storage.ranges import is_url, open_reader
 
 IMAGES = ("png", "jpg", "jpeg", "webp")
-KEY = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
-LABEL = re.compile(rb"\s*(-1|[0-9]{1,9})\s*")
+KEY = key_pattern(100)
 MAX_SAMPLE = 2**29  # bytes of a sample, which is held in memory
-# Read at once while indexing. A remote store takes as long to answer as to send 4 MB; a disk reads by pages.
+# Bytes per read while indexing. A remote store takes as long to answer as to send 4 MB; a disk reads pages.
 REMOTE_CHUNK, LOCAL_CHUNK = 2**22, 2**13
+_LABEL = re.compile(rb"\s*(-1|[0-9]{1,9})\s*")
 
 
 class WebDataset(Source):
-    """The samples of the tars under `root`, in the order of the tars and of the samples in them, under their own keys.
+    """The samples of WebDataset tars, in the order of the tars and of the samples in them, under their own keys.
 
-    The label is the number in KEY.cls, or -1; all other members go with the image, untouched, as `Item.members`. Of a
-    member's extension the case is not kept, as WebDataset's readers do not. A sample whose key could be a path to
-    somewhere (`..`, a leading "/") or is no plain text gives an ImageError, and so does one whose members are links.
-    `ignored` lists the members that belong to no sample.
+    The label is the number in KEY.cls, or -1 without one. All other members go with the image unchanged, as
+    `Item.members`; extensions become lower case, as in WebDataset's readers. A sample raises ImageError if its key
+    could be a path (`..`, a leading "/") or is not plain ASCII, or if one of its members is a link.
 
+    Parameters
+    ----------
     root : a folder of *.tar, one tar, or a pattern or URL of some: DIR/{000..003}.tar, s3://bucket/train-*.tar.
-    image : extension of the member that is the image; None is the first of png, jpg, jpeg, webp there is.
-    classes : a text file of class names, one a line, in the order of the labels, or a list of them.
+    split : None; the tars are one split.
+    size : side of the images in pixels; None keeps theirs.
+    image : extension of the member that is the image; None is the first of png, jpg, jpeg, webp that a sample has.
+    classes : a text file of class names, one per line, in the order of the labels, or a list of them.
+
+    Attributes
+    ----------
+    ignored : the members that belong to no sample, as "TAR: NAME".
     """
 
     name = "webdataset"
@@ -54,13 +63,15 @@ class WebDataset(Source):
         self.split, self.size, self.one_size = split, size, size is not None
         self._images = IMAGES if image is None else (image.lower().removeprefix("."),)
         if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", self._images[0]) or self._images[0] == "cls":
-            raise UserError(f"'{image}' cannot be the extension of an image; say for example image=left.png")
+            raise UserError(f"'{image}' cannot be the extension of an image; use for example image=left.png")
         self.classes = [] if classes is None else _read_names(classes)
         self._files = find_files(root, ".tar")
         self._tars = _index(tuple(self._files))
         self._ends = list(accumulate(len(tar.keys) for tar in self._tars))
         if not len(self):
-            raise UserError(f"{root}: there are no samples in the {len(self._files)} tar(s)")
+            raise UserError(
+                f"{root}: there are no samples (members KEY.EXT) in the {len(self._files)} tar(s)"
+            )
         self.ignored = [
             f"{_tar_name(file)}: {name}"
             for file, tar in zip(self._files, self._tars, strict=True)
@@ -82,14 +93,12 @@ class WebDataset(Source):
             return ImageError(_safe(key), f"{_tar_name(file)}: {reason}")
 
         if not KEY.fullmatch(key):
-            raise refuse(f"the key {show(key)} is not safe; keys are of letters, digits, _, - and / between them")
+            raise refuse(f"the key {printable(key)} is not safe; use letters, digits, _ and -, with / between them")
         members = _read_members(file, tar, row, refuse)
         chosen = next((ext for ext in self._images if ext in members), None)
         if chosen is None:
-            there = ", ".join(map(show, members))
-            raise refuse(
-                f"no member {' or '.join(self._images)} is there; of {there}, choose with the option image=EXT"
-            )
+            there = ", ".join(map(printable, members))
+            raise refuse(f"has no member {' or '.join(self._images)}; choose among {there} with the option image=EXT")
         data = members.pop(chosen)
         label = self._read_label(members.pop("cls", b"-1"), refuse)
         try:
@@ -101,9 +110,9 @@ class WebDataset(Source):
         return Item(key, image, label, original, extension or "png", {"tar": _tar_name(file)}, members)
 
     def _read_label(self, text: bytes, refuse: Callable[[str], ImageError]) -> int:
-        match = LABEL.fullmatch(text)
+        match = _LABEL.fullmatch(text)
         if not match:
-            raise refuse(f"cls holds {ascii(text[:40])[1:]}, not the number of a class")
+            raise refuse(f"cls holds {ascii(text[:40])[1:]}, which is not a class number")
         label = int(match[1])
         if self.classes and label >= len(self.classes):
             raise refuse(f"cls is {label}, but there are {len(self.classes)} class names")
@@ -119,21 +128,23 @@ class WebDataset(Source):
         return [self.name, list(self._images), self.classes, tars]
 
 
-@lru_cache(maxsize=2)  # per process: each shard that a worker builds opens the source anew
+@lru_cache(maxsize=2)  # per process, because a worker opens the source again for each shard
 def _index(files: tuple[File, ...]) -> tuple[TarIndex, ...]:
-    """Index all tars; UserError for one that is damaged, and for a key that two of them have."""
+    """Index all tars; UserError if one is damaged, or two have the same key."""
     if any(is_url(file.path) for file in files):
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(MAX_REQUESTS) as pool:
             tars = tuple(pool.map(_index_one, files))
     else:
         tars = tuple(map(_index_one, files))
     seen: set[str] = set()
     for number, tar in enumerate(tars):
-        twice = seen.intersection(tar.keys)
-        if twice:
-            key = min(twice)
+        repeated = seen.intersection(tar.keys)
+        if repeated:
+            key = min(repeated)
             first = next(file for file, other in zip(files, tars[:number], strict=False) if key in other.keys)
-            raise UserError(f"the key {show(key)} is in {first.path} and in {files[number].path}; keys must be unique")
+            raise UserError(
+                f"the key {printable(key)} is in {first.path} and {files[number].path}; keys must be unique"
+            )
         seen.update(tar.keys)
     return tars
 
@@ -141,29 +152,29 @@ def _index(files: tuple[File, ...]) -> tuple[TarIndex, ...]:
 def _index_one(file: File) -> TarIndex:
     read = buffered(open_reader(file.path), file.size, REMOTE_CHUNK if is_url(file.path) else LOCAL_CHUNK)
     try:
-        return index_tar(printable(file.path), read, file.size)
+        return index_tar(to_text(file.path), read, file.size)
     except OSError as error:
-        raise UserError(f"{printable(file.path)} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{to_text(file.path)} cannot be read: {error.strerror or error}") from error
 
 
 def _read_members(file: File, tar: TarIndex, row: int, refuse: Callable[[str], ImageError]) -> dict[str, bytes]:
-    """Extension -> bytes of all members of a sample, by one read where they lie together, as they should."""
+    """Return extension -> bytes of all members of a sample, by one read if they lie together."""
     rows = range(tar.first[row], tar.first[row + 1])
     for i in rows:
         if tar.offsets[i] == NOT_FOLLOWED:
-            raise refuse(f"the member {show(tar.exts[i])} is a link, a device or the like, which is never followed")
+            raise refuse(f"the member {printable(tar.exts[i])} is a link, a device or a pipe, which are not followed")
     if sum(tar.sizes[i] for i in rows) > MAX_SAMPLE:
-        raise refuse(f"the sample has more than the limit of {MAX_SAMPLE // 2**20} MB")
+        raise refuse(f"the sample exceeds the limit of {MAX_SAMPLE // 2**20} MB")
     read = open_reader(file.path)
     start, end = tar.offsets[rows[0]], tar.offsets[rows[-1]] + tar.sizes[rows[-1]]
     if end - start <= MAX_SAMPLE:
         read = buffered(read, file.size, end - start)
     try:
-        members = patiently(lambda: {tar.exts[i]: read(tar.offsets[i], tar.offsets[i] + tar.sizes[i]) for i in rows})
+        members = retry(lambda: {tar.exts[i]: read(tar.offsets[i], tar.offsets[i] + tar.sizes[i]) for i in rows})
     except OSError as error:
-        raise SourceLost(f"{printable(file.path)} cannot be read any more: {error.strerror or error}") from error
+        raise SourceLost(f"{to_text(file.path)} can no longer be read: {error.strerror or error}") from error
     if any(len(members[tar.exts[i]]) != tar.sizes[i] for i in rows):
-        raise refuse("the tar has become shorter since it was indexed")
+        raise refuse("the tar is shorter than when it was indexed")
     return members
 
 
@@ -176,21 +187,23 @@ def _read_names(classes: str | Path | Sequence[str]) -> list[str]:
     except OSError as error:
         raise UserError(f"the class names {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise UserError(f"the class names {path} are not a text file") from None
+        raise UserError(f"the class names {path} are not UTF-8 text; save the file as UTF-8") from None
     while names and not names[-1]:
         names.pop()
     for number, name in enumerate(names, 1):
         if not name:
-            raise UserError(f"{path}, line {number}: is empty; write one class name a line, in the order of the labels")
+            raise UserError(
+                f"{path}, line {number}: is empty; write one class name per line, in label order"
+            )
     if not names:
-        raise UserError(f"the class names {path} are empty; write one a line, in the order of the labels")
+        raise UserError(f"the class names {path} are empty; write one per line, in the order of the labels")
     return names
 
 
 def _tar_name(file: File) -> str:
-    return printable(re.split(r"[/\\]", file.path)[-1])
+    return to_text(re.split(r"[/\\]", file.path)[-1])
 
 
 def _safe(key: str) -> str:
-    """The key itself where it is safe; else a text that shows it and cannot pass for one."""
-    return key if KEY.fullmatch(key) else f"'{show(key)}'"
+    """Return a safe key as it is, and any other quoted and escaped, which no key can look like."""
+    return key if KEY.fullmatch(key) else f"'{printable(key)}'"

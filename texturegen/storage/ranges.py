@@ -1,70 +1,173 @@
-"""The bytes of shards: maps of local files, and ranges of remote ones by fsspec. Both only ever read."""
+"""Ranges of bytes of local files and of remote ones (fsspec), behind the same interfaces. Nothing here writes.
 
-import mmap
+Local files are read by pread, not mapped: if a mapped file gets shorter, SIGBUS ends the process, while a read that
+comes back short is an error that names the file. Reading costs the same either way (benchmarks/shards.py).
+"""
+
 import os
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
+from texturegen.errors import DamagedError, MissingError, UserError
 
-from texturegen.errors import UserError
-
-BLOCK = 4 << 20  # bytes that iteration over a remote directory asks for at once
-AHEAD = 3  # blocks on their way at once
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 DRIVERS |= {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
 
+Read = Callable[[int, int], bytes]  # (start, end) -> the bytes there; fewer at the end of the file
 
-class Maps:
-    """Local shards, each mapped when it is first read.
 
-    A map keeps a file handle, so there are only so many at once. One that has to go is not closed but forgotten:
-    another thread may be reading from it, and the last reference closes it.
+class Ranges(Protocol):
+    """Files by number, read by ranges. Any number of threads may read."""
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` of file `number`; DamagedError if the file has fewer."""
+
+
+class Directory(Protocol):
+    """The files of a folder or URL."""
+
+    def locate(self, name: str) -> str:
+        """Return the path or URL of the file `name`."""
+
+    def fetch(self, name: str, start: int | None = None, end: int | None = None) -> bytes | None:
+        """Return the bytes `start` to `end` of a file, or all; None if there is no such file.
+
+        Raises UserError if the file cannot be read, and DamagedError if it ends before `end`.
+        """
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Return the size of each file in bytes, None for one that is missing."""
+
+    def exists(self, name: str) -> bool:
+        """Return True if there is a file or folder of that name."""
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def open_directory(directory: str | Path) -> "Local | Remote":
+    """Return the `Directory` at a path or URL; MissingError if the URL's driver is not installed."""
+    if isinstance(directory, str) and is_url(directory):
+        return Remote(directory.rstrip("/"))
+    return Local(Path(directory))
+
+
+def open_reader(path: str) -> Read:
+    """Return read(start, end) of a local file or URL; it raises OSError if the file cannot be read.
+
+    A local file is opened for each range: a thousand tars do not use up the file handles.
     """
+    if not is_url(path):
+        return lambda start, end: _read_once(path, start, end)
+    fs, inner = find_filesystem(path)
 
-    def __init__(self, files: list[str], sizes: list[int], at_most: int | None = None) -> None:
-        self.files, self.sizes, self.at_most = files, sizes, at_most
-        self._maps: list[Any] = [None] * len(files)
+    def read(start: int, end: int) -> bytes:
+        try:
+            return bytes(fs.cat_file(inner, start=start, end=end))
+        except Exception as error:  # each driver raises its own
+            raise OSError(f"{path} cannot be read: {reason_of(error)}") from error
+
+    return read
+
+
+def find_filesystem(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL and the path in it; MissingError if its driver is not installed."""
+    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        protocol = url.split("://")[0].split("::")[-1]
+        remedy = f"pip install {DRIVERS[protocol]}" if protocol in DRIVERS else "fsspec has no driver for it"
+        raise MissingError(f"{url}: cannot read {protocol}:// URLs: {remedy} ({reason_of(error)})") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Return in one line why a file could not be read."""
+    if isinstance(error, FileNotFoundError) and not error.strerror:  # as fsspec raises it: only the path
+        return f"there is no {error}"
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+
+
+class Local:
+    """A folder on a disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def locate(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def fetch(self, name: str, start: int | None = None, end: int | None = None) -> bytes | None:
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            data = path.read_bytes() if end is None else _read_once(str(path), start or 0, end)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({reason_of(error)})") from None
+        if end is not None and len(data) != end - (start or 0):
+            raise _too_short(str(path), (start or 0) + len(data), end)
+        return data
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        return [path.stat().st_size if path.is_file() else None for path in (self.path / name for name in names)]
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+
+class LocalFiles:
+    """Local files of known sizes, each opened when it is first read, and at most `max_open` at once."""
+
+    def __init__(self, files: list[str], sizes: list[int], max_open: int | None = None) -> None:
+        self.files, self.sizes, self.max_open = files, sizes, max_open
+        self._handles: list[_Handle | None] = [None] * len(files)
         self._opened: deque[int] = deque()
         self._opening = threading.Lock()
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        data = self._maps[number]
-        if data is None:
-            data = self._open(number)
-        return data[offset : offset + size]
-
-    def _open(self, number: int) -> Any:
-        with self._opening:
-            data = self._maps[number]
-            if data is not None:
-                return data
-            while len(self._opened) >= (self.at_most or _handles() // 4):
-                self._maps[self._opened.popleft()] = None
-            data = self._map(self.files[number], self.sizes[number])
-            self._maps[number] = data
-            self._opened.append(number)
-            return data
-
-    @staticmethod
-    def _map(file: str, size: int) -> Any:
+        handle = self._handles[number] or self._open(number)
         try:
-            with open(file, "rb") as f:
-                if os.fstat(f.fileno()).st_size != size:
-                    raise UserError(f"{file}: {os.fstat(f.fileno()).st_size} bytes where {size} were written")
-                return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            data = _pread(handle.descriptor, size, offset)
+            # The system gives at most 2 GB at once.
+            while len(data) < size and (more := _pread(handle.descriptor, size - len(data), offset + len(data))):
+                data += more
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{self.files[number]}: cannot be read ({reason_of(error)})") from None
+        if len(data) != size:
+            raise _too_short(self.files[number], offset + len(data), offset + size)
+        return data
+
+    def _open(self, number: int) -> "_Handle":
+        with self._opening:
+            handle = self._handles[number]
+            if handle is not None:
+                return handle
+            while len(self._opened) >= (self.max_open or _max_handles() // 4):
+                # Dropped, not closed: another thread may be reading, and the last reference closes it.
+                self._handles[self._opened.popleft()] = None
+            try:
+                handle = _Handle(self.files[number])
+                found = os.fstat(handle.descriptor).st_size
+            except OSError as error:
+                raise UserError(f"{self.files[number]}: cannot be read ({reason_of(error)})") from None
+            if found != self.sizes[number]:
+                raise DamagedError(f"{self.files[number]}: {found} bytes where {self.sizes[number]} were written")
+            self._handles[number] = handle
+            self._opened.append(number)
+            return handle
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Maps, (self.files, self.sizes, self.at_most)  # a map does not travel; each process makes its own
+        return LocalFiles, (self.files, self.sizes, self.max_open)  # each process opens its own handles
 
 
 class Chunk:
-    """The bytes of one sample, `start` being the place of the first in the shard."""
+    """One range of a file, in memory; `start` is its place in the file."""
 
     __slots__ = ("data", "start")
 
@@ -83,48 +186,24 @@ class Remote:
         self.url = url
         self._connect()
 
-    def fetch(self, name: str, start: int | None = None, end: int | None = None) -> bytes | None:
-        """The bytes `start` to `end` of the file `name`, or all; None when there is no such file.
+    def locate(self, name: str) -> str:
+        return f"{self.url}/{name}"
 
-        Raises UserError for everything else that goes wrong, the range being short included.
-        """
+    def fetch(self, name: str, start: int | None = None, end: int | None = None) -> bytes | None:
         try:
             data: bytes = self._files().cat_file(f"{self._root}/{name}", start=start, end=end)
         except FileNotFoundError:
             return None
         except Exception as error:  # each driver raises its own
-            raise UserError(f"{self.url}/{name}: cannot be read ({_reason(error)})") from None
+            raise UserError(f"{self.locate(name)}: cannot be read ({reason_of(error)})") from None
         if start is not None and end is not None and len(data) != end - start:
-            raise UserError(f"{self.url}/{name}: ends at byte {start + len(data)}, the manifest goes to {end}")
+            raise _too_short(self.locate(name), start + len(data), end)
         return data
 
-    def sample(self, name: str, start: int, end: int) -> Chunk:
-        data = self.fetch(name, start, end)
-        if data is None:
-            raise UserError(f"{self.url}/{name}: missing")
-        return Chunk(data, start)
-
-    def samples(self, names: list[str], numbers: np.ndarray, ranges: np.ndarray) -> Iterator[Chunk]:
-        """The bytes of every sample in order, fetched in blocks some of which are under way ahead of the consumer."""
-        pool = ThreadPoolExecutor(AHEAD)
-        ahead: deque[tuple[list[tuple[int, int]], Future[Chunk]]] = deque()
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
         try:
-            for number, places in _blocks(numbers, ranges):
-                start, end = places[0][0], places[-1][1]
-                ahead.append((places, pool.submit(self.sample, names[number], start, end)))
-                if len(ahead) == AHEAD:
-                    yield from _parts(*ahead.popleft())
-            while ahead:
-                yield from _parts(*ahead.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def sizes(self, names: list[str]) -> list[int | None]:
-        """Bytes of each file; None where it is missing."""
-        try:
-            found = {
-                about["name"].rsplit("/", 1)[-1]: about["size"] for about in self._files().ls(self._root, detail=True)
-            }
+            listed = self._files().ls(self._root, detail=True)
+            found = {about["name"].rsplit("/", 1)[-1]: about["size"] for about in listed}
         except Exception:  # some web servers list nothing
             found = {}
         return [found[name] if isinstance(found.get(name), int) else self._size(name) for name in names]
@@ -134,95 +213,52 @@ class Remote:
 
     def _size(self, name: str) -> int | None:
         try:
-            return int(self._files().size(f"{self._root}/{name}"))
+            size = self._files().size(f"{self._root}/{name}")
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise UserError(f"{self.url}/{name}: cannot be read ({_reason(error)})") from None
+            raise UserError(f"{self.locate(name)}: cannot be read ({reason_of(error)})") from None
+        if not isinstance(size, int):
+            raise UserError(f"{self.locate(name)}: the server does not tell its size; copy the directory to a disk")
+        return size
 
     def _files(self) -> Any:
-        if os.getpid() != self._process:  # the drivers' own threads do not live on in a forked process
+        if os.getpid() != self._process:  # the drivers' threads do not survive a fork
             self._connect()
         return self._filesystem
 
     def _connect(self) -> None:
-        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
-        try:
-            self._filesystem, root = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            protocol = self.url.split("://")[0].split("::")[-1]
-            hint = f"pip install {DRIVERS[protocol]}" if protocol in DRIVERS else "no driver of fsspec reads it"
-            raise UserError(f"{self.url}: {protocol}:// cannot be read here: {hint} ({_reason(error)})") from None
+        self._filesystem, root = find_filesystem(self.url)
         self._root, self._process = root.rstrip("/"), os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Remote, (self.url,)
 
 
-class Blocks:
-    """A remote directory read in blocks; those used last are kept, for places that are near each other in time.
+class _Handle:
+    """An open file, closed with the last reference to it."""
 
-    Any number of threads may read; a block that several want is fetched once.
-    """
+    __slots__ = ("descriptor",)
 
-    def __init__(self, remote: Remote, at_most: int) -> None:
-        self.remote, self.at_most = remote, max(at_most // BLOCK, 2)
-        self._kept: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
 
-    def sample(self, name: str, start: int, end: int, size: int) -> Chunk:
-        """The bytes `start` to `end` of a file of `size` bytes. Raises what `Remote.fetch` raises."""
-        first = start // BLOCK
-        data = b"".join(self._block(name, number, size) for number in range(first, -(-end // BLOCK)))
-        return Chunk(data[start - first * BLOCK : end - first * BLOCK], start)
-
-    def _block(self, name: str, number: int, size: int) -> bytes:
-        key = (name, number)
-        with self._lock:
-            block = self._kept.pop(key, None)
-            missing = block is None
-            if block is None:
-                block = Future()
-            self._kept[key] = block  # at the end: used last
-            while len(self._kept) > self.at_most:
-                self._kept.popitem(last=False)
-        if missing:
-            try:
-                block.set_result(self.remote.sample(name, number * BLOCK, min((number + 1) * BLOCK, size)).data)
-            except BaseException as error:
-                with self._lock:
-                    self._kept.pop(key, None)  # to be tried again
-                block.set_exception(error)
-        return block.result()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Blocks, (self.remote, self.at_most * BLOCK)
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
-def _blocks(numbers: np.ndarray, ranges: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Runs of samples that follow each other in one shard and have BLOCK bytes at most: its number, their ranges."""
-    places: list[tuple[int, int]] = []
-    shard = -1
-    for at in range(0, len(numbers), 4096):  # a million ranges as Python numbers would take 200 MB
-        for number, (start, end) in zip(numbers[at : at + 4096].tolist(), ranges[at : at + 4096].tolist(), strict=True):
-            if places and (number != shard or start < places[-1][1] or end - places[0][0] > BLOCK):
-                yield shard, places
-                places = []
-            shard = number
-            places.append((start, end))
-    if places:
-        yield shard, places
+def _read_once(path: str, start: int, end: int) -> bytes:
+    handle = _Handle(path)  # a name of its own: it is closed with its last reference
+    return _pread(handle.descriptor, end - start, start)
 
 
-def _parts(places: list[tuple[int, int]], block: Future[Chunk]) -> Iterator[Chunk]:
-    whole = block.result()
-    for start, end in places:  # copies: a sample that is kept does not keep its block
-        yield Chunk(whole.read(0, start, end - start), start)
+def _too_short(file: str, size: int, end: int) -> DamagedError:
+    return DamagedError(f"{file}: ends at byte {size}, and bytes up to {end} were asked for; copy it again")
 
 
-def _handles() -> int:
-    """Files this process may have open."""
+def _max_handles() -> int:
+    """Return how many files this process may have open."""
     try:
         import resource
     except ImportError:  # Windows
@@ -231,5 +267,11 @@ def _handles() -> int:
     return 4096 if soft == resource.RLIM_INFINITY else max(min(soft, 4096), 64)
 
 
-def _reason(error: Exception) -> str:
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+def _seek_and_read(descriptor: int, size: int, offset: int) -> bytes:
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+_SEEKING = threading.Lock()
+_pread = getattr(os, "pread", _seek_and_read)  # Windows has no pread

@@ -1,0 +1,120 @@
+"""build.json: read it, and check everything in it that can be checked without the manifest."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from texturegen.errors import DamagedError, MissingError, UserError
+from texturegen.shards.layout import BUILD, FORMAT, PARTS, shard_name
+from texturegen.storage.names import printable
+from texturegen.storage.ranges import Directory, open_directory
+
+COUNTS = ("samples", "textures", "failed")
+_MAX_COUNT = 1 << 62
+_MAX_TEXTURES = 1 << 31  # per image; `index` is int32
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def read_build(directory: str | Path) -> dict[str, Any]:
+    """Return the content of build.json of a directory or URL.
+
+    Raises
+    ------
+    MissingError : there is no build.json, so the build is not finished or there is none.
+    DamagedError : the file is not JSON, lacks a value, or its values contradict each other.
+    UserError : it has another format, or cannot be read.
+    """
+    return load_build(open_directory(directory))
+
+
+def load_build(files: Directory) -> dict[str, Any]:
+    """Return the content of build.json of an open directory. Raises what `read_build` raises."""
+    data = files.fetch(BUILD)
+    if data is not None:
+        return _parse(data, files.locate(BUILD))
+    place = files.locate("").rstrip("/")
+    if files.exists(PARTS):
+        raise MissingError(f"{place}: this build is not finished; run the same `texturegen build` again")
+    raise MissingError(f"{place}: no shards here ({BUILD} is missing); make some with `texturegen build`")
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raise MissingError if a shard is missing, DamagedError if it does not have `size` bytes."""
+    compare_size(str(path), path.stat().st_size if path.is_file() else None, size)
+
+
+def compare_size(file: str, found: int | None, size: int) -> None:
+    """Do the same for a shard whose size, None if it is missing, is known."""
+    if found is None:
+        raise MissingError(
+            f"{file}: missing; `texturegen repair` makes it again from the data set, or copy it from elsewhere"
+        )
+    if found != size:
+        raise DamagedError(
+            f"{file}: {found} bytes where {size} were written; "
+            "`texturegen repair` makes it again from the data set (`texturegen verify` lists all damage)"
+        )
+
+
+def _parse(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        build = json.loads(data)
+    except (ValueError, RecursionError):
+        build = None
+    if not isinstance(build, dict):
+        raise DamagedError(f"{name}: damaged (not a JSON object); copy it again, or build into a new directory")
+    number = build.get("format")
+    if type(number) is int and number > FORMAT:
+        raise UserError(f"{name}: format {number} is newer than this version reads ({FORMAT}); upgrade texturegen")
+    if type(number) is int and number < FORMAT:
+        raise UserError(f"{name}: format {number} was written by an earlier version; build again")
+    try:
+        fault = _find_fault(build)
+    except (KeyError, TypeError) as error:
+        fault = f"no {error.args[0]}" if isinstance(error, KeyError) else "a list or an object is missing"
+    if fault:
+        raise DamagedError(f"{name}: damaged ({fault}); copy it again, or build into a new directory")
+    return build
+
+
+def _find_fault(build: dict[str, Any]) -> str | None:
+    """Return what is wrong with the values; KeyError or TypeError for one that is missing or inside another type."""
+    if type(build["format"]) is not int:
+        return "format is not a number"
+    textures, classes, shards = build["recipe"]["per_image"], build["source"]["classes"], build["shards"]
+    if not _is_count(textures) or textures >= _MAX_TEXTURES:
+        return "recipe.per_image is not a count"
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "source.classes is not a list of names"
+    if not _is_sha256(build["manifest_sha256"]):
+        return "manifest_sha256 is not a SHA-256"
+    if not isinstance(shards, list):
+        return "shards is not a list"
+    for number, shard in enumerate(shards):
+        if shard["name"] != shard_name(number):
+            return f"shard {number} is named {printable(str(shard['name']))}, not {shard_name(number)}"
+        if not _is_sha256(shard["sha256"]):
+            return f"the sha256 of {shard['name']} is not a SHA-256"
+        if not all(_is_count(shard[count]) for count in ("bytes", *COUNTS)):
+            return f"a count or the bytes of {shard['name']} is not a count"
+    for count in COUNTS:
+        total = build["counts"][count]
+        if not _is_count(total):
+            return f"counts.{count} is not a count"
+        if total != (found := sum(shard[count] for shard in shards)):
+            return f"counts.{count} is {total}, but the shards add up to {found}"
+    if build["counts"]["textures"] != build["counts"]["samples"] * textures:
+        return f"counts.textures is not counts.samples times {textures}"
+    items = build["source"].get("items")
+    if items is not None and items != build["counts"]["samples"] + build["counts"]["failed"]:
+        return f"source.items is {printable(str(items))}, but counts has another number of images"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MAX_COUNT
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
