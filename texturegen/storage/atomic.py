@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that appear whole or not at all."""
 
 import contextlib
 import errno
@@ -10,14 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-# A file system without hard links (exFAT, mounts of object stores) says one of these.
+from texturegen.errors import DamagedError
+
+# What os.link raises on file systems without hard links (exFAT, mounted object stores).
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], object]) -> None:
-    """Write bytes, text, or whatever `content(file)` writes, under a temporary name; fsync; rename to `path`.
+    """Write a file under a temporary name, fsync it and rename it to `path`.
 
-    OSError (a full disk, say) leaves what was at `path` before, and no temporary file.
+    Parameters
+    ----------
+    path : Path
+        The file to write; its directory must exist.
+    content : bytes, str or callable
+        The bytes, a text (UTF-8), or a function that writes to the binary file it is called with.
+
+    Raises
+    ------
+    OSError
+        For instance a full disk. The previous file at `path` is unchanged and the temporary file is removed.
     """
     temporary = temporary_name(path)
     try:
@@ -31,14 +43,14 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say where
+        error.filename = error.filename or str(path)  # ENOSPC carries no file name
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_once(path: Path, content: str) -> bool:
-    """As `write_atomically`, but False, and nothing written, where another process had been quicker."""
+    """Write a file atomically unless it exists; return False if another process wrote it first."""
     temporary = temporary_name(path)
     try:
         write_atomically(temporary, content)
@@ -60,30 +72,50 @@ def write_once(path: Path, content: str) -> bool:
 
 
 def sync_directory(path: Path) -> None:
-    """Make what was renamed in a directory last through a power cut, where the system can."""
+    """Make the renames in a directory survive a power cut, on systems that can fsync directories."""
     with contextlib.suppress(OSError):
-        number = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+    """Return the SHA-256 (hex) of a file's bytes."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def temporary_name(path: Path) -> Path:
-    """PATH.<random>.tmp: two processes that write the same file at once do not write into each other's."""
+    """Return PATH.<random>.tmp, so that two processes writing the same file use different temporary files."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON with sorted keys, so that equal contents are equal bytes."""
+    """Write indented JSON with sorted keys atomically: equal contents give equal bytes."""
     write_atomically(path, as_json(content))
 
 
 def as_json(content: Any) -> str:
+    """Return the text that `write_json` writes."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises
+    ------
+    DamagedError
+        The file does not hold a JSON object.
+    OSError
+        The file cannot be read.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path}: damaged; it does not hold a JSON object")
+    return content
