@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import tests.texturegen.texture.reference as reference
-from texturegen.texture.kernels.tsvq import LANES, Tree, _lloyd, _make_room, build_tree, find, pad
+from texturegen.texture.kernels.tsvq import LANES, Tree, _lloyd, _make_scratch, build_tree, find, pad
 
 
 def some_vectors(count, length, seed=0, levels=256):
@@ -21,7 +21,7 @@ def queries(vectors, seed=1):
     return np.concatenate([near, mixed, generator.integers(0, 256, (10, vectors.shape[1]))]).astype(np.uint8)
 
 
-def room(tree):
+def scratch(tree):
     return np.empty((2, len(tree.codewords)), dtype=np.int32)
 
 
@@ -57,7 +57,7 @@ def test_search_equals_the_reference(count, length, levels, leaves, backtrack):
     vectors = some_vectors(count, length, levels=levels)
     tree, nodes = build_tree(vectors, leaves), reference.tsvq_tree(vectors, leaves)
     for query in queries(vectors):
-        assert find(tree, query, backtrack, room(tree)) == reference.tsvq_find(nodes, query, backtrack)
+        assert find(tree, query, backtrack, scratch(tree)) == reference.tsvq_find(nodes, query, backtrack)
 
 
 @shapes
@@ -66,7 +66,7 @@ def test_visiting_all_leaves_finds_the_nearest_codeword(count, length, levels, l
     ends = np.flatnonzero(tree.children < 0)
     for query in queries(some_vectors(count, length, levels=levels)):
         distances = ((tree.codewords[ends].astype(int) - query) ** 2).sum(axis=1)
-        found = find(tree, query, len(ends), room(tree))
+        found = find(tree, query, len(ends), scratch(tree))
         assert distances[list(tree.vectors[ends]).index(found)] == distances.min()
 
 
@@ -76,7 +76,7 @@ def test_of_equally_near_nodes_the_lowest_is_visited_next():
     tree = Tree(codewords, children, np.arange(9, dtype=np.int32))
     query = np.array([100], np.uint8)
     # Leaf 5 is visited first, then 2; nodes 4, which leads to 7, and 6 remain.
-    assert [find(tree, query, backtrack, room(tree)) for backtrack in (1, 2, 3)] == [5, 5, 7]
+    assert [find(tree, query, backtrack, scratch(tree)) for backtrack in (1, 2, 3)] == [5, 5, 7]
 
 
 def test_a_full_codebook_finds_every_distinct_vector():
@@ -86,7 +86,7 @@ def test_a_full_codebook_finds_every_distinct_vector():
     assert len(different) < len(vectors)
     np.testing.assert_array_equal(np.unique(tree.codewords[tree.children < 0], axis=0), different)
     for vector in vectors:
-        np.testing.assert_array_equal(vectors[find(tree, vector, 1000, room(tree))], vector)
+        np.testing.assert_array_equal(vectors[find(tree, vector, 1000, scratch(tree))], vector)
 
 
 def test_equal_vectors_are_one_leaf():
@@ -98,7 +98,7 @@ def test_equal_vectors_are_one_leaf():
 def test_members_stay_when_the_centroids_coincide():
     vectors = np.array([[0], [2], [0], [2]], np.uint8)
     right = np.array([False, False, True, True])
-    assert not _lloyd(vectors, np.arange(4, dtype=np.int32), np.array([4]), right, _make_room(4, 1))
+    assert not _lloyd(vectors, np.arange(4, dtype=np.int32), np.array([4]), right, _make_scratch(4, 1))
     assert right.tolist() == [False, False, True, True]
 
 

@@ -29,9 +29,7 @@ class Windows(NamedTuple):
     position of its upper left corner, and its right neighbour has the next position.
     """
 
-    columns: (
-        np.ndarray
-    )  # uint8 (28*(N+6),): red, green, blue, 0 of seven pixels in a column; seven columns a window
+    columns: np.ndarray  # uint8 (28*(N+6),): red, green, blue, 0 of seven pixels in a column; seven columns a window
     blocks: np.ndarray  # int16 (3, N+6): sums of the blocks that start here, in rows 0, 2 and 5
     barrier: np.ndarray  # int32 (N,): 0 where a window starts, else BARRIER
     sides: np.ndarray  # int64 (P, 2): height and width of every image, including those without windows

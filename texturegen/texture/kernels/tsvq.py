@@ -14,9 +14,9 @@ from numba import njit
 # Vectors are padded with zeros to a multiple of this length, so that the compiler's vector loops have no remainder.
 LANES = 32
 # Iterations of the generalised Lloyd algorithm per split; more would change few members.
-_ROUNDS = 4
+_LLOYD_ITERATIONS = 4
 # As many vectors can be summed in 32 bits, and their squares too: 255 * 255 * 2**15 < 2**32.
-_SOME = 2**15
+_MAX_SUMMED = 2**15
 
 
 class Tree(NamedTuple):
@@ -47,7 +47,7 @@ def build_tree(vectors: np.ndarray, leaves: int) -> Tree:
     members = np.arange(count).astype(np.int32)
     begins, ends = np.zeros(most, dtype=np.int64), np.full(most, count, dtype=np.int64)
     sums = np.empty(length, dtype=np.int64)
-    room = _make_room(count, length)
+    scratch = _make_scratch(count, length)
     nodes = 1
     node = 0
     while node < nodes:
@@ -57,9 +57,9 @@ def build_tree(vectors: np.ndarray, leaves: int) -> Tree:
             codewords[node], nearest[node] = vectors[group[0]], group[0]
             node += 1
             continue
-        _sum_up(vectors, group, room.ones[: len(group)], room.some, sums)
+        _sum_up(vectors, group, scratch.ones[: len(group)], scratch.partial, sums)
         _divide(sums, len(group), codewords[node])
-        cut = _split(vectors, group, sums, room) if nodes < most else 0
+        cut = _split(vectors, group, sums, scratch) if nodes < most else 0
         if cut > 0:
             children[node] = nodes
             begins[nodes], ends[nodes] = begin, begin + cut
@@ -123,14 +123,14 @@ def squared_distance(vectors: np.ndarray, number: int, other: np.ndarray) -> np.
     return total
 
 
-class _Room(NamedTuple):
+class _Scratch(NamedTuple):
     """Scratch memory of `build_tree`: allocating it for each of the many small groups takes longer than a split."""
 
     ones: np.ndarray  # bool (n,): all True
     right: np.ndarray  # bool (n,): whether a member is on the second side
     nearer: np.ndarray  # bool (n,)
     second: np.ndarray  # int32 (n,)
-    some: np.ndarray  # uint32 (D,)
+    partial: np.ndarray  # uint32 (D,)
     squares: np.ndarray  # int64 (D,)
     sides: np.ndarray  # int64 (2, D): sums of each side
     centroids: np.ndarray  # uint8 (2, D)
@@ -138,8 +138,8 @@ class _Room(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def _make_room(count: int, length: int) -> _Room:
-    return _Room(
+def _make_scratch(count: int, length: int) -> _Scratch:
+    return _Scratch(
         np.ones(count, dtype=np.bool_),
         np.empty(count, dtype=np.bool_),
         np.empty(count, dtype=np.bool_),
@@ -153,20 +153,20 @@ def _make_room(count: int, length: int) -> _Room:
 
 
 @njit(nogil=True, cache=True)
-def _sum_up(vectors: np.ndarray, group: np.ndarray, chosen: np.ndarray, some: np.ndarray, sums: np.ndarray) -> int:
-    """Write the sum of the chosen vectors of a group into sums int64 (D,); return their number. some : scratch."""
+def _sum_up(vectors: np.ndarray, group: np.ndarray, chosen: np.ndarray, partial: np.ndarray, sums: np.ndarray) -> int:
+    """Write the sum of the chosen vectors of a group into sums int64 (D,); return their number. partial : scratch."""
     sums[:] = 0
     count = 0
-    for begin in range(0, len(group), _SOME):
-        some[:] = 0
-        for n in range(begin, min(begin + _SOME, len(group))):
+    for begin in range(0, len(group), _MAX_SUMMED):
+        partial[:] = 0
+        for n in range(begin, min(begin + _MAX_SUMMED, len(group))):
             if chosen[n]:
                 count += 1
                 vector = vectors[group[n]]
-                for k in range(len(some)):
-                    some[k] += np.uint32(vector[k])
+                for k in range(len(partial)):
+                    partial[k] += np.uint32(vector[k])
         for k in range(len(sums)):
-            sums[k] += np.int64(some[k])
+            sums[k] += np.int64(partial[k])
     return count
 
 
@@ -189,7 +189,7 @@ def _nearest_member(vectors: np.ndarray, group: np.ndarray, codeword: np.ndarray
 
 
 @njit(nogil=True, cache=True)
-def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, room: _Room) -> int:
+def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, scratch: _Scratch) -> int:
     """Move the members of the first child to the front of the group, in their order; return their number.
 
     0 if all vectors are equal. The first division is at the mean of the dimension with the largest variance, as if the
@@ -197,15 +197,15 @@ def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, room: _Room
 
     sums : int64 (D,), of the group.
     """
-    widest = _widest(vectors, group, sums, room.some, room.squares)
+    widest = _widest(vectors, group, sums, scratch.partial, scratch.squares)
     if widest < 0:
         return 0
     count = len(group)
-    right, second = room.right[:count], room.second
+    right, second = scratch.right[:count], scratch.second
     for n in range(count):
         right[n] = vectors[group[n], widest] * count > sums[widest]
-    for _ in range(_ROUNDS):
-        if not _lloyd(vectors, group, sums, right, room):
+    for _ in range(_LLOYD_ITERATIONS):
+        if not _lloyd(vectors, group, sums, right, scratch):
             break
     left = 0
     for n in range(count):
@@ -220,19 +220,19 @@ def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, room: _Room
 
 
 @njit(nogil=True, cache=True)
-def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, some: np.ndarray, squares: np.ndarray) -> int:
-    """Return the dimension with the largest variance; -1 if all vectors are equal. some, squares : scratch."""
+def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, partial: np.ndarray, squares: np.ndarray) -> int:
+    """Return the dimension with the largest variance; -1 if all vectors are equal. partial, squares : scratch."""
     count = len(group)
     squares[:] = 0
-    for begin in range(0, count, _SOME):
-        some[:] = 0
-        for member in group[begin : begin + _SOME]:
+    for begin in range(0, count, _MAX_SUMMED):
+        partial[:] = 0
+        for member in group[begin : begin + _MAX_SUMMED]:
             vector = vectors[member]
-            for k in range(len(some)):
+            for k in range(len(partial)):
                 value = np.uint32(vector[k])
-                some[k] += np.uint32(value * value)
+                partial[k] += np.uint32(value * value)
         for k in range(len(squares)):
-            squares[k] += np.int64(some[k])
+            squares[k] += np.int64(partial[k])
     widest, most = -1, 0
     for k in range(len(sums)):
         spread = count * squares[k] - sums[k] * sums[k]
@@ -242,13 +242,13 @@ def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, some: np.n
 
 
 @njit(nogil=True, cache=True)
-def _lloyd(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, right: np.ndarray, room: _Room) -> bool:
+def _lloyd(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, right: np.ndarray, scratch: _Scratch) -> bool:
     """Move each member to the side with the nearer centroid, the left one if equal; return whether any moved.
 
     Nothing moves if the right side would become empty, which happens when the rounded centroids are equal.
     """
-    sides, centroids, direction, nearer = room.sides, room.centroids, room.direction, room.nearer
-    count = _sum_up(vectors, group, right, room.some, sides[1])
+    sides, centroids, direction, nearer = scratch.sides, scratch.centroids, scratch.direction, scratch.nearer
+    count = _sum_up(vectors, group, right, scratch.partial, sides[1])
     for k in range(len(sums)):
         sides[0, k] = sums[k] - sides[1, k]
     _divide(sides[0], len(group) - count, centroids[0])

@@ -41,7 +41,7 @@ _MIN_SIDE = 8
 # Side of the coarsest output: a smaller one would be copied in one piece from a patch much larger than the output.
 _MIN_OUTPUT = 16
 # Larger patches are cropped to this multiple of the output's side, and at least to this many pixels.
-_MAX_TIMES = 2
+_MAX_RATIO = 2
 _MIN_CROP = 128
 # Prices are in fractions of a grey level, because the price of one use among many would be rounded to 0.
 _PARTS = 256
@@ -128,7 +128,7 @@ def coherent(
 def _crop(
     patches: Sequence[np.ndarray], size: tuple[int, int], least: int, key: np.uint64
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Crop sides above _MAX_TIMES the output's, and above `least`, at random positions.
+    """Crop sides above _MAX_RATIO the output's, and above `least`, at random positions.
 
     The crop holds more than the output can show, and bounds the cost. Returns the crops and their corners in the
     patches, int32 (P, 2).
@@ -137,7 +137,7 @@ def _crop(
     cut = list(patches)
     for number, patch in enumerate(patches):
         for axis in (0, 1):
-            most = max(_MAX_TIMES * size[axis], least)
+            most = max(_MAX_RATIO * size[axis], least)
             if patch.shape[axis] > most:
                 corners[number, axis] = draw(key, 2 * number + axis, patch.shape[axis] - most + 1)
                 cut[number] = cut[number].take(range(corners[number, axis], corners[number, axis] + most), axis)

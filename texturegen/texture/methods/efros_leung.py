@@ -19,7 +19,7 @@ from texturegen.texture.settings import Integer, Real
 # Functions called for every output pixel are inlined, because a call counts the references of all arrays passed.
 
 # Taps added to a run of candidates at a time; with one in _FEW candidates left, the rest are finished one by one.
-_TOGETHER = 6
+_TAPS_AT_ONCE = 6
 _FEW = 64
 # Output pixels without a source: not filled yet, and outside the output.
 _EMPTY, _OUTSIDE = -1, -2
@@ -120,7 +120,7 @@ def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon
     pick_key, round_key = derive(key, 1), derive(key, 2)
     steps = exemplar.steps[:, 0] * stride + exemplar.steps[:, 1]
     taps = len(steps)
-    room = _Window(
+    scratch = _Window(
         np.empty(taps, dtype=np.int64),
         np.empty((taps, 3), dtype=np.int32),
         np.empty(taps, dtype=np.int32),
@@ -132,8 +132,10 @@ def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon
         ring = _ring(source, stride, newest)
         shuffle(ring, len(ring), derive(round_key, number))
         for pixel in _most_neighbours_first(source, stride, ring):
-            known = _gather(source, pixel, steps, exemplar, room)
-            window = _Window(room.offsets[:known], room.values[:known], room.weights[:known], room.distances)
+            known = _gather(source, pixel, steps, exemplar, scratch)
+            window = _Window(
+                scratch.offsets[:known], scratch.values[:known], scratch.weights[:known], scratch.distances
+            )
             least = _continue_neighbours(source, stride, pixel, exemplar, window)
             count = _near(exemplar, window, least, epsilon, near)
             place = (pixel // stride - margin) * width + pixel % stride - margin
@@ -220,9 +222,9 @@ def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float,
         done = 0
         left = len(run)
         while done < len(window.offsets) and left * _FEW > len(run):
-            now = slice(done, done + _TOGETHER)
+            now = slice(done, done + _TAPS_AT_ONCE)
             add_taps(exemplar.planes, window.offsets[now], window.values[now], window.weights[now], begin, run)
-            done += _TOGETHER
+            done += _TAPS_AT_ONCE
             left = _count_within(run, limit)
         if left == 0:
             continue

@@ -16,8 +16,8 @@ from texturegen.texture.kernels.rand import derive, draw
 from texturegen.texture.settings import Integer
 
 # The paper uses cells of 16 to 72 pixels in images of 224.
-_SMALLEST, _LARGEST, _OF = 16, 72, 224
-_MIN = 4  # smaller cells show noise instead of texture
+_PAPER_SMALLEST, _PAPER_LARGEST, _PAPER_SIDE = 16, 72, 224
+_MIN_CELL = 4  # smaller cells show noise instead of texture
 
 
 def patch_shuffle(
@@ -48,9 +48,9 @@ def patch_shuffle(
     """
     side = min(min(patch.shape[:2]) for patch in patches)
     if smallest is None:
-        smallest = min(max(round(min(size) * _SMALLEST / _OF), _MIN), side, largest or side)
+        smallest = min(max(round(min(size) * _PAPER_SMALLEST / _PAPER_SIDE), _MIN_CELL), side, largest or side)
     if largest is None:
-        largest = max(min(round(min(size) * _LARGEST / _OF), side), smallest)
+        largest = max(min(round(min(size) * _PAPER_LARGEST / _PAPER_SIDE), side), smallest)
     if smallest > largest:
         raise UserError(
             f"setting 'smallest' of method 'patch-shuffle' is {smallest}, above 'largest', {largest}; lower it"

@@ -18,7 +18,7 @@ from texturegen.texture.kernels.rand import draw
 from texturegen.texture.kernels.windows import BARRIER, RUN, add_taps, barrier, planes
 from texturegen.texture.settings import Integer, Real
 
-_MIN_BLOCK, _LARGEST_BLOCK, _LARGEST_OVERLAP = 2, 96, 32  # the errors of larger overlaps could exceed windows.BARRIER
+_MIN_BLOCK, _MAX_BLOCK, _MAX_OVERLAP = 2, 96, 32  # the errors of larger overlaps could exceed windows.BARRIER
 _NO_CUT = np.int64(1 << 40)  # more than any cut costs
 
 
@@ -27,8 +27,8 @@ def quilting(
     size: tuple[int, int],
     seed: int,
     *,
-    block: Annotated[int | None, Integer(_MIN_BLOCK, _LARGEST_BLOCK, automatic=True)] = None,
-    overlap: Annotated[int | None, Integer(1, _LARGEST_OVERLAP, automatic=True)] = None,
+    block: Annotated[int | None, Integer(_MIN_BLOCK, _MAX_BLOCK, automatic=True)] = None,
+    overlap: Annotated[int | None, Integer(1, _MAX_OVERLAP, automatic=True)] = None,
     tolerance: Annotated[float, Real(0, 10)] = 0.1,
 ) -> np.ndarray:
     """Return the source map of a texture composed of overlapping blocks.
@@ -53,7 +53,7 @@ def quilting(
     """
     if block is None:
         half = min(min(patch.shape[:2]) for patch in patches) // 2
-        block = min(max(half, _MIN_BLOCK), _LARGEST_BLOCK)
+        block = min(max(half, _MIN_BLOCK), _MAX_BLOCK)
     if overlap is None:
         overlap = max(block // 6, 1)
     if 2 * overlap > block:

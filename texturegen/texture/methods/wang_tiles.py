@@ -24,7 +24,7 @@ from texturegen.texture.kernels.exemplar import Stack, check_sides, stack, unfla
 from texturegen.texture.kernels.rand import derive, draw
 from texturegen.texture.settings import Integer
 
-_MIN_TILE, _LARGEST_TILE = 4, 256
+_MIN_TILE, _MAX_TILE = 4, 256
 _NO_PATH = np.int64(1 << 40)  # more than any cut costs
 
 
@@ -33,7 +33,7 @@ def wang_tiles(
     size: tuple[int, int],
     seed: int,
     *,
-    tile: Annotated[int | None, Integer(_MIN_TILE, _LARGEST_TILE, automatic=True)] = None,
+    tile: Annotated[int | None, Integer(_MIN_TILE, _MAX_TILE, automatic=True)] = None,
     colors: Annotated[int, Integer(1, 8)] = 4,
     tries: Annotated[int, Integer(1, 1000)] = 8,
 ) -> np.ndarray:
@@ -60,7 +60,7 @@ def wang_tiles(
     """
     if tile is None:
         third = min(min(patch.shape[:2]) for patch in patches) // 3
-        tile = min(max(2 * third, _MIN_TILE), _LARGEST_TILE)
+        tile = min(max(2 * third, _MIN_TILE), _MAX_TILE)
     if tile % 2:
         raise UserError(
             f"setting 'tile' of method 'wang-tiles' must be even, because a tile is cut into quarters, not {tile}"

@@ -9,7 +9,7 @@ from numba import njit
 
 _SHIFT = 4
 # As many products of two luminances can be summed in 32 bits.
-_PIECE = 2**31 // 255**2
+_MAX_SUMMED = 2**31 // 255**2
 
 
 @njit(nogil=True, cache=True)
@@ -81,8 +81,8 @@ def _moments(pixels: np.ndarray, sides: np.ndarray) -> np.ndarray:
                     of_left, of_right = sums[:, right, power], sums[:, -right, power]
                     cell[1 + 3 * power] += of_left[height - down]
                     cell[2 + 3 * power] += of_right[height] - of_right[down]
-                for first in range(0, area, _PIECE):
-                    last = min(first + _PIECE, area)
+                for first in range(0, area, _MAX_SUMMED):
+                    last = min(first + _MAX_SUMMED, area)
                     cell[3] += _dot(luminance[first:last], luminance[first + offset : last + offset])
     return moments
 
