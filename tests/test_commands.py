@@ -236,6 +236,25 @@ def test_a_folder_with_bad_files_is_built_without_them(image_folder: Path, tmp_p
     assert (again[0], again[1]) == (3, stdout)
 
 
+def test_a_build_needs_no_stderr(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "cats" / "bad.png").write_text("no image")
+    out = tmp_path / "s"
+    command = f"{BIN / 'texturegen'} build --dataset folder --root {image_folder} --workers 1 --out {out} 2>&-"
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (3, f"{out}: 6 images, 6 textures, 1 failed\n")
+    assert call("texturegen", "verify", out)[0] == 0
+
+
+def test_control_characters_in_file_names_are_escaped(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "cats" / "x\x1b[2J\n.jpg").write_bytes(b"")
+    status, stdout, stderr = call(
+        "texturegen", "build", "--dataset", "folder", "--root", image_folder, "--out", tmp_path / "s"
+    )
+    assert status == 3
+    assert all(line.isprintable() for line in (stdout + stderr).splitlines())
+    assert r"cats/x\x1b[2J\n.jpg: the file is empty" in stderr
+
+
 def test_a_full_disk_is_one_line_and_the_build_can_resume(tmp_path: Path) -> None:
     # A limit on the size of files simulates the full disk: the same write fails with an OSError.
     build = [str(BIN / "texturegen"), "build", "--dataset", "shapes", "--limit", "60", "--shard-size", "20"]

@@ -64,7 +64,7 @@ class FriendlyCommand(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for name in ("stdout", "stderr"):
-            # None if the caller has closed the stream, as some services do; then there is nobody to write to.
+            # None if the parent process has closed the stream, as some services do; messages are then dropped.
             if getattr(sys, name) is None:
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         try:

@@ -150,7 +150,7 @@ def repair(directory: Path, root: str | None, workers: int | None) -> None:
 @click.command(cls=FriendlyCommand)
 @click.argument("directories", nargs=-1, required=True, type=DIRECTORY)
 @click.option("-o", "--out", required=True, type=DIRECTORY, help="New directory to write.")
-@click.option("--shard-size", type=click.IntRange(1), help="Images per shard  [default: as in the first]")
+@click.option("--shard-size", type=click.IntRange(1), help="Images per shard  [default: as in the first directory]")
 def merge(directories: tuple[Path, ...], out: Path, shard_size: int | None) -> None:
     """Join shard directories into a new one.
 

@@ -62,19 +62,6 @@ def test_an_empty_class_folder_counts(tmp_path: Path, encode: Encode) -> None:
     assert (source.classes, source[0].label) == (["ant", "bee"], 1)
 
 
-def test_keys_are_readable_valid_and_unique(tmp_path: Path, encode: Encode) -> None:
-    png = encode("L", "PNG")
-    long = "x" * 120
-    names = ["a b/ü.png", "a_b/ü.png", "a/b.png", "a-b.png", "a/b.jpg", f"{long}1.png", f"{long}2.png", "d.e.png"]
-    source = open_folder(fill(tmp_path, dict.fromkeys(names, png)))
-    keys = {source[i].meta["path"]: source.key(i) for i in range(len(source))}
-    assert len(set(keys.values())) == len(names)
-    assert all(re.fullmatch("[A-Za-z0-9_-]{1,100}", key) for key in keys.values())
-    assert re.fullmatch("a-b-[0-9a-f]{8}", keys["a/b.png"])
-    assert re.fullmatch("d_e-[0-9a-f]{8}", keys["d.e.png"])
-    assert [source[i].key for i in range(len(source))] == list(keys.values())
-
-
 def test_keys_and_digest_do_not_depend_on_the_location(tmp_path: Path, encode: Encode) -> None:
     one, two = (fill(tmp_path / name, {"c/a.png": encode("RGB", "PNG")}) for name in ("one", "two"))
     assert open_folder(one).key(0) == open_folder(two).key(0)
@@ -83,12 +70,6 @@ def test_keys_and_digest_do_not_depend_on_the_location(tmp_path: Path, encode: E
     assert open_folder(one).digest != open_folder(two).digest
     fill(one, {"c/b.png": encode("RGB", "PNG")})  # the same names, but another file size
     assert open_folder(one).digest != open_folder(two).digest
-
-
-def test_equal_keys_are_refused(tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("texturegen.sources.files.make_key", lambda path: "same")
-    with pytest.raises(UserError, match=r"a\.png and b\.png get the same key same"):
-        open_folder(fill(tmp_path, dict.fromkeys(["a.png", "b.png"], encode("RGB", "PNG"))))
 
 
 def test_bad_files_are_named_and_the_others_read(tmp_path: Path, encode: Encode, photo: np.ndarray) -> None:
