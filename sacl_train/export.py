@@ -1,4 +1,4 @@
-"""The encoder of a run alone, in the shape that other programs read, with a model card beside it."""
+"""Export of a run's encoder in formats that other programs read, with a model card beside it."""
 
 import json
 from functools import partial
@@ -14,25 +14,48 @@ from sacl_train.report.figures import flatten
 from sacl_train.training.checkpoint import directory_of, is_checkpoint, load_checkpoint
 from sacl_train.training.resume import load_encoder
 from texturegen import __version__
-from texturegen.errors import UserError, nearest
+from texturegen.errors import DamagedError, MissingError, UserError, nearest
 from texturegen.shards import open_shards
 from texturegen.storage.atomic import write_atomically
 
-FORMATS = {"safetensors": "safetensors", "torchvision": "pth", "timm": "pth", "onnx": "onnx"}
+FORMATS = {"safetensors": "safetensors", "torchvision": "pth", "timm": "pth", "onnx": "onnx"}  # format -> extension
 
 
 def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
-    """Write the encoder of `run` to `out`, and a model card beside it (OUT with .md); return where.
+    """Write the encoder of a run to a file, and a model card beside it (the same name with .md).
 
-    run : of `sacl-train`, or one of its checkpoints. out : a file, or a directory to put encoder-FORMAT.EXT into
-    (encoder-best-FORMAT.EXT of RUN/best.pt); RUN by default.
+    Parameters
+    ----------
+    run : str or Path
+        Directory of `sacl-train`, or a checkpoint in it.
+    form : str
+        "safetensors": weights and settings, from which `load_exported` rebuilds the encoder. "torchvision": a state
+        dict for its `resnet18`, 34, 50 or 101 (strict=False, without `fc`); attention "none" only. "timm": a state dict
+        for its `resnet50`, `seresnet50`, ... (strict=False); see `nets.weights`. "onnx": a graph from normalised images
+        float (N, 3, H, W) to features (N, C), for any N, H and W.
+    out : str, Path or None
+        A file, or a directory in which to write encoder-FORMAT.EXT (encoder-best-FORMAT.EXT for RUN/best.pt). None:
+        RUN.
 
-    safetensors: our own names; `load_exported` builds the encoder again from the file alone.
-    torchvision: a state dict for its `resnet18`, 34, 50 or 101 (strict=False: without `fc`), of attention "none".
-    timm: a state dict for its `resnet50` or `seresnet50` ... (strict=False), see `nets.weights`.
-    onnx: a graph from images float (N, 3, H, W), normalised, to features (N, C), for any N.
+    Returns
+    -------
+    Path
+        The file of the encoder.
 
-    Raises UserError when the format does not hold this encoder, or its package is missing.
+    Raises
+    ------
+    MissingError
+        If there is no checkpoint in `run`, or the format's package is not installed.
+    UserError
+        If the format is unknown or cannot represent this encoder.
+
+    Examples
+    --------
+    >>> path = export("run", "safetensors")
+    >>> path.name
+    'encoder-safetensors.safetensors'
+    >>> path.with_suffix(".md").read_text().splitlines()[0]
+    '# encoder-safetensors.safetensors'
     """
     run = Path(run)
     if form not in FORMATS:
@@ -45,7 +68,7 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
         out = out / f"encoder-{mark}{form}.{FORMATS[form]}"
     if out.suffix == ".md":
         raise UserError(
-            f"{out}: the model card has this name; choose another --out, such as {out.stem}.{FORMATS[form]}"
+            f"{out}: this is the model card's name; choose another --out, such as {out.stem}.{FORMATS[form]}"
         )
     if form == "safetensors":
         from safetensors.torch import save
@@ -62,23 +85,49 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
 
 
 def load_exported(path: str | Path) -> Encoder:
-    """The encoder of a safetensors file of `export`, in eval mode. UserError when it is another file."""
+    """Load an encoder that `export` wrote as safetensors.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; nothing else of the run is needed.
+
+    Returns
+    -------
+    Encoder
+        In eval mode, on the CPU: normalised images float (N, 3, H, W) -> features (N, encoder.out_features).
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged or of another origin.
+
+    Examples
+    --------
+    >>> encoder = load_exported(export("run", "safetensors"))
+    >>> encoder(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 32])
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             about = (file.metadata() or {}).get("encoder")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, FileNotFoundError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file; write one with `sacl-export RUN --out {path}`") from None
+    except SafetensorError as error:
+        raise DamagedError(f"{path}: cannot be read as safetensors ({error}); export the encoder again") from None
     if about is None:
-        raise UserError(f"{path}: not made by `sacl-export`")
+        raise UserError(f"{path}: not written by `sacl-export --format safetensors`; export the encoder again")
     encoder = build_encoder(**json.loads(about)["arguments"])
     encoder.load_state_dict(weights)
     return encoder.eval()
 
 
 def _describe(config: Config, encoder: Encoder) -> dict[str, Any]:
+    """Return the arguments of `build_encoder`, the feature dimensions and the normalisation."""
+    # The stem is read from the network: in the config it may be "auto".
     first = encoder.conv1
     stem = {7: "imagenet"}.get(first.kernel_size[0], "cifar" if first.stride[0] == 1 else "cifar-stride2")
     arguments = {"name": config.encoder, "stem": stem, "attention": config.attention, "placement": config.placement}
@@ -88,18 +137,20 @@ def _describe(config: Config, encoder: Encoder) -> dict[str, Any]:
 
 
 def _foreign_weights(encoder: Encoder, config: Config, form: str) -> dict[str, torch.Tensor]:
+    """Return the state dict in the layout of torchvision or timm; raise UserError if they have no such model."""
     about = _describe(config, encoder)["arguments"]
     fits = config.encoder not in ("se_resnet20", "se_resnet8") and config.placement == "standard"
     fits = fits and config.attention in (("none",) if form == "torchvision" else ("none", "se"))
     if not fits:
         raise UserError(
             f"{form} has no model like this encoder ({', '.join(f'{k} {v}' for k, v in about.items())}); "
-            "take --format safetensors or onnx"
+            "use --format safetensors or onnx"
         )
     return encoder.state_dict() if form == "torchvision" else timm_weights(encoder)
 
 
 def _make_onnx(encoder: Encoder, config: Config) -> bytes:
+    """Return the encoder as a serialised ONNX graph."""
     side = 32 if _describe(config, encoder)["arguments"]["stem"] != "imagenet" else 224
     try:
         program = torch.onnx.export(
@@ -112,13 +163,13 @@ def _make_onnx(encoder: Encoder, config: Config) -> bytes:
             verbose=False,
         )
     except ImportError as error:
-        raise UserError(f"--format onnx needs more packages ({error}): pip install 'sacl-texture[onnx]'") from None
+        raise MissingError(f"--format onnx needs more packages ({error}); pip install 'sacl-texture[onnx]'") from None
     assert program is not None
     return program.model_proto.SerializeToString()
 
 
 def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epochs: int) -> str:
-    """What it is, what it was trained on, what it scored: all from the run's own files."""
+    """Return the model card: what the encoder is, its data, figures and settings, all from the run's own files."""
     about = _describe(config, encoder)
     lines = [
         f"# {out.name}\n",
@@ -126,7 +177,7 @@ def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epo
         f"{config.epochs} epochs with texture role `{config.method_settings.texture_role}`.\n",
         f"sacl-texture {__version__}, torch {torch.__version__}.\n",
         f"Format {form}. Input: images (N, 3, H, W) in 0..1, minus mean {list(about['mean'])}, divided by std "
-        f"{list(about['std'])}. Output: {encoder.out_features} features an image.\n",
+        f"{list(about['std'])}. Output: {encoder.out_features} features per image.\n",
         "## Data\n",
         *_data(run),
         "\n## Figures\n",
@@ -138,28 +189,31 @@ def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epo
         if "command" in figures:
             lines.append(f"  by `{figures['command']}`")
     if not scores:
-        lines.append("None: `sacl-eval` has not been run on it.")
+        lines.append("(none; `sacl-eval` has not been run on it)")
     return "\n".join([*lines, "\n## Settings\n", "```toml", dump_config(config).rstrip(), "```"]) + "\n"
 
 
 def _scores(run: Path) -> dict[Path, dict[str, Any]]:
-    """What `sacl-eval` wrote of this checkpoint, or of the run where `run` is one."""
-    found = {path: json.loads(path.read_text()) for path in sorted(directory_of(run).glob("eval-*.json"))}
+    """Return the figures that `sacl-eval` wrote about this checkpoint, or about the run if `run` is its directory."""
+    scores = {path: json.loads(path.read_text()) for path in sorted(directory_of(run).glob("eval-*.json"))}
 
-    def subject(of: Path) -> str:
-        return of.name if is_checkpoint(of) else ""
+    def checkpoint(path: Path) -> str:
+        return path.name if is_checkpoint(path) else ""
 
-    return {path: of for path, of in found.items() if subject(Path(of.get("run", ""))) == subject(run)}
+    return {
+        path: figures for path, figures in scores.items() if checkpoint(Path(figures.get("run", ""))) == checkpoint(run)
+    }
 
 
 def _data(run: Path) -> list[str]:
-    """What it learnt from, of the build.json of its shards where they still lie where it was trained, or in a place
-    that its figures name; they are known by their digest.
+    """Describe the training data, from build.json of the shards.
+
+    The shards are looked for where the run was trained and where its figures name them, and identified by their digest.
     """
     state = load_checkpoint(directory_of(run))
     assert state is not None
     places = [state.get("shards_place")]
-    places += [of.get(key) for of in _scores(run).values() for key in ("train", "shards")]
+    places += [figures.get(key) for figures in _scores(run).values() for key in ("train", "shards")]
     for place in dict.fromkeys(place for place in places if place):
         try:
             shards = open_shards(place)
@@ -167,13 +221,12 @@ def _data(run: Path) -> list[str]:
             continue
         if shards.digest == state["shards"]:
             recipe, source = shards.build["recipe"], shards.build["source"]
-            made = (
-                f"{shards.textures_per_image} an image, by {recipe['method']}" if shards.textures_per_image else "none"
-            )
+            count = shards.textures_per_image
+            textures = f"{count} per image, by {recipe['method']}" if count else "(none)"
             return [
                 f"- data set: {source['name']}, split {source['split']}, {len(source['classes'])} classes",
                 f"- images: {len(shards)}",
-                f"- textures: {made}",
+                f"- textures: {textures}",
                 f"- digest of the shards: {state['shards']}",
             ]
-    return [f"The shards are not at hand; their digest is {state['shards']}."]
+    return [f"The shards are not available; their digest is {state['shards']}."]

@@ -1,7 +1,7 @@
-"""The `sacl-eval` command. torch is imported when the work begins: `--help` answers at once."""
+"""The `sacl-eval` command. Commands import torch when they run, so `--help` answers at once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +11,35 @@ from texturegen import __version__
 from texturegen.console import FriendlyGroup, warn
 from texturegen.storage.atomic import write_atomically
 
-HELP = {"help_option_names": ["-h", "--help"]}
-PLACE = "Shards, a folder of class folders, or DATASET:SPLIT."
+IMAGES = "Shards, a folder of class folders, or DATASET:SPLIT."
+POSITIVE = click.FloatRange(0, min_open=True)
+COUNT = click.IntRange(1)
+PATH = click.Path(path_type=Path)
+
+Option = Callable[[Any], Any]
+
+run_option = click.option("--run", required=True, type=PATH, help="Run of `sacl-train`, or a checkpoint in it.")
+train_option = click.option("--train", "--shards", "train", required=True, help=f"Labelled training images. {IMAGES}")
+tests_option = click.option(
+    "--test", "--test-shards", "tests", required=True, multiple=True, help="Labelled test images; may be repeated."
+)
+test_option = click.option("--test", "--test-shards", "test", required=True, help="Labelled test images.")
+root_option = click.option("--root", type=PATH, help="Directory of the DATASET's files.")
+size_option = click.option("--size", type=COUNT, help="Side in pixels to which images outside shards are resized.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+destroy_option = click.option("--destroy", is_flag=True, help="Also score the test images with shuffled cells (4x4).")
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the random numbers.")
+probe_epochs_option = click.option(
+    "--epochs", default=200, show_default=True, type=COUNT, help="Epochs of the linear probe."
+)
 
 
-@click.group(cls=FriendlyGroup, context_settings=HELP)
-@click.version_option(__version__)
-def eval_main() -> None:
-    """Score a trained encoder on labelled images.
-
-    Features are extracted once and kept in RUN/features, for whatever probe comes next.
-    """
+def _json_option(name: str) -> Option:
+    return click.option("--json", "output", type=PATH, help=f"JSON file  [default: RUN/eval-{name}.json]")
 
 
-def common_options(tests: str) -> Callable[[Any], Any]:
-    """Options that probes share; tests: "many", "one" or "none" test sets."""
-    options = [
-        click.option(
-            "--run",
-            required=True,
-            type=click.Path(path_type=Path),
-            help="Directory of `sacl-train`, or a checkpoint in it.",
-        ),
-        click.option("--train", "--shards", "train", required=True, help=f"Labelled training images. {PLACE}"),
-        click.option("--root", type=click.Path(path_type=Path), help="Where the files of a DATASET lie."),
-        click.option("--size", type=click.IntRange(1), help="Side in pixels of images that are not in shards."),
-        click.option("--device", default="auto", show_default=True),
-        click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-PROBE.json]"),
-    ]
-    if tests == "many":
-        text = "Test images; may be given again."
-        options.insert(2, click.option("--test", "--test-shards", "tests", required=True, multiple=True, help=text))
-    if tests == "one":
-        options.insert(2, click.option("--test", "--test-shards", "test", required=True, help="Test images."))
+def _options(*options: Option) -> Option:
+    """Return a decorator that adds options to a command, in this order."""
 
     def add(command: Any) -> Any:
         for option in reversed(options):
@@ -53,12 +49,12 @@ def common_options(tests: str) -> Callable[[Any], Any]:
     return add
 
 
-epochs_option = click.option("--epochs", default=200, show_default=True, type=click.IntRange(1))
-destroy_option = click.option("--destroy", is_flag=True, help="Score the test images with shuffled cells (4x4) too.")
-seed_option = click.option("--seed", default=0, show_default=True)
+def _probe_options(name: str, *tests: Option) -> Option:
+    """Return a decorator that adds the options of a probe with labelled training images."""
+    return _options(run_option, train_option, *tests, root_option, size_option, device_option, _json_option(name))
 
 
-def _rate(context: click.Context, parameter: click.Parameter, value: str) -> float | str:
+def _parse_rate(context: click.Context, parameter: click.Parameter, value: str) -> float | str:
     try:
         rate = value if value == "sweep" else float(value)
     except ValueError:
@@ -68,200 +64,231 @@ def _rate(context: click.Context, parameter: click.Parameter, value: str) -> flo
     return rate
 
 
+@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def eval_main() -> None:
+    """Score a trained encoder on labelled images.
+
+    Features are extracted once and kept in RUN/features for all probes.
+    """
+
+
 @eval_main.command()
-@common_options("many")
+@_probe_options("knn", tests_option)
 @destroy_option
-@click.option("--k", default=(20, 200), show_default=True, multiple=True, type=click.IntRange(1), help="Neighbours.")
+@click.option(
+    "--k",
+    default=(20, 200),
+    show_default=True,
+    multiple=True,
+    type=COUNT,
+    help="Number of neighbours; may be repeated.",
+)
 @click.option("--tau", default=0.07, show_default=True, help="Temperature of the votes.")
 def knn(**options: Any) -> None:
-    """Weighted k nearest neighbours (Wu et al. 2018), for each k."""
+    """Weighted k-nearest-neighbour classification.
+
+    Wu et al. 2018, section 3.4. A row of figures for each k.
+    """
     _evaluate("knn", **options)
 
 
 @eval_main.command()
-@common_options("many")
+@_probe_options("linear", tests_option)
 @destroy_option
-@epochs_option
+@click.option("--epochs", default=200, show_default=True, type=COUNT, help="Passes over the training images.")
 @click.option(
-    "--lr", default="0.9", show_default=True, callback=_rate, help="Or sweep: chosen on held-out training images."
+    "--lr",
+    default="0.9",
+    show_default=True,
+    callback=_parse_rate,
+    help="Initial learning rate, or sweep to choose it on held-out training images.",
 )
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=128, show_default=True, type=COUNT, help="Images per batch.")
 @seed_option
 def linear(**options: Any) -> None:
-    """A linear layer on frozen features, trained by LARS (SACL section 3.2)."""
+    """Linear classifier on frozen features, trained by LARS.
+
+    SACL, section 3.2.
+    """
     _evaluate("linear", **options)
 
 
 @eval_main.command()
-@common_options("many")
+@_probe_options("ridge", tests_option)
 @destroy_option
-@click.option("--penalty", default=1e-2, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--penalty", default=1e-2, show_default=True, type=POSITIVE, help="Ridge penalty per training image.")
 def ridge(**options: Any) -> None:
-    """Ridge regression in closed form: a quick look, in seconds."""
+    """Ridge regression in closed form, for a quick look."""
     _evaluate("ridge", **options)
 
 
 @eval_main.command("shape-bias")
-@common_options("none")
-@click.option("--stimuli", required=True, help="Folder of CLASS/SHAPE<k>-TEXTURE<k>.png, or shapes:conflict")
-@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1), help="Of the linear probe.")
+@_probe_options("shape-bias")
+@click.option("--stimuli", required=True, help="Folder of CLASS/SHAPE<k>-TEXTURE<k>.png, or shapes:conflict.")
+@probe_epochs_option
 @seed_option
 def shape_bias(run: Path, output: Path | None, **options: Any) -> None:
-    """Does it read shape or texture (Geirhos et al. 2019)? On the cue-conflict stimuli whose classes it knows."""
+    """Shape bias of a linear probe on cue-conflict stimuli.
+
+    Geirhos et al. 2019. Scored are the stimuli whose shape and texture are both among the training images' classes.
+    """
     from sacl_train.evaluate.shape_bias import evaluate_shape_bias
 
     figures = evaluate_shape_bias(run, **options)
-    output = write_figures(figures, output or beside(run, "eval-shape-bias.json"))
-    heads = ["shape", "stimuli", "shape decisions", "texture decisions", "bias"]
     rows = [
         [name, str(row["stimuli"]), *(_percent(row[key]) for key in ("shape_decisions", "texture_decisions", "bias"))]
         for name, row in {"all": figures, **figures["classes"]}.items()
     ]
-    _print_table(heads, rows)
-    print(f"written to {output}")
+    _finish(figures, run, output, ["shape", "stimuli", "shape decisions", "texture decisions", "bias"], rows)
 
 
 @eval_main.command()
-@common_options("one")
-@click.option("--images", type=click.IntRange(1), help="Of the test set, evenly over it.  [default: all]")
-@click.option("--severities", default=(1, 2, 3, 4, 5), multiple=True, type=click.IntRange(1, 5), show_default=True)
-@click.option("--epochs", default=200, show_default=True, type=click.IntRange(1), help="Of the linear probe.")
+@_probe_options("corruption", test_option)
+@click.option("--images", type=COUNT, help="Number of test images, evenly spaced over the set  [default: all]")
+@click.option(
+    "--severities",
+    default=(1, 2, 3, 4, 5),
+    multiple=True,
+    type=click.IntRange(1, 5),
+    show_default=True,
+    help="Severity of the corruptions; may be repeated.",
+)
+@probe_epochs_option
 @seed_option
 def corruption(run: Path, output: Path | None, **options: Any) -> None:
-    """Error of a linear probe under fifteen corruptions (Hendrycks & Dietterich 2019)."""
+    """Error of a linear probe under fifteen corruptions.
+
+    Hendrycks & Dietterich 2019.
+    """
     from sacl_train.evaluate.corruption import evaluate_corruption
 
     figures = evaluate_corruption(run, **options)
-    output = write_figures(figures, output or beside(run, "eval-corruption.json"))
     rows = [[name, *map(_percent, errors)] for name, errors in figures["errors"].items()]
-    _print_table(["error by severity", *map(str, figures["severities"])], rows)
-    print(f"clean {figures['clean_error']:.1%}, mean of all corruptions {figures['mean_error']:.1%}")
-    print(f"written to {output}")
+    means = f"clean {figures['clean_error']:.1%}, mean of all corruptions {figures['mean_error']:.1%}"
+    _finish(figures, run, output, ["error by severity", *map(str, figures["severities"])], rows, below=[means])
 
 
 @eval_main.command()
-@common_options("many")
-@click.option("--share", "shares", default=(0.01, 0.1, 1.0), multiple=True, show_default=True, help="Of the labels.")
-@click.option("--epochs", default=30, show_default=True, type=click.IntRange(1))
-@click.option("--lr", default=0.01, show_default=True, type=click.FloatRange(0, min_open=True), help="Encoder's.")
-@click.option("--head-lr", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2))
+@_probe_options("finetune", tests_option)
+@click.option(
+    "--share",
+    "shares",
+    default=(0.01, 0.1, 1.0),
+    multiple=True,
+    show_default=True,
+    help="Share of the labels, above 0 and at most 1; may be repeated.",
+)
+@click.option("--epochs", default=30, show_default=True, type=COUNT, help="Passes over the training images.")
+@click.option("--lr", default=0.01, show_default=True, type=POSITIVE, help="Initial learning rate of the encoder.")
+@click.option(
+    "--head-lr", default=0.1, show_default=True, type=POSITIVE, help="Initial learning rate of the linear layer."
+)
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2), help="Images per batch.")
 @seed_option
 def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: Any) -> None:
-    """Train encoder and a linear layer on 1, 10 and 100 % of the labels. The run is left as it is."""
+    """Fine-tune the encoder on 1, 10 and 100 % of the labels.
+
+    The encoder and a linear layer are trained together. The run is not changed.
+    """
     from sacl_train.evaluate.finetune import evaluate_finetune
 
     figures = evaluate_finetune(run, tests=list(tests), **options)
-    output = write_figures(figures, output or beside(run, "eval-finetune.json"))
     rows = []
     for row in figures["test"]:
         name = f"{row['split'] or 'images'} ({row['set']})"
         counts = [f"{row['share']:.0%}", str(row["train_images"]), str(row["images"])]
         rows.append([name, *counts, _percent(row["top1"], 2)])
-    _print_table(["", "labels", "of images", "test images", "top1"], rows)
-    print(f"written to {output}")
+    _finish(figures, run, output, ["", "labels", "train images", "test images", "top1"], rows)
 
 
 @eval_main.command()
-@click.option(
-    "--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`, or a checkpoint in it."
-)
-@click.option("--images", "place", required=True, help=PLACE)
-@click.option("--root", type=click.Path(path_type=Path), help="Where the files of a DATASET lie.")
-@click.option("--size", type=click.IntRange(1), help="Side in pixels of images that are not in shards.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--map", "method", default="pca", show_default=True, help="pca, or tsne (needs scikit-learn)")
+@run_option
+@click.option("--images", "place", required=True, help=f"Images to encode. {IMAGES}")
+@_options(root_option, size_option, device_option)
+@click.option("--map", "method", default="pca", show_default=True, help="pca, or tsne (needs scikit-learn).")
 @seed_option
-@click.option("--query", "queries", multiple=True, metavar="KEY", help="Image of the sheet  [default: ten, evenly]")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: RUN/embedding]")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-embed.json]")
+@click.option(
+    "--query",
+    "queries",
+    multiple=True,
+    metavar="KEY",
+    help="Query image of the sheet; may be repeated  [default: ten, evenly spaced]",
+)
+@click.option("--out", type=PATH, help="Write OUT.parquet and OUT.png  [default: RUN/embedding]")
+@_json_option("embed")
 def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> None:
-    """Features to Parquet with keys, labels and a map (x, y), and a sheet of nearest neighbours."""
+    """Write features, a map and nearest neighbours.
+
+    OUT.parquet has keys, labels, features and a map (x, y); OUT.png is a sheet of query images and their neighbours.
+    """
     from sacl_train.evaluate.embed import embed as write_embedding
 
-    figures = write_embedding(run, out=out or beside(run, "embedding"), **options)
-    output = write_figures(figures, output or beside(run, "eval-embed.json"))
+    figures = write_embedding(run, out=out or _beside(run, "embedding"), **options)
     rows = []
     for query in figures["queries"]:
-        first, *_ = near = query["neighbours"]
-        alike = sum(other["class"] == query["class"] for other in near)
+        first, *_ = neighbours = query["neighbours"]
+        same_class = sum(other["class"] == query["class"] for other in neighbours)
         nearest = [first["key"], first["class"], f"{first['cosine']:.3f}"]
-        rows.append([query["key"], query["class"], *nearest, f"{alike} of {len(near)}"])
-    _print_table(["query", "class", "nearest", "class", "cosine", "neighbours of its class"], rows)
-    print(f"{figures['images']} images, {figures['dimensions']} dimensions, map by {figures['map']}")
-    print("\n".join(figures["files"]))
-    print(f"written to {output}")
+        rows.append([query["key"], query["class"], *nearest, f"{same_class} of {len(neighbours)}"])
+    heads = ["query", "class", "nearest", "class", "cosine", "neighbours of its class"]
+    about = f"{figures['images']} images, {figures['dimensions']} dimensions, map by {figures['map']}"
+    _finish(figures, run, output, heads, rows, below=[about, *figures["files"]])
 
 
 @eval_main.command()
-@click.option(
-    "--run", required=True, type=click.Path(path_type=Path), help="Directory of `sacl-train`, or a checkpoint in it."
-)
-@click.option("--shards", required=True, help="With textures, as it was trained on.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--json", "output", type=click.Path(path_type=Path), help="[default: RUN/eval-shortcut.json]")
+@run_option
+@click.option("--shards", required=True, help="Shards with textures, as the run was trained on.")
+@_options(device_option, _json_option("shortcut"))
 def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
-    """Can it tell textures from images at no cost, so that the negatives teach nothing?"""
+    """Test whether one direction separates textures from images.
+
+    If it does, the loss can discount texture negatives at no cost, and they teach nothing.
+    """
     from sacl_train.evaluate.shortcut import evaluate_shortcut
 
     figures = evaluate_shortcut(run, shards, device)
-    output = write_figures(figures, output or beside(run, "eval-shortcut.json"))
-    named = {
-        "told_apart": "textures told from images (chance 50 %)",
-        "one_direction": "of what sets textures apart, in one direction",
-        "own_share": "of it, by being one's own texture",
-        "own_texture": "cosine of an image to its texture",
-        "other_textures": "cosine of an image to others' textures",
+    labels = {
+        "told_apart": "accuracy, textures against images (chance 50 %)",
+        "one_direction": "share of texture similarity due to one direction",
+        "own_share": "share due to being the image's own texture",
+        "own_texture": "cosine of an image to its own texture",
+        "other_textures": "cosine of an image to other textures",
         "other_images": "cosine of an image to other images",
     }
     shares = ("told_apart", "one_direction", "own_share")
     rows = [
-        [text, _percent(figures[key]) if key in shares else f"{figures[key]:.3f}"]
-        for key, text in named.items()
+        [label, _percent(figures[key]) if key in shares else f"{figures[key]:.3f}"]
+        for key, label in labels.items()
         if key in figures
     ]
-    _print_table([f"{figures['images']} images", ""], rows)
-    print(f"written to {output}")
+    _finish(figures, run, output, [f"{figures['images']} images", ""], rows)
 
 
 @eval_main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The HTML file.")
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--out", required=True, type=PATH, help="HTML file to write.")
 def report(runs: tuple[Path, ...], out: Path) -> None:
-    """One HTML file about RUNS: curves, all probes side by side, pictures, a map, settings. It needs no network."""
+    """Write one HTML file about RUNS; it needs no network.
+
+    Curves, the figures of all probes side by side, pictures, maps and settings.
+    """
     from sacl_train.report.page import write_page
 
     print(write_page(list(runs), out))
-
-
-def beside(run: Path, name: str) -> Path:
-    """Where a file about a run goes: RUN/NAME; of one of its checkpoints, RUN/best.pt, RUN/NAME with `-best`."""
-    from sacl_train.training.checkpoint import directory_of, is_checkpoint
-
-    mark, path = f"-{run.stem}" if is_checkpoint(run) else "", Path(name)
-    return directory_of(run) / f"{path.stem}{mark}{path.suffix}"
-
-
-def write_figures(figures: dict[str, Any], output: Path) -> Path:
-    """Write figures with the command and the versions that made them."""
-    from sacl_train.report.figures import provenance
-
-    write_atomically(output, json.dumps({**figures, **provenance("sacl-eval")}, indent=2) + "\n")
-    return output
 
 
 def _evaluate(probe: str, run: Path, tests: tuple[str, ...], output: Path | None, **options: Any) -> None:
     from sacl_train.evaluate.probe import evaluate
 
     figures = evaluate(probe, run, tests=list(tests), **options)
-    output = write_figures(figures, output or beside(run, f"eval-{probe}.json"))
     trained, planned = figures["trained_epochs"], figures["planned_epochs"]
-    print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
+    above = [f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs"]
     if trained < planned:
         warn(f"{run} is not finished: {trained} of {planned} epochs")
     if "sweep" in figures:
-        tried = ", ".join(f"{rate:g}: {hit:.1%}" for rate, hit in figures["sweep"].items())
-        print(f"learning rate {figures['chosen_lr']:g}, by held-out training images ({tried})")
+        tried = ", ".join(f"{rate:g}: {accuracy:.1%}" for rate, accuracy in figures["sweep"].items())
+        above.append(f"learning rate {figures['chosen_lr']:g}, chosen on held-out training images ({tried})")
     known = ("top1", "top5", "texture_decisions", "destroyed")
     columns = [name for name in known if any(name in test for test in figures["test"])]
     rows = [
@@ -269,12 +296,41 @@ def _evaluate(probe: str, run: Path, tests: tuple[str, ...], output: Path | None
             f"{test['split'] or 'images'} ({test['set']})",
             test["variant"],
             str(test["images"]),
-            *(_percent(test.get(c), 2) for c in columns),
+            *(_percent(test.get(column), 2) for column in columns),
         ]
         for test in figures["test"]
     ]
-    _print_table(["", "", "images", *columns], rows)
-    print(f"written to {output}")
+    heads = ["", "", "images", *(column.replace("_", " ") for column in columns)]
+    _finish(figures, run, output, heads, rows, above=above)
+
+
+def _finish(
+    figures: dict[str, Any],
+    run: Path,
+    output: Path | None,
+    heads: list[str],
+    rows: list[list[str]],
+    above: Sequence[str] = (),
+    below: Sequence[str] = (),
+) -> None:
+    """Write the figures as JSON, with the command and the package versions; then print them as a table."""
+    from sacl_train.report.figures import provenance
+
+    output = output or _beside(run, f"eval-{figures['probe']}.json")
+    write_atomically(output, json.dumps({**figures, **provenance("sacl-eval")}, indent=2) + "\n")
+    for line in above:
+        print(line)
+    _print_table(heads, rows)
+    for line in (*below, f"written to {output}"):
+        print(line)
+
+
+def _beside(run: Path, name: str) -> Path:
+    """Return RUN/NAME, or for a checkpoint such as RUN/best.pt the same with `-best` before the suffix."""
+    from sacl_train.training.checkpoint import directory_of, is_checkpoint
+
+    mark, path = f"-{run.stem}" if is_checkpoint(run) else "", Path(name)
+    return directory_of(run) / f"{path.stem}{mark}{path.suffix}"
 
 
 def _percent(value: float | None, places: int = 1) -> str:
@@ -282,9 +338,10 @@ def _percent(value: float | None, places: int = 1) -> str:
 
 
 def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    wide = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
-    for line in [heads, *rows]:
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    for row in [heads, *rows]:
         first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, wide, strict=True))
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         print(first, *rest, sep="  ")

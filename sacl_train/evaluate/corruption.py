@@ -1,7 +1,7 @@
 """Error under common corruptions (Hendrycks & Dietterich 2019, "Benchmarking neural network robustness").
 
-The corruptions are those of the package imagecorruptions, with the paper's constants for ImageNet: on images smaller
-than 224 px they are harder than CIFAR-10-C's, and figures compare only with figures of the same size.
+The corruptions come from the package imagecorruptions, which uses the paper's constants for ImageNet. On images smaller
+than 224 px they are harder than CIFAR-10-C, so figures are comparable only at the same size.
 """
 
 import warnings
@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.evaluate.features import extract_features
+from sacl_train.evaluate.features import Change, extract_features
 from sacl_train.evaluate.linear import fit_linear
 from sacl_train.evaluate.probe import load_subject, open_test
 from texturegen.console import Progress
-from texturegen.errors import UserError
+from texturegen.errors import MissingError, UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SMALLEST = 32  # px that the package takes
+MIN_SIDE = 32  # pixels; the package refuses smaller images
+
+Corruption = Callable[[np.ndarray, int], np.ndarray]  # uint8 (H, W, 3) and a severity 1..5 -> uint8 (H, W, 3)
 
 
 def evaluate_corruption(
@@ -36,34 +38,60 @@ def evaluate_corruption(
     severities: tuple[int, ...] = SEVERITIES,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Top-1 error (0..1) of a linear probe on `test` under each corruption, at each severity, and their mean.
+    """Return the top-1 error of a linear probe under each of the fifteen corruptions.
 
-    images : of the test set, evenly over it; None: all. settings : of `fit_linear`. Each image's corruption is a
-    function of its number, the corruption and the severity.
+    The corruption of an image depends only on its index, the corruption and the severity, so every encoder is scored on
+    the same images.
+
+    Parameters
+    ----------
+    run, train, device, root, size
+        As in `probe.load_subject`.
+    test : str or Path
+        Labelled test images; see `images.open_images`.
+    images : int or None
+        Number of test images, evenly spaced over the set; None: all.
+    severities : tuple of int
+        Severities, each 1..5.
+    **settings
+        Settings of `fit_linear`.
+
+    Returns
+    -------
+    dict
+        The figures and how they were measured, ready for JSON; errors are in 0..1. "clean_error": on the uncorrupted
+        images. "errors": corruption -> an error per severity. "mean_error": mean of all of these.
+
+    Raises
+    ------
+    MissingError
+        If the package imagecorruptions is not installed.
+    UserError
+        If the images are smaller than 32 px, or as in `probe.evaluate`.
     """
-    corrupt = load_corruptions()
+    corruptions = load_corruptions()
     subject = load_subject(run, train, device, root, size)
-    chosen = open_test(test, subject, root, size)
-    if min(chosen.size) < SMALLEST:
-        raise UserError(f"{test}: images of {chosen.size} px; the corruptions need {SMALLEST} px at least")
+    test_set = open_test(test, subject, root, size)
+    if min(test_set.size) < MIN_SIDE:
+        raise UserError(f"{test}: images of {test_set.size} px; the corruptions need at least {MIN_SIDE} px (--size)")
     classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
-    numbers = np.flatnonzero(chosen.labels >= 0)
+    numbers = np.flatnonzero(test_set.labels >= 0)
     if images is not None:
         numbers = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(images, len(numbers))).astype(int))]
-    labels = torch.from_numpy(chosen.labels)
+    labels = torch.from_numpy(test_set.labels)
 
-    def error(change: Callable[[Tensor, np.ndarray], Tensor] | None) -> float:
-        values, read = extract_features(subject.encoder, chosen, subject.config, subject.device, numbers, change)
+    def error(change: Change | None) -> float:
+        values, read = extract_features(subject.encoder, test_set, subject.config, subject.device, numbers, change)
         return (classify(values).argmax(1) != labels[read]).float().mean().item()
 
-    progress = Progress(len(corrupt) * len(severities), "corruptions")
+    progress = Progress(len(corruptions) * len(severities), "corruptions")
     clean = error(None)
     errors: dict[str, list[float]] = {}
     try:
-        for name, of_severity in corrupt.items():
+        for name, corrupt in corruptions.items():
             errors[name] = []
             for severity in severities:
-                errors[name].append(error(partial(_corrupted, of_severity, severity)))
+                errors[name].append(error(partial(_corrupt_batch, corrupt, severity)))
                 progress(1)
     finally:
         progress.close()
@@ -72,7 +100,7 @@ def evaluate_corruption(
         "settings": settings,
         **subject.about(),
         "set": str(test),
-        "split": chosen.split,
+        "split": test_set.split,
         "images": len(numbers),
         "severities": list(severities),
         "clean_error": clean,
@@ -81,54 +109,66 @@ def evaluate_corruption(
     }
 
 
-def load_corruptions() -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """The fifteen: name -> (uint8 (H, W, 3), severity 1..5) -> uint8 (H, W, 3), drawing from NumPy's global state."""
+def load_corruptions() -> dict[str, Corruption]:
+    """Return the fifteen corruptions by name.
+
+    Returns
+    -------
+    dict of str to callable
+        Name -> function of an image uint8 (H, W, 3) and a severity 1..5 that returns uint8 (H, W, 3). The functions
+        draw from NumPy's global random state.
+
+    Raises
+    ------
+    MissingError
+        If the package imagecorruptions is not installed.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from imagecorruptions import corrupt, get_corruption_names
     except ImportError:
-        raise UserError(
-            "the corruptions need a package that is not installed: pip install --no-deps imagecorruptions-imaug  "
-            "(without its dependencies: one is opencv-python, which would take the place of the headless build)"
+        raise MissingError(
+            "the corruptions need the package imagecorruptions; pip install --no-deps imagecorruptions-imaug "
+            "(its dependency opencv-python would replace the headless build)"
         ) from None
 
-    def bind(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
+    def bind(name: str) -> Corruption:
         return lambda image, severity: corrupt(image, corruption_name=name, severity=severity)
 
     return {name: bind(name) for name in get_corruption_names("common")}
 
 
-def _corrupted(
-    of: Callable[[np.ndarray, int], np.ndarray], severity: int, images: Tensor, numbers: np.ndarray
-) -> Tensor:
+def _corrupt_batch(corrupt: Corruption, severity: int, images: Tensor, numbers: np.ndarray) -> Tensor:
+    """Corrupt images uint8 (N, 3, H, W) with indices int64 (N,); return the same shape."""
     results = []
     with _seeded() as seed, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for image, number in zip(images.permute(0, 2, 3, 1).numpy(), numbers.tolist(), strict=True):
             seed((number * 8 + severity) % 2**32)
-            results.append(of(np.ascontiguousarray(image), severity).astype(np.uint8))
+            results.append(corrupt(np.ascontiguousarray(image), severity).astype(np.uint8))
     return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
 
 
 @contextmanager
 def _seeded() -> Iterator[Callable[[int], None]]:
-    """A function that seeds all that the package draws from: NumPy's global state and fresh generators.
+    """Yield a function that seeds all random numbers of the package: NumPy's global state and its fresh generators.
 
-    NumPy's goes on afterwards as if nothing had been drawn.
+    NumPy's global state is restored afterwards.
     """
-    state, usual, now = np.random.get_state(), np.random.default_rng, [0]  # noqa: NPY002
+    state, default_rng, current = np.random.get_state(), np.random.default_rng, 0  # noqa: NPY002
 
     def seed(number: int) -> None:
+        nonlocal current
         np.random.seed(number)  # noqa: NPY002
-        now[0] = number
+        current = number
 
-    def make(given: Any = None) -> np.random.Generator:
-        return usual(now[0] if given is None else given)
+    def seeded_rng(given: Any = None) -> np.random.Generator:
+        return default_rng(current if given is None else given)
 
-    np.random.default_rng = make  # type: ignore[assignment]
+    np.random.default_rng = seeded_rng  # type: ignore[assignment]
     try:
         yield seed
     finally:
-        np.random.default_rng = usual
+        np.random.default_rng = default_rng
         np.random.set_state(state)  # noqa: NPY002

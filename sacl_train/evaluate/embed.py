@@ -1,4 +1,4 @@
-"""Features of a set to Parquet, a map of them in the plane, and a sheet of nearest neighbours."""
+"""Features of a set as Parquet, with a map in the plane and a sheet of nearest neighbours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,13 @@ from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.images import Images, open_images
 from sacl_train.training.resume import load_encoder
 from sacl_train.training.setup import choose_device
-from texturegen.errors import UserError, nearest
+from texturegen.errors import MissingError, UserError, nearest
 from texturegen.storage.atomic import write_atomically
 from texturegen.storage.image import encode_png
 
 MAPS = ("pca", "tsne")
-QUERIES, NEIGHBOURS, GAP, SIDE = 10, 8, 4, 64  # of the sheet; least side of an image on it, in pixels
+QUERIES, NEIGHBOURS = 10, 8  # default number of rows of the sheet, and neighbours in each
+GAP, MIN_SIDE = 4, 64  # pixels between the images of the sheet; images are enlarged to this side
 
 
 def embed(
@@ -34,33 +35,66 @@ def embed(
     seed: int = 0,
     queries: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write OUT.parquet (key, label, class, x, y, features: a fixed-size list of float32) and OUT.png.
+    """Write the features of a set of images to OUT.parquet and a sheet of nearest neighbours to OUT.png.
 
-    method : "pca", or "tsne" by scikit-learn (the extra `maps`). The sheet shows the images with the keys `queries` (or
-    ten, evenly over the set) and to the right of each its 8 nearest by cosine. Returns, ready for JSON, what was done,
-    and of each query its "key", "class" and "neighbours", nearest first. UserError when a package is missing, there is
-    no such key, or there are fewer than two images.
+    The table has the columns key, label, class, x, y and features (a fixed-size list of float32). Each row of the sheet
+    is a query image and, to the right, its 8 nearest neighbours by cosine similarity.
+
+    Parameters
+    ----------
+    run : str or Path
+        Directory of `sacl-train`, or a checkpoint in it.
+    place, root, size
+        The images; see `images.open_images`.
+    out : str or Path
+        OUT; its suffix is replaced.
+    device : str
+        "auto", "cpu", "cuda", "cuda:1", ...
+    method : str
+        How x and y are computed: "pca", or "tsne" (needs scikit-learn).
+    seed : int
+        Seed of t-SNE.
+    queries : sequence of str
+        Keys of the query images; by default ten, evenly spaced over the set.
+
+    Returns
+    -------
+    dict
+        What was done, ready for JSON. "queries": "key", "class" and "neighbours" of each query, nearest first.
+
+    Raises
+    ------
+    MissingError
+        If scikit-learn is not installed.
+    UserError
+        If a key or the method is unknown, or there are fewer than two images.
+
+    Examples
+    --------
+    >>> figures = embed("run", "test-shards", "embedding", device="cpu")
+    >>> figures["images"], figures["files"]
+    (40, ['embedding.parquet', 'embedding.png'])
     """
     if method not in MAPS:
         raise UserError(f"unknown map '{method}'{nearest(method, MAPS)}; known: {', '.join(MAPS)}")
     encoder, config, epochs = load_encoder(Path(run))
-    chosen = choose_device(device)
+    torch_device = choose_device(device)
     images = open_images(place, root, size)
-    features, numbers = extract_features(encoder.to(chosen), images, config, chosen)
+    features, numbers = extract_features(encoder.to(torch_device), images, config, torch_device)
     if len(numbers) < 2:
-        raise UserError(f"{place}: one image; a map and neighbours take two at least")
+        raise UserError(f"{place}: one image; a map and neighbours need at least 2")
     keys = [images.key(i) for i in numbers.tolist()]
-    classes = [_class(images.classes, label) for label in images.labels[numbers.numpy()].tolist()]
-    picked = _pick(keys, queries, str(place))
-    rows, cosines = find_neighbours(features, picked, NEIGHBOURS)
-    flat = map_pca(features) if method == "pca" else map_tsne(features, seed)
+    classes = [_class_name(images.classes, label) for label in images.labels[numbers.numpy()].tolist()]
+    picked = _find_queries(keys, queries, str(place))
+    neighbours, cosines = find_neighbours(features, picked, NEIGHBOURS)
+    points = map_pca(features) if method == "pca" else map_tsne(features, seed)
     values = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().reshape(-1)), features.shape[1])
     columns = {
         "key": pa.array(keys),
         "label": pa.array(images.labels[numbers.numpy()]),
         "class": pa.array(classes),
-        "x": pa.array(flat[:, 0]),
-        "y": pa.array(flat[:, 1]),
+        "x": pa.array(points[:, 0]),
+        "y": pa.array(points[:, 1]),
         "features": values,
     }
     out = Path(out)
@@ -68,81 +102,145 @@ def embed(
     table = out.with_suffix(".parquet")
     write_atomically(table, lambda file: pq.write_table(pa.table(columns), file))
     sheet = out.with_suffix(".png")
-    write_atomically(sheet, encode_png(draw_neighbours(images, numbers[torch.cat([picked[:, None], rows], 1)])))
-    near = [
-        [{"key": keys[i], "class": classes[i], "cosine": cosine} for i, cosine in zip(row, of, strict=True)]
-        for row, of in zip(rows.tolist(), cosines.tolist(), strict=True)
+    write_atomically(sheet, encode_png(draw_neighbours(images, numbers[torch.cat([picked[:, None], neighbours], 1)])))
+    rows = [
+        {
+            "key": keys[query],
+            "class": classes[query],
+            "neighbours": [
+                {"key": keys[i], "class": classes[i], "cosine": cosine}
+                for i, cosine in zip(row, row_cosines, strict=True)
+            ],
+        }
+        for query, row, row_cosines in zip(picked.tolist(), neighbours.tolist(), cosines.tolist(), strict=True)
     ]
-    about: dict[str, Any] = {"probe": "embed", "run": str(run), "method": config.method, "encoder": config.encoder}
-    about |= {"trained_epochs": epochs, "planned_epochs": config.epochs, "set": images.place, "split": images.split}
-    told = zip(picked.tolist(), near, strict=True)
     return {
-        **about,
+        "probe": "embed",
+        "run": str(run),
+        "method": config.method,
+        "encoder": config.encoder,
+        "trained_epochs": epochs,
+        "planned_epochs": config.epochs,
+        "set": images.place,
+        "split": images.split,
         "images": len(numbers),
         "dimensions": features.shape[1],
         "map": method,
         "files": [str(table), str(sheet)],
-        "queries": [{"key": keys[i], "class": classes[i], "neighbours": found} for i, found in told],
+        "queries": rows,
     }
 
 
-def _pick(keys: list[str], queries: Sequence[str], place: str) -> Tensor:
-    """int64 (Q,): where the images of the sheet are among `keys`."""
+def _find_queries(keys: list[str], queries: Sequence[str], place: str) -> Tensor:
+    """Return the positions of the query images among `keys`, int64 (Q,)."""
     if not queries:
         return torch.from_numpy(np.unique(np.linspace(0, len(keys) - 1, min(QUERIES, len(keys))).astype(int)))
-    at = {key: i for i, key in enumerate(keys)}
-    if unknown := [key for key in queries if key not in at]:
+    position = {key: i for i, key in enumerate(keys)}
+    if unknown := [key for key in queries if key not in position]:
         raise UserError(f"{place}: no image has the key {unknown[0]!r}{nearest(unknown[0], keys)}")
-    return torch.tensor([at[key] for key in queries])
+    return torch.tensor([position[key] for key in queries])
 
 
-def _class(names: list[str], label: int) -> str:
+def _class_name(names: list[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
 def map_pca(features: Tensor) -> np.ndarray:
-    """float32 (N, 2): features (N, C) along their two directions of largest variance, the largest value positive."""
+    """Project features onto the two directions of largest variance.
+
+    The sign of each axis is chosen so that the coordinate of largest magnitude is positive.
+
+    Parameters
+    ----------
+    features : Tensor float (N, C)
+
+    Returns
+    -------
+    ndarray float32 (N, 2)
+    """
     centred = (features - features.mean(0)).double()
     left, values, _ = torch.linalg.svd(centred, full_matrices=False)
-    flat = (left * values)[:, :2].numpy()
-    signs = np.sign(flat[np.abs(flat).argmax(0), range(flat.shape[1])])
-    return np.pad(flat * signs, ((0, 0), (0, 2 - flat.shape[1]))).astype(np.float32)
+    points = (left * values)[:, :2].numpy()
+    signs = np.sign(points[np.abs(points).argmax(0), range(points.shape[1])])
+    return np.pad(points * signs, ((0, 0), (0, 2 - points.shape[1]))).astype(np.float32)
 
 
 def map_tsne(features: Tensor, seed: int = 0) -> np.ndarray:
-    """float32 (N, 2), by scikit-learn with its own defaults, from the cosine distances of features (N, C)."""
+    """Embed features in the plane by t-SNE on cosine distances (van der Maaten & Hinton 2008), by scikit-learn.
+
+    Parameters
+    ----------
+    features : Tensor float (N, C)
+    seed : int
+
+    Returns
+    -------
+    ndarray float32 (N, 2)
+
+    Raises
+    ------
+    MissingError
+        If scikit-learn is not installed.
+    """
     try:
         from sklearn.manifold import TSNE
     except ImportError:
-        raise UserError("t-SNE needs scikit-learn: pip install 'sacl-texture[maps]'") from None
+        raise MissingError("t-SNE needs scikit-learn; pip install 'sacl-texture[maps]'") from None
     perplexity = min(30.0, (len(features) - 1) / 3)
-    found: np.ndarray = TSNE(metric="cosine", perplexity=perplexity, random_state=seed).fit_transform(features.numpy())
-    return found.astype(np.float32)
+    points: np.ndarray = TSNE(metric="cosine", perplexity=perplexity, random_state=seed).fit_transform(features.numpy())
+    return points.astype(np.float32)
 
 
 def draw_neighbours(images: Images, wanted: Tensor) -> np.ndarray:
-    """uint8 (H, W, 3): a row per query, images of the numbers int64 (Q, 1 + neighbours): itself, then its nearest."""
+    """Draw a sheet with one row per query: the query image, then its neighbours.
+
+    Parameters
+    ----------
+    images : Images
+        The set.
+    wanted : Tensor int64 (Q, 1 + neighbours)
+        Indices of the images of each row, the query first.
+
+    Returns
+    -------
+    ndarray uint8 (H, W, 3)
+    """
     order = np.unique(wanted.numpy())
     batches = list(images.batches(order))
     pixels = torch.cat([batch["image"] for batch in batches])
-    at = {number: i for i, number in enumerate(torch.cat([batch["index"] for batch in batches]).tolist())}
-    factor = max(1, -(-SIDE // pixels.shape[-1]))
-    lines = []
-    for line in wanted.tolist():
-        cells = pixels[[at[number] for number in line]]
+    position = {number: i for i, number in enumerate(torch.cat([batch["index"] for batch in batches]).tolist())}
+    factor = max(1, -(-MIN_SIDE // pixels.shape[-1]))
+    rows = []
+    for row in wanted.tolist():
+        cells = pixels[[position[number] for number in row]]
         cells = cells.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         cells = F.pad(cells, (0, GAP, 0, GAP), value=255)
-        first = F.pad(cells[0], (0, 3 * GAP), value=255)
-        lines.append(torch.cat([first, *cells[1:]], -1))
-    return torch.cat(lines, -2).permute(1, 2, 0).contiguous().numpy()
+        query = F.pad(cells[0], (0, 3 * GAP), value=255)
+        rows.append(torch.cat([query, *cells[1:]], -1))
+    return torch.cat(rows, -2).permute(1, 2, 0).contiguous().numpy()
 
 
 def find_neighbours(features: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The features (N, C) most like each of those at `queries`, itself left out: their places int64 (Q, count), nearest
-    first, and cosines; fewer if N is.
+    """Find the nearest neighbours of queries by cosine similarity, the query itself excluded.
+
+    Parameters
+    ----------
+    features : Tensor float (N, C)
+        Features of all images.
+    queries : Tensor int64 (Q,)
+        Positions of the queries in `features`.
+    count : int
+        Number of neighbours; at most N - 1 are returned.
+
+    Returns
+    -------
+    neighbours : Tensor int64 (Q, count)
+        Positions in `features`, nearest first.
+    cosines : Tensor float (Q, count)
+        Their similarities.
     """
     unit = F.normalize(features, dim=1)
     similarity = unit[queries] @ unit.T
     similarity[torch.arange(len(queries)), queries] = -torch.inf
-    cosines, rows = similarity.topk(min(count, len(features) - 1), dim=1)
-    return rows, cosines
+    cosines, neighbours = similarity.topk(min(count, len(features) - 1), dim=1)
+    return neighbours, cosines

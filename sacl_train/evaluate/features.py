@@ -1,4 +1,4 @@
-"""Features of images under a frozen encoder, extracted once for all probes and kept beside the run."""
+"""Features of images under a frozen encoder, extracted once and kept in the run's directory for all probes."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,10 +13,12 @@ from sacl_train.config import Config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.images import BATCH, Images
 from sacl_train.training.checkpoint import directory_of
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError, UserError
 from texturegen.storage.atomic import write_atomically
 
 FOLDER = "features"
+
+# A change to a batch before it is encoded: images uint8 (N, 3, H, W) and their indices int64 (N,) -> images.
 Change = Callable[[Tensor, np.ndarray], Tensor]
 
 
@@ -29,13 +31,36 @@ def extract_features(
     indices: np.ndarray | None = None,
     change: Change | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features of whole, unaugmented images, in the order of `indices` (all by default).
+    """Return the features of whole, unaugmented images.
 
-    `config` gives mean and std of the normalisation the encoder was trained with. `change` is done to each batch of
-    images, uint8 (N, 3, H, W), first; it is given their numbers too.
+    Damaged images are skipped with a warning. The encoder's mode (train or eval) is restored afterwards.
 
-    Damaged images are left out, with a warning. Returns float32 (N, C) and int64 (N,), the images they are of, on
-    the CPU. The encoder's mode is left as it was. UserError when they are not finite.
+    Parameters
+    ----------
+    encoder : nn.Module
+        Maps normalised images float (N, 3, H, W) to features (N, C).
+    images : Images
+        The images.
+    config : Config
+        Gives the mean and standard deviation of the normalisation the encoder was trained with.
+    device : torch.device
+        The encoder's device.
+    indices : ndarray int64 (N,) or None
+        Images to encode, in this order; None: all.
+    change : Change or None
+        Applied to each batch before it is encoded.
+
+    Returns
+    -------
+    features : Tensor float32 (N, C)
+        On the CPU.
+    numbers : Tensor int64 (N,)
+        Indices of the images that could be read.
+
+    Raises
+    ------
+    UserError
+        If no image can be read, or a feature is not finite.
     """
     features, read = [], []
     for batch in images.batches(indices, config.threads):
@@ -43,13 +68,31 @@ def extract_features(
         shown = batch["image"] if change is None else change(batch["image"], batch["index"].numpy())
         features.append(encode_images(encoder, shown, config, device))
     if not features:
-        raise UserError(f"{images.place}: none of the images could be read")
+        raise DamagedError(f"{images.place}: none of the images could be read; check the files or rebuild the shards")
     return torch.cat(features), torch.cat(read)
 
 
 @torch.inference_mode()
 def encode_images(encoder: nn.Module, images: Tensor, config: Config, device: torch.device) -> Tensor:
-    """Features of images uint8 (N, 3, H, W), in pieces: float32 (N, C) on the CPU; as `extract_features`."""
+    """Return the features of images in memory.
+
+    Parameters
+    ----------
+    encoder, config, device
+        As in `extract_features`.
+    images : Tensor uint8 (N, 3, H, W)
+        The images; encoded in batches of 256.
+
+    Returns
+    -------
+    Tensor float32 (N, C)
+        On the CPU.
+
+    Raises
+    ------
+    UserError
+        If a feature is not finite.
+    """
     assert config.mean is not None
     assert config.std is not None
     training = encoder.training
@@ -58,13 +101,23 @@ def encode_images(encoder: nn.Module, images: Tensor, config: Config, device: to
     encoder.train(training)
     result = torch.cat(pieces)
     if not bool(result.isfinite().all()):
-        raise UserError("the encoder's features are not finite: training has destroyed it; train again with a lower lr")
+        raise UserError("the encoder's features are not finite: training diverged; train again with a lower lr")
     return result
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of the labelled images of a set that could be read: values float32 (N, C), labels and numbers int64 (N,)."""
+    """Features of the labelled, readable images of a set.
+
+    Attributes
+    ----------
+    values : Tensor float32 (N, C)
+        The features.
+    labels : Tensor int64 (N,)
+        Classes, 0 or above.
+    numbers : Tensor int64 (N,)
+        Indices of the images in the set.
+    """
 
     values: Tensor
     labels: Tensor
@@ -72,9 +125,21 @@ class Features:
 
 
 class FeatureStore:
-    """Features by (weights, images, what is done to them): those asked for before come from RUN/features.
+    """Cache of features in RUN/features, by weights, images and change.
 
-    Kept are those of these weights and of the last ones before: of a run's newest checkpoint and its best.
+    The cache keeps the features of the current weights and of those used before them, so that scoring the newest and
+    the best checkpoint in turn encodes each set only once.
+
+    Parameters
+    ----------
+    run : Path
+        The run's directory, or a checkpoint in it.
+    encoder : nn.Module
+        The encoder, on `device`; its weights must not change afterwards.
+    config : Config
+        As in `extract_features`.
+    device : torch.device
+        The encoder's device.
     """
 
     def __init__(self, run: Path, encoder: nn.Module, config: Config, device: torch.device) -> None:
@@ -85,19 +150,29 @@ class FeatureStore:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         self.weights = digest.hexdigest()[:16]
 
-    def of(self, images: Images, change: Change | None = None, named: str = "whole") -> Features:
-        """Features of all labelled images; `named` tells one `change` from another."""
+    def get(self, images: Images, change: Change | None = None, change_name: str = "whole") -> Features:
+        """Return the features of all labelled images of a set, from the cache if possible.
+
+        Parameters
+        ----------
+        images : Images
+            The set.
+        change : Change or None
+            Applied to each batch before it is encoded.
+        change_name : str
+            Identifies the change in the cache.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file, save
 
-        what = hashlib.sha256(f"{images.digest} {named}".encode()).hexdigest()[:16]
-        path = self.folder / f"{self.weights}-{what}.safetensors"
+        digest = hashlib.sha256(f"{images.digest} {change_name}".encode()).hexdigest()[:16]
+        path = self.folder / f"{self.weights}-{digest}.safetensors"
         found: dict[str, Tensor] = {}
         if path.is_file():
             try:
                 found = load_file(path)
             except (SafetensorError, OSError):
-                found = {}
+                found = {}  # damaged: extract again
         if not found:
             values, numbers = extract_features(self.encoder, images, self.config, self.device, None, change)
             found = {"values": values, "numbers": numbers}
@@ -109,6 +184,7 @@ class FeatureStore:
         return Features(found["values"][keep], labels[keep], found["numbers"][keep])
 
     def _remove_old(self) -> None:
+        """Delete the features of all weights except the current ones and the ones used last before them."""
         others = [path for path in self.folder.glob("*.safetensors") if not path.name.startswith(self.weights)]
         if not others:
             return

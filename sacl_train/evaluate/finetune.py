@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole encoder and a linear layer, on a share of the labels (Chen et al. 2020, section 4.2, B.5)."""
+"""Fine-tuning of the encoder with a linear layer, on a share of the labels (Chen et al. 2020, section 4.2 and B.5)."""
 
 import copy
 from pathlib import Path
@@ -32,13 +32,39 @@ def evaluate_finetune(
     shares: tuple[float, ...] = SHARES,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Top-1 (0..1) on each of `tests` after fine-tuning on each share of the labelled images of `train`.
+    """Fine-tune a run's encoder on each share of the labels and score it on test sets. The run is not changed.
 
-    The run is left as it is. settings : of `finetune`. Raises UserError for a share that is not in (0, 1].
+    Parameters
+    ----------
+    run, train, device, root, size
+        As in `probe.load_subject`.
+    tests : list of str or Path
+        Labelled test sets; see `images.open_images`.
+    shares : tuple of float
+        Shares of the labelled training images, each above 0 and at most 1.
+    **settings
+        Settings of `finetune`.
+
+    Returns
+    -------
+    dict
+        The figures and how they were measured, ready for JSON. "test" has a row per share and test set, with "top1" in
+        0..1 and "train_images".
+
+    Raises
+    ------
+    UserError
+        If a share is out of range, or as in `probe.evaluate`.
+
+    Examples
+    --------
+    >>> figures = evaluate_finetune("run", "shards", ["test-shards"], device="cpu", shares=(0.5,), epochs=1)
+    >>> [(row["share"], row["images"]) for row in figures["test"]]
+    [(0.5, 40)]
     """
     for share in shares:
         if not 0 < share <= 1:
-            raise UserError(f"a share of {share} of the labels; it must be above 0 and at most 1")
+            raise UserError(f"a share of the labels must be above 0 and at most 1, not {share}")
     subject = load_subject(run, train, device, root, size)
     sets = [open_test(place, subject, root, size) for place in tests]
     rows = []
@@ -57,7 +83,24 @@ def evaluate_finetune(
 
 
 def choose_share(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
-    """Numbers of a share of the labelled images, of every class alike, at least one each; a smaller share is within."""
+    """Choose a share of the labelled images of each class, at least one per class.
+
+    A smaller share is a subset of a larger one with the same seed.
+
+    Parameters
+    ----------
+    labels : ndarray int64 (N,)
+        Classes; -1 for an image without a label.
+    share : float
+        Above 0, at most 1.
+    seed : int
+        Determines the choice.
+
+    Returns
+    -------
+    ndarray int64
+        Indices of the chosen images, in ascending order.
+    """
     random, picked = np.random.default_rng(seed), []
     for label in np.unique(labels[labels >= 0]):
         of_class = random.permutation(np.flatnonzero(labels == label))
@@ -74,10 +117,29 @@ def finetune(
     batch_size: int = 64,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy of the encoder with a linear layer, trained on the images `picked`: SGD with Nesterov's momentum 0.9 and a
-    cosine, of `lr` for the encoder and `head_lr` for the layer; crops and flips.
+    """Train a copy of the encoder together with a linear layer.
 
-    Images whose bytes are damaged are left out.
+    SGD with Nesterov momentum 0.9 and cosine decay, on random crops and flips. Damaged images are skipped.
+
+    Parameters
+    ----------
+    subject : Subject
+        Encoder and training images; not changed.
+    picked : ndarray int64
+        Indices of the training images.
+    epochs : int
+        Passes over the images.
+    lr, head_lr : float
+        Initial learning rates of the encoder and of the linear layer.
+    batch_size : int
+        Images per batch, at least 2.
+    seed : int
+        Determines the order of the batches, crops and flips.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode: normalised images float (N, 3, H, W) -> logits (N, classes).
     """
     config, device, images = subject.config, subject.device, subject.train
     encoder = copy.deepcopy(subject.encoder)
@@ -102,7 +164,7 @@ def finetune(
             for i, chosen in enumerate(np.array_split(random.permutation(len(numbers)), batches)):
                 for group in optimizer.param_groups:
                     group["lr"] = cosine_lr(epoch * batches + i, epochs * batches, group["base"])
-                if len(chosen) > 1:  # BatchNorm
+                if len(chosen) > 1:  # BatchNorm needs two images
                     states = Draws(seed, epoch, numbers[chosen].numpy()).of(0)
                     logits = model(weak(pixels[chosen].to(device), states))
                     loss = F.cross_entropy(logits, labels[chosen].to(device))
@@ -116,16 +178,17 @@ def finetune(
 
 
 def _crops(config: Config) -> WeakAugment:
+    """Return the augmentation of fine-tuning: random crops of at least half the area, and flips."""
     assert config.mean is not None
     assert config.std is not None
     return WeakAugment(make_policy("geometric", (0.5, 1.0), degrees=0.0, shift=0.0), config.mean, config.std)
 
 
 def _read(images: Images, picked: np.ndarray, threads: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 (N, 3, H, W) and their numbers, all in memory."""
+    """Read images into memory: uint8 (N, 3, H, W) and their indices int64 (N,). Damaged images are skipped."""
     pixels, numbers = torch.empty((len(picked), 3, *images.size), dtype=torch.uint8), picked.copy()
     count = 0
-    for batch in images.batches(picked, threads):  # damaged ones are not among them
+    for batch in images.batches(picked, threads):
         read = len(batch["index"])
         pixels[count : count + read], numbers[count : count + read] = batch["image"], batch["index"].numpy()
         count += read

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,24 +15,34 @@ from sacl_train.data.stream import Plan, Stream, default_threads
 from texturegen.console import plural, warn
 from texturegen.errors import ImageError, UserError
 from texturegen.shards import Shards, open_shards
-from texturegen.sources import SOURCES, Source, open_source
+from texturegen.sources import SOURCES, Item, Source, open_source
 
-BATCH = 256
+BATCH = 256  # images of a batch
+MAX_PENDING = 64  # images being read at once
+
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 
 
-class Images:
-    """A set of images of one size, in an order of its own.
+class Images(Protocol):
+    """A set of images of one size.
 
     Attributes
     ----------
-    place : where they lie, as the user wrote it.
-    split : of the data set, or None.
-    classes : names by label; empty where the set names none.
-    size : (H, W).
-    digest : changes when the images do.
-    labels : int64 (N,), -1 where there is none.
-    textures : int64 (N,), classes of the textures of `shapes`; None for other sets.
+    place : str
+        Location, as the user wrote it.
+    split : str or None
+        Split of the data set.
+    classes : list of str
+        Names by label; empty if the set has none.
+    size : tuple of int
+        (H, W) in pixels.
+    digest : str
+        Changes when the images change.
+    labels : ndarray int64 (N,)
+        -1 for an image without a label.
+    textures : ndarray int64 (N,) or None
+        Texture class of each image; only the sets `shapes` have it.
     """
 
     place: str
@@ -41,25 +51,37 @@ class Images:
     size: tuple[int, int]
     digest: str
     labels: np.ndarray
-    textures: np.ndarray | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def textures(self) -> np.ndarray | None: ...
+
+    def __len__(self) -> int: ...
 
     def key(self, number: int) -> str:
-        """The name of an image."""
-        raise NotImplementedError
+        """Return the name of an image."""
+        ...
 
     def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
-        """Up to 256 at a time, in the order of `indices` (all by default): "image" uint8 (n, 3, H, W), "index" int64.
+        """Yield batches of up to 256 images: "image" uint8 (n, 3, H, W) and "index" int64 (n,).
 
-        Damaged images are left out, with a warning.
+        Images come in the order of `indices`, all by default. Damaged images are skipped with a warning.
         """
-        raise NotImplementedError
+        ...
 
 
-class ShardImages(Images):
-    """Those of shards; their textures are not read. More damaged ones than `bad_share`: UserError."""
+class ShardImages:
+    """The images of shards; see `Images`. Textures of the shards are not read.
+
+    Parameters
+    ----------
+    shards : Shards
+        Opened shards.
+    bad_share : float
+        Share of damaged images above which reading fails with UserError, 0..1.
+    """
+
+    place: str
+    split: str | None
 
     def __init__(self, shards: Shards, bad_share: float = 0.01) -> None:
         self.bad_share = bad_share
@@ -68,9 +90,12 @@ class ShardImages(Images):
         self.digest = shards.digest
 
     @cached_property
-    def textures(self) -> np.ndarray | None:  # type: ignore[override]
-        found = [meta.get("texture_label") for meta in self.shards.metas()]
-        return None if None in found else np.array(found)
+    def textures(self) -> np.ndarray | None:
+        labels = [meta.get("texture_label") for meta in self.shards.metas()]
+        return None if None in labels else np.array(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def key(self, number: int) -> str:
         return self.shards.keys[number]
@@ -79,68 +104,106 @@ class ShardImages(Images):
         return Stream(self.shards, Plan(BATCH), threads, "none", bad_share=self.bad_share).in_order(indices)
 
 
-class SourceImages(Images):
-    """Those of a data set's files (`texturegen.sources`); all are read once to find their labels."""
+class SourceImages:
+    """The images of a data set's own files; see `Images`. The constructor reads all of them to find their labels.
+
+    Parameters
+    ----------
+    source : Source
+        A source of `texturegen.sources`.
+    place : str
+        Location, for messages.
+
+    Raises
+    ------
+    UserError
+        If the images differ in size, or there are none.
+    """
+
+    split: str | None
 
     def __init__(self, source: Source, place: str) -> None:
         self.source, self.place, self.split = source, place, source.split
         self.classes, self.digest = source.classes, f"{source.digest}-{source.size}"
         self.damaged: dict[int, str] = {}
-        items = list(self._read(np.arange(len(source)), _about, None))
+        items = list(self._read(np.arange(len(source)), _describe, None))
         labels = np.full(len(source), -1)
         for number, (label, _, _) in items:
             labels[number] = label
         self.labels = labels
         if self.damaged:
             first = next(iter(self.damaged.values()))
-            warn(f"{place}: {plural(len(self.damaged), 'image')} left out, unreadable; the first is {first}")
+            warn(f"{place}: skipped {plural(len(self.damaged), 'unreadable image')}; the first is {first}")
         sizes = sorted({size for _, (_, _, size) in items})
         if len(sizes) != 1:
             found = f"images of {len(sizes)} sizes, {sizes[0]} to {sizes[-1]}" if sizes else "there are no images"
             raise UserError(f"{place}: {found}, and a batch needs one size; give one with --size")
         self.size = sizes[0]
+        self.textures: np.ndarray | None = None
         textures = {number: texture for number, (_, texture, _) in items}
         if len(textures) == len(source) and None not in textures.values():
             self.textures = np.array([textures[i] for i in range(len(source))])
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def key(self, number: int) -> str:
         return self.source.key(number)
 
     def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
         order = np.arange(len(self)) if indices is None else indices
-        for at in range(0, len(order), BATCH):
-            read = list(self._read(order[at : at + BATCH], lambda item: item.image, threads))
+        for start in range(0, len(order), BATCH):
+            read = list(self._read(order[start : start + BATCH], lambda item: item.image, threads))
             if read:
                 images = torch.from_numpy(np.stack([image for _, image in read])).permute(0, 3, 1, 2)
                 yield {"image": images, "index": torch.tensor([number for number, _ in read])}
 
-    def _read(self, order: np.ndarray, take: Callable[[Any], Any], threads: int | None) -> Iterator[tuple[int, Any]]:
-        def read(number: int) -> Any:
+    def _read(self, order: np.ndarray, take: Callable[[Item], T], threads: int | None) -> Iterator[tuple[int, T]]:
+        """Yield (index, take(item)) in the order of `order`; damaged images go into `damaged` instead."""
+
+        def read(number: int) -> T | None:
             try:
                 return take(self.source[number])
             except ImageError as error:
                 self.damaged[number] = str(error)
                 return None
 
-        pending: deque[tuple[int, Future[Any]]] = deque()
+        pending: deque[tuple[int, Future[T | None]]] = deque()
         with ThreadPoolExecutor(threads or default_threads()) as pool:
             for number in order.tolist():
                 pending.append((number, pool.submit(read, number)))
-                if len(pending) > 64:
-                    at, future = pending.popleft()
+                if len(pending) > MAX_PENDING:
+                    earliest, future = pending.popleft()
                     if (found := future.result()) is not None:
-                        yield at, found
-            for at, future in pending:
+                        yield earliest, found
+            for earliest, future in pending:
                 if (found := future.result()) is not None:
-                    yield at, found
+                    yield earliest, found
 
 
 def open_images(place: str | Path, root: str | Path | None = None, size: int | None = None) -> Images:
-    """Open shards (a directory of `texturegen build`, or its URL), `DATASET` or `DATASET:SPLIT` of
-    `texturegen.sources` with its files under `root`, or a folder of class folders.
+    """Open a set of images.
 
-    size : side in pixels to which images of the latter two are brought.
-    Raises UserError when it is none of these, or its images differ in size.
+    Parameters
+    ----------
+    place : str or Path
+        Shards (a directory of `texturegen build`, or its URL), `DATASET` or `DATASET:SPLIT` of `texturegen.sources`,
+        or a folder of class folders.
+    root : str, Path or None
+        Directory of the data set's files.
+    size : int or None
+        Side in pixels to which images are resized; does not apply to shards.
+
+    Raises
+    ------
+    UserError
+        If `place` is none of these, or the images differ in size.
+
+    Examples
+    --------
+    >>> images = open_images("shards")
+    >>> len(images), images.size, images.classes[:2]
+    (64, (32, 32), ['disc', 'square'])
     """
     text = str(place)
     if "://" in text or (Path(text) / "build.json").is_file():
@@ -156,12 +219,14 @@ def open_images(place: str | Path, root: str | Path | None = None, size: int | N
     )
 
 
-def labelled(images: Images) -> Images:
-    """The same, if there are labels; else UserError."""
+def require_labels(images: Images) -> Images:
+    """Return `images`; raise UserError if none of them has a label."""
     if len(images) == 0 or images.labels.max() < 0:
-        raise UserError(f"{images.place}: no labelled images here; a probe needs labels")
+        raise UserError(f"{images.place}: no labelled images; use a set with labels")
     return images
 
 
-def _about(item: Any) -> tuple[int, int | None, tuple[int, int]]:
-    return item.label, item.meta.get("texture_label"), item.image.shape[:2]
+def _describe(item: Item) -> tuple[int, int | None, tuple[int, int]]:
+    """Return an item's label, texture class and (H, W)."""
+    height, width = item.image.shape[:2]
+    return item.label, item.meta.get("texture_label"), (height, width)

@@ -1,38 +1,55 @@
-"""Linear evaluation: one linear layer on frozen features, trained by LARS (SACL §3.2; You et al. 2017)."""
-
-from collections.abc import Callable
+"""Linear evaluation: one linear layer on frozen features, trained by LARS (SACL section 3.2; You et al. 2017)."""
 
 import torch
 from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sacl_train.evaluate.interface import Classifier
 from sacl_train.training.optim import cosine_lr
 
-RATES = (0.03, 0.1, 0.3, 0.9, 2.7, 8.1)  # of the sweep
-HELD_OUT = 0.1  # of the training images, to choose among them
+RATES = (0.03, 0.1, 0.3, 0.9, 2.7, 8.1)  # learning rates of the sweep
+HELD_OUT = 0.1  # share of the training images that the sweep is scored on
 
 
 def fit_linear(
     features: Tensor, labels: Tensor, epochs: int = 200, lr: float = 0.9, batch_size: int = 128, seed: int = 0
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Train a linear classifier, queries float (N, C) -> logits float (N, classes).
+) -> dict[str, Classifier]:
+    """Train a linear classifier of features.
 
-    Features are standardised with the training set's mean and deviation per dimension: an affine map that a linear
-    layer can undo, so the probe is as strong as without it and one learning rate serves every encoder.
+    Features are standardised per dimension by the training set's mean and standard deviation. A linear layer can
+    represent this affine map itself, so the probe is no stronger or weaker, and one learning rate suits every encoder.
 
     Parameters
     ----------
-    features : float (M, C); labels : int64 (M,), 0 or above.
-    epochs, lr, batch_size : SACL §3.2 (200 epochs, lr 0.9, batch 128); the rate falls along a cosine.
-    seed : of the batches' order.
+    features : Tensor float (M, C)
+        Features of the training images.
+    labels : Tensor int64 (M,)
+        Their classes, 0 or above.
+    epochs, lr, batch_size : int, float, int
+        SACL section 3.2: 200 epochs, learning rate 0.9 with cosine decay, batches of 128.
+    seed : int
+        Determines the order of the batches.
+
+    Returns
+    -------
+    dict of str to Classifier
+        One classifier, named "".
+
+    Examples
+    --------
+    >>> features = torch.eye(4).repeat(32, 1)
+    >>> labels = torch.arange(4).repeat(32)
+    >>> classify = fit_linear(features, labels, epochs=10)[""]
+    >>> classify(torch.eye(4)).argmax(1)
+    tensor([0, 1, 2, 3])
     """
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     features = (features - mean) / std
     layer = nn.Linear(features.shape[1], int(labels.max()) + 1)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    # timm's LARS is plain SGD at weight decay 0 unless told to adapt always.
+    # Without always_adapt, timm's LARS is plain SGD for parameters without weight decay.
     optimizer = Lars(layer.parameters(), lr=lr, momentum=0.9, weight_decay=0.0, always_adapt=True)
     generator = torch.Generator().manual_seed(seed)
     batches = max(len(features) // batch_size, 1)
@@ -53,12 +70,24 @@ def fit_linear(
 def sweep_rates(
     features: Tensor, labels: Tensor, epochs: int = 200, batch_size: int = 128, seed: int = 0
 ) -> dict[float, float]:
-    """Accuracy (0..1) of `fit_linear` with each of RATES on a tenth of the training images that it does not see.
+    """Return the held-out accuracy of `fit_linear` at each learning rate of `RATES`.
 
-    The test set has no part in it. The best rate is to be fitted again on all of them.
+    A tenth of the training images is held out; the test set is not used. Fit the best rate again on all training
+    images.
+
+    Parameters
+    ----------
+    features, labels, epochs, batch_size, seed
+        As in `fit_linear`.
+
+    Returns
+    -------
+    dict of float to float
+        Learning rate -> accuracy, 0..1.
     """
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed + 1))
-    held, kept = order.split([max(round(HELD_OUT * len(order)), 1), len(order) - max(round(HELD_OUT * len(order)), 1)])
+    count = max(round(HELD_OUT * len(order)), 1)
+    held, kept = order.split([count, len(order) - count])
     found = {}
     for rate in RATES:
         classify = fit_linear(features[kept], labels[kept], epochs, rate, batch_size, seed)[""]

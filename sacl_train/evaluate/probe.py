@@ -1,6 +1,5 @@
-"""From a run and sets of labelled images to the figures of a probe."""
+"""Probes of features: fit classifiers on a run's labelled features and score them on test sets."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from sacl_train.config import Config
 from sacl_train.data.draws import Draws
 from sacl_train.data.shuffle import shuffle_patches
 from sacl_train.evaluate.features import Features, FeatureStore
-from sacl_train.evaluate.images import Images, labelled, open_images
+from sacl_train.evaluate.images import Images, open_images, require_labels
+from sacl_train.evaluate.interface import Probe
 from sacl_train.evaluate.knn import fit_knn
 from sacl_train.evaluate.linear import fit_linear, sweep_rates
 from sacl_train.evaluate.ridge import fit_ridge
@@ -22,16 +22,33 @@ from sacl_train.training.resume import load_encoder
 from sacl_train.training.setup import choose_device
 from texturegen.errors import UserError
 
-Classifier = Callable[[Tensor], Tensor]  # features (N, C) -> scores (N, classes)
-
-# name -> (training features, their labels, **settings) -> classifiers by variant
-PROBES: dict[str, Callable[..., dict[str, Classifier]]] = {"knn": fit_knn, "linear": fit_linear, "ridge": fit_ridge}
-DESTROYED = 4  # cells a side of a patch-destroyed image
+PROBES: dict[str, Probe] = {"knn": fit_knn, "linear": fit_linear, "ridge": fit_ridge}
+SHUFFLED_CELLS = 4  # cells per side of a shuffled image
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: the encoder of a run, and the labelled images a classifier is trained on."""
+    """What is evaluated: the encoder of a run, and the labelled images that a classifier is trained on.
+
+    Attributes
+    ----------
+    run : Path
+        The run's directory, or a checkpoint in it.
+    encoder : Encoder
+        In eval mode, on `device`.
+    config : Config
+        The run's settings.
+    epochs : int
+        Epochs that the encoder has been trained for.
+    device : torch.device
+        Where features are computed.
+    store : FeatureStore
+        Cache of the encoder's features.
+    train : Images
+        The labelled training images.
+    features : Features
+        Their features.
+    """
 
     run: Path
     encoder: Encoder
@@ -43,7 +60,7 @@ class Subject:
     features: Features
 
     def about(self) -> dict[str, Any]:
-        """What every probe's figures begin with."""
+        """Return what every probe's figures begin with, ready for JSON."""
         return {
             "run": str(self.run),
             "method": self.config.method,
@@ -60,24 +77,58 @@ class Subject:
 def load_subject(
     run: str | Path, train: str | Path, device: str = "auto", root: str | Path | None = None, size: int | None = None
 ) -> Subject:
-    """Raises UserError when there is no checkpoint in `run`, or `train` has no labels."""
+    """Load the encoder of a run and extract the features of the training images.
+
+    Parameters
+    ----------
+    run : str or Path
+        Directory of `sacl-train`, or a checkpoint in it.
+    train : str or Path
+        Labelled training images; see `images.open_images`.
+    device : str
+        "auto", "cpu", "cuda", "cuda:1", ...
+    root, size
+        As in `images.open_images`.
+
+    Raises
+    ------
+    UserError
+        If there is no checkpoint in `run`, or no label in `train`.
+    """
     encoder, config, epochs = load_encoder(Path(run))
-    chosen = choose_device(device)
-    encoder = encoder.to(chosen)
-    images = labelled(open_images(train, root, size))
-    store = FeatureStore(Path(run), encoder, config, chosen)
-    return Subject(Path(run), encoder, config, epochs, chosen, store, images, store.of(images))
+    torch_device = choose_device(device)
+    encoder = encoder.to(torch_device)
+    images = require_labels(open_images(train, root, size))
+    store = FeatureStore(Path(run), encoder, config, torch_device)
+    return Subject(Path(run), encoder, config, epochs, torch_device, store, images, store.get(images))
 
 
 def open_test(place: str | Path, subject: Subject, root: str | Path | None = None, size: int | None = None) -> Images:
-    """A labelled test set of the training images' classes and size; UserError when it is not."""
+    """Open a labelled test set.
+
+    Parameters
+    ----------
+    place : str or Path
+        The test images; see `images.open_images`.
+    subject : Subject
+        Its training images give the classes and the size that the test set must have.
+    root, size
+        As in `images.open_images`. size None: the training images' size, if they are square.
+
+    Raises
+    ------
+    UserError
+        If there are no labels, or the classes or the size differ.
+    """
     train = subject.train
     side = train.size[0] if train.size[0] == train.size[1] else None
-    test = labelled(open_images(place, root, size or side))
+    test = require_labels(open_images(place, root, size or side))
     if test.classes != train.classes:
         raise UserError(f"{place}: its classes {test.classes} are not those of {train.place}, {train.classes}")
     if test.size != train.size:
-        raise UserError(f"{place}: images of {test.size} px, but {train.size} px in {train.place}; build with --size")
+        raise UserError(
+            f"{place}: images of {test.size} px, but {train.size} px in {train.place}; build both with the same --size"
+        )
     return test
 
 
@@ -92,48 +143,98 @@ def evaluate(
     size: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Fit `probe` on the labelled images of `train` and score it on each of `tests` (see `images.open_images`).
+    """Fit a probe on labelled training images and score it on test sets.
 
-    Returns what was measured and how, ready for JSON: per test set (and k of kNN) top-1, top-5 (where there are more
-    than five classes) and, where the test images carry a `texture_label` (the `shapes` sets), the share of predictions
-    that follow the texture; all in 0..1. With `destroy` also "destroyed", top-1 of the same test images with their
-    cells, 4 to a side, shuffled: whoever reads texture keeps its accuracy, whoever reads shape loses it.
+    Parameters
+    ----------
+    probe : str
+        One of `PROBES`: "knn", "linear" or "ridge".
+    run, train, device, root, size
+        As in `load_subject`.
+    tests : list of str or Path
+        Labelled test sets; see `images.open_images`.
+    destroy : bool
+        Score the test images again with their cells shuffled, 4x4. A classifier that reads texture keeps its accuracy;
+        one that reads shape loses it.
+    **settings
+        Settings of the probe: of `fit_knn`, `fit_linear` or `fit_ridge`. For "linear", lr="sweep" chooses the learning
+        rate on a held-out tenth of the training images.
 
-    `linear` with lr "sweep" chooses it on a held-out tenth of the training images; "sweep" then has what each gave.
+    Returns
+    -------
+    dict
+        The figures and how they were measured, ready for JSON. "test" has a row per test set and variant (each k of
+        kNN): "top1"; "top5" if there are more than five classes; "texture_decisions" if the images have a
+        `texture_label` (the sets `shapes`), the share of predictions that follow the texture; "destroyed" with
+        `destroy`, the top-1 accuracy on shuffled images. All are in 0..1. "sweep" and "chosen_lr" with lr="sweep".
 
-    Raises UserError when there is no checkpoint, a set has no labels, or the sets differ in classes or image size.
+    Raises
+    ------
+    UserError
+        If there is no checkpoint, a set has no labels, or the sets differ in classes or image size.
+
+    Examples
+    --------
+    >>> figures = evaluate("knn", "run", "shards", ["test-shards"], device="cpu", k=(5,))
+    >>> [(row["split"], row["variant"], row["images"]) for row in figures["test"]]
+    [('conflict', 'k=5', 40)]
+    >>> 0 <= figures["test"][0]["top1"] <= 1
+    True
     """
     subject = load_subject(run, train, device, root, size)
-    known = subject.features
-    found: dict[str, Any] = {}
-    fitted = dict(settings)
+    features, labels = subject.features.values, subject.features.labels
+    sweep: dict[str, Any] = {}
+    fit_settings = dict(settings)
     if probe == "linear" and settings.get("lr") == "sweep":
-        rest = {key: value for key, value in settings.items() if key != "lr"}
-        found["sweep"] = sweep_rates(known.values, known.labels, **rest)
-        fitted["lr"] = found["chosen_lr"] = max(found["sweep"], key=lambda rate: found["sweep"][rate])
-    classifiers = PROBES[probe](known.values, known.labels, **fitted)
-    results = []
+        others = {key: value for key, value in settings.items() if key != "lr"}
+        accuracies = sweep_rates(features, labels, **others)
+        fit_settings["lr"] = max(accuracies, key=lambda rate: accuracies[rate])
+        sweep = {"sweep": accuracies, "chosen_lr": fit_settings["lr"]}
+    classifiers = PROBES[probe](features, labels, **fit_settings)
+    rows = []
     for place in tests:
         images = open_test(place, subject, root, size)
-        seen = subject.store.of(images)
-        cells = subject.store.of(images, shuffle_cells, f"destroyed {DESTROYED}") if destroy else None
+        whole = subject.store.get(images)
+        shuffled = subject.store.get(images, shuffle_cells, f"destroyed {SHUFFLED_CELLS}") if destroy else None
         for variant, classify in classifiers.items():
             row = {"set": str(place), "split": images.split, "variant": variant}
-            row |= score(images, classify(seen.values), seen)
-            if cells is not None:
-                row["destroyed"] = score(images, classify(cells.values), cells)["top1"]
-            results.append(row)
-    return {"probe": probe, "settings": settings, **subject.about(), **found, "test": results}
+            row |= score(images, classify(whole.values), whole)
+            if shuffled is not None:
+                row["destroyed"] = score(images, classify(shuffled.values), shuffled)["top1"]
+            rows.append(row)
+    return {"probe": probe, "settings": settings, **subject.about(), **sweep, "test": rows}
 
 
 def shuffle_cells(images: Tensor, samples: np.ndarray) -> Tensor:
-    """Images uint8 (N, C, H, W) with their cells, 4 to a side, in another order, the same for a sample each time."""
-    side = min(images.shape[-2:]) // DESTROYED
+    """Shuffle the cells of each image, 4 per side.
+
+    Parameters
+    ----------
+    images : Tensor uint8 (N, C, H, W)
+        The images.
+    samples : ndarray int64 (N,)
+        Their indices, which determine the order of the cells.
+
+    Returns
+    -------
+    Tensor uint8 (N, C, H, W)
+    """
+    side = min(images.shape[-2:]) // SHUFFLED_CELLS
     return shuffle_patches(images, Draws(0, 0, samples).of(0), (side, side))
 
 
 def score(images: Images, scores: Tensor, of: Features) -> dict[str, Any]:
-    """Figures of scores (N, classes) of the images whose features are `of`."""
+    """Return the figures of one classifier on one test set, as `evaluate` describes them.
+
+    Parameters
+    ----------
+    images : Images
+        The test set.
+    scores : Tensor float (N, classes)
+        The classifier's scores of the images in `of`.
+    of : Features
+        Features of the labelled images of the set.
+    """
     hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == of.labels[:, None]
     figures: dict[str, Any] = {"images": len(of.labels), "top1": hit[:, 0].float().mean().item()}
     if scores.shape[1] > 5:

@@ -1,4 +1,4 @@
-"""A kNN score among training images, for a look while training goes on; figures come from `sacl-eval`."""
+"""A kNN score on training images, for monitoring a run. Reported figures come from `sacl-eval`."""
 
 import numpy as np
 import torch
@@ -10,15 +10,32 @@ from sacl_train.evaluate.images import ShardImages
 from sacl_train.evaluate.knn import knn_accuracy
 from texturegen.shards import Shards
 
-SAMPLES = 2500  # training images it looks at: a fifth as queries, the rest as bank
+MAX_IMAGES = 2500  # training images that are encoded: a fifth as queries, the rest as bank
 
 
 def quick_knn(encoder: nn.Module, shards: Shards, config: Config, device: torch.device) -> float | None:
-    """kNN top-1 of training images among other training images; None where fewer than two classes are labelled."""
+    """Return the kNN top-1 accuracy (0..1) of training images among other training images.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Maps normalised images float (N, 3, H, W) to features (N, C).
+    shards : Shards
+        The training set.
+    config : Config
+        Gives the normalisation and the seed.
+    device : torch.device
+        The encoder's device.
+
+    Returns
+    -------
+    float or None
+        None if fewer than two classes or ten images are labelled.
+    """
     labelled = np.flatnonzero(shards.labels >= 0)
     if len(np.unique(shards.labels[labelled])) < 2 or len(labelled) < 10:
         return None
-    picked = np.random.default_rng(config.seed).permutation(labelled)[:SAMPLES]
+    picked = np.random.default_rng(config.seed).permutation(labelled)[:MAX_IMAGES]
     features, read = extract_features(encoder, ShardImages(shards, config.bad_share), config, device, picked)
     labels = torch.from_numpy(shards.labels)[read]
     split = len(read) // 5

@@ -1,7 +1,7 @@
-"""Does one direction, 'this is synthetic', tell all textures from all photographs?
+"""Test for a shortcut: does one direction, "is synthetic", separate all textures from all photographs?
 
-If so, a contrastive loss is rid of its texture negatives at no cost: their similarities fall together, whatever the
-images show, and the negatives teach nothing. Measured on the encoder's features and on the projector's embeddings.
+If it does, a contrastive loss discounts its texture negatives at no cost: their similarities drop together, whatever
+the images show, and the negatives teach nothing. Measured on the encoder's features and the projector's embeddings.
 """
 
 from pathlib import Path
@@ -21,51 +21,70 @@ from texturegen.console import plural
 from texturegen.errors import UserError
 from texturegen.shards import open_shards
 
-SAMPLES = 2000
-BATCH = 250  # at most
+MAX_IMAGES = 2000
+MAX_BATCH = 250  # images encoded at once
 
 
 @torch.inference_mode()
 def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto") -> dict[str, Any]:
-    """Figures on up to 2000 images of `shards`, evenly over them, and the first texture of each.
+    """Measure how a run's networks separate images from their textures.
 
-    "told_apart": accuracy (0..1; 0.5 is chance) of a ridge classifier, images against textures, on features of images
-    and textures it was not fitted on (a half). Of the embeddings, L2-normalised, where the method has a projector, with
-    batch statistics as the loss sees them:
-    "own_texture", "other_textures", "other_images": mean cosine of an image to those; "one_direction": share (0..1) of
-    the sum of squares of its similarities to textures, less its mean similarity to other images, that the direction
-    from the images' mean to the textures' explains alone; "own_share": share that is explained by being one's own.
+    Uses up to 2000 images, evenly spaced over the shards, and the first texture of each. Embeddings are L2-normalised
+    outputs of the projector, computed with batch statistics, as in training; methods without a projector have none.
 
-    UserError when the shards have no textures, or fewer than two images.
+    Parameters
+    ----------
+    run : str or Path
+        Directory of `sacl-train`, or a checkpoint in it.
+    shards : str or Path
+        Shards with textures, as the run was trained on.
+    device : str
+        "auto", "cpu", "cuda", "cuda:1", ...
+
+    Returns
+    -------
+    dict
+        The figures and how they were measured, ready for JSON. "told_apart": accuracy (0..1; chance is 0.5) of a linear
+        classifier, images against textures, on features of held-out images (a half). Of the embeddings: "own_texture",
+        "other_textures" and "other_images", the mean cosine of an image to those; "one_direction" and "own_share", see
+        `explain_similarities`.
+
+    Raises
+    ------
+    UserError
+        If there is no checkpoint, or the shards have no textures or fewer than two images.
     """
     method, config, epochs = load_method(Path(run))
-    place = choose_device(device)
-    method = method.to(place)
+    torch_device = choose_device(device)
+    method = method.to(torch_device)
     opened = open_shards(shards)
     if not opened.textures_per_image:
-        raise UserError(f"{shards}: there are no textures here; build them with --per-image 1")
+        raise UserError(f"{shards}: no textures here; build shards with --per-image 1")
     if len(opened) < 2:
-        raise UserError(f"{shards}: {plural(len(opened), 'image')}; to compare one with others takes two at least")
+        raise UserError(f"{shards}: {plural(len(opened), 'image')}; the comparison needs at least 2")
     assert config.mean is not None
     assert config.std is not None
-    picked = np.unique(np.linspace(0, len(opened) - 1, min(SAMPLES, len(opened))).astype(int))
+    picked = np.unique(np.linspace(0, len(opened) - 1, min(MAX_IMAGES, len(opened))).astype(int))
     features: dict[str, list[Tensor]] = {"image": [], "texture": []}
     embeddings: dict[str, list[Tensor]] = {"image": [], "texture": []}
     project = getattr(method, "projector", None)
     for module in method.modules():
         if isinstance(module, _BatchNorm):
-            module.momentum = 0.0  # a pass by batch statistics must not change the encoder that the next one reads
-    for numbers in np.array_split(picked, -(-len(picked) // BATCH)):  # even: the embeddings depend on their batch
+            module.momentum = 0.0  # passes in train mode must not change the running statistics of eval mode
+    # Batches of equal size: embeddings depend on the statistics of their batch.
+    for numbers in np.array_split(picked, -(-len(picked) // MAX_BATCH)):
         samples = [opened[i] for i in numbers.tolist()]
         for name, pixels in (
             ("image", [sample.image for sample in samples]),
             ("texture", [sample.texture(0) for sample in samples]),
         ):
-            x = normalise(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(place), config.mean, config.std)
+            x = normalise(
+                torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(torch_device), config.mean, config.std
+            )
             method.eval()
             features[name].append(method.encoder(x).float().cpu())
             if project is not None:
-                method.train()  # each kind normalised by its own batch, as in training
+                method.train()  # images and textures are normalised by their own batch statistics, as in training
                 embeddings[name].append(F.normalize(project(method.encoder(x)).float(), dim=1).cpu())
     images, textures = (torch.cat(features[name]) for name in ("image", "texture"))
     figures = {
@@ -86,8 +105,21 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
 
 
 def tell_apart(images: Tensor, textures: Tensor) -> float:
-    """Accuracy of a classifier of features (N, C) of images against those of textures, on every second image."""
-    values = torch.stack([images, textures], 1)  # an image and its texture are in the same half
+    """Return the accuracy of a ridge classifier that separates images from textures.
+
+    Every second pair fits the classifier; the others are scored.
+
+    Parameters
+    ----------
+    images, textures : Tensor float (N, C)
+        Features of images and of their textures.
+
+    Returns
+    -------
+    float
+        0..1; chance is 0.5.
+    """
+    values = torch.stack([images, textures], 1)  # keeps an image and its texture in the same half
     labels = torch.tensor([0, 1]).expand(len(values), 2)
     classify = fit_ridge(values[::2].flatten(0, 1), labels[::2].flatten())[""]
     hit = classify(values[1::2].flatten(0, 1)).argmax(1) == labels[1::2].flatten()
@@ -95,22 +127,36 @@ def tell_apart(images: Tensor, textures: Tensor) -> float:
 
 
 def explain_similarities(images: Tensor, textures: Tensor) -> dict[str, float]:
-    """What an image's similarities to textures are made of; both are unit vectors (N, D), N >= 2."""
+    """Decompose the similarities of images to textures.
+
+    Parameters
+    ----------
+    images, textures : Tensor float (N, D)
+        Unit vectors; row i of `textures` belongs to image i; N >= 2.
+
+    Returns
+    -------
+    dict of str to float
+        "own_texture", "other_textures", "other_images": mean cosine of an image to those. The other two are shares
+        (0..1) of the sum of squares of the similarities to textures, minus the mean similarity to other images:
+        "one_direction" is explained by the direction from the mean image to the mean texture alone, "own_share" by a
+        texture belonging to the image.
+    """
     others = ~torch.eye(len(images), dtype=torch.bool)
     between = images @ images.T
     level = between[others].mean()
-    logits = images @ textures.T - level  # what a texture is beyond (or below) any other photograph
+    excess = images @ textures.T - level  # similarity to a texture above that to another photograph
     direction = F.normalize(textures.mean(0) - images.mean(0), dim=0)
     centre = images.mean(0)
     along = (images @ direction)[:, None] * ((textures - centre) @ direction)[None, :]
-    mine = logits.diagonal().mean() - logits[others].mean()
-    left = (logits - along).square().sum()
-    own = torch.diag(torch.full((len(images),), float(mine)))
-    total = logits.square().sum()
+    margin = excess.diagonal().mean() - excess[others].mean()
+    residual = (excess - along).square().sum()
+    own = torch.diag(torch.full((len(images),), float(margin)))
+    total = excess.square().sum()
     return {
-        "own_texture": (logits.diagonal().mean() + level).item(),
-        "other_textures": (logits[others].mean() + level).item(),
+        "own_texture": (excess.diagonal().mean() + level).item(),
+        "other_textures": (excess[others].mean() + level).item(),
         "other_images": level.item(),
-        "one_direction": (1 - left / total).item(),
-        "own_share": (1 - (logits - own).square().sum() / total).item(),
+        "one_direction": (1 - residual / total).item(),
+        "own_share": (1 - (excess - own).square().sum() / total).item(),
     }

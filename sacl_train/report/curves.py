@@ -1,38 +1,93 @@
 """Training curves as a picture."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from texturegen.storage.atomic import write_atomically
 
-# Title, unit, keys of metrics.jsonl.
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of the training curves.
+
+    Attributes
+    ----------
+    title : str
+        Short title, which fits above the plot.
+    caption : str
+        What the plot shows, for the HTML report.
+    unit : str
+        Label of the vertical axis; values are multiplied by 100 if it is "%".
+    keys : tuple of str
+        Metrics of metrics.jsonl, a curve each.
+    """
+
+    title: str
+    caption: str
+    unit: str
+    keys: tuple[str, ...]
+
+    def points(self, rows: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+        """Return (epoch, value) of one metric, for the rows of metrics.jsonl that have it."""
+        factor = 100 if self.unit == "%" else 1
+        return [(row["epoch"], row[key] * factor) for row in rows if row.get(key) is not None]
+
+
 PANELS = (
-    ("loss", "loss", ("loss",)),
-    ("similarity of a query to", "cosine", ("positive_similarity", "negative_similarity", "texture_similarity")),
-    ("spread of embeddings (1: even, 0: collapsed)", "", ("embedding_std",)),
-    ("top-1 on training images, while training", "%", ("knn", "online_top1")),
+    Panel("Training loss", "Training loss", "loss", ("loss",)),
+    Panel(
+        "Similarity of queries to keys",
+        "Mean cosine similarity of a query to its own key (positive), to other images' keys (negative) and to its own "
+        "texture",
+        "cosine",
+        ("positive_similarity", "negative_similarity", "texture_similarity"),
+    ),
+    Panel(
+        "Spread of the embeddings",
+        "Spread of the embeddings: 1 if they are evenly spread, 0 if they have collapsed to one point",
+        "spread",
+        ("embedding_std",),
+    ),
+    Panel(
+        "Top-1 on training images",
+        "Top-1 accuracy on training images, for monitoring; test accuracy is in the table of probes",
+        "%",
+        ("knn", "online_top1"),
+    ),
 )
-
-
-def label_of(key: str) -> str:
-    """What a figure of a panel is called beside the others."""
-    return {"knn": "kNN", "online_top1": "online probe"}.get(key, key.removesuffix("_similarity"))
+LABELS = {
+    "positive_similarity": "positive",
+    "negative_similarity": "negative",
+    "texture_similarity": "texture",
+    "knn": "kNN",
+    "online_top1": "online probe",
+}
 
 
 def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a PNG of the metrics over epochs; `rows` are those of metrics.jsonl. Figures a run lacks are left out."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    """Write a PNG with the training curves by epoch. Metrics that the run lacks are left out.
 
-    figure = Figure(figsize=(12, 2.8), layout="constrained")
-    for axes, (title, unit, names) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for name in names:
-            factor = 100 if unit == "%" else 1
-            points = [(row["epoch"], row[name] * factor) for row in rows if row.get(name) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=label_of(name))
-        axes.set(title=title, xlabel="epoch", ylabel=unit)
-        axes.title.set_fontsize(9)
+    Parameters
+    ----------
+    path : Path
+        The file.
+    rows : list of dict
+        The rows of metrics.jsonl.
+    """
+    from matplotlib.figure import Figure  # pyplot would need a display and global state
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(13, 3), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for key in panel.keys:
+            if points := panel.points(rows, key):
+                axes.plot(*zip(*points, strict=True), marker=".", label=LABELS.get(key))
+        axes.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
+        axes.title.set_fontsize(11)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
-        if len(names) > 1 and axes.lines:
+        if len(panel.keys) > 1 and axes.lines:
             axes.legend(fontsize=8)
-    write_atomically(path, lambda f: figure.savefig(f, format="png", dpi=110))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))

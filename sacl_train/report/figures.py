@@ -1,4 +1,4 @@
-"""The figures of a probe's JSON as one flat list, for tables; and what made them."""
+"""The figures of a probe's JSON as a flat list, for tables, and the versions that produced them."""
 
 import shlex
 import sys
@@ -8,39 +8,75 @@ from typing import Any
 
 from texturegen import __version__
 
+_FIGURES = (
+    *("bias", "shape_decisions", "texture_decisions"),  # shape-bias
+    *("clean_error", "mean_error"),  # corruption
+    *("told_apart", "one_direction", "own_share"),  # shortcut
+)
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "imagecorruptions-imaug", "scikit-learn")
 
 
 def provenance(program: str) -> dict[str, Any]:
-    """ "command", as it was typed, and "versions" of this package, Python and what figures depend on."""
+    """Return what produced the figures: "command", as it was typed, and "versions" of Python and the packages.
+
+    Parameters
+    ----------
+    program : str
+        Name of the command, with which the arguments of this process are combined.
+    """
     versions = {"sacl": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
-        with suppress(PackageNotFoundError):  # of an extra
+        with suppress(PackageNotFoundError):  # some are optional
             versions[name] = version(name)
     return {"command": shlex.join([*shlex.split(program), *sys.argv[1:]]), "versions": versions}
 
 
 def flatten(probe: str, figures: dict[str, Any]) -> dict[str, float]:
-    """The figures (0..1) of what a probe wrote, by a name that tells what they are of."""
-    found: dict[str, float] = {}
+    """Return the figures of a probe by a descriptive label.
+
+    Parameters
+    ----------
+    probe : str
+        Name of the probe, the start of every label.
+    figures : dict
+        What `sacl-eval` wrote for it.
+
+    Returns
+    -------
+    dict of str to float
+        Figures in 0..1.
+
+    Examples
+    --------
+    >>> flatten("knn", {"test": [{"split": "test", "variant": "k=20", "top1": 0.5}]})
+    {'knn, k=20, test: top1': 0.5}
+    """
+    values: dict[str, float] = {}
     tests = figures.get("test", [])
     for test in tests:
-        marks = [probe, test.get("variant") or "", f"{test['share']:.0%} of labels" if "share" in test else ""]
-        name = ", ".join(part for part in (*marks, name_set(test, tests)) if part)
+        share = f"{test['share']:.0%} of labels" if "share" in test else ""
+        name = ", ".join(part for part in (probe, test.get("variant"), share, name_set(test, tests)) if part)
         for key in ("top1", "top5", "texture_decisions", "destroyed"):
             if key in test:
-                found[f"{name}: {key.replace('_', ' ')}"] = test[key]
-    for key in ("bias", "shape_decisions", "texture_decisions", "clean_error", "mean_error"):
+                values[f"{name}: {key.replace('_', ' ')}"] = test[key]
+    for key in _FIGURES:
         if figures.get(key) is not None:
-            found[f"{probe}: {key.replace('_', ' ')}"] = figures[key]
-    for key in ("told_apart", "one_direction", "own_share"):
-        if key in figures:
-            found[f"{probe}: {key.replace('_', ' ')}"] = figures[key]
-    return found
+            values[f"{probe}: {key.replace('_', ' ')}"] = figures[key]
+    return values
 
 
 def name_set(test: dict[str, Any], tests: list[dict[str, Any]]) -> str:
-    """What a row of `tests` is of: its split, with the set where another set has the same one; the set without."""
+    """Return a name for a test set that tells it from the others.
+
+    That is its split, with the location if another set has the same split; a set without splits has its location.
+
+    Parameters
+    ----------
+    test : dict
+        A row of "test", with "split" and "set".
+    tests : list of dict
+        All rows.
+    """
     split, place = test["split"], test.get("set")
     if not split:
         return str(place)

@@ -1,11 +1,14 @@
-"""The HTML report of one run or several: one file that needs no network (`report.html` beside this is its frame).
+"""The HTML report of one or several runs: a single file that needs no network. `report.html` is its template.
 
-It shows what lies in the runs' directories: metrics.jsonl, what `sacl-eval` wrote (eval-*.json, embedding.parquet and
-.png), sheet.png and config.toml. What is not there is left out, and said.
+It shows the files in the runs' directories: metrics.jsonl, what `sacl-eval` wrote (eval-*.json, embedding.parquet and
+embedding.png), sheet.png and config.toml. The report says which of them are missing.
 """
 
 import base64
 import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -13,175 +16,249 @@ from typing import Any
 
 import numpy as np
 
-from sacl_train.report.curves import PANELS, label_of
+from sacl_train.report.curves import LABELS, PANELS, Panel
 from sacl_train.report.figures import flatten
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.storage.atomic import write_atomically
 
-FRAME = Path(__file__).with_name("report.html")
-DASHES = ("solid", "dash", "dot")
+TEMPLATE = Path(__file__).with_name("report.html")
 SETTINGS = ("method", "encoder", "attention", "weak", "texture_role", "epochs", "batch_size", "lr", "seed")
-POINTS = 2000  # of a map
+MAX_POINTS = 2000  # of a map
+DASHES = ("solid", "dash", "dot")  # curves of one run in one chart
+# Okabe & Ito 2008 and three more: distinct to colour-blind readers, on light and dark backgrounds.
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),
+    *("#56b4e9", "#9467bd", "#8c8c8c", "#b8a400", "#a0522d"),
+)
 
 
-def write_page(runs: list[Path], out: Path) -> Path:
-    """Write the report to `out`; UserError when a directory holds no run or plotly is missing."""
+@dataclass(frozen=True)
+class _Run:
+    """The files of a run.
+
+    Attributes
+    ----------
+    directory : Path
+    config : dict
+        config.toml, parsed.
+    config_text : str
+        config.toml.
+    rows : list of dict
+        Rows of metrics.jsonl.
+    figures : dict
+        Probe -> what `sacl-eval` wrote.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    config_text: str
+    rows: list[dict[str, Any]]
+    figures: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """An interactive chart; report.html draws it from JSON into the element `id`.
+
+    Attributes
+    ----------
+    id : str
+        Id of the HTML element.
+    data : list of dict
+        Plotly traces.
+    unit : str
+        Label of the vertical axis.
+    step : int or None
+        Distance between the ticks of the horizontal axis; None: Plotly's choice.
+    """
+
+    id: str
+    data: list[dict[str, Any]]
+    unit: str = ""
+    step: int | None = None
+
+
+def write_page(directories: list[Path], out: Path) -> Path:
+    """Write the HTML report of runs.
+
+    Parameters
+    ----------
+    directories : list of Path
+        Directories of `sacl-train`.
+    out : Path
+        The HTML file.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    MissingError
+        If a directory holds no run, or plotly is not installed.
+    DamagedError
+        If a file of a run cannot be parsed.
+    UserError
+        If a run is given twice.
+    """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise UserError("the report's charts need plotly: pip install 'sacl-texture[report]'") from None
-    names = _short_names(runs)
-    found = {name: _read_run(run) for name, run in zip(names, runs, strict=True)}
-    charts: list[dict[str, Any]] = []
-    body = [_settings(found), _curves(found, charts), _probes(found)]
-    for name, run in zip(names, runs, strict=True):
-        body.append(_pictures(name, run, charts))
-    body.append(_configs(found))
-    text = Template(FRAME.read_text()).substitute(
+        raise MissingError("the report's charts need plotly; pip install 'sacl-texture[report]'") from None
+    names = _short_names(directories)
+    runs = {name: _read_run(directory) for name, directory in zip(names, directories, strict=True)}
+    charts: list[_Chart] = []
+    sections = [_runs_section(runs), _training_section(runs, charts), _probes_section(runs)]
+    sections += [_pictures_section(name, run, charts) for name, run in runs.items()]
+    sections.append(_settings_section(runs))
+    text = Template(TEMPLATE.read_text()).substitute(
         title=escape(f"SACL: {', '.join(names)}" if len(names) < 4 else f"SACL: {len(names)} runs"),
-        subtitle=escape("Made by sacl-eval report. Every figure comes from a file in the runs' directories."),
-        body="\n".join(body),
+        subtitle=escape("Written by sacl-eval report. Every figure comes from a file in the runs' directories."),
+        body="\n".join(sections),
         library=get_plotlyjs(),
-        charts=json.dumps(charts).replace("</", "<\\/"),
+        charts=json.dumps([vars(chart) for chart in charts]).replace("</", "<\\/"),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text)
     return out
 
 
-def _read_run(run: Path) -> dict[str, Any]:
-    if not (run / "config.toml").is_file():
-        raise UserError(f"{run}: no run here (config.toml is missing); train one with `sacl-train --out {run}`")
-    import tomllib
-
-    metrics = run / "metrics.jsonl"
-    evaluations = sorted(run.glob("eval-*.json"))
-    try:
-        return {
-            "config": tomllib.loads((run / "config.toml").read_text()),
-            "text": (run / "config.toml").read_text(),
-            "rows": [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
-            "figures": {path.stem.removeprefix("eval-"): json.loads(path.read_text()) for path in evaluations},
-        }
-    except ValueError as error:
-        raise UserError(f"{run}: a file of the run is damaged ({error})") from None
-
-
-def _short_names(runs: list[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
-    paths = [run.resolve().parts for run in runs]
+def _short_names(directories: list[Path]) -> list[str]:
+    """Return the shortest ends of the paths that differ from each other."""
+    paths = [directory.resolve().parts for directory in directories]
     for length in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-length:]) for parts in paths]
         if len(set(names)) == len(names):
             return names
-    raise UserError("the same run is given twice")
+    raise UserError("a run is given twice; give each run once")
 
 
-def _settings(found: dict[str, dict[str, Any]]) -> str:
+def _read_run(directory: Path) -> _Run:
+    if not (directory / "config.toml").is_file():
+        raise MissingError(
+            f"{directory}: no run here (config.toml is missing); train one with `sacl-train --out {directory}`"
+        )
+    metrics = directory / "metrics.jsonl"
+    try:
+        text = (directory / "config.toml").read_text()
+        return _Run(
+            directory,
+            tomllib.loads(text),
+            text,
+            [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
+            {
+                path.stem.removeprefix("eval-"): json.loads(path.read_text())
+                for path in sorted(directory.glob("eval-*.json"))
+            },
+        )
+    except ValueError as error:
+        raise DamagedError(
+            f"{directory}: config.toml, metrics.jsonl or eval-*.json is damaged ({error}); repeat the command that "
+            "wrote it"
+        ) from None
+
+
+def _runs_section(runs: Mapping[str, _Run]) -> str:
     rows = [
-        [name, *(str(run["config"].get(key, "-")) for key in SETTINGS), str(len(run["rows"]))]
-        for name, run in found.items()
+        [name, *(str(run.config.get(key, "-")) for key in SETTINGS), str(len(run.rows))] for name, run in runs.items()
     ]
     return "<h2>Runs</h2>" + _table(["run", *(key.replace("_", " ") for key in SETTINGS), "epochs done"], rows)
 
 
-def _curves(found: dict[str, dict[str, Any]], charts: list[dict[str, Any]]) -> str:
-    places = []
-    for title, unit, keys in PANELS:
-        data = []
-        for number, (name, run) in enumerate(found.items()):
-            for dash, key in zip(DASHES, keys, strict=False):
-                factor = 100 if unit == "%" else 1
-                points = [(row["epoch"], row[key] * factor) for row in run["rows"] if row.get(key) is not None]
-                if points:
-                    label = label_of(key)
-                    data.append(
-                        {
-                            "x": [x for x, _ in points],
-                            "y": [y for _, y in points],
-                            "name": name if len(keys) == 1 else f"{name}: {label}",
-                            "mode": "lines+markers",
-                            "line": {"color": _colour(number), "dash": dash},
-                            "marker": {"size": 5},
-                        }
-                    )
-        if data:
-            last = max(max(line["x"]) for line in data)
-            charts.append({"id": f"chart{len(charts)}", "unit": unit, "step": -(-last // 8), "data": data})
-            place = f'<div class="chart" id="{charts[-1]["id"]}"></div>'
-            places.append(f"<figure><figcaption>{escape(title)}, by epoch</figcaption>{place}</figure>")
-    if not places:
+def _training_section(runs: Mapping[str, _Run], charts: list[_Chart]) -> str:
+    figures = []
+    for panel in PANELS:
+        traces = _traces(panel, runs)
+        if traces:
+            last = max(max(trace["x"]) for trace in traces)
+            charts.append(_Chart(f"chart{len(charts)}", traces, panel.unit, step=-(-last // 8)))
+            figures.append(_figure(_chart_element(charts[-1]), f"{panel.caption}, by epoch."))
+    if not figures:
         return "<h2>Training</h2><p class='note'>No run has been trained.</p>"
-    return f'<h2>Training</h2><div class="charts">{"".join(places)}</div>'
+    return f'<h2>Training</h2><div class="charts">{"".join(figures)}</div>'
 
 
-def _probes(found: dict[str, dict[str, Any]]) -> str:
-    lines: dict[str, dict[str, float]] = {}  # figure -> run -> value
-    for name, run in found.items():
-        for probe, figures in run["figures"].items():
-            for label, value in flatten(probe, figures).items():
-                lines.setdefault(label, {})[name] = value
-    if not lines:
-        return "<h2>Probes</h2><p class='note'>None yet: see <code>sacl-eval --help</code>.</p>"
-    rows = [
-        [label, *(f"{100 * values[name]:.1f}" if name in values else "-" for name in found)]
-        for label, values in lines.items()
+def _traces(panel: Panel, runs: Mapping[str, _Run]) -> list[dict[str, Any]]:
+    """Return a Plotly trace for each run and metric of a panel; colours tell runs apart, dashes metrics."""
+    traces = []
+    for number, (name, run) in enumerate(runs.items()):
+        for dash, key in zip(DASHES, panel.keys, strict=False):
+            if points := panel.points(run.rows, key):
+                traces.append(
+                    {
+                        "x": [x for x, _ in points],
+                        "y": [y for _, y in points],
+                        "name": escape(name if len(panel.keys) == 1 else f"{name}: {LABELS[key]}"),
+                        "mode": "lines+markers",
+                        "line": {"color": _colour(number), "dash": dash},
+                        "marker": {"size": 5},
+                    }
+                )
+    return traces
+
+
+def _probes_section(runs: Mapping[str, _Run]) -> str:
+    values: dict[str, dict[str, float]] = {
+        name: {
+            label: value for probe, figures in run.figures.items() for label, value in flatten(probe, figures).items()
+        }
+        for name, run in runs.items()
+    }
+    if not any(values.values()):
+        return "<h2>Probes</h2><p class='note'>None yet; see <code>sacl-eval --help</code>.</p>"
+    note = "<p class='note'>In per cent. The JSON file of each probe holds the command and the package versions.</p>"
+    corruptions = {name: _mean_errors(run.figures.get("corruption", {})) for name, run in runs.items()}
+    biases = {name: _shape_biases(run.figures.get("shape-bias", {})) for name, run in runs.items()}
+    tables = [
+        f"<h2>Probes</h2>{note}{_table_of_shares('figure', values)}",
+        _titled("Error by corruption, mean over the severities", _table_of_shares("corruption", corruptions)),
+        _titled("Shape bias, by the shape of the stimulus", _table_of_shares("shape", biases)),
     ]
-    note = "<p class='note'>In per cent. Each probe's JSON beside the run has its command and versions.</p>"
-    parts = [f"<h2>Probes</h2>{note}{_table(['figure', *found], rows)}"]
-    corruptions = {name: _errors(run["figures"].get("corruption", {})) for name, run in found.items()}
-    parts.append(_side_by_side("Error by corruption, mean of the severities", "corruption", corruptions))
-    biases = {name: _biases(run["figures"].get("shape-bias", {})) for name, run in found.items()}
-    parts.append(_side_by_side("Shape bias by the stimulus's shape", "shape", biases))
-    return "".join(parts)
+    return "".join(tables)
 
 
-def _errors(figures: dict[str, Any]) -> dict[str, float]:
+def _mean_errors(figures: dict[str, Any]) -> dict[str, float]:
     return {name: sum(errors) / len(errors) for name, errors in figures.get("errors", {}).items()}
 
 
-def _biases(figures: dict[str, Any]) -> dict[str, float]:
+def _shape_biases(figures: dict[str, Any]) -> dict[str, float]:
     return {name: row["bias"] for name, row in figures.get("classes", {}).items() if row["bias"] is not None}
 
 
-def _side_by_side(title: str, head: str, found: dict[str, dict[str, float]]) -> str:
-    """A table of shares, in per cent, a column per run; nothing where no run has any."""
-    labels = dict.fromkeys(label for figures in found.values() for label in figures)
-    rows = [
-        [label, *(f"{100 * figures[label]:.1f}" if label in figures else "-" for figures in found.values())]
-        for label in labels
-    ]
-    return f"<h3>{escape(title)}</h3>{_table([head, *found], rows)}" if rows else ""
-
-
-def _pictures(name: str, run: Path, charts: list[dict[str, Any]]) -> str:
-    parts = [f"<h2>{escape(name)}</h2>"]
-    if (run / "sheet.png").is_file():
-        caption = "Images, each with its texture (where there are textures) and two weak views"
-        parts.append(f"<h3>{caption}</h3>{_image(run / 'sheet.png', caption)}")
-    if (run / "embedding.parquet").is_file():
-        charts.append(_map(run / "embedding.parquet", f"chart{len(charts)}"))
-        parts.append(f'<h3>Features in the plane</h3><div class="chart map" id="{charts[-1]["id"]}"></div>')
-        caption = "Each row: an image and its nearest neighbours by cosine"
-        if (run / "embedding.png").is_file():
-            parts.append(f"<h3>{caption}</h3>{_image(run / 'embedding.png', caption)}")
+def _pictures_section(name: str, run: _Run, charts: list[_Chart]) -> str:
+    parts = [f"<h2>Pictures of {escape(name)}</h2>"]
+    sheet, table, neighbours = (run.directory / file for file in ("sheet.png", "embedding.parquet", "embedding.png"))
+    if sheet.is_file():
+        caption = "Training images, each with its texture (if the shards have textures) and two weak views."
+        parts.append(_figure(_image(sheet, caption), caption))
+    if table.is_file():
+        charts.append(_read_map(table, f"chart{len(charts)}"))
+        element = _chart_element(charts[-1], "chart map")
+        parts.append(
+            _figure(element, "Map of the features: similar images are close. Point at an image to see its key.")
+        )
     else:
-        parts.append(f"<p class='note'>No map: <code>sacl-eval embed --run {escape(str(run))}</code> makes one.</p>")
+        command = f"sacl-eval embed --run {escape(str(run.directory))}"
+        parts.append(f"<p class='note'>There is no map; <code>{command}</code> makes one.</p>")
+    if table.is_file() and neighbours.is_file():
+        caption = "Each row: an image and its nearest neighbours by cosine similarity of the features, nearest first."
+        parts.append(_figure(_image(neighbours, caption), caption))
     return "\n".join(parts)
 
 
-def _map(path: Path, identity: str) -> dict[str, Any]:
+def _read_map(path: Path, identity: str) -> _Chart:
+    """Read the map that `sacl-eval embed` wrote; a trace per class."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=["key", "class", "x", "y"])
-    picked = np.unique(np.linspace(0, len(table) - 1, min(POINTS, len(table))).astype(int))
+    picked = np.unique(np.linspace(0, len(table) - 1, min(MAX_POINTS, len(table))).astype(int))
     table = table.take(picked)
     classes = np.array(table["class"].to_pylist())
-    data = []
+    traces = []
     for number, name in enumerate(sorted(set(classes.tolist()))):
-        chosen = np.flatnonzero(classes == name)
-        part = table.take(chosen)
-        data.append(
+        part = table.take(np.flatnonzero(classes == name))
+        traces.append(
             {
                 "x": [round(x, 4) for x in part["x"].to_pylist()],
                 "y": [round(y, 4) for y in part["y"].to_pylist()],
@@ -192,23 +269,47 @@ def _map(path: Path, identity: str) -> dict[str, Any]:
                 "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
             }
         )
-    return {"id": identity, "unit": "", "step": None, "data": data}
+    return _Chart(identity, traces)
 
 
-def _configs(found: dict[str, dict[str, Any]]) -> str:
+def _settings_section(runs: Mapping[str, _Run]) -> str:
     parts = ["<h2>Settings and versions</h2>"]
-    for name, run in found.items():
-        versions: dict[str, str] = next((f["versions"] for f in run["figures"].values() if "versions" in f), {})
-        commands = "\n".join(f["command"] for f in run["figures"].values() if "command" in f)
-        told = ", ".join(f"{package} {number}" for package, number in versions.items())
-        text = escape(f"{run['text']}\n# {told}\n{commands}" if told else run["text"])
-        parts.append(f"<details><summary>{escape(name)}</summary><pre>{text}</pre></details>")
+    for name, run in runs.items():
+        text = run.config_text
+        evaluations = [figures for figures in run.figures.values() if "versions" in figures]
+        if evaluations:
+            versions = ", ".join(f"{package} {version}" for package, version in evaluations[0]["versions"].items())
+            commands = "\n".join(figures["command"] for figures in evaluations)
+            text = f"{text}\n# {versions}\n{commands}"
+        parts.append(f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>")
     return "\n".join(parts)
 
 
-def _image(path: Path, caption: str) -> str:
+def _figure(content: str, caption: str) -> str:
+    return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _chart_element(chart: _Chart, classes: str = "chart") -> str:
+    return f'<div class="{classes}" id="{chart.id}"></div>'
+
+
+def _image(path: Path, text: str) -> str:
     content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{content}" alt="{escape(caption)}">'
+    return f'<img src="data:image/png;base64,{content}" alt="{escape(text)}">'
+
+
+def _titled(title: str, table: str) -> str:
+    return f"<h3>{escape(title)}</h3>{table}" if table else ""
+
+
+def _table_of_shares(head: str, runs: Mapping[str, dict[str, float]]) -> str:
+    """Return a table of shares in per cent with a column per run, or "" if no run has any."""
+    labels = dict.fromkeys(label for values in runs.values() for label in values)
+    rows = [
+        [label, *(f"{100 * values[label]:.1f}" if label in values else "-" for values in runs.values())]
+        for label in labels
+    ]
+    return _table([head, *runs], rows) if rows else ""
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -218,17 +319,4 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def _colour(number: int) -> str:
-    # Okabe & Ito 2008: told apart by colour-blind readers too, and on light and dark ground.
-    colours = (
-        "#0072b2",
-        "#d55e00",
-        "#009e73",
-        "#cc79a7",
-        "#e69f00",
-        "#56b4e9",
-        "#9467bd",
-        "#8c8c8c",
-        "#b8a400",
-        "#a0522d",
-    )
-    return colours[number % len(colours)]
+    return COLOURS[number % len(COLOURS)]

@@ -1,4 +1,4 @@
-"""What the network sees: images, their textures, and two weak views of each."""
+"""A sheet of training images, their textures and two weak views of each: what the network sees."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,17 +13,30 @@ from texturegen.shards import Shards
 from texturegen.storage.atomic import write_atomically
 from texturegen.storage.image import encode_png
 
-ROWS, COLUMNS, GAP, SIDE = 8, 3, 4, 64
+ROWS, COLUMNS = 8, 3  # images of the sheet
+GAP, MIN_SIDE = 4, 64  # pixels between images; images are enlarged to this side
 
 
 def draw_views(path: Path, shards: Shards, weak: WeakAugment) -> None:
-    """Write a PNG: for up to 24 images, evenly over the set, the image, its first texture and two weak views."""
+    """Write a PNG of up to 24 images, evenly spaced over the set: each with its first texture and two weak views.
+
+    Damaged samples are skipped.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    shards : Shards
+        The training set.
+    weak : WeakAugment
+        The augmentation.
+    """
     picked = np.unique(np.linspace(0, len(shards) - 1, min(ROWS * COLUMNS, len(shards))).astype(int))
     samples, good = [], []
     for i in picked.tolist():
-        with suppress(UserError):  # training counts and names what is damaged
+        with suppress(UserError):  # training reports damaged samples
             sample = shards[i]
-            assert sample.image.size + sample.textures.size
+            assert sample.image.size + sample.textures.size  # decodes both
             samples.append(sample)
             good.append(i)
     if not samples:
@@ -38,11 +51,11 @@ def draw_views(path: Path, shards: Shards, weak: WeakAugment) -> None:
     for view in range(2):
         columns.append(((weak(images, draws.of(view)) * std + mean).clamp(0, 1) * 255).round().byte())
     cells = torch.stack(columns, 1)  # (N, columns, 3, H, W)
-    factor = max(1, -(-SIDE // cells.shape[-1]))
+    factor = max(1, -(-MIN_SIDE // cells.shape[-1]))
     cells = cells.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     cells = torch.nn.functional.pad(cells, (0, GAP, 0, GAP), value=255)
-    lines = [torch.cat(list(row), -1) for row in cells]
-    lines = [torch.nn.functional.pad(line, (0, 4 * GAP), value=255) for line in lines]
-    lines += [torch.full_like(lines[0], 255)] * (-len(lines) % COLUMNS)
-    rows = [torch.cat(lines[i : i + COLUMNS], -1) for i in range(0, len(lines), COLUMNS)]
+    groups = [torch.cat(list(group), -1) for group in cells]
+    groups = [torch.nn.functional.pad(group, (0, 4 * GAP), value=255) for group in groups]
+    groups += [torch.full_like(groups[0], 255)] * (-len(groups) % COLUMNS)
+    rows = [torch.cat(groups[i : i + COLUMNS], -1) for i in range(0, len(groups), COLUMNS)]
     write_atomically(path, encode_png(torch.cat(rows, -2).permute(1, 2, 0).contiguous().numpy()))

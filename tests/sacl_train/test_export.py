@@ -1,4 +1,4 @@
-"""Exported encoders load back and give the same features; those that do not fit a format are refused."""
+"""Exported encoders give the same features when loaded; encoders that do not fit a format are refused."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def tiny(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return make(shapes_shards, out, encoder="se_resnet8", width=4, stem="cifar-stride2", attention="cbam")
 
 
-def test_safetensors_hold_all_that_is_needed(tiny: tuple[Path, torch.Tensor]) -> None:
+def test_safetensors_suffice_to_rebuild_the_encoder(tiny: tuple[Path, torch.Tensor]) -> None:
     run, features = tiny
     path = export(run, "safetensors")
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_safetensors_hold_all_that_is_needed(tiny: tuple[Path, torch.Tensor]) ->
     assert "- knn, k=20, test: top1: 25.00%\n  by `sacl-eval knn ...`" in card
 
 
-def test_a_directory_is_filled_and_nothing_half_written_is_left(
+def test_export_into_a_directory_is_atomic(
     tiny: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = tiny
@@ -72,11 +72,11 @@ def test_a_directory_is_filled_and_nothing_half_written_is_left(
     assert CliRunner().invoke(export_main, [str(run), "--out", str(tmp_path)]).exit_code == 1
     assert (tmp_path / "encoder-safetensors.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(UserError, match="the model card has this name"):
+    with pytest.raises(UserError, match="this is the model card.s name"):
         export(run, "safetensors", tmp_path / "x.md")
 
 
-def test_the_card_holds_the_data_where_they_are_at_hand(
+def test_the_card_describes_the_data_if_the_shards_are_available(
     shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = tmp_path / "shards"
@@ -89,18 +89,18 @@ def test_the_card_holds_the_data_where_they_are_at_hand(
     (run / "eval-knn.json").write_text(json.dumps({"train": str(tmp_path / "gone"), "test": []}))
     (run / "eval-linear.json").write_text(json.dumps({"train": str(shapes_test_shards), "test": []}))
     card = export(run, "safetensors").with_suffix(".md").read_text()
-    assert f"not at hand; their digest is {digest}" in card
+    assert f"not available; their digest is {digest}" in card
     shards.with_name("away").rename(shards)
     assert export(run, "safetensors").with_suffix(".md").read_text().count("- images: 64\n") == 1
     shutil.rmtree(shards)
     (run / "eval-shortcut.json").write_text(json.dumps({"shards": str(shapes_shards)}))
     card = export(run, "safetensors").with_suffix(".md").read_text()
-    lines = ["data set: shapes, split train, 10 classes", "images: 64", "textures: 1 an image, by coherent"]
+    lines = ["data set: shapes, split train, 10 classes", "images: 64", "textures: 1 per image, by coherent"]
     for line in (*lines, f"digest of the shards: {digest}"):
         assert f"- {line}\n" in card
 
 
-def test_a_checkpoint_is_scored_and_exported_beside_its_run(shapes_shards: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_has_figures_and_exports_of_its_own(shapes_shards: Path, tmp_path: Path) -> None:
     run, _ = make(shapes_shards, tmp_path / "run", encoder="se_resnet8", width=4, stem="cifar-stride2")
     best = run / "best.pt"
     shutil.copy(next(run.glob("checkpoint-*.pt")), best)
@@ -121,13 +121,13 @@ def test_a_checkpoint_is_scored_and_exported_beside_its_run(shapes_shards: Path,
     assert "`sacl-eval` has not been run on it" in (run / "encoder-safetensors.md").read_text()
 
 
-def test_two_test_sets_of_one_split_are_both_told() -> None:
+def test_test_sets_of_the_same_split_have_different_labels() -> None:
     tests = [{"set": place, "split": "test", "top1": top1} for place, top1 in (("a", 0.2), ("b", 0.4))]
     assert flatten("knn", {"test": tests}) == {"knn, test (a): top1": 0.2, "knn, test (b): top1": 0.4}
     assert flatten("knn", {"test": tests[:1]}) == {"knn, test: top1": 0.2}
 
 
-def test_onnx_runs_elsewhere_at_any_size(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+def test_onnx_runs_in_onnxruntime_at_any_size(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     run, features = tiny
     path = export(run, "onnx", tmp_path / "deep" / "e.onnx")
@@ -149,14 +149,14 @@ def test_weights_load_into_other_libraries(form: str, attention: str, shapes_sha
         torch.testing.assert_close(theirs.eval()(IMAGES), features, rtol=1e-4, atol=1e-5)
 
 
-def test_what_does_not_fit_is_refused(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+def test_an_encoder_that_does_not_fit_a_format_is_refused(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     run, _ = tiny
     with pytest.raises(UserError, match=r"torchvision has no model like this encoder \(name se_resnet8.*safetensors"):
         export(run, "torchvision")
     with pytest.raises(UserError, match="did you mean 'onnx'"):
         export(run, "onx")
     (tmp_path / "x").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="x: cannot be read"):
+    with pytest.raises(UserError, match="x: cannot be read as safetensors"):
         load_exported(tmp_path / "x")
     done = CliRunner().invoke(export_main, [str(tmp_path / "nowhere")])
     assert done.exit_code == 1

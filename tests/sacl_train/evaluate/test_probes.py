@@ -63,7 +63,7 @@ def test_knn_of_a_bank_on_itself_is_perfect_with_one_neighbour() -> None:
         knn_predict(bank, labels, bank, k=0)
 
 
-def test_linear_learns_what_is_linear_and_nothing_else() -> None:
+def test_linear_fits_linear_labels_and_not_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     features = 1e-3 * torch.randn(600, 10, generator=generator) + 5  # far from standardised
     labels = features[:, :3].argmax(1)
@@ -73,7 +73,7 @@ def test_linear_learns_what_is_linear_and_nothing_else() -> None:
         assert low <= (logits.argmax(1) == target[400:]).float().mean() <= high
 
 
-def test_linear_uses_lars_that_adapts_and_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_uses_adaptive_lars_and_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     from sacl_train.evaluate import linear
 
     made = []
@@ -85,7 +85,7 @@ def test_linear_uses_lars_that_adapts_and_is_repeatable(monkeypatch: pytest.Monk
     assert made[0].defaults["always_adapt"] is True
 
 
-def test_features_are_those_of_whole_normalised_images_in_eval_mode(run: Path, shapes_shards: Path) -> None:
+def test_features_are_of_whole_normalised_images_in_eval_mode(run: Path, shapes_shards: Path) -> None:
     encoder, config, _ = load_encoder(run)
     encoder.train()
     shards = open_shards(shapes_shards)
@@ -113,7 +113,7 @@ def test_a_probe_scores_every_test_set(
     json.dumps(figures)
 
 
-def test_texture_decisions_count_predictions_of_the_fills_class(shapes_test_shards: Path) -> None:
+def test_texture_decisions_count_predictions_of_the_texture_class(shapes_test_shards: Path) -> None:
     test = open_images(shapes_test_shards)
     assert test.textures is not None
     labels = torch.from_numpy(test.labels)
@@ -124,7 +124,7 @@ def test_texture_decisions_count_predictions_of_the_fills_class(shapes_test_shar
     assert (by_shape["top1"], by_shape["texture_decisions"]) == (1, 0)
 
 
-def test_sets_that_cannot_be_scored_are_named(
+def test_errors_name_the_set_that_cannot_be_scored(
     run: Path, shapes_shards: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     build(Recipe("folder", per_image=0), tmp_path / "named", root=str(image_folder))
@@ -150,18 +150,18 @@ def test_ridge_is_least_squares_with_a_penalty() -> None:
     a, b = ((x - mean) / std).numpy(), ((q - mean) / std).numpy()
     one_hot = np.eye(3)[labels.numpy()]
     centre = one_hot.mean(0)
-    stacked = np.vstack([a, np.sqrt(0.1 * 40) * np.eye(6)])  # the penalty as further rows
+    stacked = np.vstack([a, np.sqrt(0.1 * 40) * np.eye(6)])  # the penalty as additional rows
     weights = np.linalg.lstsq(stacked, np.vstack([one_hot - centre, np.zeros((6, 3))]), rcond=None)[0]
     np.testing.assert_allclose(scores.numpy(), b @ weights + centre, atol=1e-6)
 
 
-def test_destroyed_images_are_scored_beside_the_whole_ones(
+def test_shuffled_images_are_scored_beside_the_whole_ones(
     run: Path, shapes_shards: Path, shapes_test_shards: Path
 ) -> None:
     plain = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu")["test"][0]
     both = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu", destroy=True)["test"][0]
     again = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu", destroy=True)["test"][0]
-    assert again == both  # of the features that were kept
+    assert again == both  # from cached features
     assert {name: both[name] for name in plain} == plain
     assert 0 <= both["destroyed"] <= 1
     images = torch.arange(32 * 32).view(1, 1, 32, 32).remainder(251).to(torch.uint8).repeat(2, 3, 1, 1)
@@ -171,7 +171,7 @@ def test_destroyed_images_are_scored_beside_the_whole_ones(
     assert torch.equal(shuffled.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
 
 
-def test_the_sweep_sees_training_images_alone_and_finds_the_rate_that_fits() -> None:
+def test_the_sweep_scores_every_rate_on_a_tenth_of_the_training_images() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(400, 10, generator=generator)
     labels = features[:, :3].argmax(1)
@@ -182,16 +182,16 @@ def test_the_sweep_sees_training_images_alone_and_finds_the_rate_that_fits() -> 
     assert all((accuracy * held) == pytest.approx(round(accuracy * held), abs=1e-4) for accuracy in found.values())
 
 
-def test_the_sweep_does_not_learn_the_images_that_it_is_scored_on() -> None:
+def test_the_sweep_does_not_train_on_held_out_images() -> None:
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(200, 400, generator=generator)  # enough dimensions to learn any labels by heart
+    features = torch.randn(200, 400, generator=generator)  # enough dimensions to memorise any labels
     labels = torch.randint(0, 4, (200,), generator=generator)
     learnt = fit_linear(features, labels, epochs=30, lr=RATES[-1], batch_size=50)[""](features)
     assert (learnt.argmax(1) == labels).float().mean() > 0.95
     assert max(sweep_rates(features, labels, epochs=30, batch_size=50).values()) <= 0.5
 
 
-def test_the_rate_of_the_linear_probe_falls_along_a_cosine_and_its_order_has_a_seed(
+def test_linear_has_cosine_decay_and_a_seeded_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sacl_train.evaluate import linear
@@ -211,7 +211,7 @@ def test_the_rate_of_the_linear_probe_falls_along_a_cosine_and_its_order_has_a_s
     assert not torch.equal(fit_linear(features, labels, 3, 0.4, 20, seed=2)[""](features), first)
 
 
-def test_a_swept_probe_says_what_it_chose(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:
+def test_a_sweep_reports_the_chosen_rate(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:
     figures = evaluate("linear", run, shapes_shards, [shapes_test_shards], "cpu", epochs=3, lr="sweep")
     assert figures["chosen_lr"] in RATES
     assert figures["sweep"][figures["chosen_lr"]] == max(figures["sweep"].values())
@@ -219,7 +219,7 @@ def test_a_swept_probe_says_what_it_chose(run: Path, shapes_shards: Path, shapes
     assert figures["test"] == chosen["test"]
 
 
-def test_files_give_the_figures_of_their_shards(
+def test_files_and_their_shards_give_the_same_figures(
     run: Path, shapes_shards: Path, shapes_test_shards: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     build(Recipe("shapes", split="conflict", per_image=0), tmp_path / "conflict")
@@ -234,59 +234,61 @@ def test_files_give_the_figures_of_their_shards(
     assert (folder.labels[batches[0]["index"].numpy()] >= 0).all()
 
 
-def test_features_are_read_again_until_the_weights_change(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_features_are_cached_until_the_weights_change(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images = open_images(shapes_shards)
-    first = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    first = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
     (kept,) = (tmp_path / "features").iterdir()
     stamp = kept.stat().st_mtime_ns
-    again = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    again = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
     assert torch.equal(first.values, again.values)
     assert kept.stat().st_mtime_ns == stamp
     with torch.no_grad():
         next(encoder.parameters()).mul_(1.5)
-    other = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    other = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
     assert not torch.equal(first.values, other.values)
     (only,) = set((tmp_path / "features").iterdir()) - {kept}
     only.write_bytes(b"damaged")
-    assert torch.equal(FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images).values, other.values)
+    assert torch.equal(FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images).values, other.values)
 
 
-def test_features_of_two_checkpoints_are_kept_and_no_older_ones(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_the_cache_keeps_features_of_the_last_two_checkpoints(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images, files = open_images(shapes_shards), []
     for scale in (1.0, 1.5, 0.5):
         with torch.no_grad():
             next(encoder.parameters()).mul_(scale)
         before = set((tmp_path / "features").iterdir()) if files else set()
-        FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+        FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
         files += set((tmp_path / "features").iterdir()) - before
     assert set((tmp_path / "features").iterdir()) == set(files[1:])
 
 
-def test_features_are_told_apart_by_what_is_done_to_the_images(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_the_cache_distinguishes_changes_of_the_images_and_normalisation(
+    run: Path, shapes_shards: Path, tmp_path: Path
+) -> None:
     encoder, config, _ = load_encoder(run)
     images = open_images(shapes_shards)
     store = FeatureStore(tmp_path, encoder, config, torch.device("cpu"))
-    whole, dark = store.of(images), store.of(images, lambda x, numbers: x // 4, "dark")
+    whole, dark = store.get(images), store.get(images, lambda x, numbers: x // 4, "dark")
     assert not torch.equal(whole.values, dark.values)
-    brighter = FeatureStore(tmp_path, encoder, replace(config, mean=(0.1, 0.1, 0.1)), torch.device("cpu")).of(images)
+    brighter = FeatureStore(tmp_path, encoder, replace(config, mean=(0.1, 0.1, 0.1)), torch.device("cpu")).get(images)
     assert not torch.equal(whole.values, brighter.values)
-    assert torch.equal(store.of(images).values, whole.values)
+    assert torch.equal(store.get(images).values, whole.values)
 
 
-def test_only_labelled_images_have_features_for_probes(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_unlabelled_images_are_left_out_of_the_features(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images = ShardImages(open_shards(shapes_shards))
     images.labels = images.labels.copy()
     images.labels[[0, 7]] = -1
-    found = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).of(images)
+    found = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
     assert found.numbers.tolist() == [number for number in range(64) if number not in (0, 7)]
     assert found.labels.tolist() == images.labels[found.numbers.numpy()].tolist()
     assert len(found.values) == 62
 
 
-def test_features_that_are_not_finite_or_not_there_are_refused(run: Path, shapes_shards: Path) -> None:
+def test_features_that_are_missing_or_not_finite_are_refused(run: Path, shapes_shards: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images = ShardImages(open_shards(shapes_shards))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Shape bias by hand-made decisions, on real stimuli where they are at hand, and what a wrong directory is told."""
+"""Shape bias on hand-made decisions and, if available, on the published stimuli."""
 
 import json
 from pathlib import Path
@@ -14,16 +14,23 @@ from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from sacl_train.evaluate.probe import evaluate
-from sacl_train.evaluate.shape_bias import CATEGORIES, NAMES, categorise, evaluate_shape_bias, read_stimuli, shape_bias
+from sacl_train.evaluate.shape_bias import (
+    CATEGORIES,
+    CATEGORY_BY_CLASS,
+    categorise,
+    evaluate_shape_bias,
+    read_stimuli,
+    shape_bias,
+)
 from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 
 SMALL = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "projector_hidden": 16, "projector_out": 16}
 
 
-def test_the_definition_by_hand() -> None:
+def test_shape_bias_equals_a_count_by_hand() -> None:
     shapes = ["cat", "cat", "cat", "dog", "dog", "cat"]
-    textures = ["dog", "dog", "dog", "cat", "cat", "cat"]  # the last has no conflict
+    textures = ["dog", "dog", "dog", "cat", "cat", "cat"]  # the last is not in conflict
     decisions = ["cat", "dog", "car", "dog", "dog", "cat"]
     figures = shape_bias(decisions, shapes, textures)
     assert figures["stimuli"] == 5
@@ -41,28 +48,28 @@ def test_the_definition_by_hand() -> None:
 
 
 def test_a_category_is_the_mean_of_its_classes() -> None:
-    # Two dogs of .3 and .1 against a cat of .25: the mean of the dogs is .2. Cheese is no answer.
+    # Two dogs of .3 and .1 against a cat of .25: the mean of the dogs is .2. Cheese is not a category.
     scores = torch.tensor([[0.3, 0.1, 0.25, 0.35]]).log()
     assert categorise(scores, ["n02086240", "n02086910", "n02123045", "cheese"]) == ["cat"]
     assert categorise(scores, ["automobile", "ship", "bird", "frog"]) == ["car"]
-    with pytest.raises(UserError, match="hold fewer than two of airplane"):
+    with pytest.raises(UserError, match="include fewer than two of airplane"):
         categorise(scores, ["a", "b", "c", "dog"])
 
 
-def test_imagenet_names_are_of_the_hundred() -> None:
+def test_imagenet_ids_are_among_the_hundred_classes() -> None:
     hundred = (Path(texturegen.sources.__file__).parent / "imagenet100.txt").read_text().split()
-    assert {name for name in NAMES if name.startswith("n0")} <= set(hundred)
-    assert set(NAMES.values()) <= set(CATEGORIES)
+    assert {name for name in CATEGORY_BY_CLASS if name.startswith("n0")} <= set(hundred)
+    assert set(CATEGORY_BY_CLASS.values()) <= set(CATEGORIES)
 
 
-def test_other_files_are_told_what_stimuli_are(image_folder: Path) -> None:
+def test_the_error_of_a_folder_without_stimuli_shows_their_names(image_folder: Path) -> None:
     with pytest.raises(UserError, match=r"no stimuli here; they are files like CLASS/cat7-bottle2.png"):
         read_stimuli(image_folder, 32)
 
 
 @pytest.fixture(scope="module")
 def two_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Shards of light cats and dark dogs, an untrained run, and stimuli of both as if in conflict."""
+    """Return an untrained run, shards of light cats and dark dogs, and stimuli named as if in conflict."""
     root, random = tmp_path_factory.mktemp("bias"), np.random.default_rng(0)
     for name, level in (("cat", 200), ("dog", 50)):
         (root / "images" / name).mkdir(parents=True)
@@ -73,20 +80,20 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
             other = {"cat": "dog", "dog": "cat"}[name]
             if i < 3:
                 cv2.imwrite(str(root / "stimuli" / name / f"{name}{i}-{other}1.png"), cv2.resize(pixels, (64, 64)))
-    cv2.imwrite(str(root / "stimuli" / "cat" / "cat9-bear1.png"), pixels)  # a class that the probe does not know
+    cv2.imwrite(str(root / "stimuli" / "cat" / "cat9-bear1.png"), pixels)  # a category outside the probe's classes
     build(Recipe("folder", per_image=0), root / "shards", root=str(root / "images"))
     settings = {**SMALL, "predictor_hidden": 8, "epochs": 0, "texture_role": "none", "batch_size": 4, "device": "cpu"}
     train(load_config(None, settings), root / "shards", root / "run")
     return root / "run", root / "shards", root / "stimuli"
 
 
-def test_a_probe_that_knows_shapes_has_a_bias_of_one(two_classes: tuple[Path, Path, Path]) -> None:
+def test_a_probe_that_predicts_shapes_has_a_bias_of_one(two_classes: tuple[Path, Path, Path]) -> None:
     figures = evaluate_shape_bias(*two_classes, device="cpu", epochs=20)
     assert figures["stimuli"] == 6
     assert figures["shape_decisions"] == figures["bias"] == 1
 
 
-def test_the_command_prints_and_writes_it(two_classes: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_the_command_prints_and_writes_the_bias(two_classes: tuple[Path, Path, Path], tmp_path: Path) -> None:
     options = [
         text for pair in zip(("--run", "--shards", "--stimuli"), map(str, two_classes), strict=True) for text in pair
     ]
@@ -96,7 +103,7 @@ def test_the_command_prints_and_writes_it(two_classes: tuple[Path, Path, Path], 
     assert json.loads((tmp_path / "f.json").read_text())["classes"]["dog"]["stimuli"] == 3
 
 
-def test_the_embedded_sets_conflicts_are_stimuli_too(
+def test_the_conflict_split_of_shapes_serves_as_stimuli(
     shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path
 ) -> None:
     settings = {**SMALL, "predictor_hidden": 8, "epochs": 0, "texture_role": "none", "batch_size": 4, "device": "cpu"}
@@ -107,7 +114,7 @@ def test_the_embedded_sets_conflicts_are_stimuli_too(
     assert figures["shape_decisions"] == pytest.approx(linear["top1"])
     assert figures["texture_decisions"] == pytest.approx(linear["texture_decisions"])
     build(Recipe("folder", per_image=0), tmp_path / "s", root=str(_two_folders(tmp_path)))
-    with pytest.raises(UserError, match="no class of texture"):
+    with pytest.raises(UserError, match="no texture class"):
         evaluate_shape_bias(tmp_path, tmp_path / "s", tmp_path / "s", "cpu", epochs=5)
 
 
@@ -119,7 +126,7 @@ def _two_folders(root: Path) -> Path:
     return root / "images"
 
 
-def test_the_published_stimuli_are_read(shared_data: Path) -> None:
+def test_read_stimuli_reads_the_published_set(shared_data: Path) -> None:
     images, shapes, textures = read_stimuli(shared_data / "cue-conflict", 32)
     assert images.shape == (1280, 32, 32, 3)
     assert {shapes.count(c) for c in CATEGORIES} == {80}

@@ -1,4 +1,4 @@
-"""The shortcut's figures on embeddings that are made to have it, or not."""
+"""Figures of the shortcut probe on embeddings with and without the shortcut."""
 
 import json
 from pathlib import Path
@@ -19,14 +19,14 @@ from texturegen.errors import UserError
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
 
 
-def test_textures_a_step_away_are_told_apart_and_their_likes_are_not() -> None:
+def test_tell_apart_separates_shifted_textures_and_not_identically_distributed_ones() -> None:
     random = torch.Generator().manual_seed(0)
     images, textures = (torch.randn(400, 8, generator=random) for _ in range(2))
     assert tell_apart(images, textures + 20 * torch.eye(8)[0]) == 1
     assert 0.4 < tell_apart(images, textures) < 0.6
 
 
-def test_one_direction_explains_what_it_made_and_not_what_the_image_made() -> None:
+def test_one_direction_explains_a_common_shift_and_not_instances() -> None:
     random = torch.Generator().manual_seed(0)
     base = F.normalize(torch.randn(200, 64, generator=random), dim=1)
     aside = torch.zeros(64)
@@ -41,7 +41,7 @@ def test_one_direction_explains_what_it_made_and_not_what_the_image_made() -> No
     assert instances["other_images"] == pytest.approx(0, abs=0.01)
 
 
-def test_a_run_on_shards_is_measured(
+def test_evaluate_shortcut_measures_a_run(
     shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(load_config(None, RUN), shapes_shards, tmp_path / "run")
@@ -49,12 +49,12 @@ def test_a_run_on_shards_is_measured(
     assert figures["images"] == 64
     assert 0.4 <= figures["told_apart"] <= 1
     assert -1 <= figures["other_textures"] <= figures["own_texture"] <= 1
-    monkeypatch.setattr(shortcut, "BATCH", 63)  # which leaves one image over
+    monkeypatch.setattr(shortcut, "MAX_BATCH", 63)  # 64 images: the last batch would have a single image
     assert evaluate_shortcut(tmp_path / "run", shapes_shards, "cpu")["told_apart"] == figures["told_apart"]
     with pytest.raises(UserError, match="no textures here"):
         evaluate_shortcut(tmp_path / "run", shapes_test_shards, "cpu")
     build(Recipe("shapes", limit=1), tmp_path / "one")
-    with pytest.raises(UserError, match="1 image; to compare"):
+    with pytest.raises(UserError, match="1 image; the comparison needs at least 2"):
         evaluate_shortcut(tmp_path / "run", tmp_path / "one", "cpu")
 
 
@@ -66,6 +66,6 @@ def test_the_command_prints_a_table(shapes_shards: Path, tmp_path: Path) -> None
     figures = json.loads((tmp_path / "run" / "eval-shortcut.json").read_text())
     assert {"command", "versions"} <= figures.keys()
     rows = dict(line.rsplit(maxsplit=1) for line in done.output.splitlines()[1:-1])
-    assert rows["textures told from images (chance 50 %)"] == f"{figures['told_apart']:.1%}"
-    assert rows["cosine of an image to its texture"] == f"{figures['own_texture']:.3f}"
+    assert rows["accuracy, textures against images (chance 50 %)"] == f"{figures['told_apart']:.1%}"
+    assert rows["cosine of an image to its own texture"] == f"{figures['own_texture']:.3f}"
     assert len(rows) == 6

@@ -1,4 +1,4 @@
-"""The baselines' losses against lightly's and against loops, their state, their textures, and that they learn."""
+"""Baselines: losses against lightly and against loops, state, textures, and learning on a fixed batch."""
 
 import copy
 import math
@@ -53,14 +53,14 @@ def embeddings(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
-def test_simclr_is_lightlys() -> None:
+def test_simclr_loss_equals_lightly() -> None:
     lightly = pytest.importorskip("lightly.loss")
     z = embeddings(2, 9, 6)
     theirs = lightly.NTXentLoss(temperature=0.3)(z[0], z[1])
     assert nt_xent(z, z, tau=0.3)[0].item() == pytest.approx(theirs.item(), abs=1e-6)
 
 
-def test_moco_is_lightlys_with_a_queue() -> None:
+def test_moco_loss_equals_lightly_with_a_queue() -> None:
     lightly = pytest.importorskip("lightly.loss")
     q, k, bank = embeddings(9, 6), embeddings(9, 6), torch.nn.functional.normalize(embeddings(20, 6))
     theirs = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(20, 6))
@@ -68,14 +68,14 @@ def test_moco_is_lightlys_with_a_queue() -> None:
     assert bank_nce(q, k, bank, tau=0.2)[0].item() == pytest.approx(theirs(q, k).item(), abs=1e-6)
 
 
-def test_simsiam_and_byol_are_lightlys() -> None:
+def test_simsiam_and_byol_loss_equals_lightly() -> None:
     lightly = pytest.importorskip("lightly.loss")
     p, z = embeddings(9, 6), embeddings(9, 6)
     theirs = lightly.NegativeCosineSimilarity()(p, z)
     assert negative_cosine(p, z)[0].item() == pytest.approx(theirs.item(), abs=1e-6)
 
 
-def test_barlow_is_lightlys() -> None:
+def test_barlow_loss_equals_lightly() -> None:
     lightly = pytest.importorskip("lightly.loss")
     a, b = embeddings(9, 6), embeddings(9, 6) + 0.3
     theirs = lightly.BarlowTwinsLoss(lambda_param=5e-3)(a, b)
@@ -83,12 +83,12 @@ def test_barlow_is_lightlys() -> None:
 
 
 def shown(method: Method, content: dict[str, torch.Tensor], draws: Draws) -> list[torch.Tensor]:
-    """The method's two views of the images, of draws 0 and 1."""
+    """Return the method's two views of the images, with draws 0 and 1."""
     return [method.weak(content["image"], draws.of(number)).double() for number in (0, 1)]
 
 
 def written_out(name: str, method: Any, content: dict[str, torch.Tensor], draws: Draws) -> torch.Tensor:
-    """The loss of a baseline from its networks, a line of its paper's algorithm at a time."""
+    """Return the loss of a baseline, written line by line from its paper's algorithm."""
     settings, (first, second) = method.settings, shown(method, content, draws)
 
     def online(x: torch.Tensor) -> torch.Tensor:
@@ -140,10 +140,10 @@ CHANGES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_baselines_loss_and_gradients_are_its_algorithm_written_out(name: str) -> None:
+def test_loss_and_gradients_equal_the_papers_algorithm(name: str) -> None:
     method, (content, draws) = make(name, **CHANGES[name]).double(), batch()
     for part, module in method.named_children():
-        if part.startswith("target"):  # one that equals the online network would hide a mix-up
+        if part.startswith("target"):  # a target equal to the online network would hide a mix-up
             for p in module.parameters():
                 p.data.mul_(1 + 0.3 * torch.rand_like(p))
     theirs = copy.deepcopy(method)
@@ -167,7 +167,7 @@ def test_the_projector_is_as_wide_as_asked_or_as_the_features(name: str) -> None
         assert (first.in_features, first.out_features, last.in_features, last.out_features) == (16, hidden, hidden, 7)
 
 
-def test_byols_heads_have_a_batch_norm_within_and_none_at_the_end() -> None:
+def test_byol_heads_have_batch_norm_inside_and_none_at_the_end() -> None:
     """Grill et al. 2020, section 3.2."""
     method = make("byol")
     for head in (method.projector, method.predictor):
@@ -175,13 +175,13 @@ def test_byols_heads_have_a_batch_norm_within_and_none_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(("name", "m"), [("mocov2", 0.9), ("byol", 0.95)])
-def test_encoder_and_projector_of_the_target_follow(name: str, m: float) -> None:
+def test_target_encoder_and_projector_follow_the_online_ones(name: str, m: float) -> None:
     method = make(name, momentum=0.9)
     pairs = [(method.target_encoder, method.encoder), (method.target_projector, method.projector)]
     before = [[p.clone() for p in target.parameters()] for target, _ in pairs]
     for p in (p for _, online in pairs for p in online.parameters()):
         p.data.add_(torch.randn_like(p))
-    assert method.after_step(4, 8) == {"m": pytest.approx(m)}  # of BYOL half way up its cosine
+    assert method.after_step(4, 8) == {"m": pytest.approx(m)}  # BYOL: halfway along its cosine
     for (target, online), old in zip(pairs, before, strict=True):
         for mine, theirs, was in zip(target.parameters(), online.parameters(), old, strict=True):
             torch.testing.assert_close(mine.detach(), m * was + (1 - m) * theirs.detach())
@@ -223,7 +223,7 @@ def test_texture_similarity_is_to_the_images_own_textures(scope: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_fixed_batch_is_learnt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # MoCo's queue would fill with keys of these very images, whose positives they are.
+    # The queue would fill with keys of the same images, which are positives.
     monkeypatch.setattr(METHODS["mocov2"].load(), "_enqueue", lambda *_: None)
     method, (content, draws) = make(name), batch()
     optimizer = build_optimizer(method, lr=0.05 if name != "barlow" else 0.01)
@@ -249,16 +249,16 @@ def test_the_queue_takes_the_newest_keys_in_turn() -> None:
     torch.testing.assert_close(method.queue[:8], torch.nn.functional.normalize(keys, dim=1))
     short = make("mocov2", queue=5)
     list(short.loss_terms(content, draws))
-    torch.testing.assert_close(short.queue, method.queue[3:8])  # the newest of more keys than there are places
+    torch.testing.assert_close(short.queue, method.queue[3:8])  # more keys than places: the newest are kept
     list(method.loss_terms(content, draws))
-    list(method.loss_terms(content, draws))  # keys 16 to 23: around the end
+    list(method.loss_terms(content, draws))  # keys 16 to 23 wrap around
     assert int(method.queue_at) == 4
     assert not (method.queue == before).all(1).any()
     assert {"queue", "queue_at"} <= method.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["mocov2", "simclr", "pirl"])
-def test_textures_are_read_with_the_role_negative_only(name: str) -> None:
+def test_textures_are_read_only_with_role_negative(name: str) -> None:
     content, draws = batch()
     _, with_them = make(name, texture_role="negative")(content, draws)
     assert "texture_similarity" in with_them
@@ -269,9 +269,9 @@ def test_textures_are_read_with_the_role_negative_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mocov2", "simclr", "pirl"])
-def test_a_texture_is_shown_as_its_query_is_with_texture_view_query(name: str) -> None:
+def test_texture_view_query_gives_a_texture_the_geometry_of_its_query(name: str) -> None:
     content, draws = batch()
-    content["texture"] = content["image"][:, None]  # so that only its view tells a texture from its query
+    content["texture"] = content["image"][:, None]  # a texture then differs from its query only by its view
     similarity = {}
     for view in ("own", "query"):
         method = make(name, texture_role="negative", texture_view=view).eval()
@@ -284,13 +284,13 @@ def test_a_texture_is_shown_as_its_query_is_with_texture_view_query(name: str) -
 
 
 @pytest.mark.parametrize("name", ["byol", "simsiam", "barlow"])
-def test_methods_without_negatives_say_why_they_refuse_textures(name: str) -> None:
+def test_methods_without_negatives_refuse_textures(name: str) -> None:
     with pytest.raises(UserError, match=f"does not apply to {name}, which has no negatives.*sacl, mocov2, simclr"):
         load_config(None, {"method": name, "texture_role": "negative"})
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_refuses_numbers_out_of_range(name: str) -> None:
+def test_settings_out_of_range_are_refused(name: str) -> None:
     there = vars(METHODS[name].load().Settings())
     wrong = dict.fromkeys(("projector_hidden", "projector_out", "predictor_hidden", "queue", "negatives"), 0)
     wrong |= {"momentum": 1.5, "weight": -0.1, "bank_momentum": 1.0, "tau": 0.0, "redundancy": -1.0}
@@ -302,7 +302,7 @@ def test_every_method_refuses_numbers_out_of_range(name: str) -> None:
             load_config(None, {"method": name, key: wrong[key]})
 
 
-def test_defaults_are_the_baselines_own_and_give_way() -> None:
+def test_a_baselines_defaults_apply_and_can_be_overridden() -> None:
     config = load_config(None, {"method": "mocov2"})
     assert (config.method, config.weak, config.attention, config.method_settings.queue) == (
         "mocov2",
@@ -317,7 +317,7 @@ def test_defaults_are_the_baselines_own_and_give_way() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_baseline_goes_on_in_mid_epoch_with_the_same_bits(name: str, shapes_shards: Path, tmp_path: Path) -> None:
+def test_a_baseline_resumes_mid_epoch_bit_for_bit(name: str, shapes_shards: Path, tmp_path: Path) -> None:
     settings = {"method": name, "encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16}
     settings |= {"epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9, "device": "cpu", **SMALL[name]}
     if name in ("mocov2", "simclr", "pirl"):
@@ -335,7 +335,7 @@ def test_a_baseline_goes_on_in_mid_epoch_with_the_same_bits(name: str, shapes_sh
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
-def test_pirls_loss_is_the_papers_written_out(scope: str) -> None:
+def test_pirl_loss_equals_the_papers_formula(scope: str) -> None:
     v, own, bank, t = embeddings(4, 5), embeddings(1, 4, 5)[0], embeddings(7, 5), embeddings(4, 3, 5)
     same = torch.zeros(4, 7, dtype=torch.bool)
     same[2, 3] = True
@@ -355,7 +355,7 @@ def test_pirls_loss_is_the_papers_written_out(scope: str) -> None:
 
 def test_a_jigsaw_shows_each_cell_once_and_moves_them() -> None:
     rows = torch.arange(27) // 9
-    cells = (3 * rows[:, None] + rows[None, :]).float()  # which cell a pixel is of
+    cells = (3 * rows[:, None] + rows[None, :]).float()  # the cell of each pixel
     places = torch.arange(27 * 27).view(27, 27).float()
     x = torch.stack([cells, places]).expand(40, 2, 27, 27)
     shown = cut_jigsaw(x, Draws(0, 0, np.arange(40)).of(1))
@@ -370,7 +370,7 @@ def test_a_jigsaw_shows_each_cell_once_and_moves_them() -> None:
     assert len((corners % 9).unique()) == 3
 
 
-def test_pirls_bank_moves_towards_what_was_seen_and_draws_anew() -> None:
+def test_pirl_bank_is_a_moving_average_and_each_step_draws_other_negatives() -> None:
     method, (content, draws) = make("pirl", bank_momentum=0.3), batch()
     before, unit = method.bank.clone(), torch.nn.functional.normalize
     list(method.loss_terms(content, draws))
@@ -387,7 +387,7 @@ def test_pirls_bank_moves_towards_what_was_seen_and_draws_anew() -> None:
         METHODS["pirl"].load()(method.encoder, method.weak, (8, 8), method.settings)
 
 
-def test_the_bank_is_as_long_as_the_shards(shapes_shards: Path, tmp_path: Path) -> None:
+def test_the_bank_has_a_row_for_each_image_of_the_shards(shapes_shards: Path, tmp_path: Path) -> None:
     settings = {"method": "pirl", "encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16}
     train(load_config(None, {**settings, "epochs": 1, "device": "cpu"}), shapes_shards, tmp_path)
     state = load_checkpoint(tmp_path)

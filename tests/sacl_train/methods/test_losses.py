@@ -1,4 +1,4 @@
-"""InfoNCE with texture negatives against SACL eq. 8, 10 written as loops over float64 numbers."""
+"""InfoNCE with texture negatives against SACL eq. 8 and 10, written as loops in float64."""
 
 import math
 
@@ -79,8 +79,8 @@ def test_statistics_are_mean_cosines() -> None:
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
-def test_shares_of_a_batch_have_its_loss_and_statistics(scope: str) -> None:
-    """Several processes: each has queries of its own and the keys and textures of all, its own from `first` on."""
+def test_processes_together_have_the_loss_and_statistics_of_the_whole_batch(scope: str) -> None:
+    """Each process has its own queries and the keys and textures of all; its own start at `first`."""
     p, z, t = inputs(3, 6, 2)
     bank, how = torch.randn(9, 7, dtype=torch.float64), (0.3, 2.0, scope)
     same, other = torch.rand(6, 9) < 0.2, torch.stack([z, p[1]])
@@ -133,7 +133,7 @@ def test_statistics_of_the_baselines_are_mean_cosines() -> None:
     torch.testing.assert_close(cross_correlation(q, z)[1]["positive_similarity"], cosine(a, b).diagonal().mean())
 
 
-def test_a_negative_that_has_all_of_the_probability_does_not_make_pirls_loss_infinite() -> None:
+def test_pirl_loss_is_finite_if_a_negative_has_all_of_the_probability() -> None:
     v = torch.eye(3)[:1].requires_grad_(True)
     loss, _ = pirl_nce(v, -torch.eye(3)[:1], torch.eye(3)[:1], torch.zeros(1, 1, dtype=torch.bool), tau=0.01)
     loss.backward()
@@ -185,5 +185,5 @@ def test_embedding_std_is_one_when_spread_and_zero_when_collapsed() -> None:
     assert embedding_std(spread).item() == pytest.approx(1, abs=0.02)
     assert embedding_std(torch.ones(10, 64) * torch.arange(1, 11)[:, None]).item() == pytest.approx(0, abs=1e-6)
     assert embedding_std(torch.randn(1, 64).expand(10, 64)).item() == pytest.approx(0, abs=1e-6)
-    one_line = torch.randn(4000, 1) * torch.ones(64)  # two directions only, both of them far apart
+    one_line = torch.randn(4000, 1) * torch.ones(64)  # only two directions, which are opposite
     assert embedding_std(one_line + 10).item() < 0.01

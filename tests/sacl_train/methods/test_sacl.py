@@ -1,4 +1,4 @@
-"""SACL's step: the whole loss recomputed from its sub-networks, the target's update, learning, messages."""
+"""SACL: the loss against a slow recomputation, the update of the target, learning on a fixed batch, errors."""
 
 import copy
 from itertools import combinations
@@ -41,7 +41,7 @@ def draws(batch: dict[str, Tensor], seed: int = 0) -> Draws:
 
 
 def slow_step(method: SACL, batch: dict[str, Tensor], seed: int) -> Tensor:
-    """Algorithm 1, an image and a combination at a time where BatchNorm allows it."""
+    """Algorithm 1, one image and one combination at a time where BatchNorm allows it."""
     s = method.settings
     drawn = draws(batch, seed)
     x1, x2 = method.weak(batch["image"], drawn.of(0)), method.weak(batch["image"], drawn.of(1))
@@ -100,7 +100,7 @@ def slow_step(method: SACL, batch: dict[str, Tensor], seed: int) -> Tensor:
 def test_loss_equals_a_slow_recomputation(settings: dict[str, object], per_image: int) -> None:
     method, batch = make(**settings).double(), make_batch(4, per_image)
     method.weak = _Double(method.weak)
-    with torch.no_grad():  # a target that differs from the online network, or a mix-up would not show
+    with torch.no_grad():  # a target equal to the online network would hide a mix-up
         for parameter in [*method.target_encoder.parameters(), *method.target_projector.parameters()]:
             parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
     expected = slow_step(copy.deepcopy(method), batch, seed=5)
@@ -110,7 +110,7 @@ def test_loss_equals_a_slow_recomputation(settings: dict[str, object], per_image
 
 
 def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
-    """Against `slow_step`'s terms written out: a quarter for each view of images and of textures."""
+    """The terms of `slow_step`, a quarter for each view of the images and of the textures."""
     method, batch = make(texture_role="instance", alpha=2.0).double(), make_batch(4)
     method.weak = _Double(method.weak)
     drawn, s = draws(batch, 5), method.settings

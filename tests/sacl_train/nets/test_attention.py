@@ -1,4 +1,4 @@
-"""Attention against its papers' formulas written in NumPy, and SE's cost against eq. 5."""
+"""Attention against NumPy implementations of the papers' formulas, and the parameters of SE against eq. 5."""
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def test_se_has_the_parameters_of_eq_5_and_at_least_one_hidden_channel() -> None
 
 
 def test_triplet_attention_equals_the_formula() -> None:
-    """Misra et al. 2021, eq. 1 and 2, an image and an axis at a time."""
+    """Misra et al. 2021, eq. 1 and 2, one image and one axis at a time."""
     block = TripletAttention(5).double().eval()
     u = torch.randn(2, 5, 6, 9, dtype=torch.float64)
     kernels = [gate[0].weight.detach().numpy()[0] for gate in block.gates]

@@ -1,4 +1,4 @@
-"""Encoders: parameter counts against the papers', torchvision's weights, stems and the registry's messages."""
+"""Encoders: parameter counts against the papers, torchvision's weights, stems, and errors of the registry."""
 
 from functools import partial
 
@@ -55,7 +55,7 @@ def test_se_adds_the_parameters_of_eq_5(name: str, blocks: list[int], channels: 
 
 
 def test_resnet20_has_the_parameters_of_the_paper() -> None:
-    """He et al. 2016 table 6: 0.27 M, with the classifier of 10 classes; shortcuts have none (option A)."""
+    """He et al. 2016, table 6: 0.27 M, with the classifier of 10 classes; option A shortcuts have no parameters."""
     convolutions = 27 * 16 + 6 * 9 * 16**2 + 9 * (16 * 32 + 5 * 32**2) + 9 * (32 * 64 + 5 * 64**2)
     batch_norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
     plain = count(build_encoder("se_resnet20", "cifar", attention="none"))
@@ -67,7 +67,7 @@ def test_resnet20_has_the_parameters_of_the_paper() -> None:
 def test_torchvision_weights_load_and_give_its_features(name: str, theirs: type[nn.Module]) -> None:
     reference = theirs().eval()
     for module in reference.modules():
-        if isinstance(module, nn.BatchNorm2d):  # statistics that an ignored buffer would show
+        if isinstance(module, nn.BatchNorm2d):  # so that an ignored buffer changes the result
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     with_se = build_encoder(name, "imagenet").load_state_dict(reference.state_dict(), strict=False)
@@ -104,7 +104,7 @@ def test_se_blocks_without_their_scaling_are_the_plain_network(name: str) -> Non
 
 
 def plain_forward(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Residual branch and shortcut, written out."""
+    """Return the residual branch and the shortcut."""
     if isinstance(block, Bottleneck):
         x1 = torch.relu(block.bn1(block.conv1(x)))
         branch = block.bn3(block.conv3(torch.relu(block.bn2(block.conv2(x1)))))
@@ -119,7 +119,7 @@ def test_placements_are_those_of_figure_6(name: str, placement: str) -> None:
     """Hu et al. 2018, section 6.4, figure 5."""
     encoder = build_encoder(name, "cifar", placement=placement).eval()
     for block in (*encoder.layer1, *encoder.layer2):
-        nn.init.normal_(block.bn1.bias)  # or the sigmoid of a scaled BN would hide a wrong place
+        nn.init.normal_(block.bn1.bias)  # with zero biases a wrong placement would not show
         x = torch.rand(2, block.conv1.in_channels, 8, 8)
         with torch.no_grad():
             branch, shortcut = plain_forward(block, block.se(x) if placement == "pre" else x)
@@ -138,7 +138,7 @@ def test_se_is_after_the_last_norm_of_the_branch() -> None:
     block = Bottleneck(256, 64).eval()
     block.se = SqueezeExcitation(256)
     nn.init.constant_(block.se.fc2.weight, 0)  # sigmoid(0) = 1/2 for all channels
-    block.bn3.running_mean.normal_()  # or scaling before this BN would be the same
+    block.bn3.running_mean.normal_()  # otherwise scaling before and after this BN gives the same result
     x = torch.rand(2, 256, 8, 8)
     with torch.no_grad():
         branch, _ = plain_forward(block, x)
@@ -147,37 +147,37 @@ def test_se_is_after_the_last_norm_of_the_branch() -> None:
 
 @pytest.mark.parametrize("kind", [k for k in ATTENTION if k != "none"])
 @pytest.mark.parametrize("name", ["se_resnet20", "se_resnet50"])
-def test_every_kind_of_attention_gets_a_gradient(kind: str, name: str) -> None:
+def test_every_attention_receives_gradients(kind: str, name: str) -> None:
     encoder, plain = build_encoder(name, "cifar", attention=kind), build_encoder(name, "cifar", attention="none")
     added = {n: p for n, p in encoder.named_parameters() if n not in dict(plain.named_parameters())}
     assert added
-    for module in encoder.modules():  # gc and nonlocal begin as the identity
+    for module in encoder.modules():  # gc and nonlocal are initialised to the identity
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not module.weight.any():
             nn.init.normal_(module.weight)
     encoder(torch.rand(4, 3, 16, 16)).square().sum().backward()
     without = [n for n, p in added.items() if p.grad is None or not p.grad.any()]
-    # The last bias of a map that softmax normalises, and those before a BN, have none by their nature.
+    # Biases in front of a softmax or a BN cancel out, so they have no gradient.
     assert not [n for n in without if not n.endswith("bias")]
 
 
 def test_non_local_blocks_are_those_of_the_paper() -> None:
-    """Wang et al. 2018, section 4: 2 to res3 and 3 to res4, to every other residual block."""
+    """Wang et al. 2018, section 4: two in res3 and three in res4, in every second residual block."""
     with torch.device("meta"):
         encoder = build_encoder("se_resnet50", "imagenet", attention="nonlocal")
     with_it = [n for n, m in encoder.named_modules() if type(m).__name__ == "NonLocalAttn"]
     assert with_it == ["layer2.1.se", "layer2.3.se", "layer3.1.se", "layer3.3.se", "layer3.5.se"]
-    assert encoder.layer2[1].se.t.out_channels == 512 // 2  # section 3.3: half the channels within
+    assert encoder.layer2[1].se.t.out_channels == 512 // 2  # section 3.3: half the channels inside
 
 
 def test_the_attention_branch_has_the_parameters_of_table_1() -> None:
-    """Table 1: 43.59 M. With the classifier of 1000 classes and the branch's own, 1000 x 1000, which needs labels."""
+    """Table 1: 43.59 M, with the classifier of 1000 classes and the branch's own (1000 x 1000), which needs labels."""
     with torch.device("meta"):
         encoder = build_encoder("se_resnet50", "imagenet", attention="abn")
     ours = count(encoder) + 2048 * 1000 + 1000
     assert abs((ours + 1000 * 1000) / 1e6 - 43.59) < 0.01
 
 
-def test_the_attention_branch_weighs_the_maps_before_the_last_stage() -> None:
+def test_the_attention_branch_weights_the_input_of_the_last_stage() -> None:
     encoder = build_encoder("se_resnet20", "cifar", attention="abn").eval()
     seen: dict[str, Tensor] = {}
     encoder.abn.register_forward_hook(lambda m, args, out: seen.update(x=args[0], out=out))
@@ -215,7 +215,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(kind: str) -> No
     again.layer1[0].bn1.register_forward_hook(lambda *_: passes.append(1))
     for encoder in (kept, again, kept, again):
         encoder(x).square().sum().backward()
-    assert len(passes) == 4, "the block must have been done again"
+    assert len(passes) == 4, "the block was not recomputed"
     for mine, other in zip(kept.parameters(), again.parameters(), strict=True):
         assert torch.equal(mine.grad, other.grad)
     for mine, other in zip(kept.buffers(), again.buffers(), strict=True):
@@ -223,8 +223,8 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(kind: str) -> No
 
 
 @pytest.mark.parametrize("name", ["se_resnet8", "se_resnet18"])
-def test_convolutions_begin_as_he_et_al_2015_say(name: str) -> None:
-    """Eq. 10, over the outputs; those of the branch too."""
+def test_convolutions_are_initialised_by_fan_out(name: str) -> None:
+    """He et al. 2015, eq. 14; the convolutions of the attention branch too."""
     torch.manual_seed(0)
     encoder = build_encoder(name, "cifar", attention="abn")
     sizes = [
@@ -236,7 +236,7 @@ def test_convolutions_begin_as_he_et_al_2015_say(name: str) -> None:
 
 
 def test_stages_of_the_cifar_family_halve_the_maps() -> None:
-    """He et al. 2016 §4.2: 32, 16 and 8 pixels a side."""
+    """He et al. 2016, section 4.2: 32, 16 and 8 pixels per side."""
     encoder, sides = build_encoder("se_resnet20", "cifar"), []
     for stage in encoder.stages():
         stage.register_forward_hook(lambda stage, given, made: sides.append(tuple(made.shape[1:])))
@@ -245,7 +245,7 @@ def test_stages_of_the_cifar_family_halve_the_maps() -> None:
 
 
 def test_cifar_shortcut_is_option_a() -> None:
-    """He et al. 2016 §3.3: every second pixel, and zeros for the new channels."""
+    """He et al. 2016, section 3.3: every second pixel, and zeros for the new channels."""
     x = torch.rand(2, 3, 5, 6)
     shortcut = PadShortcut(4, 2)(x)
     assert shortcut.shape == (2, 7, 3, 3)
@@ -288,7 +288,10 @@ def test_width_of_the_cifar_family() -> None:
         ({"name": "se_resnet20", "stem": "cifr"}, "did you mean 'cifar'"),
         ({"name": "se_resnet20", "stem": "cifar", "attention": "sse"}, "did you mean 'se'"),
         ({"name": "se_resnet20", "stem": "cifar", "placement": "pots"}, "did you mean 'post'"),
-        ({"name": "se_resnet20", "stem": "cifar", "attention": "abn", "placement": "pre"}, "does not apply to attention 'abn'"),
+        (
+            {"name": "se_resnet20", "stem": "cifar", "attention": "abn", "placement": "pre"},
+            "does not apply to attention 'abn'",
+        ),
     ],
 )
 def test_misspelt_names(arguments: dict[str, str], message: str) -> None:

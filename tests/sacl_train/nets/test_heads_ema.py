@@ -1,4 +1,4 @@
-"""Heads' layers, and the target's update against its formula."""
+"""Layers of the heads, and the update of the target against its formula."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_heads_have_the_layers_of_the_method() -> None:
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
-    """An online network and a target that has fallen behind it in parameters and statistics."""
+    """Return an online network and a target that lags behind it in parameters and statistics."""
     online = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     target = make_target(online)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_update_equals_the_formula_and_copies_buffers(m: float) -> None:
     update_target(target, online, m)
     for new, old, source, unmoved in zip(target.parameters(), before, online.parameters(), still, strict=True):
         torch.testing.assert_close(new.detach(), m * old + (1 - m) * source.detach())
-        assert torch.equal(source, unmoved), "the online network must not follow the target"
+        assert torch.equal(source, unmoved), "the update changed the online network"
     buffers = dict(target.named_buffers())
     assert set(buffers) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
     for name, theirs in online.named_buffers():
@@ -58,7 +58,7 @@ def test_a_momentum_out_of_range_is_refused(m: float) -> None:
         update_target(target, online, m)
 
 
-def test_the_momentum_stays_or_rises_to_one_along_a_cosine() -> None:
+def test_momentum_is_constant_or_rises_to_one_along_a_cosine() -> None:
     """Grill et al. 2020, section 3.2."""
     assert [momentum_at(step, 8, 0.9) for step in (0, 4, 7)] == [0.9] * 3
     rising = [momentum_at(step, 8, 0.9, "cosine") for step in range(9)]
@@ -73,7 +73,7 @@ def test_buffers_are_not_copied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> N
     copy = torch._foreach_copy_
     monkeypatch.setattr(torch, "_foreach_copy_", lambda mine, theirs: calls.append(len(mine)) or copy(mine, theirs))
     update_target(target, online, 0.5)
-    assert sorted(calls) == [1, 2]  # the counts, whole numbers, and the statistics
+    assert sorted(calls) == [1, 2]  # int64: the count of batches; float32: the statistics
 
 
 def test_target_is_a_copy_without_gradient_in_train_mode() -> None:
