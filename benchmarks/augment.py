@@ -1,9 +1,9 @@
-"""Weak augmentation of batches against torchvision's v2 transforms image by image: images per second.
+"""Throughput of the batched weak augmentation, compared with torchvision's v2 transforms image by image.
 
     python benchmarks/augment.py [--threads 1] [--rounds 5] [--chunks]
 
-Both start from uint8 images in memory and end with normalised float32 views. Ratios are of interleaved rounds.
-`--chunks` tries other sizes of the pieces that a batch is done in.
+Both start from uint8 images in memory and end with normalised float32 views. Rounds are interleaved, and ratios are
+taken within rounds. `--chunks` varies the size of the chunks that a CPU processes at once.
 """
 
 import statistics
@@ -25,7 +25,7 @@ BATCHES = {32: 128, 96: 64, 224: 16}
 
 
 def per_image(policy: str, side: int) -> v2.Compose:
-    """torchvision's transforms of the same policy."""
+    """Return torchvision's transforms for the same policy."""
     bilinear = v2.InterpolationMode.BILINEAR
     crop = [v2.RandomResizedCrop(side, (0.2, 1.0), interpolation=bilinear), v2.RandomHorizontalFlip()]
     end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -37,6 +37,7 @@ def per_image(policy: str, side: int) -> v2.Compose:
 
 
 def seconds(call: Callable[[], object]) -> float:
+    """Return the wall time of a call in seconds."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -45,8 +46,9 @@ def seconds(call: Callable[[], object]) -> float:
 @click.command()
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--chunks", is_flag=True)
+@click.option("--chunks", is_flag=True, help="Vary the chunk size instead.")
 def main(threads: int, rounds: int, chunks: bool) -> None:
+    """Measure the batched weak augmentation."""
     torch.set_num_threads(threads)
     random = np.random.default_rng(0)
     batches = {
@@ -56,32 +58,36 @@ def main(threads: int, rounds: int, chunks: bool) -> None:
     if chunks:
         compare_chunks(batches, rounds)
         return
-    print("| views | side, px | batch | ours, images/s | torchvision v2 per image | ratio |\n|---|---|---|---|---|---|")
+    print(
+        "| views | side, px | batch | batched, images/s | torchvision v2 image by image, images/s | ratio |\n"
+        "|---|---|---|---|---|---|"
+    )
     for policy in ("geometric", "mocov2"):
         for side, images in batches.items():
             ours, theirs = WeakAugment(policy, MEAN, STD), per_image(policy, side)
             states = [Draws(0, 0, np.arange(len(images))).of(view) for view in range(3)]
 
-            def three(ours: WeakAugment = ours, images: torch.Tensor = images, states: list = states) -> None:
-                for state in states:  # two views, and one of the texture
+            def augment_batch(ours: WeakAugment = ours, images: torch.Tensor = images, states: list = states) -> None:
+                for state in states:  # two views of the image and one of the texture
                     ours(images, state)
 
-            def one_by_one(theirs: v2.Compose = theirs, images: torch.Tensor = images) -> None:
+            def augment_images(theirs: v2.Compose = theirs, images: torch.Tensor = images) -> None:
                 for _ in range(3):
                     torch.stack([theirs(image) for image in images])
 
-            three()
-            one_by_one()
-            pairs = [(seconds(three), seconds(one_by_one)) for _ in range(rounds)]
+            augment_batch()
+            augment_images()
+            pairs = [(seconds(augment_batch), seconds(augment_images)) for _ in range(rounds)]
             count = 3 * len(images)
             ratio = statistics.median(b / a for a, b in pairs)
-            mine, its = (count / statistics.median(times) for times in zip(*pairs, strict=True))
-            print(f"| {policy} | {side} | {len(images)} | {mine:,.0f} | {its:,.0f} | {ratio:.1f}x |")
+            batched, single = (count / statistics.median(times) for times in zip(*pairs, strict=True))
+            print(f"| {policy} | {side} | {len(images)} | {batched:,.0f} | {single:,.0f} | {ratio:.1f}x |")
 
 
 def compare_chunks(batches: dict[int, torch.Tensor], rounds: int) -> None:
+    """Print the throughput of the geometric policy by chunk size."""
     sizes = [2**n for n in range(0, 8)]
-    print("images/s of `geometric` by images a chunk\n\n| side, px |", " | ".join(map(str, sizes)), "|")
+    print("images/s of policy `geometric` by images per chunk\n\n| side, px |", " | ".join(map(str, sizes)), "|")
     print("|---" * (len(sizes) + 1) + "|")
     for side, images in batches.items():
         whole = images.repeat(128 // len(images), 1, 1, 1)

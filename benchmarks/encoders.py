@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of every encoder and kind of attention: the tables of docs/encoders.md.
+"""Parameters and multiply-adds of every encoder and every kind of attention: the tables of docs/encoders.md.
 
 python benchmarks/encoders.py
 """
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sacl_train.nets import ATTENTION, ENCODERS, build_encoder
 from sacl_train.nets.blocks import Bottleneck
 
-# Table 1 of the paper: millions of parameters, GFLOPs (it counts a multiply-add once).
+# Table 1 of the paper: millions of parameters, GFLOPs (where a multiply-add counts once).
 TABLE_1 = {
     "none": (25.56, 4.12),
     "se": (28.07, 4.13),
@@ -18,14 +18,14 @@ TABLE_1 = {
     "triplet": (25.56, 4.17),
     "abn": (43.59, 7.18),
 }
-CLASSIFIER = 2048 * 1000 + 1000  # table 1 counts ImageNet's
+CLASSIFIER = 2048 * 1000 + 1000  # table 1 includes the classifier for ImageNet
 
 
 def measure(name: str, side: int, early_stride: bool = False, **settings: str) -> tuple[float, float]:
-    """Millions of parameters and billions of multiply-adds for an image of side x side pixels.
+    """Return millions of parameters and billions of multiply-adds for an image of side x side pixels.
 
-    early_stride: a bottleneck halves the side in its first convolution, as in He et al. 2016, not in its second, as
-    torchvision's and ours do.
+    With `early_stride` a bottleneck halves the resolution in its first convolution (He et al. 2016) instead of its
+    second (torchvision and this project).
     """
     encoder = build_encoder(name, image_size=side, **settings).eval()
     if early_stride:
@@ -39,14 +39,15 @@ def measure(name: str, side: int, early_stride: bool = False, **settings: str) -
 
 
 def main() -> None:
-    print("ResNet-50 at 224 px with the classifier of 1000 classes\n")
-    print("| attention | parameters, M | of table 1 | multiply-adds, G | of table 1 |\n|---|---|---|---|---|")
+    """Print the tables."""
+    print("ResNet-50 at 224 px with a classifier for 1000 classes\n")
+    print("| attention | parameters, M | table 1 | multiply-adds, G | table 1 |\n|---|---|---|---|---|")
     for kind in ATTENTION:
         parameters, adds = measure("se_resnet50", 224, attention=kind)
-        theirs = TABLE_1.get(kind, ("", ""))
+        paper = TABLE_1.get(kind, ("", ""))
         print(
-            f"| {kind} | {parameters + CLASSIFIER / 1e6:.2f} | {theirs[0]} | {adds + CLASSIFIER / 1e9:.2f} "
-            f"| {theirs[1]} |"
+            f"| {kind} | {parameters + CLASSIFIER / 1e6:.2f} | {paper[0]} | {adds + CLASSIFIER / 1e9:.2f} "
+            f"| {paper[1]} |"
         )
     adds = measure("se_resnet50", 224, early_stride=True, attention="abn")[1] + CLASSIFIER / 1e9
     print(f"\nabn with the strides of He et al. 2016: {adds:.2f}")

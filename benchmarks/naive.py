@@ -1,7 +1,7 @@
-"""Yardsticks: the two exhaustive methods as plain loops over every candidate and every pixel of its window.
+"""Baselines for benchmarks/synthesis.py: two exhaustive methods as plain loops over all candidates and window pixels.
 
-They say what the methods cost without any cleverness, on whatever machine a benchmark runs, and give the same pixels
-as `efros-leung`, and as `wei-levoy` at one level.
+They measure what the methods cost without optimisation on the same machine. Their pixels equal those of `efros-leung`
+and of `wei-levoy` with one level.
 """
 
 from collections.abc import Sequence
@@ -94,10 +94,10 @@ def _efros_leung(
     ]
     side = 2 * reach + 1
     window = np.zeros((side, 3 * side), dtype=np.uint8)
-    known = np.zeros((side, 3 * side), dtype=np.int32)  # the weights, 0 for pixels not filled yet
+    known = np.zeros((side, 3 * side), dtype=np.int32)  # weights; 0 for pixels that are not filled yet
     lines = pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
     distances = np.empty(len(candidates), dtype=np.int32)
-    for number in range(max(height, width)):  # a ring a round
+    for number in range(max(height, width)):  # one ring per iteration
         neighbours = _count_neighbours(filled)
         ring = np.flatnonzero(neighbours)
         shuffle(ring, len(ring), derive(order_key, number))
@@ -134,7 +134,7 @@ def _efros_leung(
 
 @njit(nogil=True)
 def _count_neighbours(filled: np.ndarray) -> np.ndarray:
-    """Return int64 (H, W): how many of its eight neighbours are filled, 0 for a pixel that is so itself."""
+    """Return int64 (H, W): the number of filled neighbours among eight, 0 for a filled pixel."""
     height, width = filled.shape
     counts = np.zeros((height, width), dtype=np.int64)
     for row in range(height):

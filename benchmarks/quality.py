@@ -1,9 +1,9 @@
-"""How good the textures are: the six figures of every method, means over the photographs, and sheets to look at.
+"""Quality of the textures: six figures for every synthesis method, averaged over photographs, and contact sheets.
 
     python benchmarks/quality.py PHOTOS [--sizes 32,96] [--seeds 2] [--sheets docs/images]
 
-The jobs are those of benchmarks/synthesis.py; lower is better. Two controls tell what the figures are worth: pixels
-drawn at random, and the patches tiled.
+The jobs are those of benchmarks/synthesis.py. Lower is better. Two controls calibrate the figures: pixels drawn at
+random, and patches tiled side by side.
 """
 
 from pathlib import Path
@@ -24,12 +24,16 @@ FIGURES = {"histogram": 1, "autocorrelation": 3, "coherence": 1, "completeness":
 @click.argument("photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--sizes", default="32,96,224", show_default=True)
 @click.option("--methods", default=",".join([*METHODS, *VARIANTS]).replace(", ", " "), show_default=True)
-@click.option("--option", "options", multiple=True, metavar="NAME=NUMBER", help="A setting of every method named.")
-@click.option("--seeds", default=1, show_default=True, help="Textures per photograph, each from other patches.")
-@click.option("--first-seed", default=0, show_default=True, help="Others than those the defaults were chosen with.")
-@click.option("--samples", default=150, show_default=True, help="Windows looked at, of each texture.")
 @click.option(
-    "--sheets", type=click.Path(file_okay=False, path_type=Path), help="Write a contact sheet per method there."
+    "--option", "options", multiple=True, metavar="NAME=NUMBER", help="Setting for every method in --methods."
+)
+@click.option("--seeds", default=1, show_default=True, help="Textures per photograph, each from different patches.")
+@click.option("--first-seed", default=0, show_default=True, help="First seed; the defaults were tuned with seed 0.")
+@click.option("--samples", default=150, show_default=True, help="Windows sampled per texture.")
+@click.option(
+    "--sheets",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a contact sheet per method to this directory.",
 )
 def main(
     photos: Path,
@@ -41,6 +45,7 @@ def main(
     samples: int,
     sheets: Path | None,
 ) -> None:
+    """Measure the textures of the photographs in PHOTOS."""
     images = [decode_image(path.read_bytes()) for path in sorted(photos.iterdir()) if path.is_file()]
     variants = {name.replace(", ", " "): value for name, value in VARIANTS.items()}
     given = {name: int(value) for name, value in (option.split("=") for option in options)}
@@ -72,7 +77,7 @@ def main(
 
 
 def control(patches: list[np.ndarray], size: int, name: str, seed: int) -> np.ndarray:
-    """Source map int32 (size, size, 3) of square patches' pixels at random, or of the patches side by side."""
+    """Return the source map int32 (size, size, 3) of a control: random pixels of square patches, or tiled patches."""
     side = len(patches[0])
     rows, columns = np.mgrid[:size, :size]
     if name == "patches tiled":
@@ -84,7 +89,7 @@ def control(patches: list[np.ndarray], size: int, name: str, seed: int) -> np.nd
 
 
 def draw_pair(patches: list[np.ndarray], texture: np.ndarray) -> np.ndarray:
-    """The patches, one under the other, and their texture; everything enlarged to a height of about 192 pixels."""
+    """Return the patches, stacked vertically, beside their texture, enlarged to a height of about 192 pixels."""
     height = max(texture.shape[0], sum(patch.shape[0] for patch in patches))
     strip = np.full((height + 4, patches[0].shape[1] + texture.shape[1] + 8, 3), 255, dtype=np.uint8)
     strip[: texture.shape[0], patches[0].shape[1] + 2 : -6] = texture
@@ -96,7 +101,7 @@ def draw_pair(patches: list[np.ndarray], texture: np.ndarray) -> np.ndarray:
 
 
 def write_sheet(strips: list[np.ndarray], count: int, path: Path) -> None:
-    """A row of four photographs a size: those of the first `count` strips are one size, and so on."""
+    """Write a contact sheet with a row of four photographs per size; each run of `count` strips has one size."""
     rows = []
     for first in range(0, len(strips), count):
         rows.append(np.concatenate([strips[first + k] for k in (1, 4, 7, 10) if k < count], axis=1))

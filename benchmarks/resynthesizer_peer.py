@@ -1,10 +1,10 @@
-"""The figures of GIMP's resynthesizer on the jobs of benchmarks/quality.py, measured by the same code.
+"""Quality and CPU time of GIMP's resynthesizer on the jobs of benchmarks/quality.py, measured by the same code.
 
-    pip install resynthesizer==1.2      # the plug-in's C library, from PyPI
+    pip install resynthesizer==1.2      # the C library of the plug-in
     python benchmarks/resynthesizer_peer.py PHOTOS
 
-It fills a masked part of one picture: the two patches stand side by side above an empty area of the texture's size in
-pixels, as wide as both. `patch` is its neighbours per pixel, `probes` its tries.
+The resynthesizer fills a masked part of one picture: the two patches are placed side by side above an empty area with
+as many pixels as the texture and the width of both patches. `patch` is its number of neighbours, `probes` its tries.
 """
 
 import statistics
@@ -24,10 +24,11 @@ from texturegen.texture.quality import measure
 
 @click.command()
 @click.argument("photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--samples", default=150, show_default=True)
+@click.option("--samples", default=150, show_default=True, help="Windows sampled per texture.")
 def main(photos: Path, samples: int) -> None:
+    """Measure the resynthesizer on the photographs in PHOTOS."""
     images = [decode_image(path.read_bytes()) for path in sorted(photos.iterdir()) if path.is_file()]
-    names = list(FIGURES)[:-1]  # it has no source map
+    names = list(FIGURES)[:-1]  # largest_copy needs a source map
     print(f"| px | patch, probes | CPU ms | {' | '.join(names)} |\n| --- | --- | --- |" + " --- |" * len(names))
     for size in JOBS:
         for neighbours, probes in ((30, 200), (16, 20)):
@@ -47,6 +48,7 @@ def main(photos: Path, samples: int) -> None:
 
 
 def resynthesize(patches: list[np.ndarray], size: int, neighbours: int, probes: int) -> np.ndarray:
+    """Return the filled area, uint8 (H, W, 3) with about size * size pixels."""
     corpus = np.concatenate(patches, axis=1)
     height, width = corpus.shape[:2]
     canvas = np.concatenate([corpus, np.zeros((round(size * size / width), width, 3), np.uint8)])

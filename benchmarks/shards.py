@@ -1,9 +1,9 @@
-"""What shards cost their reader and their writer: CPU time, one thread, warm cache, medians of interleaved rounds.
+"""CPU time of reading and writing shards: one thread, warm cache, medians of interleaved rounds.
 
     python benchmarks/shards.py PHOTOS [--sizes 32,96,224] [--rounds 15]
 
-Samples are squares of the photographs with a synthesised texture each, in a temporary shard directory. "Bare decoder"
-is cv2.imdecode to RGB over bytes that lie in memory. Machines are noisy: compare the ratios, taken within rounds.
+Samples are squares of the photographs, each with a synthesised texture, in a temporary shard directory. "Bare decoder"
+is cv2.imdecode to RGB from bytes in memory. Times are noisy: compare the ratios, which are taken within rounds.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ from texturegen.storage.image import ENCODINGS, decode_image, encode_image
 from texturegen.texture import synthesize
 
 RGB = torchvision.io.ImageReadMode.RGB
-CROPS = 48  # different samples; shards repeat them
+CROPS = 48  # distinct samples; shards repeat them
 SAMPLES = {32: 2400, 96: 960, 224: 192}
 PNG = {
-    "as chosen": [],
+    "default": [],
     "level 1, all filters": [cv2.IMWRITE_PNG_COMPRESSION, 1],
     "level 6, all filters": [cv2.IMWRITE_PNG_COMPRESSION, 6],
 }
@@ -47,6 +47,7 @@ Calls = dict[str, Callable[[], object]]
 @click.option("--sizes", default="32,96,224", show_default=True)
 @click.option("--rounds", default=15, show_default=True)
 def main(photos: Path, sizes: str, rounds: int) -> None:
+    """Measure reading, encoding, decoding and writing with the photographs in PHOTOS."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     images = [decode_image(path.read_bytes()) for path in sorted(photos.iterdir()) if path.is_file()]
@@ -58,7 +59,7 @@ def main(photos: Path, sizes: str, rounds: int) -> None:
 
 
 def make_samples(images: list[np.ndarray], size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of an image and a texture of it, uint8 (size, size, 3)."""
+    """Return pairs of an image and its texture, uint8 (size, size, 3) each."""
     pairs = []
     for seed in range(CROPS):
         whole = images[seed % len(images)]
@@ -72,7 +73,7 @@ def make_samples(images: list[np.ndarray], size: int) -> list[tuple[np.ndarray, 
 
 
 def write_shards(directory: Path, encoded: list[tuple[bytes, bytes]], size: int, count: int) -> None:
-    """A finished directory of one shard: `count` samples, the encoded ones again and again."""
+    """Write a finished directory of one shard with `count` samples, which repeat the encoded ones."""
     (directory / PARTS).mkdir()
     with ShardWriter(directory, 0, "benchmark") as out:
         for i in range(count):
@@ -89,7 +90,7 @@ def write_shards(directory: Path, encoded: list[tuple[bytes, bytes]], size: int,
 
 
 def compare(calls: Calls, rounds: int) -> dict[str, tuple[float, float]]:
-    """Per call: median CPU seconds, and the median of its ratios to the first call within each round."""
+    """Return, for each call, its median CPU seconds and its median ratio to the first call in the same round."""
     names = list(calls)
     spent: dict[str, list[float]] = {name: [] for name in names}
     for call in calls.values():
@@ -107,11 +108,12 @@ def compare(calls: Calls, rounds: int) -> dict[str, tuple[float, float]]:
 
 
 def bare(data: bytes) -> np.ndarray:
+    """Decode with OpenCV alone, without checks."""
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def report_reading(sets: dict, rounds: int) -> None:
-    """Image, texture and label of every sample."""
+    """Print the time to read image, texture and label of every sample."""
     print("| CPU us per sample, PNG | bare decoder | in order | at random | random / in order | `webdataset` |")
     print("| --- |" + " --- |" * 5)
     for size, pairs in sets.items():
@@ -132,7 +134,7 @@ def report_reading(sets: dict, rounds: int) -> None:
                     sample = shards[i]  # type: ignore[index]
                     sample.image, sample.textures[0], sample.label
 
-            def theirs(url: str = str(Path(name, "shard-000000.tar"))) -> None:
+            def with_webdataset(url: str = str(Path(name, "shard-000000.tar"))) -> None:
                 for sample in webdataset.WebDataset(url, shardshuffle=False, empty_check=False):
                     bare(sample["png"]), bare(sample["texture0.png"]), int(sample["cls"])
 
@@ -140,7 +142,7 @@ def report_reading(sets: dict, rounds: int) -> None:
                 "bare": lambda known=in_memory: [(bare(a), bare(b), label) for a, b, label in known],
                 "in order": in_order,
                 "at random": at_random,
-                "webdataset": theirs,
+                "webdataset": with_webdataset,
             }
             found = compare(calls, rounds)
         cells = [f"{1e6 * seconds / count:.1f} ({ratio:.3f}x)" for seconds, ratio in found.values()]
@@ -149,6 +151,7 @@ def report_reading(sets: dict, rounds: int) -> None:
 
 
 def report_encodings(sets: dict, rounds: int) -> None:
+    """Print time and size of every encoding."""
     print("\n| encoding | " + " | ".join(f"{s} px: encode us | decode us | bytes" for s in sets) + " |")
     print("| --- |" + " --- |" * (3 * len(sets)))
     rows: dict[str, list[str]] = {}
@@ -173,6 +176,7 @@ def report_encodings(sets: dict, rounds: int) -> None:
 
 
 def report_decoders(sets: dict, rounds: int) -> None:
+    """Print the time of several decoders."""
     print("\n| decoding to RGB, CPU us | " + " | ".join(f"{size} px" for size in sets) + " |")
     print("| --- |" + " --- |" * len(sets))
     rows: dict[str, list[str]] = {}
@@ -182,7 +186,7 @@ def report_decoders(sets: dict, rounds: int) -> None:
             tensors = [torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in data]
             calls: Calls = {
                 "cv2": lambda d=data: [bare(b) for b in d],
-                "ours, with its checks": lambda d=data: [decode_image(b) for b in d],
+                "decode_image, with its checks": lambda d=data: [decode_image(b) for b in d],
                 "torchvision": lambda t=tensors: [torchvision.io.decode_image(b, RGB) for b in t],
             }
             if encoding == "jpeg":
@@ -200,8 +204,11 @@ def report_decoders(sets: dict, rounds: int) -> None:
 
 
 def report_writing(sets: dict, rounds: int) -> None:
-    """`ShardWriter.add` and the manifest rows, with the checksums and without."""
-    print("\n| CPU us per sample beside encoding | with sha256 | without | the checksums |\n| --- | --- | --- | --- |")
+    """Print the time of `ShardWriter.add` and the manifest rows, with and without checksums."""
+    print(
+        "\n| CPU us per sample, without encoding | with sha256 | without sha256 | difference |\n"
+        "| --- | --- | --- | --- |"
+    )
     none = SimpleNamespace(
         sha256=lambda data: SimpleNamespace(digest=lambda: bytes(32)), file_digest=hashlib.file_digest
     )

@@ -1,9 +1,9 @@
-"""What a texture costs: CPU time, one thread, after warm-up, medians over the photographs.
+"""CPU time of synthesis: one thread, after warm-up, medians over photographs.
 
     python benchmarks/synthesis.py PHOTOS [--sizes 32,96] [--methods coherent,wei-levoy] [--plot cost.png]
 
-The jobs are a pre-training set's: a photograph whose short side is 32, 96 or 256 px, cut to two patches of 16, 48 or
-96 px (the centre and a random place), and a texture of 32, 96 or 224 px. Machines are noisy: compare the ratios, which
+The jobs are those of a pre-training set: a photograph with a short side of 32, 96 or 256 px, two patches of 16, 48 or
+96 px (the centre and a random place), and a texture of 32, 96 or 224 px. Times are noisy: compare the ratios, which
 are to a naive exhaustive Wei-Levoy kernel (benchmarks/naive.py) in the same run.
 """
 
@@ -33,7 +33,7 @@ from texturegen.texture.kernels.simd import LANES, run_distance
 from texturegen.texture.quality import measure
 
 JOBS = {32: (32, 16), 96: (96, 48), 224: (256, 96)}  # texture: short side of the photograph, side of a patch
-# Naive kernels take most of the time: as many photographs as give a steady median.
+# Naive kernels take most of the time, so they get only as many photographs as a stable median needs.
 NAIVE_PHOTOS = {32: 12, 96: 3, 224: 1}
 VARIANTS = {"wei-levoy, tsvq": ("wei-levoy", {"search": "tsvq"})}
 
@@ -42,9 +42,12 @@ VARIANTS = {"wei-levoy, tsvq": ("wei-levoy", {"search": "tsvq"})}
 @click.argument("photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--sizes", default="32,96,224", show_default=True)
 @click.option("--methods", default=",".join([*METHODS, *VARIANTS]).replace(", ", " "), show_default=True)
-@click.option("--naive/--no-naive", default=True, show_default=True, help="The yardstick takes a minute at 224 px.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Write the cost against size, 32 to 512 px, there.")
+@click.option(
+    "--naive/--no-naive", default=True, show_default=True, help="Measure the naive kernels; a minute at 224 px."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Write a plot of cost by size, 32 to 512 px.")
 def main(photos: Path, sizes: str, methods: str, naive: bool, plot: Path | None) -> None:
+    """Measure synthesis from the photographs in PHOTOS."""
     cv2.setNumThreads(1)
     images = [decode_image(path.read_bytes()) for path in sorted(photos.iterdir()) if path.is_file()]
     variants = {name.replace(", ", " "): value for name, value in VARIANTS.items()}
@@ -60,6 +63,7 @@ def main(photos: Path, sizes: str, methods: str, naive: bool, plot: Path | None)
 
 
 def make_patches(image: np.ndarray, size: int, seed: int) -> list[np.ndarray]:
+    """Return the two patches of a job."""
     side, patch = JOBS[size]
     scale = side / min(image.shape[:2])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -67,7 +71,7 @@ def make_patches(image: np.ndarray, size: int, seed: int) -> list[np.ndarray]:
 
 
 def spend(function: Callable[[], object]) -> float:
-    """CPU milliseconds of one call."""
+    """Return the CPU milliseconds of one call."""
     begin = time.process_time()
     function()
     return 1000 * (time.process_time() - begin)
@@ -97,7 +101,7 @@ def report_methods(images: list[np.ndarray], sizes: list[int], chosen: dict, nai
             calls = make_calls(patches, size, seed, chosen, naive and seed < NAIVE_PHOTOS[size])
             for name, call in calls.items():
                 if seed == 0 and size == sizes[0]:
-                    call()  # compiles, or reads the cache
+                    call()  # compiles, or loads the cached kernel
                 spent.setdefault(name, []).append(spend(call))
         medians = {name: statistics.median(times) for name, times in spent.items()}
         for name, value in medians.items():
@@ -110,14 +114,10 @@ def report_methods(images: list[np.ndarray], sizes: list[int], chosen: dict, nai
 
 
 def report_comparisons(images: list[np.ndarray], sizes: list[int]) -> None:
-    """Of `coherent`: windows compared per output pixel, nanoseconds each, and the share of what the vectors can do."""
+    """Print, for `coherent`: windows per output pixel, time per window, and its share of the peak vector throughput."""
     peak = bytes_per_nanosecond()
-    print(
-        f"\ncalibration: {peak:.0f} bytes/ns of absolute differences over contiguous uint8 in the first-level cache\n"
-    )
-    print(
-        "| `coherent` | windows per pixel | ns per window | share of the calibration loop |\n| --- | --- | --- | --- |"
-    )
+    print(f"\ncalibration: {peak:.0f} bytes/ns for absolute differences of contiguous uint8 in the L1 cache\n")
+    print("| `coherent` | windows per pixel | ns per window | share of calibration |\n| --- | --- | --- | --- |")
     kernel = coherent_module._correct
     for size in sizes:
         rows = []
@@ -200,7 +200,7 @@ def report_threads(images: list[np.ndarray], sizes: list[int]) -> None:
 
 
 def report_compilation() -> None:
-    """The first call ever, with an empty cache of kernels, and the second process's, which reads it."""
+    """Print the CPU time of the first call in a process, with an empty and with a filled kernel cache."""
     code = (
         "import time, numpy as np; begin = time.process_time(); from texturegen.texture import synthesize; "
         "synthesize([np.zeros((48, 48, 3), np.uint8)], (96, 96)); print(time.process_time() - begin)"
@@ -210,11 +210,14 @@ def report_compilation() -> None:
         first, second = (
             float(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)) for _ in range(2)
         )
-    print(f"\nfirst `coherent` of a process: {first:.1f} CPU s with an empty cache, {second:.2f} with a full one")
+    print(
+        f"\nfirst `coherent` call of a process: {first:.1f} CPU s with an empty kernel cache, "
+        f"{second:.2f} CPU s with a filled one"
+    )
 
 
 def plot_cost(image: np.ndarray, path: Path) -> None:
-    """Cost against the output's side with one exemplar, and against the exemplar's side with one output."""
+    """Plot cost by output size for one exemplar, and by exemplar size for one output."""
     import matplotlib
 
     matplotlib.use("Agg")

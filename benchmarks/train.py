@@ -1,11 +1,13 @@
-"""What a training step costs, as ratios of interleaved rounds: waiting for data, the grid, other methods, memory.
+"""Cost of a training step, as ratios within interleaved rounds: waiting for data, the grid, other methods, memory.
 
     python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,decode,grid,simclr,memory,cuda]
 
-"wait" trains SE-ResNet-20 on embedded 32 px images. "decode" reads batches by threads and by processes. "simclr"
-compares a step, from uint8 images on, with one of lightly's transform, head and loss around the same encoder, in
-processes of their own. "memory" is the peak of all tensors alive in a step. "cuda" is for a machine with a CUDA GPU,
-see gpu.py.
+wait     share of a step that the loop waits for its batch: SE-ResNet-20 on 32 px images of `shapes`
+decode   batches read by threads and by processes
+grid     forward and backward passes on a 2x2 grid, compared with whole views
+simclr   a step from uint8 images on, compared with lightly's transform, head and loss around the same encoder
+memory   peak of all tensors that are alive in a step
+cuda     everything that needs a CUDA GPU, see gpu.py
 """
 
 import statistics
@@ -33,7 +35,7 @@ from sacl_train.data.stream import Plan, Stream
 from sacl_train.training.allocator import keep_freed_memory
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.setup import build_method
-from sacl_train.training.step import Stepper, arithmetic
+from sacl_train.training.step import arithmetic, make_step
 from texturegen.builds import Recipe, build
 from texturegen.shards import open_shards
 
@@ -43,11 +45,12 @@ PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 @click.command()
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--only", default="wait,decode,grid,simclr,memory", show_default=True)
-@click.option("--simclr-steps", hidden=True, help="Time this kind of step and print the seconds.")
-@click.option("--device", default="cuda", hidden=True, help="Of the part `cuda`, to try it elsewhere.")
-@click.option("--tiny", is_flag=True, hidden=True, help="The part `cuda` at the size of a toy, for the same.")
+@click.option("--only", default="wait,decode,grid,simclr,memory", show_default=True, help="Parts to measure.")
+@click.option("--simclr-steps", hidden=True, help="Print the seconds of this kind of step.")
+@click.option("--device", default="cuda", hidden=True, help="Device of part cuda.")
+@click.option("--tiny", is_flag=True, hidden=True, help="Run part cuda at toy size.")
 def main(threads: int, rounds: int, only: str, simclr_steps: str | None, device: str, tiny: bool) -> None:
+    """Measure the parts named by --only."""
     torch.set_num_threads(threads)
     if simclr_steps:
         print(time_simclr(simclr_steps))
@@ -66,11 +69,11 @@ def main(threads: int, rounds: int, only: str, simclr_steps: str | None, device:
 
 
 def report_waiting(rounds: int) -> None:
-    """Share of a step's time that the loop waits for its batch; medians over the epochs after the first."""
-    print("| images | waiting, share of the time | images/s |\n|---|---|---|")
+    """Print the share of a step that the loop waits for its batch; medians over all epochs but the first."""
+    print("| images | waiting, share of time | images/s |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         build(Recipe("shapes", limit=1536), Path(work) / "shards")
-        for cache, kept in (("ram", "kept decoded"), ("none", "decoded anew")):
+        for cache, kept in (("ram", "cached decoded"), ("none", "decoded in every epoch")):
             settings = {"encoder": "se_resnet20", "epochs": rounds + 1, "knn_every": 0, "device": "cpu", "cache": cache}
             config = load_config(None, {**settings, "projector_hidden": 256, "projector_out": 128, "save_every": 10**6})
             rows = train(config, Path(work) / "shards", Path(work) / cache)[1:]
@@ -79,8 +82,8 @@ def report_waiting(rounds: int) -> None:
 
 
 def report_decoding(rounds: int) -> None:
-    """Images and textures decoded into batches by one thread, by two, and by two processes of a thread each."""
-    print("| side, px | batches made by | images/s | of one thread |\n|---|---|---|---|")
+    """Print the throughput of decoding by one thread, two threads, and two processes with one thread each."""
+    print("| side, px | decoded by | images/s | relative to one thread |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work, ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for side, count in ((32, 4000), (224, 1024)):
             shards = Path(work) / str(side)
@@ -99,14 +102,14 @@ def report_decoding(rounds: int) -> None:
 
 
 def decode(shards: Path, threads: int, rank: int, ranks: int) -> None:
-    """All batches of an epoch of one of `ranks` processes."""
+    """Read all batches of an epoch in one of `ranks` processes."""
     for _ in Stream(open_shards(shards), Plan(64, textures="one", rank=rank, ranks=ranks), threads, "none").epoch(0):
         pass
 
 
 def report_grid(rounds: int) -> None:
-    """The online networks' forward and backward passes, of the same views whole and in a 2x2 grid."""
-    print("| encoder | heads | batch | with the grid, time of without |\n|---|---|---|---|")
+    """Print the cost of the 2x2 grid: forward and backward passes of the online networks on the same views."""
+    print("| encoder | heads | batch | time with the grid / without |\n|---|---|---|---|")
     small = {"projector_hidden": 256, "projector_out": 128, "predictor_hidden": 128}
     for encoder, heads, count in (("se_resnet20", small, 128), ("se_resnet20", {}, 128), ("se_resnet50", {}, 32)):
         calls: dict[str, Callable[[], object]] = {}
@@ -121,9 +124,9 @@ def report_grid(rounds: int) -> None:
 
 
 def report_simclr(rounds: int) -> None:
-    """From uint8 images to updated weights, ResNet-18, 32 px, batch 128; each in a process of its own, in turns."""
-    print("| a SimCLR step | images/s | of lightly's parts |\n|---|---|---|")
-    kinds = ("lightly", "ours", "ours, memory given back")
+    """Print the throughput of SimCLR with ResNet-18, 32 px and batch 128, from uint8 images to updated weights."""
+    print("| SimCLR step | images/s | relative to lightly |\n|---|---|---|")
+    kinds = ("lightly", "ours", "ours, freed memory returned")
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     threads = str(torch.get_num_threads())
     for _ in range(rounds):
@@ -136,7 +139,7 @@ def report_simclr(rounds: int) -> None:
 
 
 def time_simclr(kind: str) -> float:
-    """Seconds of a step, the median of three after one to warm up."""
+    """Return the seconds of a step: the median of three, after one for warm-up."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
@@ -160,17 +163,16 @@ def time_simclr(kind: str) -> float:
         return statistics.median(interleave({kind: step}, 3)[0])
     if kind == "ours":
         keep_freed_memory()
-    stepper = Stepper(
-        method.to(memory_format=torch.channels_last), build_optimizer(method), config, torch.device("cpu")
-    )
+    method = method.to(memory_format=torch.channels_last)
+    do_step = make_step(method, build_optimizer(method), config, torch.device("cpu"))
     batch = {"image": images, "index": torch.arange(128)}
     with arithmetic(config):
-        return statistics.median(interleave({kind: lambda: stepper(batch, 0, 0, 100, 0.1)}, 3)[0])
+        return statistics.median(interleave({kind: lambda: do_step(batch, 0, 0, 100, 0.1)}, 3)[0])
 
 
 def report_memory(rounds: int) -> None:
-    """Bytes of the tensors alive at the worst moment of a step, weights and optimizer among them."""
-    print("| step, se_resnet50, 96 px, batch 32 | peak, MB | of MoCo v2 |\n|---|---|---|")
+    """Print the peak memory of tensors in a step, including weights and the state of the optimizer."""
+    print("| step, se_resnet50, 96 px, batch 32 | peak, MB | relative to MoCo v2 |\n|---|---|---|")
     random, first = np.random.default_rng(0), 0.0
     pixels = torch.from_numpy(random.integers(0, 256, (32, 2, 3, 96, 96), np.uint8))
     batch = {"image": pixels[:, 0], "texture": pixels[:, 1:], "index": torch.arange(32)}
@@ -183,17 +185,17 @@ def report_memory(rounds: int) -> None:
         config = load_config(None, {"encoder": "se_resnet50", "weak": "geometric", **PIXELS, **settings})
         method = build_method(config, (96, 96)).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(method)
-        stepper = Stepper(method, optimizer, config, torch.device("cpu"))
-        stepper(batch, 0, 0, 100, 0.1)  # the optimizer's own state is there from now on
+        do_step = make_step(method, optimizer, config, torch.device("cpu"))
+        do_step(batch, 0, 0, 100, 0.1)  # creates the state of the optimizer
         tensors = [*method.parameters(), *method.buffers(), *batch.values()]
         tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-        peak = (sum(t.nbytes for t in tensors) + peak_allocation(lambda s=stepper: s(batch, 0, 1, 100, 0.1))) / 1e6
+        peak = (sum(t.nbytes for t in tensors) + peak_allocation(lambda s=do_step: s(batch, 0, 1, 100, 0.1))) / 1e6
         first = first or peak
         print(f"| {name} | {peak:,.0f} | {peak / first:.2f}x |", flush=True)
 
 
 def peak_allocation(call: Callable[[], object]) -> int:
-    """Most bytes that a call had allocated at once."""
+    """Return the peak number of bytes that a call has allocated."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     assert record.profiler is not None
@@ -203,7 +205,7 @@ def peak_allocation(call: Callable[[], object]) -> int:
 
 
 def interleave(calls: dict[str, Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Seconds of each call in each round, after one to warm up."""
+    """Return the seconds of each call in each round, after one round of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
