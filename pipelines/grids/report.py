@@ -23,7 +23,7 @@ FIGURES = {
     "told_apart": ("texture detection (chance 50), %", 100.0),
     "one_direction": ("explained by one direction, %", 100.0),
     "own_texture": ("cosine to own texture", 1.0),
-    "spread": ("standard deviation of embeddings", 1.0),
+    "spread": ("spread of embeddings (1: even, 0: collapsed)", 1.0),
 }
 NOT_COMPARED = ("told_apart", "one_direction")  # they describe an encoder; neither higher nor lower is better
 
