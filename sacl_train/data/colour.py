@@ -1,6 +1,6 @@
-"""Photometric changes of a batch, a factor per sample; the formulas are torchvision's (and Pillow's).
+"""Photometric augmentation of a batch with a factor per sample; the formulas are torchvision's (and Pillow's).
 
-Images are float (N, 3, H, W), RGB in 0..1, and stay in that range; factors are (N,) on the images' device.
+Images are float (N, 3, H, W), RGB from 0 to 1, and stay in that range. Factors are float (N,) on the images' device.
 """
 
 import torch
@@ -9,53 +9,53 @@ from torch import Tensor
 
 
 def to_grey(x: Tensor) -> Tensor:
-    """Luma (ITU-R BT.601), (N, 1, H, W)."""
+    """Return the luma (ITU-R BT.601), (N, 1, H, W)."""
     red, green, blue = x.unbind(dim=1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """0: black, 1: unchanged."""
+    """Scale the brightness: factor 0 is black, 1 leaves the image unchanged."""
     return (x * _per_sample(factor)).clamp(0, 1)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """0: the image's mean grey everywhere, 1: unchanged."""
-    # In two steps: of one image alone, torch would divide a single long sum among threads and so round it otherwise.
+    """Scale the contrast: factor 0 is the image's mean grey, 1 leaves it unchanged."""
+    # In two steps: torch divides the single long sum of a lone image among threads, and so rounds it differently.
     mean = to_grey(x).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
     return _blend(x, mean, factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """0: grey, 1: unchanged."""
+    """Scale the saturation: factor 0 is grey, 1 leaves the image unchanged."""
     return _blend(x, to_grey(x), factor)
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by `shift`, a fraction of the colour circle, -0.5..0.5; saturation and value stay."""
+    """Rotate the hue by `shift`, a fraction of the colour circle from -0.5 to 0.5; saturation and value stay."""
     red, green, blue = x.unbind(dim=1)
     value, chroma = x.amax(dim=1), x.amax(dim=1) - x.amin(dim=1)  # (N, H, W)
-    divisor = torch.where(chroma > 0, chroma, 1)  # a grey pixel has no hue; any will do, its chroma is 0
+    divisor = torch.where(chroma > 0, chroma, 1)  # a grey pixel has no hue, and its chroma of 0 makes any hue right
     hue = torch.where(
         value == red,
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )  # in sixths of the circle
+    )  # sixths of the circle
     hue = hue + 6 * shift[:, None, None]
-    # Back to RGB without cases: each channel is `value`, less `chroma` where the hue is on the far side of it.
+    # Back to RGB without branches: each channel is `value`, minus `chroma` where the hue is far from that channel.
     sector = torch.stack([(offset + hue) % 6 for offset in (5, 3, 1)], dim=1)  # (N, 3, H, W)
     distance = torch.minimum(sector, 4 - sector).clamp(0, 1)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * distance
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Blur with a (2 radius + 1)^2 Gaussian window of standard deviation `sigma` pixels, mirrored at the edges.
+    """Blur with a Gaussian of standard deviation `sigma` pixels, (N,), mirrored at the edges.
 
-    Needs radius < H, W.
+    The window has 2 * radius + 1 pixels a side; radius must be below H and W.
     """
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)[:, :, None, None, None]  # rows sum to 1
-    # Sums of shifted images: the rounding of a convolution with many groups depends on their number.
+    # A sum of shifted images: the rounding of a grouped convolution depends on the number of groups.
     for dim, sides in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         padded = F.pad(x, sides, mode="reflect")
         total = padded.narrow(dim, 0, x.shape[dim]) * kernel[:, 0]

@@ -1,7 +1,7 @@
-"""Random numbers by name: each is a hash of what it is for, so none depends on how many were drawn before it.
+"""Random numbers by name: each is a hash of its purpose, so none depends on how many were drawn before it.
 
-A sample's views are the same whatever the batch, the number of processes, or the step a run went on from. The hash is
-SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15), applied once a word.
+A sample's views are the same in any batch, on any number of processes, and in a resumed run. The hash is SplitMix64
+(Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15), applied once per word.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ GOLDEN, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1C
 
 
 def mix(state: np.ndarray, word: int | np.ndarray) -> np.ndarray:
-    """uint64 states, any shape, and a word each (or one for all) -> as many new states."""
+    """Return new states: uint64 `state` of any shape, hashed with one word for all or one word each."""
     z = (state ^ np.asarray(word).astype(np.uint64)) + GOLDEN
     z = (z ^ (z >> np.uint64(30))) * FIRST
     z = (z ^ (z >> np.uint64(27))) * SECOND
@@ -20,20 +20,33 @@ def mix(state: np.ndarray, word: int | np.ndarray) -> np.ndarray:
 
 
 def uniform(state: np.ndarray, word: int) -> np.ndarray:
-    """float32 in [0, 1), the shape of `state`: the number called `word` of each state."""
+    """Return float32 numbers in [0, 1) in the shape of `state`: for each state the number with the name `word`."""
     return (mix(state, word) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a batch: of samples int64 (N,), numbers in the shards, in an epoch of a run of a seed."""
+    """Random numbers of the samples of a batch.
+
+    Attributes
+    ----------
+    seed : of the run.
+    epoch : number of the epoch.
+    samples : int64 (N,), the samples' numbers in the shards.
+
+    Examples
+    --------
+    >>> draws = Draws(seed=0, epoch=2, samples=np.array([7, 8]))
+    >>> bool((draws.of(1)[0] == Draws(0, 2, np.array([7])).of(1)[0]).all())  # in any batch
+    True
+    """
 
     seed: int
     epoch: int
     samples: np.ndarray
 
     def of(self, purpose: int) -> np.ndarray:
-        """uint64 (N,): states for one purpose, from which `uniform` and `mix` go on. A view's number is its purpose."""
+        """Return states uint64 (N,) for one purpose, for `uniform` and `mix`. The purpose of a view is its number."""
         states = np.zeros(len(self.samples), np.uint64)
         for word in (self.seed, self.epoch, self.samples, purpose):
             states = mix(states, word)

@@ -1,8 +1,8 @@
-"""Geometric view changes as matrices, composed first and resampled once.
+"""Geometric augmentation as matrices, so that an image is resampled only once.
 
-A matrix maps a point of the view to the point of the image that is shown there, both in grid_sample's coordinates:
-(x, y, 1) with -1 and 1 at the outer edges of the outermost pixels. So A @ B is: A done to the image, then B to that.
-All arguments are per sample, shape (N,), float; all results (N, 3, 3).
+A matrix maps a point of the view to the point of the image that it shows, both in the coordinates of `grid_sample`:
+(x, y, 1), with -1 and 1 at the outer edges of the outermost pixels. A @ B applies A to the image, then B to the result.
+All arguments are per sample, float (N,); all results are (N, 3, 3).
 """
 
 import torch
@@ -11,51 +11,51 @@ from torch import Tensor
 
 
 def crop_matrix(top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Show the box only, resized to the whole view. All in fractions of the image's sides, 0..1."""
+    """Show a box of the image, resized to the whole view; all arguments are fractions of the image's sides, 0 to 1."""
     zero = torch.zeros_like(top)
     centre_x, centre_y = 2 * left + width - 1, 2 * top + height - 1
     return _affine(width, zero, centre_x, zero, height, centre_y)
 
 
 def flip_matrix(flip: Tensor) -> Tensor:
-    """Mirror left and right where `flip` (bool) is true."""
+    """Mirror left and right where `flip`, bool (N,), is True."""
     zero, one = torch.zeros(len(flip)), torch.ones(len(flip))
     return _affine(torch.where(flip, -1.0, 1.0), zero, zero, zero, one, zero)
 
 
 def rotation_matrix(angle: Tensor, aspect: float) -> Tensor:
-    """Turn the content counter-clockwise about the centre by `angle` radians; aspect: width / height in pixels."""
+    """Rotate the content counter-clockwise about the centre by `angle` radians; `aspect` is width / height."""
     zero, cos, sin = torch.zeros_like(angle), angle.cos(), angle.sin()
     return _affine(cos, -sin / aspect, zero, sin * aspect, cos, zero)
 
 
 def translation_matrix(right: Tensor, down: Tensor) -> Tensor:
-    """Shift the content, in fractions of the view's width and height."""
+    """Shift the content right and down, by fractions of the view's width and height."""
     zero, one = torch.zeros_like(right), torch.ones_like(right)
     return _affine(one, zero, -2 * right, zero, one, -2 * down)
 
 
 def compose(first: Tensor, then: Tensor) -> Tensor:
-    """first @ then, (N, 3, 3), every sum in the same order; a library's product rounds by how many there are."""
+    """Return first @ then, (N, 3, 3). A library's matrix product would round differently for another N."""
     products = first[:, :, :, None] * then[:, None, :, :]  # (N, row, k, column)
     return products[:, :, 0] + products[:, :, 1] + products[:, :, 2]
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Resample float images (N, C, H, W) by matrices (N, 3, 3): bilinear, and mirrored beyond the image's edge."""
-    # No antialiasing: a crop is never larger than the view it fills, so nothing here shrinks an image.
-    grid = _places(matrices, *images.shape[-2:])
+    """Resample float images (N, C, H, W) by matrices (N, 3, 3): bilinear, mirrored beyond the edges."""
+    # No antialiasing: a crop is never larger than its view, so no image is shrunk.
+    grid = _grid(matrices, *images.shape[-2:])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _places(matrices: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel of the view lies in the image: (N, H, W, 2), what F.affine_grid gives.
+def _grid(matrices: Tensor, height: int, width: int) -> Tensor:
+    """Return the point of the image for each pixel of the view, (N, H, W, 2), as F.affine_grid does.
 
-    That one multiplies a matrix for each pixel; a row's part and a column's part, added, are six times as fast on a CPU
-    and round alike in any batch.
+    affine_grid multiplies a matrix for every pixel. Adding one part per row and one per column is six times as fast on
+    a CPU and rounds in the same way in any batch.
     """
     across, down = (
-        (2 * torch.arange(side, device=matrices.device, dtype=matrices.dtype) + 1) / side - 1  # of the pixels' centres
+        (2 * torch.arange(side, device=matrices.device, dtype=matrices.dtype) + 1) / side - 1  # centres of the pixels
         for side in (width, height)
     )
     grid = matrices.new_empty(len(matrices), height, width, 2)

@@ -3,16 +3,38 @@
 from itertools import combinations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from sacl_train.data.device import constant
 from texturegen.errors import UserError
 
 
 def split_grid(x: Tensor, n: int) -> Tensor:
-    """Cut images (N, C, H, W) into n x n cells, without resizing: (n*n*N, C, H/n, W/n).
+    """Cut images into n x n cells, without resizing them.
 
-    Cell-major: all N images' top-left cells first, then the next cell in reading order, so row k*N + i is cell k of
-    image i. Raises UserError unless n >= 1 divides both sides.
+    Parameters
+    ----------
+    x : Tensor, (N, C, H, W)
+        Images.
+    n : int
+        Cells along each side.
+
+    Returns
+    -------
+    Tensor, (n*n*N, C, H/n, W/n)
+        Cells in cell-major order: the top-left cells of all N images first, then the next cell in reading order. Row
+        k*N + i is cell k of image i.
+
+    Raises
+    ------
+    UserError
+        If n is below 1 or does not divide both sides.
+
+    Examples
+    --------
+    >>> import torch
+    >>> split_grid(torch.zeros(8, 3, 32, 32), 2).shape
+    torch.Size([32, 3, 16, 16])
     """
     images, channels, height, width = x.shape
     check_grid(n, height, width)
@@ -21,17 +43,32 @@ def split_grid(x: Tensor, n: int) -> Tensor:
 
 
 def combine(features: Tensor, n: int, cells: int) -> Tensor:
-    """Average the features of every subset of `cells` of the n*n cells (eq. 2).
+    """Average the features of every subset of `cells` of the n*n cells (SACL eq. 2).
 
-    features: (n*n*N, C) in `split_grid`'s order. Returns (C(n*n, cells), N, C), subsets in itertools' order.
+    Parameters
+    ----------
+    features : Tensor, (n*n*N, C)
+        Features of cells in the order of `split_grid`.
+    n : int
+        Cells along each side of an image.
+    cells : int
+        Cells per subset.
+
+    Returns
+    -------
+    Tensor, (A, N, C)
+        A = binomial(n*n, cells) averages per image, subsets in the order of `itertools.combinations`.
     """
     by_cell = features.unflatten(0, (n * n, -1))  # (n*n, N, C)
     subsets = constant(tuple(combinations(range(n * n), cells)), features.device)  # (A, cells)
-    return by_cell[subsets].mean(dim=1)  # (A, cells, N, C) -> (A, N, C)
+    # The gradient of by_cell[subsets] is added up by several threads in an order that differs from call to call, so two
+    # equal runs would drift apart. The gradient of an embedding has a fixed order, the one of a single thread.
+    chosen = F.embedding(subsets, by_cell.flatten(1))  # (A, cells, N*C)
+    return chosen.unflatten(2, by_cell.shape[1:]).mean(dim=1)  # (A, cells, N, C) -> (A, N, C)
 
 
 def check_grid(n: int, height: int, width: int) -> None:
-    """Raise UserError, in one sentence, unless images of height x width pixels split into n x n equal cells."""
+    """Raise UserError unless images of height x width pixels split into n x n equal cells."""
     if n < 1:
         raise UserError(f"the grid needs at least one cell a side, not {n}")
     if min(height, width) < n:

@@ -1,4 +1,4 @@
-"""How much memory this process may fill with decoded images."""
+"""How much memory a process may fill with decoded images."""
 
 import math
 import os
@@ -6,26 +6,31 @@ from pathlib import Path
 
 from texturegen.system.control_groups import control_groups, read_number
 
-SHARE = 0.5  # of what is available: the rest is for the step, and for what else runs here
-UNKNOWN = 8e9  # bytes, where the system does not say
+SHARE = 0.5  # of the available memory; the rest is for the step and for other programs
+DEFAULT_BYTES = 8e9  # if the system does not say how much is available
 
 
 def cache_budget() -> float:
-    """Bytes: half of the memory that is available now, by equal parts to the processes that torchrun started here."""
+    """Return this process's limit in bytes: half the available memory, divided among torchrun's local processes."""
     return SHARE * available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def available_memory(proc: Path = Path("/proc/meminfo"), groups: list[Path] | None = None) -> float:
-    """Bytes that can be had without swapping, in the machine and in all control groups (a container, a Slurm job).
+    """Return the bytes available without swapping, within the machine and all control groups.
 
-    What the system says of the machine otherwise; 8 GB where it says nothing.
+    Parameters
+    ----------
+    proc : Path
+        Linux's meminfo. Elsewhere the number of free pages is used, or 8 GB if the system does not say.
+    groups : list of Path, or None
+        Directories of the control groups (a container, a Slurm job); None looks them up.
     """
     groups = control_groups("memory") if groups is None else groups
     return max(min([_of_machine(proc), *(_of_group(group) for group in groups)]), 0)
 
 
 def _of_group(group: Path) -> float:
-    """What a control group (version 2 or 1) leaves; infinite without a limit."""
+    """Return the bytes left in a control group (version 2 or 1); infinity if it has no limit."""
     limit, used = (read_number(group / name) for name in ("memory.max", "memory.current"))
     if limit is None or used is None:
         limit, used = (read_number(group / f"memory.{name}_in_bytes") for name in ("limit", "usage"))
@@ -33,7 +38,7 @@ def _of_group(group: Path) -> float:
         return math.inf
     try:
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # Files read lately are counted as used, but are dropped for whoever needs the memory.
+        # The group's usage includes cached files, which the kernel drops when memory is needed.
         used -= int(statistics.get("file") or statistics["total_cache"])
     except (OSError, ValueError, KeyError):
         pass
@@ -49,4 +54,4 @@ def _of_machine(proc: Path) -> float:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
-        return UNKNOWN
+        return DEFAULT_BYTES

@@ -1,7 +1,7 @@
-"""In which order an epoch takes the samples, and who of several processes takes which: pure functions.
+"""The order of an epoch's samples, and each process's share of a batch, as pure functions.
 
-An epoch is planned before it begins, from the manifest alone, so every process knows it whole: all have the same number
-of batches, and no shard is too short for one of them.
+Every process plans the whole epoch before it begins, from the manifest alone. So all processes have the same number of
+batches, whatever the lengths of the shards.
 """
 
 import numpy as np
@@ -13,15 +13,33 @@ REMAINDERS = ("drop", "wrap")
 
 
 def epoch_order(numbers: np.ndarray, seed: int, epoch: int, order: str = "global", buffer: int = 4096) -> np.ndarray:
-    """The samples of an epoch in its own order: int64 (N,), a permutation, a function of the arguments alone.
+    """Return the order of an epoch's samples: a permutation that depends on the arguments alone.
 
     Parameters
     ----------
-    numbers : int (N,), of the shard that each sample lies in.
-    order : "global" shuffles all samples. "shards" takes whole shards in random order, and each sample up to `buffer`
-        places later than its turn: what a shuffle buffer of that many does. Reads stay close together.
+    numbers : ndarray, int (N,)
+        Number of the shard that holds each sample.
+    seed, epoch : int
+        What the permutation is drawn from.
+    order : str
+        "global" shuffles all samples. "shards" takes whole shards in random order and delays each sample by up to
+        `buffer` places, as a shuffle buffer of that size would, so that reads stay close together.
+    buffer : int
+        Size of that shuffle buffer.
 
-    UserError for another `order`.
+    Returns
+    -------
+    ndarray, int64 (N,)
+
+    Raises
+    ------
+    UserError
+        If `order` is unknown.
+
+    Examples
+    --------
+    >>> sorted(epoch_order(np.array([0, 0, 1, 1]), seed=0, epoch=3).tolist())
+    [0, 1, 2, 3]
     """
     if order not in ORDERS:
         raise UserError(f"unknown order '{order}'{nearest(order, ORDERS)}; known: {', '.join(ORDERS)}")
@@ -36,7 +54,10 @@ def epoch_order(numbers: np.ndarray, seed: int, epoch: int, order: str = "global
 
 
 def count_batches(samples: int, batch_size: int, remainder: str = "drop") -> int:
-    """Batches of an epoch: whole ones only ("drop"), or the last filled up from the epoch's beginning ("wrap")."""
+    """Return the number of batches of an epoch.
+
+    "drop" counts full batches only; "wrap" fills the last one with samples from the beginning of the epoch.
+    """
     if remainder not in REMAINDERS:
         raise UserError(f"unknown remainder '{remainder}'{nearest(remainder, REMAINDERS)}; known: drop, wrap")
     return samples // batch_size if remainder == "drop" else -(-samples // batch_size)
@@ -45,11 +66,26 @@ def count_batches(samples: int, batch_size: int, remainder: str = "drop") -> int
 def split_batch(
     places: np.ndarray, numbers: np.ndarray | None, rank: int, ranks: int, accumulate: int = 1
 ) -> np.ndarray:
-    """The share of process `rank` of a batch: (B / ranks,), in `accumulate` equal pieces, one after the other.
+    """Return the share of one process in a batch.
 
-    Piece a of all processes together is always the a-th part of the batch, so what is contrasted with what does not
-    depend on how many there are. `places` : (B,); B must be a multiple of ranks * accumulate. `numbers` : the shard of
-    each, to give every process samples that lie close together; None leaves the order.
+    Piece a of all processes together is always the a-th part of the batch, so which images are contrasted with each
+    other does not depend on the number of processes.
+
+    Parameters
+    ----------
+    places : ndarray, int (B,)
+        The batch's places in the epoch; B is a multiple of ranks * accumulate.
+    numbers : ndarray, int (B,), or None
+        Number of each sample's shard, to give every process samples that lie close together; None keeps the order.
+    rank, ranks : int
+        The process, and how many there are.
+    accumulate : int
+        Pieces that the batch is processed in.
+
+    Returns
+    -------
+    ndarray, int (B / ranks,)
+        `accumulate` equal pieces, one after the other.
     """
     pieces = places.reshape(accumulate, -1)
     if numbers is not None:

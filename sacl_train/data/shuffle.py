@@ -1,7 +1,7 @@
-"""Patch-shuffle negatives, made on the device: an image's own cells in another order (Ge et al. 2021, section 3.1).
+"""Patch-shuffle negatives, made on the device: the image's own cells in another order (Ge et al. 2021, section 3.1).
 
-They keep the local texture and lose the object, like synthesised textures, but show the cells' edges. They cost no
-shards and no synthesis.
+Like synthesised textures they keep the local texture and lose the object, but the edges of the cells are visible. They
+need no textures in the shards.
 """
 
 import numpy as np
@@ -12,17 +12,31 @@ from sacl_train.data.device import to_device
 from sacl_train.data.draws import mix, uniform
 from texturegen.errors import UserError
 
-SIDE, KEYS = 0x800, 0x10000  # words of `draws`: the cell's side; the first of the cells' places
+SIDE, KEYS = 0x800, 0x10000  # words of `draws`: side of the cells; sort keys of the cells, from KEYS on
 
 
 def shuffle_patches(images: Tensor, states: np.ndarray, sizes: tuple[int, int]) -> Tensor:
-    """Permute each image's square cells: uint8 (N, C, H, W) -> the same shape on the same device.
+    """Permute the square cells of each image, never into their original order.
 
-    The cells' side is drawn per image from sizes = (smallest, largest), in pixels, both included; whole cells are
-    permuted, never into the order they had. A strip at the right or bottom where none fits goes on with the permuted
-    ones from the other edge. states: uint64 (N,), from which everything is drawn (`Draws.of`).
+    A strip at the right or bottom that is narrower than a cell repeats the permuted cells from the opposite edge.
 
-    UserError unless 1 <= smallest <= largest and the largest cell fits twice.
+    Parameters
+    ----------
+    images : Tensor, uint8 (N, C, H, W)
+    states : ndarray, uint64 (N,)
+        Random states (`Draws.of`).
+    sizes : tuple of int
+        Smallest and largest side of the cells in pixels, both included; each image draws its own.
+
+    Returns
+    -------
+    Tensor, uint8 (N, C, H, W)
+        On the same device.
+
+    Raises
+    ------
+    UserError
+        Unless 1 <= smallest <= largest and the largest cell fits twice.
     """
     channels, height, width = images.shape[1:]
     low, high = sizes
@@ -31,10 +45,11 @@ def shuffle_patches(images: Tensor, states: np.ndarray, sizes: tuple[int, int]) 
     sides = low + np.floor(uniform(states, SIDE) * (high - low + 1)).astype(np.int64)  # (N,)
     columns = width // sides
     cells = columns * (height // sides)
-    keys = mix(states[:, None], KEYS + np.arange(cells.max()))  # (N, most cells)
-    keys[np.arange(cells.max()) >= cells[:, None]] = np.iinfo(np.uint64).max  # cells that this image has not: last
+    keys = mix(states[:, None], KEYS + np.arange(cells.max()))  # (N, largest number of cells)
+    # Images with large cells have fewer of them: the surplus places are sorted to the end and stay there.
+    keys[np.arange(cells.max()) >= cells[:, None]] = np.iinfo(np.uint64).max
     order = np.argsort(keys, axis=1, kind="stable")
-    same = (order == np.arange(cells.max())).all(axis=1)  # those it has not are in their places
+    same = (order == np.arange(cells.max())).all(axis=1)
     order[same, :2] = order[same, 1::-1]
 
     shown, *of_images = to_device([order, sides, columns, cells], images.device)

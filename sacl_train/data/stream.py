@@ -1,4 +1,4 @@
-"""Shards -> uint8 batches: an order per epoch, decoded by threads ahead of the consumer."""
+"""Read shards into uint8 batches: an order per epoch, decoded by threads ahead of the consumer."""
 
 import os
 import threading
@@ -14,15 +14,18 @@ from sacl_train.data.draws import Draws, uniform
 from sacl_train.data.memory import cache_budget
 from sacl_train.data.order import count_batches, epoch_order, split_batch
 from texturegen.console import warn
-from texturegen.errors import UserError, nearest
+from texturegen.errors import DamagedError, UserError, nearest
 from texturegen.shards import Shards
 from texturegen.system.threads import count_cpus
 
+# "image" uint8 (N, 3, H, W), "index" int64 (N,): numbers of the samples in the shards, and, if the plan has textures,
+# "texture" uint8 (N, P, 3, H, W).
 Batch = dict[str, torch.Tensor]
+
 CACHES = ("auto", "ram", "none")
-DRAW = 1 << 16  # the purpose, among a sample's random numbers, of choosing one of its textures
-SPARE = 64 << 20  # bytes of remote shards that are kept beside those of the shuffle buffer, for its ends
-NAMED = 10  # bad samples that a warning is given for; all are in `Stream.bad`
+TEXTURE_CHOICE = 1 << 16  # the purpose, among a sample's random numbers, of choosing one of its textures
+SPARE_BYTES = 64 << 20  # of remote shards, kept beside the blocks of the shuffle buffer
+MAX_WARNINGS = 10  # damaged samples that are named on stderr; RUN/damaged.txt names all
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,12 @@ class Plan:
 
     Attributes
     ----------
-    batch_size : of all processes together.
-    rank, ranks : this process, and how many there are.
-    textures : "one" of each sample's K, drawn anew each epoch, "all" of them, or "none".
+    batch_size : images of all processes together.
+    seed : of the order and of the choice of textures.
+    textures : "one" of each sample's K textures, chosen anew in each epoch, "all" of them, or "none".
+    order, shuffle_buffer, remainder : see `order.epoch_order` and `order.count_batches`.
+    rank, ranks : number of this process, and how many there are.
+    accumulate : pieces that a batch is processed in.
     """
 
     batch_size: int
@@ -48,25 +54,47 @@ class Plan:
 
 
 class Stream:
-    """Batches of one shard directory.
+    """Batches of one shard directory, for one process.
 
-    A batch is a dict: `image` uint8 (N, 3, H, W); `texture` uint8 (N, P, 3, H, W) where the plan has textures, P = 1 or
-    K; `index` int64 (N,), numbers of the samples in the shards. Pixels lie as they do in an image file, channels last.
-    With `pin`, in page-locked memory.
+    A batch (see `Batch`) has its pixels channels last in memory, as an image file has. An epoch depends on the plan and
+    its number alone, so the state of the stream is a number of batches: a resumed run gets the batches it would have
+    had, and on another number of processes the rest of the same samples.
 
-    An epoch depends on (plan, number) alone, so its state is a number of batches: a run goes on with those it would
-    have had, and on another number of processes with the rest of the same samples.
+    A sample whose bytes are damaged is named in a warning, and another sample of the epoch replaces it, the same one in
+    every run.
 
-    A sample whose bytes are damaged is named in a warning and another of the epoch stands in for it, the same in every
-    run. More than `bad_share` of all samples: UserError.
+    Parameters
+    ----------
+    shards : Shards
+        The data.
+    plan : Plan
+        How batches are made of it.
+    threads : int or None
+        Threads that decode; None takes this process's share of the CPUs.
+    cache : str
+        "ram" decodes each image once and keeps it as uint8; "auto" does so if all fit into `cache_gb`; "none" decodes
+        again in every epoch. Each process keeps all images.
+    cache_gb : float or None
+        Size of that cache; None is half of the available memory (see `memory`).
+    bad_share : float
+        Share of the samples that may be damaged, 0 to 1.
+    pin : bool
+        Put batches into page-locked memory, for asynchronous copies to CUDA.
 
-    threads: that decode; None takes the CPUs there are, by equal parts to the processes that torchrun started here.
+    Raises
+    ------
+    UserError
+        If the images differ in size, the plan asks for textures that the shards do not have, the batch does not divide
+        among the processes, or the cache is too small for "ram"; while reading, if more samples are damaged than
+        `bad_share` allows.
 
-    Images are decoded once and kept as uint8 with cache "ram", or "auto" where `cache_gb` is enough for all of them;
-    every process keeps all. None for `cache_gb` takes half of the memory that is available (see `memory`).
-
-    Raises UserError when the images are of different sizes, textures are asked for and there are none, the batch does
-    not divide among the processes, or the cache is too small for "ram".
+    Examples
+    --------
+    >>> from texturegen.shards import open_shards
+    >>> stream = Stream(open_shards("shards"), Plan(batch_size=16, textures="one"))
+    >>> batch = next(stream.epoch(0))
+    >>> len(stream), tuple(batch["image"].shape), tuple(batch["texture"].shape)
+    (4, (16, 3, 32, 32), (16, 1, 3, 32, 32))
     """
 
     def __init__(
@@ -82,24 +110,24 @@ class Stream:
         if plan.textures != "none" and shards.textures_per_image == 0:
             raise UserError(
                 f"{shards.directory}: these shards hold no textures (--per-image 0); build some with "
-                "`texturegen build`, take --set texture_source=patch-shuffle, which needs none, or --texture-role none"
+                "`texturegen build`, or train with --set texture_source=patch-shuffle or --texture-role none"
             )
         if plan.batch_size % (plan.ranks * plan.accumulate):
             raise UserError(
                 f"batch_size {plan.batch_size} does not divide by {plan.ranks} processes times "
-                f"accumulate {plan.accumulate}; take a multiple of {plan.ranks * plan.accumulate}"
+                f"accumulate {plan.accumulate}; set it to a multiple of {plan.ranks * plan.accumulate}"
             )
         if cache not in CACHES:
             raise UserError(f"unknown cache '{cache}'{nearest(cache, CACHES)}; known: {', '.join(CACHES)}")
         self.shards, self.plan, self.threads, self.pin = shards, plan, threads or default_threads(), pin
-        self.bad: dict[int, str] = {}  # number of each damaged sample -> what is wrong
-        self._noting = threading.Lock()  # the threads that decode find them while others look
-        self._most_bad = bad_share * len(shards)
+        self._damaged: dict[int, str] = {}  # number of each damaged sample -> what is wrong
+        self._damaged_lock = threading.Lock()  # decoding threads add to it
+        self._max_damaged = bad_share * len(shards)
         if plan.order == "shards" and len(shards):
             each = sum(shard["bytes"] for shard in shards.build["shards"]) / len(shards)
-            shards.keep_blocks(round(2 * each * (plan.shuffle_buffer + plan.batch_size)) + SPARE)
+            shards.keep_blocks(round(2 * each * (plan.shuffle_buffer + plan.batch_size)) + SPARE_BYTES)
         self._steps = count_batches(len(shards), plan.batch_size, plan.remainder)
-        # Image and textures of a sample lie side by side in the cache: (1 + K, H, W, 3).
+        # The cache holds a sample's image and its K textures side by side: (1 + K, H, W, 3).
         held = shards.textures_per_image if plan.textures != "none" else 0
         height, width = shards.image_size()
         self._shape = (1 + held, height, width, 3)
@@ -107,25 +135,28 @@ class Stream:
         if cache == "none":
             return
         size = len(shards) * np.prod(self._shape) / 1e9
-        most = cache_budget() / 1e9 if cache_gb is None else cache_gb
-        if cache == "ram" and size > most:
+        limit = cache_budget() / 1e9 if cache_gb is None else cache_gb
+        if cache == "ram" and size > limit:
             allowed = "cache_gb is" if cache_gb is not None else "half of the memory available to this process is"
-            raise UserError(f"cache ram: the pixels take {size:.1f} GB, {allowed} {most:.2g}; set cache_gb higher")
-        if size <= most:
+            raise UserError(
+                f"cache ram: the pixels take {size:.1f} GB, but {allowed} {limit:.2g} GB; set cache_gb higher, or "
+                "cache none"
+            )
+        if size <= limit:
             self._cache = np.empty((len(shards), *self._shape), np.uint8)
             self._cached = np.zeros(len(shards), bool)
 
     @property
     def cached(self) -> bool:
-        """Whether decoded pixels are kept."""
+        """True if decoded pixels are kept."""
         return self._cache is not None
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches of an epoch."""
         return self._steps
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number`, without the first `skip`."""
+        """Yield the batches of epoch `number`, without the first `skip`."""
         plan, numbers = self.plan, self.shards.numbers
         order = epoch_order(numbers, plan.seed, number, plan.order, plan.shuffle_buffer)
 
@@ -133,15 +164,15 @@ class Stream:
             places = np.arange(step * plan.batch_size, (step + 1) * plan.batch_size) % len(order)
             near = numbers[order[places]] if plan.order == "shards" else None
             places = split_batch(places, near, plan.rank, plan.ranks, plan.accumulate)
-            # Half an epoch away: nobody's batch has the same sample twice.
+            # Replacements come from half an epoch away, so no batch holds a sample twice.
             return self._load(order[places], number, lambda i: np.roll(order, -(places[i] + len(order) // 2)))
 
         return self._ahead(load, range(skip, self._steps))
 
     def in_order(self, indices: np.ndarray | None = None) -> Iterator[Batch]:
-        """Every sample once, in the order of `indices` (the shards' own by default); the last batch may be smaller.
+        """Yield every sample once, in the order of `indices`, by default the shards' own.
 
-        Damaged samples are left out: `index` says which are there.
+        The last batch may be smaller. Damaged samples are left out; "index" says which samples a batch has.
         """
         samples = np.arange(len(self.shards)) if indices is None else indices
         size = self.plan.batch_size
@@ -161,15 +192,15 @@ class Stream:
             pool.shutdown(cancel_futures=True)
 
     def _load(self, indices: np.ndarray, epoch: int, others: Callable[[int], np.ndarray] | None) -> Batch:
-        """Decode samples into a new batch; where the i-th is damaged, the first of others(i) that is not."""
+        """Decode samples into a new batch; the first readable one of others(i) replaces the i-th if it is damaged."""
         side = self._shape[1:]
         drawn = {"none": 0, "one": 1}.get(self.plan.textures, self._shape[0] - 1)  # P
-        # Page-locked memory is not given back but kept by torch for the next batch, once the copy from it is done.
+        # torch keeps page-locked memory for the next batch once the copy from it is done.
         images = torch.empty((len(indices), *side), dtype=torch.uint8, pin_memory=self.pin)
         textures = torch.empty((len(indices), drawn, *side), dtype=torch.uint8, pin_memory=self.pin)
         first = self._choose(indices, epoch)
         taken: list[int] = []
-        if self._cache is not None and self._cached[indices].all() and not self.bad.keys() & set(indices.tolist()):
+        if self._cache is not None and self._cached[indices].all() and not self._damaged.keys() & set(indices.tolist()):
             images.numpy()[:] = self._cache[indices, 0]
             for number in range(drawn):
                 textures.numpy()[:, number] = self._cache[indices, np.add(first, 1 + number)]
@@ -186,25 +217,25 @@ class Stream:
         return self._as_batch(images, textures, taken)
 
     def _as_batch(self, images: torch.Tensor, textures: torch.Tensor, taken: list[int]) -> Batch:
-        """The first of (N, H, W, 3) and (N, P, H, W, 3), as many as are taken, with their numbers."""
+        """Make a batch of the first len(taken) of images (N, H, W, 3) and textures (N, P, H, W, 3)."""
         batch = {"image": images[: len(taken)].permute(0, 3, 1, 2), "index": torch.tensor(taken, dtype=torch.int64)}
         if textures.shape[1]:
             batch["texture"] = textures[: len(taken)].permute(0, 1, 4, 2, 3)
         return batch
 
     def _choose(self, indices: np.ndarray, epoch: int) -> list[int]:
-        """The first of the textures to read of each sample: with "one" a random one, else number 0."""
+        """Return the first texture to read of each sample: a random one for "one", else number 0."""
         held = self._shape[0] - 1
         if self.plan.textures != "one" or held < 2:
             return [0] * len(indices)
-        return (uniform(Draws(self.plan.seed, epoch, indices).of(DRAW), 0) * held).astype(int).tolist()
+        return (uniform(Draws(self.plan.seed, epoch, indices).of(TEXTURE_CHOICE), 0) * held).astype(int).tolist()
 
     def _read(self, index: int, first: int, image: np.ndarray, textures: np.ndarray) -> bool:
-        """Put the pixels of a sample into (H, W, 3), textures `first` to first + P into (P, H, W, 3).
+        """Read a sample's image into (H, W, 3) and its textures from `first` on into (P, H, W, 3).
 
-        False when it is damaged.
+        Return False if it is damaged.
         """
-        if index in self.bad:
+        if index in self._damaged:
             return False
         try:
             if self._cache is None:
@@ -220,59 +251,60 @@ class Stream:
                     self._cache[index, 1:] = sample.textures
                 self._cached[index] = True
         except UserError as error:
-            self._note_bad(index, str(error))
+            self._note_damaged(index, str(error))
             return False
         image[:] = self._cache[index, 0]
         textures[:] = self._cache[index, 1 + first : 1 + first + len(textures)]
         return True
 
-    def try_again(self, damaged: dict[int, str]) -> None:
-        """Take in what an earlier session found damaged (its `bad`), but for samples that have been repaired since."""
+    def damaged(self) -> dict[int, str]:
+        """Return the damaged samples found so far: number -> what is wrong."""
+        with self._damaged_lock:
+            return dict(self._damaged)
+
+    def add_damaged(self, damaged: dict[int, str]) -> None:
+        """Add the damaged samples that other processes found; UserError if they are more than `bad_share` together."""
+        with self._damaged_lock:
+            self._damaged.update(damaged)
+            self._refuse_too_many()
+
+    def recheck(self, damaged: dict[int, str]) -> None:
+        """Add samples that an earlier session found damaged, except those that were repaired since."""
         for index, fault in damaged.items():
             try:
                 sample = self.shards[index]
                 _ = sample.image, sample.textures if self._shape[0] > 1 else None
             except UserError:
-                self.bad[index] = fault
+                self._damaged[index] = fault
 
-    def take_in(self, damaged: dict[int, str]) -> None:
-        """What all processes together have found (their `found_bad`): `bad_share` is meant for that."""
-        with self._noting:
-            self.bad.update(damaged)
+    def _note_damaged(self, index: int, fault: str) -> None:
+        with self._damaged_lock:
+            self._damaged[index] = fault
             self._refuse_too_many()
-
-    def found_bad(self) -> dict[int, str]:
-        """A copy of `bad`, which threads may be adding to."""
-        with self._noting:
-            return dict(self.bad)
+            count = len(self._damaged)
+        if count <= MAX_WARNINGS:
+            last = "; further damaged samples are only counted" if count == MAX_WARNINGS else ""
+            warn(f"skipped: {fault}{last}")
 
     def _refuse_too_many(self) -> None:
-        if len(self.bad) > self._most_bad:
-            raise UserError(
-                f"{self.shards.directory}: {len(self.bad)} damaged samples are more than bad_share allows of "
-                f"{len(self.shards)}; the last: {list(self.bad.values())[-1]}. `texturegen repair` makes their shards "
-                "again"
+        if len(self._damaged) > self._max_damaged:
+            raise DamagedError(
+                f"{self.shards.directory}: {len(self._damaged)} damaged samples of {len(self.shards)} are more than "
+                f"bad_share allows; the last: {list(self._damaged.values())[-1]}. Run `texturegen repair` to rebuild "
+                "their shards"
             )
-
-    def _note_bad(self, index: int, fault: str) -> None:
-        with self._noting:
-            self.bad[index] = fault
-            self._refuse_too_many()
-            count = len(self.bad)
-        if count <= NAMED:
-            last = "; further ones are counted only" if count == NAMED else ""
-            warn(f"skipped: {fault}{last}")
 
 
 def default_threads() -> int:
-    """This process's part of the CPUs."""
+    """Return this process's share of the CPUs, at least 1: torchrun's processes of a machine divide them."""
     return max(1, count_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def channel_statistics(shards: Shards, at_most: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, in 0..1, over up to `at_most` images spread evenly over the set.
+    """Return mean and standard deviation per channel, of pixels in 0..1.
 
-    Damaged ones are left out; UserError when all are.
+    They are taken over up to `at_most` images, evenly over the set. Damaged images are left out; if all of them are
+    damaged, the last one's UserError is raised.
     """
     picked = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), at_most)).astype(int))
     sums, count = np.zeros((2, 3)), 0

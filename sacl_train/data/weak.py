@@ -1,8 +1,9 @@
 """Weak augmentation of a whole batch on its device, from uint8 images to normalised views (SACL §2.1, §3.2).
 
 "Chosen at random from a search space of common augmentations": a policy is a list of operations, each with a
-probability. All geometric ones of a view are composed into one matrix and resampled once; every sample has its own
-parameters, hashed from (seed, epoch, sample, view) on the CPU: the same in any batch, process and on every device.
+probability. The geometric operations of a view are composed into one matrix, and the image is resampled once. The
+parameters of a sample are hashed from (seed, epoch, sample, view) on the CPU: they are the same in any batch, in any
+process and on every device.
 """
 
 import math
@@ -20,30 +21,34 @@ from sacl_train.data.device import constant, to_device
 from sacl_train.data.draws import uniform
 from texturegen.errors import UserError, nearest
 
-CHUNK = 128 * 32 * 32  # pixels that a CPU works on at once
+CHUNK = 128 * 32 * 32  # pixels that a CPU processes at once
 
 
 class GeometricOp(Protocol):
-    """Draws a matrix per sample (see `geometry`): (N, 3, 3) on the CPU, for images of height x width.
+    """A geometric operation: it draws a matrix per sample, see `geometry`.
 
-    states: uint64 (N,), from which `draws.uniform` takes the numbers from STREAM + 1 on; STREAM itself decides whether
-    the operation happens at all. No two operations share one, so what one draws does not depend on the others.
+    Attributes
+    ----------
+    STREAM : the operation's own range of words for `draws.uniform`. STREAM itself decides whether the operation is
+        applied to a sample; its parameters use STREAM + 1 and on. So no operation depends on the others' numbers.
     """
 
     STREAM: ClassVar[int]
 
-    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor: ...
+    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
+        """Return matrices float (N, 3, 3) on the CPU, for states uint64 (N,) and images of height x width pixels."""
+        ...
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing done to some of a batch's images.
+    """A photometric change of some of a batch's images.
 
     Attributes
     ----------
-    adjust : float images (n, 3, H, W) in 0..1, amounts float32 (n,) -> as many images.
-    rows : int64 (n,), of the batch, ascending.
-    amounts : float32 (n,).
+    adjust : maps float images (n, 3, H, W) in 0 to 1 and amounts float32 (n,) to changed images.
+    rows : int64 (n,), ascending: the rows of the batch that it changes.
+    amounts : float32 (n,), one for each of these rows.
     """
 
     adjust: Callable[[Tensor, Tensor], Tensor]
@@ -52,16 +57,18 @@ class Change:
 
 
 class ColourOp(Protocol):
-    """Says what is to be done to those rows of a batch that it happens to, in order; draws as in `GeometricOp`."""
+    """A photometric operation: it draws the changes of the selected rows; STREAM as in `GeometricOp`."""
 
     STREAM: ClassVar[int]
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]: ...
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
+        """Return the changes in order, for a batch's states uint64 (N,) and its selected rows, int64 (n,) ascending."""
+        ...
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Operations in their order, each with the probability that it happens to a sample; geometry comes first."""
+    """Operations in order, each with the probability that it is applied to a sample; geometry comes first."""
 
     geometry: tuple[tuple[GeometricOp, float], ...] = ()
     colour: tuple[tuple[ColourOp, float], ...] = ()
@@ -75,15 +82,29 @@ def make_policy(
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
     grey: float = 0.2,
 ) -> Policy:
-    """Return the policy of that name; UserError when there is none.
+    """Return an augmentation policy.
 
-    geometric: random resized crop, horizontal flip (p .5), rotation and translation: SACL's weak augmentation.
-    mocov2: crop, flip, colour jitter (p .8), grey (p .2), blur (p .5): Chen et al. 2020, the baselines' own.
-    colour-geometric: geometric, then mocov2's colour jitter and grey.
-    none: nothing but normalisation.
-    crop_scale: area of the crop, fraction of the image; degrees: rotation to either side; shift: translation to
-    any side, fraction of the view; jitter: brightness, contrast, saturation, hue, and grey: its probability. They
-    apply wherever the policy has such an operation.
+    Parameters
+    ----------
+    name : str
+        "geometric": random resized crop, horizontal flip (p = 0.5), rotation and translation; SACL's weak augmentation.
+        "mocov2": crop, flip, colour jitter (p = 0.8), grey, blur (p = 0.5); Chen et al. 2020, for the baselines.
+        "colour-geometric": geometric, then mocov2's colour jitter and grey. "none": normalisation only.
+    crop_scale : tuple of float
+        Smallest and largest area of the crop, as a share of the image.
+    degrees : float
+        Maximum rotation to either side.
+    shift : float
+        Maximum translation in any direction, as a share of the view's side.
+    jitter : tuple of float
+        Strengths of brightness, contrast and saturation, 0 to 1, and the maximum shift of the hue, 0 to 0.5.
+    grey : float
+        Probability of grey.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown.
     """
     crop_flip = ((Crop(crop_scale), 1.0), (Flip(), 0.5))
     all_geometry = (*crop_flip, (Rotation(degrees), 1.0), (Translation(shift), 1.0))
@@ -100,9 +121,21 @@ def make_policy(
 
 
 class WeakAugment:
-    """Makes one random view of each image: uint8 (N, 3, H, W) -> normalised float32 (N, 3, H, W), same device.
+    """Makes one random view of each image.
 
-    policy: a Policy or the name of one. mean, std: per channel, of pixels in 0..1. UserError for an unknown policy.
+    Parameters
+    ----------
+    policy : Policy or str
+        A policy, or the name of one; UserError if it is unknown.
+    mean, std : sequence of float
+        Per channel, of pixels in 0 to 1.
+
+    Examples
+    --------
+    >>> weak = WeakAugment("geometric", mean=(0.5,) * 3, std=(0.25,) * 3)
+    >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    >>> weak(images, np.array([1, 2], np.uint64)).shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def __init__(self, policy: Policy | str, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -111,12 +144,22 @@ class WeakAugment:
         self.std = std
 
     def __call__(self, images: Tensor, states: np.ndarray, geometric: np.ndarray | None = None) -> Tensor:
-        """A sample's view is a function of its pixels and its state alone, to the bit on a CPU.
+        """Return a view of each image; on a CPU its bits depend on the image's pixels and state alone.
 
-        states: uint64 (N,), of `Draws.of(number of the view)`. geometric: states that the geometry is drawn from
-        instead, to show two images in the same way.
+        Parameters
+        ----------
+        images : Tensor, uint8 (N, 3, H, W)
+        states : ndarray, uint64 (N,)
+            Random states: `Draws.of(number of the view)`.
+        geometric : ndarray, uint64 (N,), or None
+            States that the geometry is drawn from instead, to show two images with the same geometry.
+
+        Returns
+        -------
+        Tensor, float32 (N, 3, H, W)
+            Normalised, on the same device.
         """
-        # On a CPU a chunk and its temporaries stay in the cache (benchmarks/augment.py --chunks).
+        # On a CPU a chunk and its temporaries fit into the processor's cache (benchmarks/augment.py --chunks).
         count = len(images) if images.is_cuda else max(1, CHUNK // (images.shape[2] * images.shape[3]))
         geometric = states if geometric is None else geometric
         parts = [
@@ -132,14 +175,14 @@ class WeakAugment:
             rows = np.flatnonzero(uniform(states, photometric.STREAM) < probability)
             changes += photometric.changes(states, rows, height, width)
         matrices = self._matrices(geometric, height, width)
-        sent, *places = to_device([matrices, *_arrays(changes)], images.device)  # all that is drawn, in one copy
+        sent, *places = to_device([matrices, *_arrays(changes)], images.device)  # all random numbers in one copy
         views = _to_float(images)
         if len(matrices):
             views = geometry.warp(views, sent)
         return _standardise(_changed(views, changes, places), self.mean, self.std)
 
     def _matrices(self, states: np.ndarray, height: int, width: int) -> np.ndarray:
-        """All geometric operations as one: float32 (N, 3, 3); (0, 3, 3) where there are none."""
+        """Return the composed geometric operations, float32 (N, 3, 3); (0, 3, 3) if the policy has none."""
         matrices = torch.eye(3).expand(len(states) if self.policy.geometry else 0, 3, 3)
         for op, probability in self.policy.geometry:
             chosen = torch.from_numpy(uniform(states, op.STREAM) < probability)
@@ -149,15 +192,15 @@ class WeakAugment:
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (N, 3, H, W) -> float32 (x / 255 - mean) / std: what the encoder sees when it is evaluated."""
+    """Return (x / 255 - mean) / std in float32 for images uint8 (N, 3, H, W): the encoder's input in evaluations."""
     return _standardise(_to_float(images), mean, std)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Random resized crop (Szegedy et al. 2015 §6): area and aspect ratio of the box uniform and log-uniform.
+    """Random resized crop: uniform area, log-uniform aspect ratio (Szegedy et al. 2015 §6).
 
-    A side that would be longer than the image's is cut to it, where torchvision draws anew: no loop over samples.
+    A side longer than the image's is cut to it. torchvision draws again instead, which takes a loop over samples.
     """
 
     STREAM: ClassVar[int] = 0x100
@@ -178,7 +221,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Flip:
-    """Horizontal flip; how often is the policy's probability."""
+    """Horizontal flip of every sample that the policy selects."""
 
     STREAM: ClassVar[int] = 0x200
 
@@ -188,7 +231,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotation about the view's centre, uniform in +-degrees."""
+    """Rotation about the view's centre, uniform in -degrees to degrees."""
 
     STREAM: ClassVar[int] = 0x300
     degrees: float = 15.0
@@ -200,7 +243,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Translation:
-    """Shift in both directions, uniform in +-shift (a fraction of the view's sides)."""
+    """Translation, uniform in -shift to shift in both directions, as a share of the view's sides."""
 
     STREAM: ClassVar[int] = 0x400
     shift: float = 0.1
@@ -213,9 +256,9 @@ class Translation:
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, contrast and saturation factors in 1 +- strength and a hue shift in +-hue, uniform.
+    """Brightness, contrast and saturation by factors in 1 +- strength, and a hue shift in +-hue, all uniform.
 
-    The four come in an order drawn for each sample.
+    Each sample has its own random order of the four.
     """
 
     STREAM: ClassVar[int] = 0x500
@@ -231,7 +274,7 @@ class ColourJitter:
             (colour.adjust_saturation, 1, self.saturation),
             (colour.adjust_hue, 0, self.hue),
         )
-        # The order of four random numbers is a random order.
+        # Sorting four random numbers gives a random order.
         numbers = range(len(steps))
         order = np.argsort([uniform(states[rows], self.STREAM + 10 + i) for i in numbers], axis=0)  # (4, n)
         changes = []
@@ -246,7 +289,7 @@ class ColourJitter:
 
 @dataclass(frozen=True)
 class Grey:
-    """Luma in all three channels."""
+    """Greyscale: the luma in all three channels."""
 
     STREAM: ClassVar[int] = 0x600
 
@@ -256,9 +299,9 @@ class Grey:
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian blur, sigma uniform in `sigma` pixels of a 224-pixel image and in proportion for others.
+    """Gaussian blur; its standard deviation is uniform in `sigma`, in pixels of a 224-pixel image, and scales with it.
 
-    Images of 64 pixels or less stay as they are: SimCLR leaves blur out on CIFAR-10 (Chen et al. 2020, B.9).
+    Images of up to 64 pixels are not blurred: SimCLR omits blur on CIFAR-10 (Chen et al. 2020, B.9).
     """
 
     STREAM: ClassVar[int] = 0x700
@@ -269,12 +312,12 @@ class Blur:
         if side <= 64:
             return []
         sigma = _between(states[rows], self.STREAM + 1, *self.sigma) * np.float32(side / 224)
-        radius = math.ceil(3 * self.sigma[1] * side / 224)  # beyond 3 sigma a Gaussian has 0.3 % of its weight
+        radius = math.ceil(3 * self.sigma[1] * side / 224)  # 0.3 % of a Gaussian lies beyond 3 sigma
         return [Change(partial(colour.gaussian_blur, radius=radius), rows, sigma)]
 
 
 def change(x: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Do all changes to float images (N, 3, H, W) in 0..1, in their order; in place where one is of some only."""
+    """Apply changes in order to float images (N, 3, H, W) in 0 to 1; a change of some rows only is made in place."""
     return _changed(x, changes, to_device(_arrays(changes), x.device))
 
 
@@ -283,12 +326,12 @@ def _arrays(changes: Sequence[Change]) -> list[np.ndarray]:
 
 
 def _changed(x: Tensor, changes: Sequence[Change], sent: Sequence[Tensor]) -> Tensor:
-    """`change`, with what `_arrays` gave on x's device."""
-    for made, rows, amounts in zip(changes, sent[::2], sent[1::2], strict=True):
+    """Apply changes whose `_arrays` are on x's device as `sent`."""
+    for one, rows, amounts in zip(changes, sent[::2], sent[1::2], strict=True):
         if len(rows) == len(x):
-            x = made.adjust(x, amounts)
+            x = one.adjust(x, amounts)
         elif len(rows):
-            x.index_copy_(0, rows, made.adjust(x.index_select(0, rows), amounts).contiguous())
+            x.index_copy_(0, rows, one.adjust(x.index_select(0, rows), amounts).contiguous())
     return x
 
 
@@ -311,7 +354,7 @@ def _to_float(images: Tensor) -> Tensor:
 
 
 def _standardise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """In place: callers own `x`, and a second copy of the batch would cost more than the arithmetic."""
+    """Normalise in place: callers own `x`, and a copy of the batch would cost more than the arithmetic."""
     for values, move in ((mean, x.sub_), (std, x.div_)):
         move(constant(tuple(values), x.device)[:, None, None])
     return x

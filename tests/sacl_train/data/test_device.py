@@ -10,7 +10,7 @@ from sacl_train.data import device
 from sacl_train.data.device import constant, fetch_async, pack, to_device, unpack
 
 
-def test_what_is_packed_comes_out_again() -> None:
+def test_unpack_reverses_pack() -> None:
     random = np.random.default_rng(0)
     arrays = [
         random.random((5, 3, 3), np.float32),
@@ -27,7 +27,7 @@ def test_what_is_packed_comes_out_again() -> None:
     assert all(torch.equal(a, b) for a, b in zip(to_device(arrays[:4], torch.device("cpu")), sent[:4], strict=True))
 
 
-def test_what_goes_to_cuda_goes_in_one_copy_from_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_go_to_cuda_in_one_copy_from_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, asked = [np.arange(3), np.zeros((2, 2), np.float32)], []
 
     class OnDevice:
@@ -44,7 +44,7 @@ def test_what_goes_to_cuda_goes_in_one_copy_from_page_locked_memory(monkeypatch:
     assert asked == [True, ("cuda", True)]
 
 
-def test_what_is_read_later_waits_for_its_own_copy_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_asynchronous_fetch_waits_for_its_own_copy_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetch_async(torch.tensor([1.5, 2.0]))() == [1.5, 2.0]
     done: list[str] = []
 
@@ -76,7 +76,7 @@ def test_what_is_read_later_waits_for_its_own_copy_only(monkeypatch: pytest.Monk
     assert done[2:] == ["wait", "read"]
 
 
-def test_a_constant_is_made_once_and_serves_training_after_evaluation() -> None:
+def test_a_constant_is_made_once_and_is_usable_in_training_after_evaluation() -> None:
     cpu = torch.device("cpu")
     with torch.inference_mode():
         first = constant((0.25, 0.5), cpu)

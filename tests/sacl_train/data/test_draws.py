@@ -32,7 +32,7 @@ def test_uniform_is_even_and_lies_in_zero_to_one() -> None:
     assert abs(np.corrcoef(values, others)[0, 1]) < 0.015
 
 
-def test_a_sample_has_its_own_numbers_wherever_it_stands() -> None:
+def test_a_samples_numbers_do_not_depend_on_its_place_in_the_batch() -> None:
     samples = np.array([7, 3, 900, 0])
     together = Draws(1, 2, samples).of(4)
     for i, sample in enumerate(samples):

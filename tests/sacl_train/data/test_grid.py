@@ -60,3 +60,27 @@ def test_combining_all_cells_of_a_linear_map_is_the_whole_image() -> None:
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
     means = split_grid(images, 2).mean(dim=(2, 3))  # an "encoder" that pools
     torch.testing.assert_close(combine(means, 2, 4)[0], images.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "cells"), [(2, 2), (3, 2)])
+def test_the_gradient_of_combine_is_the_same_bits_every_time_and_those_of_indexing(
+    n: int, cells: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    subsets = torch.tensor(list(combinations(range(n * n), cells)))
+    features = torch.randn(n * n * 64, 64).to(dtype).requires_grad_()
+    gradient = torch.randn(len(subsets), 64, 64).to(dtype)
+
+    def gradients(threads: int, indexed: bool) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        by_cell = features.unflatten(0, (n * n, -1))
+        combined = by_cell[subsets].mean(dim=1) if indexed else combine(features, n, cells)
+        return torch.autograd.grad(combined, features, gradient)[0]
+
+    threads = torch.get_num_threads()
+    try:
+        expected = gradients(1, indexed=True)  # checkpoints of earlier versions were trained with it
+        assert all(torch.equal(gradients(count, indexed=False), expected) for count in (1, 2, 2, 2, 4))
+    finally:
+        torch.set_num_threads(threads)

@@ -64,7 +64,7 @@ def test_never_the_identity_even_with_two_cells() -> None:
     assert torch.equal(shuffled, torch.cat([images[..., 8:], images[..., :8]], dim=-1))
 
 
-def test_an_image_is_shuffled_alike_in_any_batch() -> None:
+def test_an_image_is_shuffled_the_same_in_any_batch() -> None:
     images, of = numbered(9, 32, 32), states(9)
     together = shuffle_patches(images, of, (3, 9))
     for i in range(9):

@@ -53,7 +53,7 @@ def test_in_order_gives_every_sample_once_without_textures_unless_asked(shapes_s
     assert [batch["index"].tolist() for batch in stream.in_order(np.array([7, 5]))] == [[7, 5]]
 
 
-def test_textures_that_are_not_there_are_asked_for(shapes_test_shards: Path) -> None:
+def test_shards_without_textures_are_refused(shapes_test_shards: Path) -> None:
     with pytest.raises(UserError, match="these shards hold no textures"):
         Stream(open_shards(shapes_test_shards), Plan(4, textures="one"))
 
@@ -148,7 +148,7 @@ def test_a_damaged_sample_is_replaced_counted_and_named(
         stream = Stream(shards, Plan(16, textures="one"), threads=threads, cache=cache, bad_share=0.05)
         batches = [batch["index"].tolist() for batch in stream.epoch(0)]
         list(stream.epoch(1))
-        assert sorted(stream.bad) == bad
+        assert sorted(stream.damaged()) == bad
         return batches
 
     first = read(1)
@@ -171,7 +171,7 @@ def test_too_many_damaged_samples_stop_the_stream(shapes_shards: Path, tmp_path:
     assert len(list(Stream(open_shards(tmp_path / "s"), Plan(16), bad_share=2 / 64).epoch(0))) == 4
 
 
-def test_a_stand_in_has_the_texture_of_its_own_place(three_textures: Path, tmp_path: Path) -> None:
+def test_a_replacement_has_its_own_texture(three_textures: Path, tmp_path: Path) -> None:
     damage(three_textures, tmp_path / "s", [3])
     stream, twice = Stream(open_shards(tmp_path / "s"), Plan(8, textures="one"), bad_share=0.05), 0
     for epoch in range(6):
@@ -183,13 +183,13 @@ def test_a_stand_in_has_the_texture_of_its_own_place(three_textures: Path, tmp_p
     assert twice == 6
 
 
-def test_the_tenth_damaged_sample_is_the_last_that_is_named(shapes_shards: Path, capsys: pytest.CaptureFixture) -> None:
+def test_ten_damaged_samples_are_named_at_most(shapes_shards: Path, capsys: pytest.CaptureFixture) -> None:
     stream = Stream(open_shards(shapes_shards), Plan(16), bad_share=1)
     for number in range(12):
-        stream._note_bad(number, f"sample {number}")
+        stream._note_damaged(number, f"sample {number}")
     said = capsys.readouterr().err
     assert said.count("skipped: ") == 10
-    assert "sample 9; further ones are counted only" in said
+    assert "sample 9; further damaged samples are only counted" in said
 
 
 def test_statistics_are_of_images_spread_over_the_set_that_can_be_read(shapes_shards: Path, tmp_path: Path) -> None:
@@ -255,14 +255,14 @@ def test_the_share_of_damaged_samples_is_that_of_all_processes(shapes_shards: Pa
     shards = open_shards(shapes_shards)
     streams = [Stream(shards, Plan(16, rank=rank, ranks=2), bad_share=0.02) for rank in (0, 1)]  # one of 64
     for number, stream in enumerate(streams):
-        stream._note_bad(number, f"sample {number}")
-    both = {**streams[0].bad, **streams[1].bad}
+        stream._note_damaged(number, f"sample {number}")
+    both = {**streams[0].damaged(), **streams[1].damaged()}
     for stream in streams:
-        with pytest.raises(UserError, match="2 damaged samples are more than bad_share allows of 64"):
-            stream.take_in(both)
+        with pytest.raises(UserError, match="2 damaged samples of 64 are more than bad_share allows"):
+            stream.add_damaged(both)
 
 
-def test_what_is_cached_is_half_of_the_memory_that_is_available(
+def test_the_cache_may_use_half_of_the_available_memory(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = open_shards(shapes_shards)
@@ -274,11 +274,11 @@ def test_what_is_cached_is_half_of_the_memory_that_is_available(
             assert Stream(shards, Plan(16), cache="auto").cached == (spare > 0)
         assert Stream(shards, Plan(16), cache="auto", cache_gb=1.0).cached
     monkeypatch.setattr(sacl_train.data.memory, "available_memory", lambda: 0.0)
-    with pytest.raises(UserError, match="half of the memory available to this process is 0; set cache_gb higher"):
+    with pytest.raises(UserError, match="half of the memory available to this process is 0 GB; set cache_gb higher"):
         Stream(shards, Plan(16), cache="ram")
 
 
-def test_available_memory_is_the_systems_and_the_containers(tmp_path: Path) -> None:
+def test_available_memory_respects_the_system_and_the_container(tmp_path: Path) -> None:
     proc, group = tmp_path / "meminfo", tmp_path / "group"
     proc.write_text("MemTotal:  4000 kB\nMemFree:  100 kB\nMemAvailable:    2000 kB\n")
     assert available_memory(proc, [group]) == 2000 * 1024
@@ -313,16 +313,16 @@ def test_cached_batches_are_those_that_are_decoded(tmp_path: Path) -> None:
                     assert values.stride() == other[name].stride()
 
 
-def test_what_is_bad_can_be_asked_for_while_threads_find_more(shapes_shards: Path) -> None:
+def test_damaged_samples_can_be_read_while_threads_find_more(shapes_shards: Path) -> None:
     stream = Stream(open_shards(shapes_shards), Plan(16), bad_share=1e6)
-    finding = threading.Thread(target=lambda: [stream._note_bad(n, "damaged") for n in range(100_000)])
+    finding = threading.Thread(target=lambda: [stream._note_damaged(n, "damaged") for n in range(100_000)])
     finding.start()
     sizes = []
     while finding.is_alive():
-        sizes.append(len(sorted(stream.found_bad().items())))
+        sizes.append(len(sorted(stream.damaged().items())))
     finding.join()
     assert sizes == sorted(sizes)
-    assert len(stream.found_bad()) == 100_000
+    assert len(stream.damaged()) == 100_000
 
 
 def test_the_smallest_limit_of_all_control_groups_holds_in_both_versions(tmp_path: Path) -> None:

@@ -119,14 +119,14 @@ def test_probability_of_an_operation() -> None:
         assert abs(flipped - probability) <= 4 * math.sqrt(probability * (1 - probability) / 400)
 
 
-def test_colour_operations_happen_to_some_samples_only() -> None:
+def test_colour_operations_apply_to_the_selected_samples_only() -> None:
     x = images(400, 4, 4)
     greyed = WeakAugment(Policy(colour=((Grey(), 0.2),)), MEAN, STD)(x, states(400))
     untouched = (greyed == normalise(x, MEAN, STD)).flatten(1).all(dim=1).float().mean().item()
     assert 0.72 < untouched < 0.88
 
 
-def test_crop_boxes_lie_in_the_image_and_have_the_asked_area() -> None:
+def test_crop_boxes_lie_in_the_image_and_have_areas_within_the_range() -> None:
     matrices = Crop(scale=(0.2, 0.6)).matrices(states(2000), 48, 32)
     width, height = matrices[:, 0, 0], matrices[:, 1, 1]  # fractions of the image
     for side, centre in ((width, matrices[:, 0, 2]), (height, matrices[:, 1, 2])):
@@ -208,7 +208,7 @@ def test_blur_is_in_proportion_to_the_image() -> None:
     torch.testing.assert_close(done(Blur((2.0, 2.0)), x), expected, atol=1e-6, rtol=0)
 
 
-def test_policies_are_the_published_ones_with_the_strengths_asked_for() -> None:
+def test_policies_are_the_published_ones_with_the_given_strengths() -> None:
     given = {"crop_scale": (0.3, 0.9), "degrees": 5.0, "shift": 0.2, "jitter": (0.1, 0.2, 0.3, 0.05), "grey": 0.4}
     crop_flip = ((Crop((0.3, 0.9)), 1.0), (Flip(), 0.5))
     turned = (*crop_flip, (Rotation(5.0), 1.0), (Translation(0.2), 1.0))
