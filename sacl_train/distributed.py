@@ -1,7 +1,7 @@
-"""Several processes as one trainer: who they are, gathered keys, summed gradients, BatchNorm over all of them.
+"""Several processes as one trainer: gathered keys, averaged gradients, BatchNorm over all of them.
 
 `torchrun` starts the processes; without it there is one, and everything here does nothing. All processes hold the same
-weights, and a batch of N images on R of them gives the loss and gradients of one process with all N.
+weights, and a batch of N images on R processes gives the loss and the gradients of one process with all N.
 """
 
 import os
@@ -17,24 +17,25 @@ T = TypeVar("T")
 
 
 def process_rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first_started() -> bool:
-    """Whether this is the first of the processes that torchrun has started, joined or not yet; else it is the one."""
+def is_first_started() -> bool:
+    """Return True in the first of torchrun's processes, before they have joined too, and in a single process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def count_processes() -> int:
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun has started, if it has; `device` is this one's, from now on the current one.
+def join_processes(device: torch.device) -> Iterator[torch.device]:
+    """Join the other processes that torchrun started, and make `device`, this process's own, the current one.
 
-    The back end is nccl on CUDA and gloo elsewhere.
+    The back end is NCCL on CUDA and Gloo on CPUs. Without torchrun there is nothing to join.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -42,7 +43,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     cuda = device.type == "cuda"
-    # Told its device, nccl connects now, and barriers do not have to guess it.
+    # With a device_id NCCL connects now, and barriers know which device to use.
     dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
         yield device
@@ -52,7 +53,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in their order: (N, ...) -> (R * N, ...). No gradient passes."""
+    """Return the rows of all processes, in the order of their ranks: (N, ...) -> (R * N, ...), without gradient."""
     if count_processes() == 1:
         return x
     rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count_processes())]
@@ -61,14 +62,14 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """As `gather`; every process's part gets the gradients of all processes' losses, summed."""
+    """Return the rows of all processes like `gather`; the gradient of a row is the sum over all processes' losses."""
     if count_processes() == 1:
         return x
     return _Gather.apply(x)
 
 
 class _Gather(torch.autograd.Function):
-    """torch.distributed.nn's gave SimCLR wrong gradients on gloo (torch 2.15), where they were not contiguous."""
+    """Replaces torch.distributed.nn's, which returns wrong results on Gloo for gradients that are not contiguous."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class _Gather(torch.autograd.Function):
 
 @torch.no_grad()
 def average(values: Tensor) -> Tensor:
-    """Mean over the processes, element by element."""
+    """Return the mean over the processes, element by element."""
     if count_processes() == 1:
         return values
     total = values.clone()
@@ -95,8 +96,8 @@ def average(values: Tensor) -> Tensor:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes.
 
-    In one piece, always laid out alike. torch's DistributedDataParallel lays its pieces out anew after the first step,
-    so a run that went on would add in another order than one that was never stopped.
+    All gradients travel in one buffer whose layout never changes. DistributedDataParallel rearranges its buffers after
+    the first step, so a resumed run would add in another order than one that was never stopped.
     """
     if count_processes() == 1:
         return
@@ -107,13 +108,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes have called this."""
     if count_processes() > 1:
         dist.barrier()
 
 
 def gather_objects(value: T) -> list[T]:
-    """What each process gave, in their order."""
+    """Return the values of all processes, in the order of their ranks."""
     if count_processes() == 1:
         return [value]
     values: list[Any] = [None] * count_processes()
@@ -122,7 +123,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Let every BatchNorm in `module` take its statistics over the batches of all processes. Names stay the same."""
+    """Make every BatchNorm in `module` take its statistics over all processes; the state dict's names stay."""
     if count_processes() == 1:
         return
     for name, child in module.named_children():
@@ -135,7 +136,7 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
 def _synchronised(norm: nn.BatchNorm1d | nn.BatchNorm2d, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-    # torch's own knows no CPU.
+    # torch.nn.SyncBatchNorm does not support CPUs.
     norm.__class__ = _SyncBatchNorm1d if isinstance(norm, nn.BatchNorm1d) else _SyncBatchNorm2d
     return norm
 
@@ -166,14 +167,14 @@ def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / std per channel over all processes (Ioffe & Szegedy 2015, algorithm 1), equal shares each."""
+    """(x - mean) / std per channel over all processes, with equal batches each (Ioffe & Szegedy 2015, algorithm 1)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
         dims = [d for d in range(x.dim()) if d != 1]
         keep = (1, -1) + (1,) * (x.dim() - 2)
         mean = average(x.mean(dims))
-        variance = average((x - mean.view(keep)).square().mean(dims))  # in two passes: no small difference of squares
+        variance = average((x - mean.view(keep)).square().mean(dims))  # two passes: E[x^2] - E[x]^2 would cancel
         scale = (variance + eps).rsqrt()
         y = (x - mean.view(keep)) * scale.view(keep)
         ctx.save_for_backward(y, scale)

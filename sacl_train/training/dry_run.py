@@ -13,18 +13,28 @@ from texturegen.shards import open_shards
 
 
 def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Config, str]:
-    """What `train` would do, with nothing written: the resolved config, and a line about it.
+    """Check what `loop.train` would do with the same arguments, and write nothing.
 
-    Raises the UserErrors that `train` raises before its first step in a single process.
+    Returns
+    -------
+    config : Config
+        The resolved config.
+    line : str
+        One line on what the run would do.
+
+    Raises
+    ------
+    UserError
+        For every mistake that `train` reports before its first step, in a single process.
     """
     shards = open_shards(shards_dir)
     choose_device(config.device)
     require_board(config.tensorboard)
-    state = load_resumable(Path(out))
-    config = resolve(config, shards, state)
-    cpu = torch.device("cpu")  # what is made here is only looked at
+    checkpoint = load_resumable(Path(out))
+    config = resolve(config, shards, checkpoint)
+    cpu = torch.device("cpu")  # nothing is computed here, so the networks need no GPU
     stream = make_stream(config, shards, cpu)
     make_online(config, build_method(config, shards.image_size()).encoder, shards, cpu)
-    if state is not None:
-        refuse_other_run(Path(out), state, config, shards.digest)
-    return config, describe(config, stream, state["step"] if state else 0)
+    if checkpoint is not None:
+        refuse_other_run(Path(out), checkpoint, config, shards.digest)
+    return config, describe(config, stream, checkpoint["step"] if checkpoint else 0)

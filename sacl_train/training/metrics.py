@@ -1,4 +1,4 @@
-"""What a run writes down: a row per epoch (metrics.csv, metrics.jsonl), and lines of single steps (steps.jsonl)."""
+"""What a run writes down: a row per epoch (metrics.csv, metrics.jsonl) and lines of single steps (steps.jsonl)."""
 
 import csv
 import importlib.util
@@ -8,30 +8,41 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from texturegen.errors import UserError
+from texturegen.errors import MissingError
 from texturegen.storage.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = dict[str, Any]  # metrics of an epoch or a step: name -> float or int; "knn" is None without labels
 
 
 @dataclass
 class Lap:
-    """The time since the step that was logged last, or since the epoch began: steps done, seconds waited for data."""
+    """Steps done and seconds waited for data since the last logged step, or since the epoch began."""
 
     begin: float = field(default_factory=time.monotonic)
     steps: int = 0
     waited: float = 0.0
 
     def speed(self, batch_size: int) -> dict[str, float]:
-        """What an epoch's row has under these names."""
+        """Return samples per second and the share of the time spent waiting for data, named as in an epoch's row."""
         seconds = time.monotonic() - self.begin
         return {"samples_per_second": self.steps * batch_size / seconds, "data_wait": self.waited / seconds}
 
 
 class StepLog:
-    """RUN/steps.jsonl: a JSON object for each logged step. A checkpoint holds its length, `offset`, in bytes.
+    """RUN/steps.jsonl: a JSON object for each logged step.
 
-    offset: what a checkpoint says; lines behind it are of steps that will be done again, and are removed.
+    Parameters
+    ----------
+    path : Path
+        The file; it is created if needed.
+    offset : int
+        Length in bytes at the checkpoint that the run resumes from. Lines behind it are removed: their steps are done
+        again.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -39,52 +50,66 @@ class StepLog:
         self._file.truncate(min(offset, path.stat().st_size))
         self._file.seek(0, os.SEEK_END)
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, line: Row) -> None:
+        """Append a line."""
         self._file.write(json.dumps(line).encode() + b"\n")
 
-    def offset(self) -> int:
-        """Bytes so far, all of them on the disk."""
+    def sync(self) -> int:
+        """Write all lines to the disk and return the length of the file in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def require_board(wanted: bool) -> None:
-    """UserError when TensorBoard is wanted and not installed."""
+    """Raise MissingError if TensorBoard is wanted and not installed."""
     if wanted and importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
+        raise MissingError(
             "tensorboard is not installed: pip install 'sacl-texture[tensorboard]', or train with "
             "--set tensorboard=false"
         )
 
 
 class Board:
-    """TensorBoard's events in RUN/tensorboard, those of steps that will be done again dropped; or nothing."""
+    """TensorBoard's events in RUN/tensorboard, or nothing.
+
+    Parameters
+    ----------
+    run : Path
+        Directory of the run.
+    step : int
+        First step of this session; events of later steps are dropped, because the steps are done again.
+    wanted : bool
+        False makes every method do nothing.
+    """
 
     def __init__(self, run: Path, step: int, wanted: bool) -> None:
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
         if not wanted:
             return
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils import tensorboard
 
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+        self._writer = tensorboard.SummaryWriter(str(run / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
 
-    def write(self, group: str, values: dict[str, Any], step: int) -> None:
+    def write(self, group: str, values: Row, step: int) -> None:
+        """Write the numbers among `values` as scalars GROUP/NAME."""
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{group}/{name}", value, step)
+                    self._writer.add_scalar(f"{group}/{name}", value, step)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
+        """Flush and close the events."""
         if self._writer is not None:
-            self._writer.close()
+            self._writer.close()  # type: ignore[no-untyped-call]
 
 
-def write_rows(run: Path, rows: list[dict[str, Any]]) -> None:
-    """metrics.csv and metrics.jsonl, as whole files: after a crash they follow the checkpoint again."""
+def write_rows(run: Path, rows: list[Row]) -> None:
+    """Write metrics.csv and metrics.jsonl whole: after a crash they match the checkpoint again."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = io.StringIO()
     writer = csv.DictWriter(table, names)

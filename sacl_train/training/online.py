@@ -1,7 +1,8 @@
 """The online probe: a linear classifier that learns while the encoder does, on the same images.
 
-It is not the linear evaluation: it sees training images only, the encoder moves under it, and its accuracy is that of
-each batch before it has learnt from it, averaged over the epoch. Good for watching a run; never a figure for a table.
+It is not the linear evaluation: it sees training images only, the encoder changes under it, and its accuracy is
+measured on each batch just before it learns from it, averaged over the epoch. Use it to watch a run, never as a figure
+in a table.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from sacl_train.config import Config
 from sacl_train.data.device import to_device
+from sacl_train.data.stream import Batch
 from sacl_train.data.weak import normalise
 from sacl_train.distributed import average_gradients
 from sacl_train.nets import Encoder
@@ -24,7 +26,7 @@ BATCH = 256  # images encoded at once
 
 
 def make_online(config: Config, encoder: Encoder, shards: Shards, device: torch.device) -> "OnlineProbe | None":
-    """The probe, if the config asks for one; UserError when the shards have no labels."""
+    """Return the probe if the config asks for one; UserError if the shards have no labels."""
     if not config.online:
         return None
     if len(shards) == 0 or shards.labels.max() < 0:
@@ -33,9 +35,14 @@ def make_online(config: Config, encoder: Encoder, shards: Shards, device: torch.
 
 
 class OnlineProbe(nn.Module):
-    """A linear layer on the encoder's features, each dimension of them normalised by its batch.
+    """A linear layer on the encoder's features, each feature normalised over the batch.
 
-    labels : int64 (N,) of all images of the shards, -1 for none.
+    Parameters
+    ----------
+    features : int
+        Width of the encoder's output.
+    labels : Tensor, int64 (N,)
+        Labels of all images of the shards, on the CPU; -1 for none.
     """
 
     def __init__(self, features: int, labels: Tensor) -> None:
@@ -47,11 +54,20 @@ class OnlineProbe(nn.Module):
         nn.init.zeros_(self.layer.bias)
         self.optimizer = torch.optim.SGD(self.layer.parameters(), lr=LR, momentum=MOMENTUM)
 
-    def step(self, encoder: nn.Module, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-        """Learn from a batch's images, uint8 (N, 3, H, W), by their "index"; return "online_top1" before that.
+    def step(self, encoder: nn.Module, batch: Batch, config: Config) -> dict[str, Tensor]:
+        """Learn from a batch and return {"online_top1": accuracy before that}, 0-d, on the device.
 
-        The images are whole and unaugmented, the encoder in eval mode, without gradient, and in the run's precision.
-        Nothing here waits for the device.
+        The images are whole and unaugmented; the encoder is in eval mode, takes no gradient and computes in the run's
+        precision. The host does not wait for the device.
+
+        Parameters
+        ----------
+        encoder : Module
+            On the same device as the probe; its mode is restored.
+        batch : Batch
+            "image", uint8 (N, 3, H, W), and "index", int64 (N,): the numbers that the labels are looked up by.
+        config : Config
+            Mean, std and precision.
         """
         features = self._encode(encoder, batch["image"], config)
         labels = to_device([self.labels[batch["index"]].numpy()], features.device)[0]
@@ -64,9 +80,18 @@ class OnlineProbe(nn.Module):
         self.optimizer.step()
         return {"online_top1": (logits.argmax(1) == labels).sum() / total}
 
+    def state(self) -> dict[str, Any]:
+        """Return the probe's part of a checkpoint."""
+        return {"module": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Load what `state` returned."""
+        self.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
     @torch.no_grad()
     def _encode(self, encoder: nn.Module, images: Tensor, config: Config) -> Tensor:
-        """Features float32 (N, C), on the device."""
+        """Return features float32 (N, C) on the device."""
         assert config.mean is not None
         assert config.std is not None
         device = self.layer.weight.device
@@ -79,12 +104,3 @@ class OnlineProbe(nn.Module):
             ]
         encoder.train(training)
         return torch.cat(pieces)
-
-    def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return {"module": self.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """What `state` gave."""
-        self.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Optimizers and their schedule (SACL §3.2)."""
+"""Optimizers and their learning rate schedule (SACL §3.2)."""
 
 import math
 
@@ -11,10 +11,15 @@ OPTIMIZERS = ("sgd", "lars")
 
 
 def cosine_lr(step: int, steps: int, base: float, warmup: int = 0) -> float:
-    """Learning rate of step 0 <= step < steps.
+    """Return the learning rate of step 0 <= step < steps.
 
-    Up a straight line over the first `warmup` steps (Goyal et al. 2017, section 2.2), the last of which has `base`;
-    then from `base` down to 0 along half a cosine.
+    It rises linearly over the first `warmup` steps, the last of which has `base` (Goyal et al. 2017, section 2.2), then
+    falls from `base` to 0 along half a cosine.
+
+    Examples
+    --------
+    >>> [round(cosine_lr(step, 5, base=0.4, warmup=2), 3) for step in range(5)]
+    [0.2, 0.4, 0.4, 0.3, 0.1]
     """
     if step < warmup:
         return base * (step + 1) / warmup
@@ -24,10 +29,22 @@ def cosine_lr(step: int, steps: int, base: float, warmup: int = 0) -> float:
 def build_optimizer(
     module: nn.Module, name: str = "sgd", lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 1e-4
 ) -> optim.Optimizer:
-    """The optimizer over the parameters that take a gradient; the EMA target's do not. UserError for another name.
+    """Return an optimizer over the parameters that take a gradient; the EMA target's do not.
 
-    "sgd" decays all of them. "lars" (You et al. 2017, algorithm 1), for batches of thousands, neither decays nor scales
-    biases and BatchNorm's parameters (Chen et al. 2020 B.6; Grill et al. 2020 section 3.2).
+    Parameters
+    ----------
+    module : Module
+        Owner of the parameters.
+    name : str
+        "sgd" applies weight decay to all parameters. "lars" (You et al. 2017, algorithm 1), for batches of thousands,
+        neither decays nor scales biases and BatchNorm's parameters (Chen et al. 2020 B.6; Grill et al. 2020 section
+        3.2).
+    lr, momentum, weight_decay : float
+
+    Raises
+    ------
+    UserError
+        If the name is unknown.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     if name == "sgd":
@@ -36,5 +53,5 @@ def build_optimizer(
         raise UserError(f"unknown optimizer '{name}'{nearest(name, OPTIMIZERS)}; known: {', '.join(OPTIMIZERS)}")
     weights = {"params": [p for p in trained if p.ndim > 1]}
     others = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "always_adapt": False}
-    # timm's LARS is plain SGD where the weight decay is 0, unless told to adapt always.
+    # timm's LARS scales no group without weight decay unless always_adapt is set.
     return Lars([weights, others], lr=lr, momentum=momentum, weight_decay=weight_decay, always_adapt=True)

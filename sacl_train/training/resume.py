@@ -1,4 +1,4 @@
-"""Take up a run again: which checkpoint, whether it is of the same run, and the networks it holds."""
+"""Find the checkpoint to resume from, check that it belongs to the same run, and load its networks."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from sacl_train.config import Config, load_config
 from sacl_train.methods.method import Method
 from sacl_train.nets import Encoder
-from sacl_train.training.checkpoint import is_checkpoint, load_checkpoint, read_checkpoint
+from sacl_train.training.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, read_checkpoint
 from sacl_train.training.setup import build_method
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError, MissingError, OtherBuildError
 from texturegen.shards import Shards
 
-# Settings that may differ when a run goes on.
+# Settings that may differ when a run is resumed: they decide where and how fast it trains, not its figures.
 RESUME_MAY_CHANGE = (
     "device",
     "threads",
@@ -25,57 +25,92 @@ RESUME_MAY_CHANGE = (
 )
 
 
-def load_resumable(out: Path) -> dict[str, Any] | None:
-    """The newest checkpoint in `out`, for a run to go on from; None where there is none.
+def load_resumable(out: Path) -> Checkpoint | None:
+    """Return the newest checkpoint in `out` that a run can resume from, or None.
 
-    None too for a run that ended before its first step (out of memory, a loss that is not finite): the next try begins
-    anew, with what settings it likes. An untrained encoder, of 0 epochs, is a run that is done.
+    A run that failed before its first step (out of memory, a loss that is not finite) leaves nothing to resume: the
+    next attempt starts over and may change any setting. An untrained encoder, of 0 epochs, is a finished run.
     """
-    state = load_checkpoint(out)
-    return None if state is not None and state["step"] == 0 < state["config"]["epochs"] else state
+    checkpoint = load_checkpoint(out)
+    if checkpoint is not None and checkpoint["step"] == 0 < checkpoint["config"].get("epochs", 0):
+        return None
+    return checkpoint
 
 
-def location(shards: Shards) -> str:
-    """Where shards lie, for whoever works in another directory: an absolute path, or their address."""
-    return str(shards.directory.absolute() if isinstance(shards.directory, Path) else shards.directory)
-
-
-def comparable(config: Config) -> dict[str, Any]:
-    """What must be equal for a run to go on: all that decides the figures, not where and how fast they are made."""
-    return {key: value for key, value in config.flat().items() if key not in RESUME_MAY_CHANGE}
-
-
-def refuse_other_run(out: Path, state: dict[str, Any], config: Config, digest: str) -> None:
-    """UserError unless checkpoint `state` of `out` is of a run with this config on the shards of this digest."""
+def refuse_other_run(out: Path, checkpoint: Checkpoint, config: Config, digest: str) -> None:
+    """Raise OtherBuildError unless the checkpoint is of a run with this config, on shards with this digest."""
     mine = comparable(config)
-    # A setting that came after the checkpoint had its default, or rather what that stands for.
-    there = {**load_config(None, {"method": state["config"].get("method", "sacl")}).flat(), **state["config"]}
-    differ = [f"{k} {there.get(k)!r} there, {mine.get(k)!r} asked" for k in mine if there.get(k) != mine.get(k)]
-    if state["shards"] != digest:
+    # A setting that is newer than the checkpoint had its default value then.
+    defaults = load_config(None, {"method": checkpoint["config"].get("method", "sacl")}).flat()
+    theirs = {**defaults, **checkpoint["config"]}
+    differ = [f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} here" for k in mine if theirs.get(k) != mine.get(k)]
+    if checkpoint["shards"] != digest:
         differ.append("other shards")
     if differ:
-        raise UserError(
+        raise OtherBuildError(
             f"{out}: holds another run ({'; '.join(differ)}); choose another --out or give the same settings"
         )
 
 
-def load_method(run: Path) -> tuple[Method, Config, int]:
-    """The method of a run with its networks, its config, and the epochs it has been trained for so far.
+def comparable(config: Config) -> dict[str, Any]:
+    """Return the settings that must be equal for a run to be resumed, as plain values."""
+    return {key: value for key, value in config.flat().items() if key not in RESUME_MAY_CHANGE}
 
-    run : the run's directory, for its newest checkpoint, or one of the checkpoints in it: RUN/best.pt.
 
-    Raises UserError when there is no checkpoint in `run`.
+def location(shards: Shards) -> str:
+    """Return the absolute path or the address of the shards: it holds in any working directory."""
+    return str(shards.directory.absolute() if isinstance(shards.directory, Path) else shards.directory)
+
+
+def load_encoder(run: str | Path) -> tuple[Encoder, Config, int]:
+    """Return the trained encoder of a run.
+
+    Parameters
+    ----------
+    run : str or Path
+        The run's directory, for its newest checkpoint, or one of the checkpoints in it, such as RUN/best.pt.
+
+    Returns
+    -------
+    encoder : Encoder
+        In eval mode, on the CPU: images float (N, 3, H, W) to features (N, encoder.out_features).
+    config : Config
+        The run's settings, mean and std of the images among them.
+    epochs : int
+        Epochs it has been trained for so far.
+
+    Raises
+    ------
+    MissingError
+        If `run` has no checkpoint.
+    DamagedError
+        If the checkpoint cannot be read.
+
+    Examples
+    --------
+    >>> encoder, config, epochs = load_encoder("run")
+    >>> config.encoder, encoder.out_features, epochs
+    ('se_resnet8', 32, 0)
     """
-    state = read_checkpoint(run) if is_checkpoint(run) else load_checkpoint(run)
-    if state is None:
-        raise UserError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
-    config = load_config(None, state["config"])  # not config.toml: that one may have been edited since
-    method = build_method(config, state["image_size"])
-    method.load_state_dict(state["method"])
-    return method, config, state["epoch"]
-
-
-def load_encoder(run: Path) -> tuple[Encoder, Config, int]:
-    """The online encoder of a run in eval mode, its config and epochs; as `load_method`."""
-    method, config, epochs = load_method(run)
+    method, config, epochs = load_method(Path(run))
     return method.encoder.eval(), config, epochs
+
+
+def load_method(run: Path) -> tuple[Method, Config, int]:
+    """Return the method of a run with all its networks, its config and its finished epochs, as `load_encoder`."""
+    checkpoint = read_checkpoint(run) if is_checkpoint(run) else load_checkpoint(run)
+    if checkpoint is None:
+        raise MissingError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
+    config = load_config(None, checkpoint["config"])  # config.toml may have been edited since
+    method = build_method(config, checkpoint["image_size"])
+    load_weights(method, checkpoint, run)
+    return method, config, checkpoint["epoch"]
+
+
+def load_weights(method: Method, checkpoint: Checkpoint, run: Path) -> None:
+    """Load the checkpoint's weights into the networks; DamagedError, naming `run`, if names or shapes differ."""
+    try:
+        method.load_state_dict(checkpoint["method"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedError(f"{run}: the checkpoint's weights do not fit its networks ({reason})") from None

@@ -1,9 +1,9 @@
-"""One step of the optimizer: precision, accumulation, several processes, clipping."""
+"""One step of the optimizer: forward and backward passes, all processes' gradients, clipping, update, EMA target."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,18 +13,109 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.paste import paste_inside
 from sacl_train.data.shuffle import shuffle_patches
 from sacl_train.data.stream import Batch
-from sacl_train.distributed import average_gradients, count_processes
+from sacl_train.distributed import average_gradients
 from sacl_train.methods.method import LossTerm, Method, merge
-from texturegen.errors import UserError
 
-SHUFFLE = 1 << 17  # the purpose, among a sample's random numbers, of shuffling its cells
-PASTE = SHUFFLE + 1  # and of where textures are pasted
+Metrics = dict[str, Tensor | float]  # 0-d tensors on the device, without gradient, and numbers known to the host
+
+# Purposes of `Draws`: the random numbers of patch-shuffle, and of the place where a texture is pasted.
+SHUFFLE = 1 << 17
+PASTE = SHUFFLE + 1
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step(Protocol):
+    """What `make_step` returns: do step 0 <= step < steps, in epoch `epoch`, with this process's share of a batch."""
+
+    def __call__(self, batch: Batch, epoch: int, step: int, steps: int, lr: float) -> Metrics: ...
+
+
+def make_step(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    device: torch.device,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Step:
+    """Return the function that does one step of the optimizer.
+
+    Parameters
+    ----------
+    method : Method
+        The networks and their loss, on `device`.
+    optimizer : Optimizer
+        Over the parameters of `method` that take a gradient.
+    config : Config
+        The run's settings: accumulate, clip, precision, and those of the textures.
+    device : device
+        Where the networks are.
+    scaler : GradScaler or None
+        Scaler of the loss for fp16, part of a checkpoint; None makes a new one.
+
+    Returns
+    -------
+    Step
+        Changes the weights in place and returns the step's metrics. On CUDA it only queues work: the host never waits
+        for the device, except in fp16, where the scaler has to know whether the gradients overflowed.
+    """
+    scaler = make_scaler(config, device) if scaler is None else scaler
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def do_step(batch: Batch, epoch: int, step: int, steps: int, lr: float) -> Metrics:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        terms: list[LossTerm] = []
+        for piece in _pieces(batch, config.accumulate):
+            terms += add_gradients(method, piece, epoch, config, device, scaler)  # loss.backward() is in here
+        average_gradients(trained)  # over the processes
+        if config.clip is not None:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(trained, config.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return {**merge(terms), **method.after_step(step, steps)}  # after_step moves the EMA target
+
+    return do_step
+
+
+def add_gradients(
+    method: Method,
+    piece: Batch,
+    epoch: int,
+    config: Config,
+    device: torch.device,
+    scaler: torch.amp.GradScaler,
+) -> list[LossTerm]:
+    """Add the gradients of one piece of a batch to the parameters' own.
+
+    Returns the piece's loss terms, divided by `config.accumulate`, and their metrics, all without gradient.
+    """
+    draws = Draws(config.seed, epoch, piece["index"].numpy())
+    terms = method.loss_terms(_to_device(piece, draws, config, device), draws)
+    done: list[LossTerm] = []
+    # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
+    while (term := _next(terms, config, device)) is not None:
+        loss = term[0] / config.accumulate
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        done.append((loss.detach(), term[1]))
+    return done
+
+
+def make_scaler(config: Config, device: torch.device) -> torch.amp.GradScaler:
+    """Return the scaler of the loss: it keeps fp16 gradients from underflowing and does nothing in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Return the context manager in which forward passes compute in the run's precision."""
+    return torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
 
 
 @contextmanager
 def arithmetic(config: Config) -> Iterator[None]:
-    """TF32 or not, the same bits on every run or the fastest kernels; as it was, afterwards."""
+    """Set TF32 and deterministic kernels as the config asks; restore torch's settings afterwards."""
     cudnn = torch.backends.cudnn
     before = (
         torch.get_float32_matmul_precision(),
@@ -36,7 +127,7 @@ def arithmetic(config: Config) -> Iterator[None]:
     cudnn.allow_tf32 = config.tf32
     cudnn.benchmark = not config.deterministic
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this set
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -46,128 +137,50 @@ def arithmetic(config: Config) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[3])
 
 
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """The precision of forward passes."""
-    return torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+def stack_metrics(metrics: Metrics, device: torch.device) -> tuple[list[str], Tensor]:
+    """Stack the metrics of a step into one tensor, so that the host reads them in a single copy.
 
-
-class Stepper:
-    """Holds what a step needs: the method, its optimizer, and the scaler of fp16's gradients."""
-
-    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, config: Config, device: torch.device) -> None:
-        self.method, self.optimizer, self.config, self.device = method, optimizer, config, device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def __call__(self, batch: Batch, epoch: int, step: int, steps: int, lr: float) -> dict[str, Any]:
-        """Do step 0 <= step < steps with one process's share of a batch; return its metrics, tensors and numbers."""
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        parts = [part for piece in _pieces(batch, config.accumulate) for part in self.add_gradients(piece, epoch)]
-        average_gradients(self._trained)
-        if config.clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self._trained, config.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**merge(parts), **self.method.after_step(step, steps)}
-
-    def add_gradients(self, piece: Batch, epoch: int) -> list[LossTerm]:
-        """Those of one of the pieces that a batch is done in; its losses and their metrics, without gradient."""
-        draws = Draws(self.config.seed, epoch, piece["index"].numpy())
-        made = self.method.loss_terms(self._prepare(piece, draws), draws)
-        parts: list[LossTerm] = []
-        while (part := self._next(made)) is not None:
-            loss = part[0] / self.config.accumulate
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            parts.append((loss.detach(), part[1]))
-        return parts
-
-    def _next(self, parts: Iterator[LossTerm]) -> LossTerm | None:
-        # The forward pass alone: gradients take the types of what they are the gradients of.
-        with autocast(self.config, self.device):
-            return next(parts, None)
-
-    def _prepare(self, batch: Batch, draws: Draws) -> Batch:
-        """The images and negatives on the device."""
-        source = self.config.texture_source
-        wanted = self.config.method_settings.texture_role != "none"
-        moved: dict[str, Tensor] = {
-            name: batch[name].to(self.device, non_blocking=True) for name in ("image", "texture") if name in batch
-        }
-        if wanted and source != "shards":
-            shuffled = shuffle_patches(
-                moved["image"], draws.of(SHUFFLE), cell_sizes(self.config, moved["image"].shape[-2:])
-            )[:, None]
-            moved["texture"] = torch.cat([moved["texture"], shuffled], 1) if "texture" in moved else shuffled
-        if wanted and self.config.texture_part == "inside" and "texture" in moved:
-            moved["texture"] = paste_inside(moved["image"], moved["texture"], draws.of(PASTE))
-        return moved
-
-
-def cell_sizes(config: Config, image_size: tuple[int, ...]) -> tuple[int, int]:
-    """Smallest and largest cell of patch-shuffle, in pixels."""
-    side = min(image_size)
-    low, high = (max(1, round(share * side)) for share in config.shuffle_cells)
-    return low, high
-
-
-def explain_memory(stepper: Stepper, batch: Batch, step: int, epoch: int, elsewhere: str = "") -> UserError:
-    """What to say when the device's memory did not hold a batch: the largest that fits, from a step of an eighth.
-
-    elsewhere: to be added to the advice to take other settings.
-
-    To be called when nothing holds the failed step's tensors: an exception that is being handled does.
+    Returns
+    -------
+    names : list of str
+    values : Tensor, float64 (len(names),), on `device`
     """
-    size = len(batch["index"]) // stepper.config.accumulate
-    if count_processes() > 1:  # the others wait for this one's keys and gradients, not for those of a trial
-        advice = "an estimate of what fits is made by a single process only; try half of it"
-    elif stepper.device.type == "cuda":
-        advice = _estimate(stepper, {name: values[: max(2, size // 8)] for name, values in batch.items()}, epoch)
-    else:
-        advice = "try half of it"
-    return UserError(
-        f"step {step}: the device is out of memory with {size} images at once; {advice}. Smaller pieces of a batch: "
-        f"--set accumulate={2 * stepper.config.accumulate}; less memory: --set checkpointing=true or precision=bf16"
-        f"{elsewhere}"
-    )
-
-
-def _estimate(stepper: Stepper, few: Batch, epoch: int) -> str:
-    """How many images fit on a CUDA device, from the peak of memory that `few` of them need."""
-    stepper.optimizer.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    base = torch.cuda.memory_allocated(stepper.device)
-    torch.cuda.reset_peak_memory_stats(stepper.device)
-    try:
-        stepper.add_gradients(few, epoch)
-    except torch.OutOfMemoryError:
-        return "this encoder hardly fits at all"
-    free = base + torch.cuda.mem_get_info(stepper.device)[0]
-    fits = largest_batch(base, torch.cuda.max_memory_allocated(stepper.device), len(few["index"]), free)
-    return f"by estimate {fits} fit" if fits >= 2 else "this encoder does not fit at all"
-
-
-def largest_batch(base: int, peak: int, tried: int, available: int) -> int:
-    """How many images fit into `available` bytes when `tried` of them took the memory from `base` to `peak` bytes.
-
-    A tenth is left for what does not grow in proportion.
-    """
-    return int(0.9 * (available - base) / max((peak - base) / tried, 1))
-
-
-def _pieces(batch: Batch, count: int) -> Iterator[Batch]:
-    size = len(batch["index"]) // count
-    for i in range(count):
-        yield {name: values[i * size : (i + 1) * size] for name, values in batch.items()}
-
-
-def as_numbers(metrics: dict[str, Any], device: torch.device) -> tuple[list[str], Tensor]:
-    """Names, and the values as one float64 tensor on the device: read back together, later."""
     values = [
         v.to(device, torch.float64) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device)
         for v in metrics.values()
     ]
     return list(metrics), torch.stack(values)
+
+
+def cell_sizes(config: Config, image_size: tuple[int, ...]) -> tuple[int, int]:
+    """Return the smallest and the largest side of patch-shuffle's cells, in pixels."""
+    side = min(image_size)
+    low, high = (max(1, round(share * side)) for share in config.shuffle_cells)
+    return low, high
+
+
+def _next(terms: Iterator[LossTerm], config: Config, device: torch.device) -> LossTerm | None:
+    # The context covers the forward pass only: autograd chooses the types of the backward pass itself.
+    with autocast(config, device):
+        return next(terms, None)
+
+
+def _to_device(batch: Batch, draws: Draws, config: Config, device: torch.device) -> Batch:
+    """Copy images and textures to the device, and make there the textures that the config asks for."""
+    moved: Batch = {name: batch[name].to(device, non_blocking=True) for name in ("image", "texture") if name in batch}
+    if config.method_settings.texture_role == "none":
+        return moved
+    if config.texture_source != "shards":
+        sizes = cell_sizes(config, moved["image"].shape[-2:])
+        shuffled = shuffle_patches(moved["image"], draws.of(SHUFFLE), sizes)[:, None]
+        moved["texture"] = torch.cat([moved["texture"], shuffled], 1) if "texture" in moved else shuffled
+    if config.texture_part == "inside" and "texture" in moved:
+        moved["texture"] = paste_inside(moved["image"], moved["texture"], draws.of(PASTE))
+    return moved
+
+
+def _pieces(batch: Batch, count: int) -> Iterator[Batch]:
+    """Cut a batch into `count` equal pieces along its first dimension."""
+    size = len(batch["index"]) // count
+    for i in range(count):
+        yield {name: values[i * size : (i + 1) * size] for name, values in batch.items()}

@@ -1,6 +1,6 @@
-"""Loss, gradients and statistics of a method's step, by one process of several: started by torchrun in the tests.
+"""Save the loss, gradients and statistics of one step of a method; the tests start it alone and under torchrun.
 
-gradients.py OUT ROLE VIEW SCOPE
+gradients.py OUT METHOD [SETTING=VALUE ...]
 """
 
 import sys
@@ -20,7 +20,7 @@ BATCH = 16
 
 
 def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
-    """Float64, on this process's share of a batch of 16; averages over the processes."""
+    """Return them in float64, for this process's share of a batch of 16, averaged over the processes."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=4)
@@ -65,7 +65,7 @@ class _Double(WeakAugment):
 
 
 if __name__ == "__main__":
-    with distributed.joined(torch.device("cpu")):
+    with distributed.join_processes(torch.device("cpu")):
         found = one_step(*sys.argv[2:])
         if distributed.process_rank() == 0:
             torch.save(found, sys.argv[1])

@@ -71,7 +71,7 @@ def finish(process: subprocess.Popen) -> str:
         "pirl texture_role=negative",
     ],
 )
-def test_two_processes_with_half_a_batch_each_are_one_with_all_of_it(settings: str, tmp_path: Path) -> None:
+def test_two_processes_with_half_a_batch_each_equal_one_process_with_the_batch(settings: str, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, str(GRADIENTS), str(tmp_path / "one"), *settings.split()], check=True, env=environment()
     )
@@ -115,7 +115,7 @@ def test_two_processes_killed_at_any_step_end_with_the_same_bits(shapes_shards: 
         assert state is not None
         assert 0 <= state["step"] < 60, "stopped too late to show anything"
         if sent == signal.SIGTERM:
-            assert output.count("to go on: the same torchrun command") == 1
+            assert output.count("to resume: the same torchrun command") == 1
     finish(run_two(*training(shapes_shards, killed, epochs=15, online="true")))
     one, other = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert one is not None
@@ -124,7 +124,7 @@ def test_two_processes_killed_at_any_step_end_with_the_same_bits(shapes_shards: 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_mid_epoch_on_another_number_of_processes(shapes_shards: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_within_an_epoch_on_another_number_of_processes(shapes_shards: Path, tmp_path: Path) -> None:
     one = training(shapes_shards, tmp_path / "one", epochs=2)
     subprocess.run([sys.executable, *one], check=True, env=environment(), capture_output=True)
     out = tmp_path / "both"

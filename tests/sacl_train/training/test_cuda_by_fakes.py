@@ -20,7 +20,7 @@ from sacl_train.data.weak import WeakAugment
 from sacl_train.methods import METHODS
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.setup import build_method
-from sacl_train.training.step import Stepper, arithmetic, as_numbers
+from sacl_train.training.step import arithmetic, make_step, stack_metrics
 
 CUDA = torch.device("cuda")
 TINY = {"encoder": "se_resnet8", "width": 4, "batch_size": 8, "mean": [0.5] * 3, "std": [0.2] * 3}
@@ -79,16 +79,17 @@ def step_on_cuda(
     with arithmetic(config), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         move(method, mode)
         method.encoder.register_forward_hook(lambda _, given, made: dtypes.add(made.dtype))
-        stepper = Stepper(method, build_optimizer(method, config.optimizer), config, CUDA)
+        optimizer = build_optimizer(method, config.optimizer)
+        do_step = make_step(method, optimizer, config, CUDA)
 
         def backward(loss: Tensor) -> None:
             assert loss.requires_grad
-            for parameter in stepper._trained:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 parameter.grad = torch.zeros_like(parameter)
 
         monkeypatch.setattr(Tensor, "backward", backward)
         for step in range(2):
-            as_numbers(stepper(batch, 0, step, 10, 0.1), CUDA)
+            stack_metrics(do_step(batch, 0, step, 10, 0.1), CUDA)
     return {tensor.device.type for tensor in (*method.parameters(), *method.buffers())}, dtypes
 
 
@@ -105,7 +106,7 @@ def move(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda value: str(value) if isinstance(value, str) else None)
-def test_a_step_keeps_to_its_device_and_does_not_wait_for_it(
+def test_a_step_stays_on_its_device_and_does_not_wait_for_it(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = torch.bfloat16 if "precision" in settings else torch.float32
@@ -113,7 +114,7 @@ def test_a_step_keeps_to_its_device_and_does_not_wait_for_it(
 
 
 @pytest.mark.parametrize("fault", ["device", "host"])
-def test_a_tensor_left_behind_and_a_number_asked_for_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_on_another_device_and_reads_by_the_host_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step = METHODS["sacl"].load().after_step
 
     def wrong(self: Any, step: int, steps: int) -> dict[str, float]:

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 import sacl_train.training.loop
 import sacl_train.training.signals
+import sacl_train.training.state
 from sacl_train import train
 from sacl_train.cli.train import train_main
 from sacl_train.config import Config, load_config
@@ -33,12 +34,13 @@ from sacl_train.methods.sacl import SACL
 from sacl_train.training.checkpoint import directory_of, exclusive, load_checkpoint
 from sacl_train.training.dry_run import plan
 from sacl_train.training.optim import build_optimizer, cosine_lr
+from sacl_train.training.out_of_memory import largest_batch
 from sacl_train.training.resume import load_encoder
-from sacl_train.training.signals import listen
-from sacl_train.training.step import Stepper, largest_batch
+from sacl_train.training.signals import stop_on_signal
+from sacl_train.training.step import Metrics, Step
 from texturegen import open_shards
 from texturegen.builds import Recipe, build
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError, UserError
 
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "epochs": 3, "knn_every": 2}
 TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "device": "cpu"}
@@ -63,7 +65,7 @@ def plain(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path_factory.mktemp("plain"))
 
 
-def test_a_run_writes_what_it_says(shapes_shards: Path, tmp_path: Path) -> None:
+def test_a_run_writes_its_files(shapes_shards: Path, tmp_path: Path) -> None:
     rows = train(tiny(log_every=1, sgd_momentum=0.8, weight_decay=1e-3), shapes_shards, tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     lines = logged_steps(tmp_path)
@@ -116,21 +118,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(ours["method"][name], theirs["method"][name]) for name in ours["method"])
 
 
-def test_every_epoch_has_its_own_order_and_every_step_its_number_and_rate(
+def test_epochs_and_steps_are_numbered_and_steps_have_their_learning_rate(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    epoch, step, asked = Stream.epoch, Stepper.__call__, []
+    epoch, make_step, asked = Stream.epoch, sacl_train.training.loop.make_step, []
 
     def noted_epoch(self: Stream, number: int, skip: int = 0) -> Iterator[Batch]:
         asked.append((number, skip))
         return epoch(self, number, skip)
 
-    def noted_step(self: Stepper, batch: Batch, *where: int | float) -> dict[str, Any]:
-        asked.append(where)
-        return step(self, batch, *where)
+    def noted_make_step(*parts: Any) -> Step:
+        step = make_step(*parts)
+
+        def noted_step(batch: Batch, *where: Any) -> Metrics:
+            asked.append(where)
+            return step(batch, *where)
+
+        return noted_step
 
     monkeypatch.setattr(Stream, "epoch", noted_epoch)
-    monkeypatch.setattr(Stepper, "__call__", noted_step)
+    monkeypatch.setattr(sacl_train.training.loop, "make_step", noted_make_step)
     train(tiny(epochs=2, batch_size=32, knn_every=0, warmup_epochs=0.5), shapes_shards, tmp_path)
     rates = [cosine_lr(number, 4, 0.1, 1) for number in range(4)]
     steps = [(number // 2, number, 4, rate) for number, rate in enumerate(rates)]
@@ -138,7 +145,7 @@ def test_every_epoch_has_its_own_order_and_every_step_its_number_and_rate(
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_step_and_the_command_says_how_to_go_on(
+def test_a_signal_saves_a_checkpoint_and_the_command_says_how_to_resume(
     sent: signal.Signals, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SACL.after_step
@@ -154,16 +161,16 @@ def test_a_signal_saves_the_step_and_the_command_says_how_to_go_on(
     monkeypatch.setattr(sys, "argv", ["sacl-train", *line])
     done = CliRunner().invoke(train_main, line)
     assert (done.exit_code, done.exception) == (0, None)
-    assert f"stopped at step 2; to go on: {shlex.join(['sacl-train', *line])}\n" in done.output
+    assert f"stopped at step 2; to resume: {shlex.join(['sacl-train', *line])}\n" in done.output
     state = load_checkpoint(tmp_path)
     assert state is not None
     assert (state["step"], state["running"]["batches"]) == (2, 2)
 
 
-def test_ctrl_c_before_the_first_step_is_no_traceback(
+def test_ctrl_c_before_the_first_step_prints_no_traceback(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sacl_train.training.loop, "build_method", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sacl_train.training.state, "build_method", lambda *_: signal.raise_signal(signal.SIGINT))
     sets = [text for key, value in TINY.items() for text in ("--set", f"{key}={value}")]
     done = CliRunner().invoke(train_main, ["--shards", str(shapes_shards), "--out", str(tmp_path / "run"), *sets])
     assert done.exit_code == 130
@@ -171,13 +178,15 @@ def test_ctrl_c_before_the_first_step_is_no_traceback(
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoints_come_at_every_so_many_steps_and_after_an_epoch(shapes_shards: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_written_every_save_every_steps_and_after_each_epoch(
+    shapes_shards: Path, tmp_path: Path
+) -> None:
     train(tiny(epochs=2, knn_every=0, save_every=3, keep=9), shapes_shards, tmp_path)
     assert sorted(int(path.stem[-8:]) for path in tmp_path.glob("checkpoint-*.pt")) == [0, 3, 4, 7, 8]
 
 
 @pytest.mark.parametrize(("scores", "best"), [([0.3, 0.5, 0.4], 2), ([0.4, 0.2, 0.3], 1), ([0.3, None, 0.3], 3)])
-def test_the_best_checkpoint_is_that_of_the_best_score_the_newest_of_equals(
+def test_best_pt_has_the_best_score_and_the_newest_of_equal_scores(
     scores: list[float | None], best: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(scores)
@@ -199,12 +208,12 @@ def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path
 
 def test_another_run_in_the_directory_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
     train(tiny(epochs=1), shapes_shards, tmp_path)
-    with pytest.raises(UserError, match=r"holds another run \(lr 0.1 there, 0.2 asked\)"):
+    with pytest.raises(UserError, match=r"holds another run \(lr: 0.1 there, 0.2 here\)"):
         train(tiny(epochs=1, lr=0.2), shapes_shards, tmp_path)
     train(tiny(epochs=1, threads=1, device="auto"), shapes_shards, tmp_path)  # not a difference
 
 
-def test_a_setting_newer_than_the_run_is_taken_for_its_default(
+def test_a_setting_newer_than_the_checkpoint_had_its_default(
     shapes_shards: Path, plain: list[dict], tmp_path: Path
 ) -> None:
     train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "old")
@@ -215,7 +224,7 @@ def test_a_setting_newer_than_the_run_is_taken_for_its_default(
         else:
             del state["config"]["texture_part"], state["online"]
             torch.save(state, path)
-    with pytest.raises(UserError, match="texture_part 'whole' there, 'inside' asked"):
+    with pytest.raises(UserError, match="texture_part: 'whole' there, 'inside' here"):
         train(tiny(epochs=2, knn_every=0, texture_part="inside"), shapes_shards, tmp_path / "old")
     assert deterministic(train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "old")) == deterministic(plain)
 
@@ -242,10 +251,16 @@ def test_the_other_roles_train(shapes_shards: Path, tmp_path: Path, role: str) -
     assert "texture_similarity" not in rows[0]
 
 
-def test_textures_that_are_not_there_are_asked_for(shapes_test_shards: Path, tmp_path: Path) -> None:
+def test_shards_without_textures_are_refused(shapes_test_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="these shards hold no textures"):
         train(tiny(), shapes_test_shards, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_passes_an_address_of_shards_on_unchanged(tmp_path: Path) -> None:
+    done = CliRunner().invoke(train_main, ["--shards", "memory://none/shards", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 1
+    assert "memory://none/shards" in done.output
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(shapes_shards: Path, tmp_path: Path) -> None:
@@ -266,7 +281,7 @@ def test_a_batch_that_leaves_one_image_at_a_time_is_refused_at_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_time_that_checkpoints_take_is_no_waiting_for_data(
+def test_writing_checkpoints_does_not_count_as_waiting_for_data(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = sacl_train.training.loop.save_checkpoint
@@ -304,12 +319,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: 
     assert len(train(tiny(epochs=1), shapes_shards, tmp_path)) == 1, "nothing is lost when it begins anew"
 
 
-def test_a_collapse_is_warned_of(
+def test_collapsed_embeddings_are_reported(
     shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tiny(epochs=1), shapes_shards, tmp_path / "fine")
     assert "collapsed" not in capsys.readouterr().err
-    build_method = sacl_train.training.loop.build_method
+    build_method = sacl_train.training.state.build_method
 
     def collapsed(*args: object) -> SACL:
         method = build_method(*args)
@@ -318,14 +333,14 @@ def test_a_collapse_is_warned_of(
         torch.nn.init.ones_(last.bias)
         return method
 
-    monkeypatch.setattr(sacl_train.training.loop, "build_method", collapsed)
+    monkeypatch.setattr(sacl_train.training.state, "build_method", collapsed)
     rows = train(tiny(epochs=1, momentum=1.0), shapes_shards, tmp_path / "collapsed")
     assert rows[0]["embedding_std"] < 1e-3
     assert "the embeddings have collapsed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("last", "save_every", "good"), [(8, 1000, 4), (2, 1, 1)], ids=["epoch", "step"])
-def test_weights_that_the_last_step_destroyed_are_not_saved(
+def test_weights_that_are_not_finite_are_not_saved(
     last: int, save_every: int, good: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, steps = SACL.after_step, []
@@ -348,7 +363,7 @@ def test_weights_that_the_last_step_destroyed_are_not_saved(
     assert all(tensor.isfinite().all() for tensor in state["method"].values())
 
 
-def test_images_that_are_not_square_train_where_the_grid_fits(
+def test_images_that_are_not_square_train_if_the_grid_fits(
     image_folder: Path, tmp_path: Path, photo: np.ndarray
 ) -> None:
     for folder in image_folder.iterdir():
@@ -368,7 +383,7 @@ def test_a_damaged_checkpoint_is_named(shapes_shards: Path, tmp_path: Path) -> N
         train(tiny(epochs=0), shapes_shards, tmp_path)
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
     shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     whole = train(tiny(), shapes_shards, tmp_path)
@@ -376,6 +391,68 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert deterministic(train(tiny(), shapes_shards, tmp_path)) == deterministic(whole)
     assert "checkpoint-00000012.pt: cannot be read" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_in_a_checkpoint_costs_the_steps_since_the_one_before(
+    shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = train(tiny(), shapes_shards, tmp_path)
+    newest = tmp_path / "checkpoint-00000012.pt"
+    expected = torch.load(newest, weights_only=True)["method"]
+    data = bytearray(newest.read_bytes())
+    weight = expected["projector.0.weight"].numpy().tobytes()
+    data[data.index(weight) + len(weight) // 2] ^= 0x40
+    newest.write_bytes(data)
+    assert deterministic(train(tiny(), shapes_shards, tmp_path)) == deterministic(whole)
+    assert "checkpoint-00000012.pt: cannot be read (the checksum of" in capsys.readouterr().err
+    again = torch.load(newest, weights_only=True)["method"]
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_keeps_the_layout_of_earlier_versions(shapes_shards: Path, tmp_path: Path) -> None:
+    config = tiny(epochs=1, online=True, save_every=2, keep=9)
+    rows = train(config, shapes_shards, tmp_path)
+    last, middle = tmp_path / "checkpoint-00000004.pt", tmp_path / "checkpoint-00000002.pt"
+    saved = torch.load(middle, weights_only=True)
+    layout: dict[str, Any] = {
+        "step": 2,
+        "epoch": 0,
+        "running": {"number": 0, "batches": 2, "seconds": 1.0, "waited": 0.5, "sums": saved["running"]["sums"]},
+        "method": saved["method"],
+        "optimizer": saved["optimizer"],
+        "scaler": {},
+        "online": {name: saved["online"][name] for name in ("module", "optimizer")},
+        "metrics": [],
+        "steps_bytes": saved["steps_bytes"],
+        "damaged": {},
+        "config": saved["config"],
+        "shards": open_shards(shapes_shards).digest,
+        "shards_place": str(shapes_shards),
+        "image_size": (32, 32),
+    }
+    assert list(saved) == list(layout)
+    assert saved["running"].keys() == layout["running"].keys()
+    assert {**saved["running"]["sums"]}.keys() >= {"loss", "embedding_std", "online_top1"}
+    expected = torch.load(last, weights_only=True)["method"]
+    last.unlink()
+    torch.save(layout, middle)
+    assert deterministic(train(config, shapes_shards, tmp_path)) == deterministic(rows)
+    again = torch.load(last, weights_only=True)["method"]
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("part", ["method", "optimizer", "running"])
+def test_a_checkpoint_whose_content_does_not_fit_is_named(part: str, shapes_shards: Path, tmp_path: Path) -> None:
+    train(tiny(epochs=1), shapes_shards, tmp_path)
+    path = tmp_path / "checkpoint-00000004.pt"
+    content = torch.load(path, weights_only=True)
+    content[part] = {"unknown": torch.zeros(2)}
+    torch.save(content, path)
+    with pytest.raises(DamagedError, match=r"checkpoint('s weights)? do(es)? not fit"):
+        train(tiny(epochs=1), shapes_shards, tmp_path)
+    if part == "method":
+        with pytest.raises(DamagedError, match="the checkpoint's weights do not fit its networks"):
+            load_encoder(tmp_path)
 
 
 @pytest.mark.slow
@@ -398,7 +475,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bits(shapes_shards: Path, t
         stdout, _ = process.communicate()
         if not last.exists():  # else it may have been past listening
             assert process.returncode == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
-            assert ("to go on: " in stdout) == (sent == signal.SIGTERM)
+            assert ("to resume: " in stdout) == (sent == signal.SIGTERM)
         kills += 1
     assert kills >= 3
     done = subprocess.run([*command, str(killed)], capture_output=True, text=True)
@@ -429,7 +506,7 @@ def test_the_knn_score_is_of_other_images_than_its_bank(shapes_shards: Path, mon
     def numbers_of(encoder: Any, images: Any, config: Config, device: Any, picked: np.ndarray) -> tuple:
         return torch.from_numpy(picked)[:, None], torch.from_numpy(picked)
 
-    monkeypatch.setattr(quick, "SAMPLES", 50)
+    monkeypatch.setattr(quick, "MAX_IMAGES", 50)
     monkeypatch.setattr(quick, "extract_features", numbers_of)
     monkeypatch.setattr(quick, "knn_accuracy", lambda *of: seen.append(of) or 0.5)
     for seed in (0, 1):
@@ -441,7 +518,7 @@ def test_the_knn_score_is_of_other_images_than_its_bank(shapes_shards: Path, mon
     assert not torch.equal(seen[0][0], seen[1][0])
 
 
-def test_the_rate_falls_along_half_a_cosine() -> None:
+def test_the_learning_rate_falls_along_half_a_cosine() -> None:
     rates = [cosine_lr(step, 100, 0.4) for step in range(100)]
     assert rates[0] == 0.4
     assert rates[50] == pytest.approx(0.2)
@@ -449,7 +526,7 @@ def test_the_rate_falls_along_half_a_cosine() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_the_rate_rises_to_its_base_and_then_falls() -> None:
+def test_the_learning_rate_warms_up_linearly() -> None:
     rates = [cosine_lr(step, 100, 0.4, 20) for step in range(100)]
     assert rates[:20] == pytest.approx([0.02 * (step + 1) for step in range(20)])
     assert rates[20] == 0.4
@@ -457,7 +534,7 @@ def test_the_rate_rises_to_its_base_and_then_falls() -> None:
     assert rates[20:] == sorted(rates[20:], reverse=True)
 
 
-def test_the_optimizer_leaves_the_target_alone() -> None:
+def test_the_optimizer_skips_parameters_without_gradient() -> None:
     module = torch.nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     assert build_optimizer(module).param_groups[0]["params"] == [module.weight]
@@ -484,7 +561,7 @@ def test_the_optimizer_leaves_the_target_alone() -> None:
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_every_setting_trains_and_goes_on_in_mid_epoch(
+def test_a_run_with_any_setting_resumes_within_an_epoch(
     shapes_shards: Path, plain: list[dict], tmp_path: Path, changes: dict[str, object]
 ) -> None:
     """Each with its own loss; stopped after a step and gone on with, the same bits."""
@@ -530,7 +607,7 @@ def test_compile_and_checkpointing_are_refused_together() -> None:
         tiny(compile=True, checkpointing=True)
 
 
-def test_a_device_that_is_too_small_is_told_how_small(
+def test_running_out_of_memory_names_the_step_and_the_settings_that_help(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -546,7 +623,7 @@ def test_the_largest_batch_is_estimated_from_a_small_one() -> None:
     assert largest_batch(10**9, 3 * 10**9, 16, 10**10) == 64
 
 
-def test_tensorboard_gets_the_curves(shapes_shards: Path, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_metrics(shapes_shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra is not installed")
     train(tiny(tensorboard=True, log_every=1, epochs=1), shapes_shards, tmp_path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -575,8 +652,8 @@ def test_lars_neither_decays_nor_scales_biases_and_norms() -> None:
     torch.testing.assert_close(network[0].bias, before["0.bias"] - 0.5)
 
 
-def test_a_second_signal_soon_after_is_the_first_ones_echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listen() as stop:
+def test_a_second_signal_soon_after_the_first_is_its_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stop_on_signal() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
@@ -586,7 +663,7 @@ def test_a_second_signal_soon_after_is_the_first_ones_echo(monkeypatch: pytest.M
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_run_goes_on_when_a_sample_was_damaged_or_repaired_in_between(
+def test_a_run_resumes_after_a_sample_was_damaged_or_repaired(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample, step, steps = open_shards(shapes_shards)[3], SACL.after_step, []
@@ -616,7 +693,7 @@ def test_a_run_goes_on_when_a_sample_was_damaged_or_repaired_in_between(
         assert (tmp_path / "run" / name / "damaged.txt").read_text().count(sample.key) == 1
 
 
-def test_damage_that_was_met_before_the_checkpoint_still_counts(shapes_shards: Path, tmp_path: Path) -> None:
+def test_damage_found_before_the_checkpoint_still_counts(shapes_shards: Path, tmp_path: Path) -> None:
     shards = open_shards(shapes_shards)
     sample = shards[int(epoch_order(shards.numbers, 0, 0)[0])]  # of the first batch
     shutil.copytree(shapes_shards, tmp_path / "s")
@@ -629,7 +706,9 @@ def test_damage_that_was_met_before_the_checkpoint_still_counts(shapes_shards: P
     assert row["damaged"] == 1
 
 
-def test_two_trainers_do_not_meet_in_a_directory(shapes_shards: Path, tmp_path: Path) -> None:
+def test_a_directory_is_locked_against_a_second_run_and_unlocked_by_a_crash(
+    shapes_shards: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "deep" / "run"
     with exclusive(out), pytest.raises(UserError, match=rf"run: process {os.getpid()} on .* is training there"):
         train(tiny(epochs=0), shapes_shards, out)
@@ -650,7 +729,7 @@ def test_damage_that_other_processes_found_counts(
         return [value, {5: "one", 6: "two"}] if isinstance(value, dict) else [value]
 
     monkeypatch.setattr(sacl_train.training.loop.distributed, "gather_objects", gather)
-    with pytest.raises(UserError, match="2 damaged samples are more than bad_share allows of 64; the last: two"):
+    with pytest.raises(UserError, match="2 damaged samples of 64 are more than bad_share allows; the last: two"):
         train(tiny(bad_share=0.02), shapes_shards, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.pt"))
 
@@ -667,7 +746,7 @@ def test_processes_that_see_different_directories_do_not_train(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_scale_of_fp16_goes_on(shapes_shards: Path, tmp_path: Path) -> None:
+def test_the_scale_of_fp16_is_resumed(shapes_shards: Path, tmp_path: Path) -> None:
     config = tiny(precision="fp16", batch_size=64, epochs=2, knn_every=0, keep=9)
     train(config, shapes_shards, tmp_path)
     first, last = tmp_path / "checkpoint-00000001.pt", tmp_path / "checkpoint-00000002.pt"
@@ -679,7 +758,7 @@ def test_the_scale_of_fp16_goes_on(shapes_shards: Path, tmp_path: Path) -> None:
     assert torch.load(last, weights_only=True)["scaler"]["scale"] == 1024
 
 
-def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
+def test_missing_tensorboard_is_reported_before_anything_is_written(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -690,7 +769,7 @@ def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_encoder_of_the_best_score_can_be_had(shapes_shards: Path, tmp_path: Path) -> None:
+def test_the_encoder_of_the_best_score_can_be_loaded(shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(epochs=1, knn_every=1), shapes_shards, tmp_path)
     best, _, epochs = load_encoder(tmp_path / "best.pt")
     assert epochs == 1

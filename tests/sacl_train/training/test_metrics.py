@@ -15,7 +15,7 @@ def test_lines_behind_the_checkpoint_are_removed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sacl_train.training.metrics.os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
     log = StepLog(path)
     log.write({"step": 0})
-    saved = log.offset()
+    saved = log.sync()
     assert sizes == [saved] == [path.stat().st_size], "what a checkpoint counts on is on the disk"
     log.write({"step": 1})
     log.close()
@@ -25,7 +25,7 @@ def test_lines_behind_the_checkpoint_are_removed(tmp_path: Path, monkeypatch: py
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 2]
 
 
-def test_a_log_that_was_lost_begins_anew(tmp_path: Path) -> None:
+def test_a_lost_log_starts_empty(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "steps.jsonl", 1000)
     log.write({"step": 5})
     log.close()

@@ -9,6 +9,7 @@ import sacl_train.training.setup
 from sacl_train.config import Config, load_config
 from sacl_train.data.stream import Plan
 from sacl_train.data.weak import make_policy
+from sacl_train.training.checkpoint import Checkpoint
 from sacl_train.training.dry_run import plan
 from sacl_train.training.resume import comparable, load_resumable, refuse_other_run
 from sacl_train.training.setup import build_method, choose_device, describe, make_stream, resolve
@@ -25,7 +26,25 @@ def tiny(**changes: object) -> Config:
     return load_config(None, {**TINY, "mean": [0.5] * 3, "std": [0.2] * 3, **changes})
 
 
-def test_networks_are_a_function_of_the_seed_and_leave_torchs_own_numbers_alone() -> None:
+def checkpoint(step: int, config: Config) -> Checkpoint:
+    """A checkpoint without networks, of shards of digest "digest"."""
+    return {
+        "step": step,
+        "epoch": 0,
+        "running": {"number": 0},
+        "method": {},
+        "optimizer": {},
+        "scaler": {},
+        "metrics": [],
+        "steps_bytes": 0,
+        "damaged": {},
+        "config": comparable(config),
+        "shards": "digest",
+        "image_size": (32, 32),
+    }
+
+
+def test_networks_depend_on_the_seed_and_leave_the_global_generator_unchanged() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -49,13 +68,13 @@ def test_settings_of_the_order_reach_the_stream(shapes_shards: Path) -> None:
     stream = make_stream(tiny(seed=3, bad_share=0.5, threads=3, cache="none", **order), shards, torch.device("cuda"))
     assert stream.plan == Plan(16, 3, "all", "shards", 8, "wrap", 0, 1, 2)
     assert (stream.pin, stream.threads, stream.cached) == (True, 3, False)
-    stream.take_in(dict.fromkeys(range(32), "damaged"))
+    stream.add_damaged(dict.fromkeys(range(32), "damaged"))
     assert not make_stream(tiny(), shards, CPU).pin
     for changes in ({"texture_role": "none"}, {"texture_source": "patch-shuffle"}):
         assert make_stream(tiny(**changes), shards, CPU).plan.textures == "none"
 
 
-def test_two_images_at_a_time_are_asked_of_every_process(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_needs_two_images_at_a_time(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sacl_train.training.setup, "count_processes", lambda: 4)
     make_stream(tiny(batch_size=16, accumulate=2), open_shards(shapes_shards), CPU)
     with pytest.raises(UserError, match=r"accumulate 2 on 4 processes is less than two images at a time.*at least 16"):
@@ -64,21 +83,22 @@ def test_two_images_at_a_time_are_asked_of_every_process(shapes_shards: Path, mo
 
 @pytest.mark.parametrize(
     ("remainder", "said"),
-    [("drop", "of 5 batches of 12, 4 left to other epochs"), ("wrap", "of 6 batches of 12, 8 taken twice, going on")],
+    [
+        ("drop", "of 5 batches of 12, 4 left out of each epoch"),
+        ("wrap", "of 6 batches of 12, 8 used twice per epoch, resum"),
+    ],
 )
-def test_the_line_about_a_run_says_what_becomes_of_the_remainder(
-    remainder: str, said: str, shapes_shards: Path
-) -> None:
+def test_the_description_of_a_run_names_the_remainder(remainder: str, said: str, shapes_shards: Path) -> None:
     config = tiny(batch_size=12, remainder=remainder)
     assert said in describe(config, make_stream(config, open_shards(shapes_shards), CPU), 7)
 
 
-def test_what_is_given_of_mean_and_std_stays_and_the_rest_is_measured(shapes_shards: Path) -> None:
+def test_given_mean_and_std_are_kept_and_missing_ones_measured(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     measured = resolve(tiny(mean="none", std="none"), shards)
     assert resolve(tiny(std="none"), shards) == tiny(std=measured.std)
     assert resolve(tiny(mean="none"), shards) == tiny(mean=measured.mean)
-    there = {"config": {"mean": [0.1] * 3, "std": [0.3] * 3}}
+    there = checkpoint(1, tiny(mean=[0.1] * 3, std=[0.3] * 3))
     assert resolve(tiny(mean="none", std="none"), shards, there) == tiny(mean=[0.1] * 3, std=[0.3] * 3)
 
 
@@ -96,11 +116,11 @@ BOUND = {"seed": 1, "batch_size": 8, "epochs": 7, "lr": 0.2, "precision": "bf16"
 BOUND |= {"tau": 0.5, "width": 8, "knn_every": 1, "online": True, "deterministic": True}
 
 
-def test_a_run_goes_on_with_other_settings_of_where_and_how_fast_only(tmp_path: Path) -> None:
-    state = {"config": comparable(tiny()), "shards": "digest"}
+def test_a_resumed_run_may_change_only_settings_that_do_not_change_its_figures(tmp_path: Path) -> None:
+    state = checkpoint(1, tiny())
     refuse_other_run(tmp_path, state, tiny(**RESUME_MAY_CHANGE), "digest")
     for key, value in BOUND.items():
-        with pytest.raises(UserError, match=rf"holds another run \({key} "):
+        with pytest.raises(UserError, match=rf"holds another run \({key}: "):
             refuse_other_run(tmp_path, state, tiny(**{key: value}), "digest")
     with pytest.raises(UserError, match="other shards"):
         refuse_other_run(tmp_path, state, tiny(), "other")
@@ -109,15 +129,14 @@ def test_a_run_goes_on_with_other_settings_of_where_and_how_fast_only(tmp_path: 
 def test_a_dry_run_refuses_what_the_run_would(shapes_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="32x32 pixels do not split into a 3x3 grid"):
         plan(tiny(grid=3), shapes_shards, tmp_path)
-    with pytest.raises(UserError, match="device 'cuda:99' is not to be had here"):
+    with pytest.raises(UserError, match="device 'cuda:99' is not available"):
         plan(tiny(device="cuda:99"), shapes_shards, tmp_path)
-    state = {"config": comparable(tiny()), "shards": "digest", "step": 1}
-    torch.save(state, tmp_path / "checkpoint-00000001.pt")
-    with pytest.raises(UserError, match=r"holds another run \(seed 0 there, 1 asked; other shards\)"):
+    torch.save(checkpoint(1, tiny()), tmp_path / "checkpoint-00000001.pt")
+    with pytest.raises(UserError, match=r"holds another run \(seed: 0 there, 1 here; other shards\)"):
         plan(tiny(seed=1), shapes_shards, tmp_path)
 
 
-def test_a_dry_run_asks_for_labels_where_the_probe_does(image_folder: Path, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_an_online_probe_without_labels(image_folder: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, path in enumerate(sorted(image_folder.rglob("*.png"))):
@@ -128,19 +147,19 @@ def test_a_dry_run_asks_for_labels_where_the_probe_does(image_folder: Path, tmp_
         plan(tiny(batch_size=2, online=True), tmp_path / "shards", tmp_path / "run")
 
 
-def test_a_run_that_has_not_made_a_step_may_begin_anew(tmp_path: Path) -> None:
+def test_a_run_without_a_finished_step_may_start_over(tmp_path: Path) -> None:
     for step, epochs, kept in ((0, 5, False), (0, 0, True), (1, 5, True)):
-        torch.save({"config": {"epochs": epochs}, "step": step}, tmp_path / "checkpoint-00000000.pt")
+        torch.save(checkpoint(step, tiny(epochs=epochs)), tmp_path / "checkpoint-00000000.pt")
         assert (load_resumable(tmp_path) is not None) == kept
     assert load_resumable(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu"])
-def test_a_device_that_is_not_there_is_named(name: str) -> None:
-    with pytest.raises(UserError, match=f"device '{name}' is not to be had here"):
+def test_an_unavailable_device_is_named(name: str) -> None:
+    with pytest.raises(UserError, match=f"device '{name}' is not available"):
         choose_device(name)
 
 
-def test_other_devices_than_those_it_was_written_for_are_refused() -> None:
-    with pytest.raises(UserError, match="device 'mps': this program knows cpu and cuda"):
+def test_devices_other_than_cpu_and_cuda_are_refused() -> None:
+    with pytest.raises(UserError, match="device 'mps' is not supported; use --device cpu or cuda"):
         choose_device("mps")

@@ -7,24 +7,24 @@ import time
 import pytest
 
 import sacl_train.training.signals
-from sacl_train.training.signals import listen
+from sacl_train.training.signals import stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_either_signal_is_a_request_and_has_its_usual_effect_again_afterwards(number: signal.Signals) -> None:
+def test_each_signal_sets_the_event_and_the_old_handlers_return(number: signal.Signals) -> None:
     usual = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    with listen() as stop:
+    with stop_on_signal() as stop:
         assert not stop.is_set()
         signal.raise_signal(number)
         assert stop.is_set()
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == usual
 
 
-def test_another_thread_trains_without_signals() -> None:
+def test_signals_are_ignored_outside_the_main_thread() -> None:
     heard = []
 
     def work() -> None:
-        with listen() as stop:
+        with stop_on_signal() as stop:
             heard.append(stop.is_set())
 
     thread = threading.Thread(target=work)
@@ -44,7 +44,7 @@ def test_under_torchrun_the_echo_is_waited_for(
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setattr(sacl_train.training.signals, "ECHO_SECONDS", 0.5)
     begin = time.monotonic()
-    with listen():
+    with stop_on_signal():
         signal.raise_signal(signal.SIGINT)
         if echo:
             signal.raise_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,29 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sacl_train.training.loop
+import sacl_train.training.out_of_memory
 import sacl_train.training.step
 from sacl_train import train
-from sacl_train.config import load_config
+from sacl_train.config import Config, load_config
 from sacl_train.data.draws import Draws
+from sacl_train.data.stream import Batch
 from sacl_train.methods import METHODS
+from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.sacl import SACL
 from sacl_train.nets.ema import momentum_at
 from sacl_train.training.online import LR, OnlineProbe
 from sacl_train.training.optim import build_optimizer
+from sacl_train.training.out_of_memory import explain_out_of_memory
 from sacl_train.training.setup import build_method, choose_device
-from sacl_train.training.step import Stepper, arithmetic, as_numbers, cell_sizes, explain_memory
+from sacl_train.training.step import (
+    Step,
+    add_gradients,
+    arithmetic,
+    cell_sizes,
+    make_scaler,
+    make_step,
+    stack_metrics,
+)
 from texturegen.errors import UserError
 
 CPU = torch.device("cpu")
@@ -33,14 +46,29 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equ
 COPYING = ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor"))
 
 
-def make(name: str, **changes: Any) -> tuple[Stepper, dict[str, torch.Tensor]]:
+@dataclass
+class Parts:
+    """A method, what trains it, and its step."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    config: Config
+    step: Step
+
+    def add_gradients(self, piece: Batch, epoch: int) -> list[LossTerm]:
+        return add_gradients(self.method, piece, epoch, self.config, CPU, self.scaler)
+
+
+def make(name: str, **changes: Any) -> tuple[Parts, Batch]:
     known = load_config(None, {"method": name}).flat()
     small = {key: value for key, value in SMALL.items() if key in known}
     config = load_config(None, {**TINY, **small, "method": name, "mean": [0.5] * 3, "std": [0.2] * 3, **changes})
     method = build_method(config, (32, 32))
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 2, 3, 32, 32), np.uint8))
     batch = {"image": pixels[:, 0], "texture": pixels[:, 1:], "index": torch.arange(16)}
-    return Stepper(method, build_optimizer(method), config, CPU), batch
+    optimizer, scaler = build_optimizer(method), make_scaler(config, CPU)
+    return Parts(method, optimizer, scaler, config, make_step(method, optimizer, config, CPU, scaler)), batch
 
 
 class Waits(TorchDispatchMode):
@@ -74,12 +102,12 @@ class Waits(TorchDispatchMode):
 def test_a_step_waits_for_nothing(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     name = settings["method"]
     assert name in METHODS
-    stepper, batch = make(name, **{key: value for key, value in settings.items() if key != "method"})
-    online = OnlineProbe(stepper.method.encoder.out_features, torch.arange(16) % 3)
+    parts, batch = make(name, **{key: value for key, value in settings.items() if key != "method"})
+    online = OnlineProbe(parts.method.encoder.out_features, torch.arange(16) % 3)
 
     def step(number: int) -> None:
-        done = stepper(batch, 0, number, 10, 0.1) | online.step(stepper.method.encoder, batch, stepper.config)
-        as_numbers({**done, "stop": 0.0}, CPU)
+        done = parts.step(batch, 0, number, 10, 0.1) | online.step(parts.method.encoder, batch, parts.config)
+        stack_metrics({**done, "stop": 0.0}, CPU)
 
     def no_copy(*_: object, **__: object) -> None:
         raise AssertionError("a copy from memory that is not page-locked")
@@ -92,72 +120,72 @@ def test_a_step_waits_for_nothing(settings: dict[str, Any], monkeypatch: pytest.
     assert waits.seen == []
 
 
-def test_the_rate_of_a_step_and_its_number_are_those_asked_for() -> None:
-    stepper, batch = make("byol")
-    done = stepper(batch, 0, 3, 10, 0.05)
-    assert {group["lr"] for group in stepper.optimizer.param_groups} == {0.05}
+def test_a_step_uses_the_given_number_and_learning_rate() -> None:
+    parts, batch = make("byol")
+    done = parts.step(batch, 0, 3, 10, 0.05)
+    assert {group["lr"] for group in parts.optimizer.param_groups} == {0.05}
     assert done["m"] == momentum_at(3, 10, 0.996, "cosine")
 
 
-def gradients_of(stepper: Stepper, batch: dict[str, torch.Tensor], epoch: int = 0) -> torch.Tensor:
-    stepper.optimizer.zero_grad()
-    stepper.add_gradients(batch, epoch)
-    return torch.cat([p.grad.flatten() for p in stepper.method.parameters() if p.grad is not None])
+def gradients_of(parts: Parts, batch: dict[str, torch.Tensor], epoch: int = 0) -> torch.Tensor:
+    parts.optimizer.zero_grad()
+    parts.add_gradients(batch, epoch)
+    return torch.cat([p.grad.flatten() for p in parts.method.parameters() if p.grad is not None])
 
 
-def test_views_are_drawn_anew_in_every_epoch_and_by_the_seed() -> None:
-    stepper, batch = make("sacl")
+def test_views_depend_on_epoch_and_seed() -> None:
+    parts, batch = make("sacl")
     other, _ = make("sacl", seed=1)
-    other.method.load_state_dict(stepper.method.state_dict())
-    first, again, later = (gradients_of(stepper, batch, epoch) for epoch in (0, 0, 1))
+    other.method.load_state_dict(parts.method.state_dict())
+    first, again, later = (gradients_of(parts, batch, epoch) for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.allclose(first, later)
     assert not torch.allclose(first, gradients_of(other, batch))
 
 
-def test_the_gradient_of_a_batch_in_pieces_is_the_mean_of_theirs() -> None:
+def test_the_gradient_with_accumulation_is_the_mean_over_the_pieces() -> None:
     (whole, batch), moved = make("sacl"), []
     pieces = [{name: values[part] for name, values in batch.items()} for part in (slice(0, 8), slice(8, 16))]
     expected = sum(gradients_of(whole, piece) for piece in pieces) / 2
-    stepper, _ = make("sacl", accumulate=2)
-    names = [p for p in stepper.method.parameters() if p.requires_grad]
-    stepper.optimizer.register_step_pre_hook(lambda *_: moved.append(torch.cat([p.grad.flatten() for p in names])))
+    parts, _ = make("sacl", accumulate=2)
+    names = [p for p in parts.method.parameters() if p.requires_grad]
+    parts.optimizer.register_step_pre_hook(lambda *_: moved.append(torch.cat([p.grad.flatten() for p in names])))
     losses = [float(sum(loss for loss, _ in whole.add_gradients(piece, 0))) for piece in pieces]
-    done = stepper(batch, 0, 0, 10, 0.1)
+    done = parts.step(batch, 0, 0, 10, 0.1)
     torch.testing.assert_close(moved[0], expected)
     assert float(done["loss"]) == pytest.approx(sum(losses) / 2)
     assert all(p.grad is None for p in names), "the next step begins without gradients"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_gradients_are_clipped_at_their_true_length(precision: str) -> None:
-    stepper, batch = make("sacl", clip=1e-3, precision=precision)
-    for group in stepper.optimizer.param_groups:
+def test_gradients_are_clipped_by_their_unscaled_norm(precision: str) -> None:
+    parts, batch = make("sacl", clip=1e-3, precision=precision)
+    for group in parts.optimizer.param_groups:
         group["weight_decay"] = 0
-    trained = [p for p in stepper.method.parameters() if p.requires_grad]
+    trained = [p for p in parts.method.parameters() if p.requires_grad]
     before = torch.cat([p.detach().flatten().clone() for p in trained])
-    stepper(batch, 0, 0, 10, 10.0)
+    parts.step(batch, 0, 0, 10, 10.0)
     after = torch.cat([p.detach().flatten() for p in trained])
     assert float((after - before).norm()) == pytest.approx(10 * 1e-3, rel=0.02)
 
 
-def test_a_step_of_fp16_that_overflows_is_left_out_and_the_next_is_scaled_less() -> None:
-    stepper, batch = make("sacl", precision="fp16")
-    weight, scale = stepper.method.encoder.conv1.weight, stepper.scaler.get_scale()
+def test_an_overflowing_fp16_step_is_skipped_and_the_scale_halved() -> None:
+    parts, batch = make("sacl", precision="fp16")
+    weight, scale = parts.method.encoder.conv1.weight, parts.scaler.get_scale()
     before = weight.detach().clone()
     handle = weight.register_hook(lambda gradient: gradient * torch.inf)
-    stepper(batch, 0, 0, 10, 0.1)
+    parts.step(batch, 0, 0, 10, 0.1)
     assert torch.equal(weight, before)
-    assert stepper.scaler.get_scale() == scale / 2
+    assert parts.scaler.get_scale() == scale / 2
     handle.remove()
-    stepper(batch, 0, 1, 10, 0.1)
+    parts.step(batch, 0, 1, 10, 0.1)
     assert not torch.equal(weight, before)
 
 
 def test_negatives_come_from_the_shards_the_device_or_both() -> None:
     def prepared(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        stepper, batch = make("sacl", **changes)
-        moved = stepper._prepare(batch, Draws(0, 0, np.arange(16)))
+        parts, batch = make("sacl", **changes)
+        moved = sacl_train.training.step._to_device(batch, Draws(0, 0, np.arange(16)), parts.config, CPU)
         assert torch.equal(moved["image"], batch["image"])
         return batch["image"], batch["texture"], moved["texture"]
 
@@ -176,7 +204,7 @@ def test_cells_of_patch_shuffle_are_shares_of_the_smaller_side() -> None:
     assert [cell_sizes(config, size) for size in ((32, 96), (96, 32), (4, 4))] == [(2, 10), (2, 10), (1, 1)]
 
 
-def test_the_arithmetic_is_the_runs_and_as_it_was_afterwards() -> None:
+def test_arithmetic_sets_the_runs_precision_and_restores_torchs() -> None:
     cudnn = torch.backends.cudnn
 
     def now() -> tuple[str, bool, bool, bool]:
@@ -192,13 +220,13 @@ def test_the_arithmetic_is_the_runs_and_as_it_was_afterwards() -> None:
     assert now() == before
 
 
-def test_the_online_probe_learns_from_the_labelled_by_their_numbers_and_leaves_the_encoder() -> None:
-    stepper, batch = make("sacl")
-    encoder, labels = stepper.method.encoder, torch.full((40,), -1)
+def test_the_online_probe_learns_from_labelled_images_and_does_not_change_the_encoder() -> None:
+    parts, batch = make("sacl")
+    encoder, labels = parts.method.encoder, torch.full((40,), -1)
     labels[30:36] = torch.tensor([0, 0, 0, 1, 2, 2])
     online, batch["index"] = OnlineProbe(encoder.out_features, labels), torch.arange(20, 36)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    done = online.step(encoder, batch, stepper.config)
+    done = online.step(encoder, batch, parts.config)
     assert done["online_top1"].item() == 0.5  # all logits are 0: the first class, of half of the six
     shares = torch.tensor([3, 1, 2]) / 6  # the gradient of the mean over these: 1/3 less the share of each
     torch.testing.assert_close(online.layer.bias.detach(), LR * (shares - 1 / 3))
@@ -206,26 +234,43 @@ def test_the_online_probe_learns_from_the_labelled_by_their_numbers_and_leaves_t
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 
-def test_an_online_probe_goes_on_with_its_momentum() -> None:
-    stepper, batch = make("sacl")
-    probes = [OnlineProbe(stepper.method.encoder.out_features, torch.arange(16) % 3) for _ in (0, 1)]
-    probes[0].step(stepper.method.encoder, batch, stepper.config)
+def test_an_online_probe_resumes_with_its_momentum() -> None:
+    parts, batch = make("sacl")
+    probes = [OnlineProbe(parts.method.encoder.out_features, torch.arange(16) % 3) for _ in (0, 1)]
+    probes[0].step(parts.method.encoder, batch, parts.config)
     probes[1].load(copy.deepcopy(probes[0].state()))
     for probe in probes:
-        probe.step(stepper.method.encoder, batch, stepper.config)
+        probe.step(parts.method.encoder, batch, parts.config)
     assert torch.equal(probes[0].layer.weight, probes[1].layer.weight)
 
 
-def test_a_drawn_negative_is_the_same_when_a_pirl_run_goes_on() -> None:
-    stepper, batch = make("pirl")
+@pytest.mark.parametrize("method", ["sacl", "mocov2", "simclr", "byol", "pirl"])
+def test_gradients_with_several_threads_are_the_same_bits_every_time(method: str) -> None:
+    """At a size that torch divides among threads; the gradient of advanced indexing failed here."""
+    threads = torch.get_num_threads()
+    textures = {} if method == "byol" else {"texture_role": "negative"}
+    parts, batch = make(method, width=16, **textures)
+    batch = {name: values.repeat(4, *[1] * (values.ndim - 1)) for name, values in batch.items()}
+    batch["index"] = torch.arange(64)
+    torch.set_num_threads(2)
+    try:
+        first, *others = (gradients_of(parts, batch) for _ in range(5))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(batch["image"]) == 64
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_a_resumed_pirl_run_draws_the_same_negatives() -> None:
+    parts, batch = make("pirl")
     for number in range(3):
-        stepper(batch, 0, number, 10, 0.1)
+        parts.step(batch, 0, number, 10, 0.1)
     again, _ = make("pirl")
-    again.method.load_state_dict(stepper.method.state_dict())
-    assert np.array_equal(again.method._draw_negatives(0), stepper.method._draw_negatives(0))  # type: ignore[operator]
+    again.method.load_state_dict(parts.method.state_dict())
+    assert np.array_equal(again.method._draw_negatives(0), parts.method._draw_negatives(0))  # type: ignore[operator]
 
 
-def test_nothing_of_a_step_that_did_not_fit_is_held_while_what_fits_is_measured(
+def test_tensors_of_a_failed_step_are_freed_before_the_estimate(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[weakref.ref] = []
@@ -242,16 +287,16 @@ def test_nothing_of_a_step_that_did_not_fit_is_held_while_what_fits_is_measured(
         return UserError("measured")
 
     monkeypatch.setattr(SACL, "_queries", full)
-    monkeypatch.setattr(sacl_train.training.loop, "explain_memory", explain)
+    monkeypatch.setattr(sacl_train.training.loop, "explain_out_of_memory", explain)
     small = {key: SMALL[key] for key in ("projector_hidden", "projector_out", "predictor_hidden")}
     with pytest.raises(UserError, match="measured"):
         train(load_config(None, {**TINY, **small, "epochs": 1}), shapes_shards, tmp_path / "run")
 
 
-def test_what_fits_is_measured_as_the_run_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    stepper, batch = make("sacl", precision="bf16", accumulate=2)
+def test_the_estimate_uses_the_runs_precision_and_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, batch = make("sacl", precision="bf16", accumulate=2)
     seen: list[tuple[int, torch.dtype]] = []
-    stepper.method.encoder.register_forward_hook(lambda _, given, made: seen.append((len(given[0]), made.dtype)))
+    parts.method.encoder.register_forward_hook(lambda _, given, made: seen.append((len(given[0]), made.dtype)))
     for name, value in (
         ("empty_cache", None),
         ("memory_allocated", 10**9),
@@ -260,21 +305,26 @@ def test_what_fits_is_measured_as_the_run_computes(monkeypatch: pytest.MonkeyPat
         ("max_memory_allocated", 3 * 10**9),
     ):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    out_of_memory = sacl_train.training.out_of_memory
     few = {name: values[:2] for name, values in batch.items()}
-    assert sacl_train.training.step._estimate(stepper, few, 0) == "by estimate 8 fit"  # 1 GB an image, 0.9 of 9 GB
+    # 1 GB an image, 0.9 of 9 GB
+    assert out_of_memory._estimate(parts.method, few, 0, parts.config, CPU) == "about 8 fit"
     assert {dtype for _, dtype in seen} == {torch.bfloat16}
     assert seen[-1][0] == 4 * 2  # cells of two images
-    assert "with 8 images at once; try half of it" in str(explain_memory(stepper, batch, 3, 0))
-    stepper.device = torch.device("cuda")
-    monkeypatch.setattr(sacl_train.training.step, "_estimate", lambda stepper, few, epoch: f"{len(few['image'])} tried")
-    assert "with 8 images at once; 2 tried. " in str(explain_memory(stepper, batch, 3, 0))
-    monkeypatch.setattr(sacl_train.training.step, "count_processes", lambda: 2)
-    said = str(explain_memory(stepper, batch, 3, 0))
-    assert "an estimate of what fits is made by a single process only" in said
-    assert "--set accumulate=4" in said
+
+    def explained(device: torch.device) -> str:
+        return str(explain_out_of_memory(parts.method, batch, 3, 0, parts.config, device))
+
+    assert "with 8 images at once; try half of it" in explained(CPU)
+    monkeypatch.setattr(out_of_memory, "_estimate", lambda method, few, *_: f"{len(few['image'])} tried")
+    cuda = torch.device("cuda")
+    assert "with 8 images at once; 2 tried. " in explained(cuda)
+    monkeypatch.setattr(out_of_memory, "count_processes", lambda: 2)
+    assert "the number that fits is estimated in single-process runs only" in explained(cuda)
+    assert "--set accumulate=4" in explained(cuda)
 
 
-def test_each_of_torchruns_processes_asks_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_of_torchrun_uses_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(device))

@@ -1,0 +1,96 @@
+"""What stays the same while a run trains, and the files that it writes."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sacl_train.config import Config, dump_config
+from sacl_train.data.stream import Stream
+from sacl_train.distributed import process_rank
+from sacl_train.nets import Encoder
+from sacl_train.report.sheet import draw_views
+from sacl_train.training.metrics import Board, StepLog, write_rows
+from sacl_train.training.optim import cosine_lr
+from sacl_train.training.setup import describe
+from sacl_train.training.state import TrainState
+from texturegen.console import Progress
+from texturegen.shards import Shards
+from texturegen.storage.atomic import write_atomically
+
+# Scores an encoder on the shards' own images, in 0..1; None if they have no labels. `evaluate.quick.quick_knn` is one.
+Score = Callable[[Encoder, Shards, Config, torch.device], float | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same while a run trains.
+
+    Attributes
+    ----------
+    config : resolved: mean, std and the places of a memory bank are given.
+    shards, stream : the data, and this process's batches of it.
+    out : directory of the run.
+    device : where the networks are.
+    score : the kNN score, or None.
+    is_writer : True in the first process, the only one that writes files.
+    log : steps.jsonl; None in a process that does not write.
+    board : TensorBoard's events, if wanted.
+    progress : the bar or the lines on stderr.
+    """
+
+    config: Config
+    shards: Shards
+    stream: Stream
+    out: Path
+    device: torch.device
+    score: Score | None
+    is_writer: bool
+    log: StepLog | None
+    board: Board
+    progress: Progress
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * len(self.stream)
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return cosine_lr(step, self.steps, self.config.lr, round(self.config.warmup_epochs * len(self.stream)))
+
+
+@contextmanager
+def open_run(
+    config: Config,
+    shards: Shards,
+    stream: Stream,
+    out: Path,
+    device: torch.device,
+    state: TrainState,
+    score: Score | None,
+) -> Iterator[Run]:
+    """Yield the run with its files open, in the first process; close them in the end."""
+    is_writer = process_rank() == 0
+    log: StepLog | None = None
+    if is_writer:
+        out.mkdir(parents=True, exist_ok=True)
+        if state.saved_step:
+            write_rows(out, state.rows)  # a crash may have come between the checkpoint and these files
+        write_atomically(out / "config.toml", dump_config(config))
+        draw_views(out / "sheet.png", shards, state.method.weak)
+        log = StepLog(out / "steps.jsonl", state.log_bytes)
+        print(describe(config, stream, state.saved_step), file=sys.stderr, flush=True)
+    board = Board(out, state.saved_step, config.tensorboard and is_writer)
+    steps = config.epochs * len(stream)
+    progress = Progress(steps * config.batch_size, "samples", state.saved_step * config.batch_size)
+    try:
+        yield Run(config, shards, stream, out, device, score, is_writer, log, board, progress)
+    finally:
+        progress.close()
+        if log is not None:
+            log.close()
+        board.close()
