@@ -1,8 +1,9 @@
 """sacl_train: shards in, a contrastively trained encoder and its figures out (PyTorch).
 
-    config = sacl_train.load_config(None, {"encoder": "se_resnet18", "epochs": 100})
-    rows = sacl_train.train(config, "shards/", "runs/mine")
-    encoder, config, epochs = sacl_train.load_encoder("runs/mine")
+>>> import sacl_train
+>>> encoder, config, epochs = sacl_train.load_encoder("run")
+>>> config.encoder, epochs
+('se_resnet8', 0)
 
 Names are loaded on first use, so that `import sacl_train` does not load torch.
 """
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "load_config", "load_encoder", "train"]
 
-_LOCATION = {
+_LOCATIONS = {
     "Config": "sacl_train.config",
     "load_config": "sacl_train.config",
     "load_encoder": "sacl_train.training.resume",
@@ -25,7 +26,29 @@ _LOCATION = {
 
 
 def train(config: "Config", shards_dir: str | Path, out: str | Path) -> list[dict[str, Any]]:
-    """Train with a kNN score every `config.knn_every` epochs; see `sacl_train.training.loop.train`."""
+    """Train, or resume, with a kNN score every `config.knn_every` epochs; see `sacl_train.training.loop.train`.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    shards_dir : str or Path
+        Shards made by `texturegen build`.
+    out : str or Path
+        Directory of the run.
+
+    Returns
+    -------
+    list of dict
+        Metrics, a row per epoch.
+
+    Examples
+    --------
+    >>> small = {"encoder": "se_resnet8", "width": 8, "batch_size": 16, "epochs": 1, "knn_every": 1, "device": "cpu"}
+    >>> rows = train(load_config(None, {**small, "method": "simsiam"}), "shards", "runs/mine")
+    >>> [row["epoch"] for row in rows], "knn" in rows[0]
+    ([1], True)
+    """
     from sacl_train.evaluate import quick
     from sacl_train.training import loop
 
@@ -33,6 +56,6 @@ def train(config: "Config", shards_dir: str | Path, out: str | Path) -> list[dic
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LOCATION:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LOCATION[name]), name)
+    return getattr(import_module(_LOCATIONS[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m sacl_train` is `sacl-train`: what torchrun starts."""
+"""`python -m sacl_train` runs `sacl-train`; torchrun starts it in this way."""
 
 from sacl_train.cli.train import train_main
 

@@ -1,7 +1,7 @@
-"""One training run's settings: dataclasses, filled from their defaults, a TOML file and flags, in that order.
+"""Settings of a training run: dataclasses, filled from defaults, a TOML file and flags, in that order.
 
-General settings are `Config`'s own; those of a method are its `Settings` dataclass, held in `Config.method_settings`.
-To the user they are one flat list of keys.
+General settings are fields of `Config`; a method's own are fields of its `Settings` dataclass, held in
+`Config.method_settings`. To the user they are one flat list of keys.
 """
 
 import json
@@ -11,13 +11,13 @@ import types
 import typing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from sacl_train.methods import METHODS
 from sacl_train.methods.sacl import SACLSettings
 from texturegen.errors import UserError, nearest
 
-KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
+TYPE_NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "texture_source": ("shards", "patch-shuffle", "both"),
@@ -30,87 +30,126 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cache": ("auto", "ram", "none"),
 }
 
+MINIMUMS = {
+    "epochs": 0,
+    "batch_size": 2,
+    "accumulate": 1,
+    "knn_every": 0,
+    "threads": 1,
+    "seed": 0,
+    "cache_gb": 0,
+    "save_every": 1,
+    "keep": 1,
+    "log_every": 0,
+    "bad_share": 0,
+    "shuffle_buffer": 1,
+    "sgd_momentum": 0,
+    "weight_decay": 0,
+    "degrees": 0,
+    "shift": 0,
+}
+
+
+class MethodSettings(Protocol):
+    """What every method's `Settings` has, a frozen dataclass whose fields all have defaults."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def texture_role(self) -> str:
+        """What the textures are to the method: "none", "negative", or another role that it names."""
+
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a run. Defaults are the paper's (SACL §3.2) where it gives one."""
+    """Settings of a run.
 
-    method: str = "sacl"
-    method_settings: Any = field(default_factory=SACLSettings)  # an instance of the method's Settings
-    # the encoder
-    encoder: str = "se_resnet50"
-    stem: str = "auto"  # imagenet, cifar, cifar-stride2; auto: cifar up to 64 px
-    attention: str = "se"  # se, cbam, gc, nonlocal, triplet, abn, none
-    placement: str = "standard"  # of the attention in a block: standard, pre, post, identity
-    width: int | None = None  # of the first stage, CIFAR family only
-    checkpointing: bool = False  # computes activations again in the backward pass instead of keeping them
-    # the views
-    weak: str = "geometric"  # geometric, mocov2, colour-geometric, none
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # smallest and largest area of a crop, of the image's
-    degrees: float = 15.0  # rotation to either side
-    shift: float = 0.1  # translation to any side, of the view's side
+    The defaults are those of the paper (SACL §3.2) where it gives a value. `load_config` fills a `Config` from a file
+    and from flags.
+    """
+
+    method: str = "sacl"  # a name in `methods.METHODS`
+    method_settings: MethodSettings = field(default_factory=SACLSettings)  # an instance of the method's Settings
+
+    # Encoder
+    encoder: str = "se_resnet50"  # a name in `nets.ENCODERS`
+    stem: str = "auto"  # imagenet, cifar or cifar-stride2; auto: cifar for images up to 64 px, else imagenet
+    attention: str = "se"  # se, cbam, gc, nonlocal, triplet, abn or none
+    placement: str = "standard"  # position of the attention in a block: standard, pre, post or identity
+    width: int | None = None  # channels of the first stage; CIFAR family only
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+
+    # Views
+    weak: str = "geometric"  # augmentation policy: geometric, mocov2, colour-geometric or none
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # smallest and largest area of a crop, as a share of the image
+    degrees: float = 15.0  # maximum rotation to either side
+    shift: float = 0.1  # maximum translation in any direction, as a share of the side
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
-    grey: float = 0.2  # probability
-    mean: tuple[float, ...] | None = None  # per channel, 0..1; measured on the shards when not given
-    std: tuple[float, ...] | None = None
-    # the textures, where the method's texture_role has any
-    texture_source: str = "shards"  # shards, patch-shuffle (made on the device, needs none), both
-    texture_draw: str = "one"  # of the K textures of an image: one, drawn anew each epoch, or all
-    texture_part: str = "whole"  # whole, or inside: pasted into the middle of its image
-    shuffle_cells: tuple[float, float] = (0.07, 0.32)  # smallest and largest cell of patch-shuffle, of the image's side
-    # the order
-    order: str = "global"  # global: all samples shuffled; shards: shard after shard, through a buffer
-    shuffle_buffer: int = 4096  # samples, of order shards
-    remainder: str = "drop"  # of an epoch's samples, less than a batch: drop, or wrap to the epoch's beginning
-    # the optimisation
-    optimizer: str = "sgd"  # sgd, lars
-    epochs: int = 200
-    batch_size: int = 128  # of all processes together
-    accumulate: int = 1  # pieces that a batch is done in, one after the other; each is contrasted with itself only
-    lr: float = 0.1
-    warmup_epochs: float = 0.0  # of rising lr, within `epochs`
-    clip: float | None = None  # largest norm of all gradients together
-    sgd_momentum: float = 0.9
+    grey: float = 0.2  # probability of a greyscale view, 0 to 1
+    mean: tuple[float, ...] | None = None  # per channel, 0 to 1; None: measured on the shards
+    std: tuple[float, ...] | None = None  # per channel, 0 to 1; None: measured on the shards
+
+    # Textures, for methods whose texture_role is not none
+    texture_source: str = "shards"  # shards; patch-shuffle: made on the device from the images; or both
+    texture_draw: str = "one"  # one: a random texture per image, chosen anew in each epoch; all: every texture
+    texture_part: str = "whole"  # whole; inside: the texture is pasted into the middle of its image
+    shuffle_cells: tuple[float, float] = (0.07, 0.32)  # smallest and largest cell of patch-shuffle, share of the side
+
+    # Order of the samples
+    order: str = "global"  # global: shuffle all samples; shards: random shards through a shuffle buffer
+    shuffle_buffer: int = 4096  # samples in the shuffle buffer of order shards
+    remainder: str = "drop"  # incomplete last batch: drop it, or wrap around to the beginning of the epoch
+
+    # Optimisation
+    optimizer: str = "sgd"  # sgd, or lars for batches of thousands
+    epochs: int = 200  # 0 writes an untrained encoder
+    batch_size: int = 128  # images per step, over all processes
+    accumulate: int = 1  # process a batch in this many pieces; an image is contrasted within its piece only
+    lr: float = 0.1  # base learning rate; it falls to 0 along a cosine
+    warmup_epochs: float = 0.0  # epochs of linear warm-up, counted within `epochs`
+    clip: float | None = None  # maximum norm of the gradient; None: no clipping
+    sgd_momentum: float = 0.9  # momentum of either optimizer
     weight_decay: float = 1e-4
-    # the run
-    seed: int = 0
-    device: str = "auto"  # cpu, cuda, cuda:1 ...; auto: cuda where there is one
-    knn_every: int = 5  # epochs; 0: never
-    online: bool = False  # a linear probe that learns along (evaluate/online.py): to watch, no figure for a table
-    precision: str = "fp32"  # fp32, bf16, fp16: of the forward pass (autocast)
-    tf32: bool = True  # for fp32 on CUDA
-    channels_last: bool = True
-    compile: bool = False  # the networks, by torch.compile
-    deterministic: bool = False  # the same bits on every run on CUDA too; slower
-    threads: int | None = None  # that decode images; none: the CPUs there are, shared by the processes of a machine
-    cache: str = "auto"  # decoded images in memory, all in each process: ram, none, or auto: if they fit into cache_gb
-    cache_gb: float | None = None  # of a process; none: its part of half the memory that is available
-    bad_share: float = 0.01  # of the samples that may be damaged, for all processes together, before the run stops
-    log_every: int = 50  # steps from one line of steps.jsonl to the next; 0: none
-    tensorboard: bool = False
-    save_every: int = 1000  # steps from one checkpoint to the next; there is one after every epoch too
-    keep: int = 2  # newest checkpoints; best.pt beside them is of the best kNN score
+
+    # Run
+    seed: int = 0  # of the weights, the order and the views
+    device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda if it is available
+    knn_every: int = 5  # epochs between kNN scores; 0: never
+    online: bool = False  # train a linear probe along (training/online.py): for watching a run, not for tables
+    precision: str = "fp32"  # of the forward pass, by autocast: fp32, bf16 or fp16
+    tf32: bool = True  # allow TF32 in fp32 matrix products and convolutions on CUDA
+    channels_last: bool = True  # memory layout of the networks
+    compile: bool = False  # compile the networks by torch.compile
+    deterministic: bool = False  # deterministic CUDA kernels: the same bits in every run, slower
+    threads: int | None = None  # threads that decode images; None: all CPUs, divided among the machine's processes
+    cache: str = "auto"  # decoded images in memory: ram, none, or auto: if they fit into cache_gb
+    cache_gb: float | None = None  # cache limit per process, in GB; None: its share of half the available memory
+    bad_share: float = 0.01  # share of damaged samples, over all processes, above which the run stops
+    log_every: int = 50  # steps between two lines of steps.jsonl; 0: no lines
+    tensorboard: bool = False  # write TensorBoard events too
+    save_every: int = 1000  # steps between two checkpoints; one is also written after every epoch
+    keep: int = 2  # newest checkpoints to keep; best.pt, of the best kNN score, is kept besides
 
     def __post_init__(self) -> None:
-        least = {"epochs": 0, "batch_size": 2, "knn_every": 0, "threads": 1, "seed": 0, "cache_gb": 0}
-        least |= {"save_every": 1, "keep": 1, "accumulate": 1, "shuffle_buffer": 1, "log_every": 0, "bad_share": 0}
-        least |= {"sgd_momentum": 0, "weight_decay": 0, "degrees": 0, "shift": 0}
-        for key, bound in least.items():
-            if (value := getattr(self, key)) is not None and value < bound:
-                raise UserError(f"{key} is {getattr(self, key)}; it must be at least {bound}")
+        for key, minimum in MINIMUMS.items():
+            if (value := getattr(self, key)) is not None and value < minimum:
+                raise UserError(f"{key} is {value}; it must be at least {minimum}")
         for key, known in CHOICES.items():
             if (value := getattr(self, key)) not in known:
                 raise UserError(f"unknown {key} '{value}'{nearest(value, known)}; known: {', '.join(known)}")
         if len(self.shuffle_cells) != 2 or not 0 < self.shuffle_cells[0] <= self.shuffle_cells[1] <= 0.5:
             raise UserError(
-                f"shuffle_cells is {list(self.shuffle_cells)}; it must be two shares, 0 < smallest <= largest <= 0.5"
+                f"shuffle_cells is {list(self.shuffle_cells)}; it must be two shares of the side, "
+                "0 < smallest <= largest <= 0.5"
             )
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise UserError(f"warmup_epochs is {self.warmup_epochs}; it must be between 0 and epochs, {self.epochs}")
         if self.compile and self.checkpointing:
-            raise UserError("compile and checkpointing do not go together: choose one, for speed or for memory")
+            raise UserError(
+                "compile and checkpointing do not go together: set compile for speed, or checkpointing to save memory"
+            )
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip is {self.clip}; it must be above 0, or none")
         if self.lr <= 0:
@@ -120,9 +159,11 @@ class Config:
                 f"crop_scale is {list(self.crop_scale)}; it must be two areas, 0 < smallest <= largest <= 1"
             )
         if len(self.jitter) != 4 or not all(0 <= v <= 1 for v in self.jitter) or self.jitter[3] > 0.5:
-            raise UserError(f"jitter is {list(self.jitter)}; it must be three strengths in 0..1 and a hue in 0..0.5")
+            raise UserError(
+                f"jitter is {list(self.jitter)}; it must be three strengths from 0 to 1 and a hue shift from 0 to 0.5"
+            )
         if not 0 <= self.grey <= 1:
-            raise UserError(f"grey is {self.grey}; it is a probability, 0..1")
+            raise UserError(f"grey is {self.grey}; it must be a probability, from 0 to 1")
         for key in ("mean", "std"):
             if (value := getattr(self, key)) is not None and len(value) != 3:
                 raise UserError(f"{key} has {len(value)} values; it must have 3, one per channel")
@@ -130,18 +171,36 @@ class Config:
             raise UserError(f"std is {list(self.std)}; it must be above 0")
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its key, the method's own among them, as JSON and TOML hold them (tuples as lists)."""
+        """Return every setting by its key, the method's own included, with tuples as lists, as in JSON and TOML."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method_settings"}
         values = {**own, **vars(self.method_settings)}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
-    """Defaults (`Config`'s, the method's), overlaid by the TOML file at `path`, overlaid by `settings`.
+    """Return the defaults of `Config` and of the method, overridden by a TOML file, overridden by `settings`.
 
-    Raises UserError for an unknown key (with the nearest known one), a value of the wrong type or out of range.
+    Parameters
+    ----------
+    path : str, Path or None
+        TOML file of settings.
+    settings : dict
+        Key -> value; the string "none" is accepted for None.
+
+    Raises
+    ------
+    UserError
+        If a key is unknown (the message suggests the nearest one), or a value has the wrong type or is out of range.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> config = load_config(None, {"encoder": "se_resnet18", "tau": 0.1})
+    >>> config.encoder, config.epochs, config.method_settings.tau
+    ('se_resnet18', 200, 0.1)
     """
-    given: dict[str, tuple[Any, str]] = {}  # key -> value, where it was given
+    given: dict[str, tuple[Any, str]] = {}  # key -> value and the file it comes from
     if path is not None:
         try:
             given.update({key: (value, f"{path}: ") for key, value in tomllib.loads(Path(path).read_text()).items()})
@@ -149,14 +208,14 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
             raise UserError(f"{path}: not a TOML file ({error})") from None
     given.update({key: (value, "") for key, value in settings.items()})
 
-    method, where = given.get("method", ("sacl", ""))
+    method, where = given.pop("method", ("sacl", ""))
     if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"{where}there is no method {method!r}{nearest(str(method), METHODS)}")
-    own, of_method = typing.get_type_hints(Config), typing.get_type_hints(METHODS[method].load().Settings)
-    del own["method_settings"]
-    hints = own | of_method
+    cls = METHODS[method].load()
+    of_run, of_method = typing.get_type_hints(Config), typing.get_type_hints(cls.Settings)
+    del of_run["method_settings"]
+    hints = of_run | of_method
     values: dict[str, Any] = {}
-    given.pop("method", None)
     for key, (value, where) in given.items():
         if key not in hints:
             owners = [name for name in METHODS if key in typing.get_type_hints(METHODS[name].load().Settings)]
@@ -164,19 +223,18 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
                 raise UserError(f"{where}method {method} has no setting {key!r}; it belongs to {', '.join(owners)}")
             raise UserError(f"{where}there is no setting {key!r}{nearest(key, hints)}")
         values[key] = _typed(value, hints[key], f"{where}{key}")
-    method_settings = METHODS[method].load().Settings(**{key: values.pop(key) for key in of_method if key in values})
-    return replace(
-        Config(), method=method, method_settings=method_settings, **{**METHODS[method].load().defaults, **values}
-    )
+    method_settings = cls.Settings(**{key: values.pop(key) for key in of_method if key in values})
+    return replace(Config(), method=method, method_settings=method_settings, **{**cls.defaults, **values})
 
 
 def dump_config(config: Config) -> str:
-    """The config as TOML that `load_config` reads back; settings that are None are left out."""
-    # Numbers, strings, booleans and lists are written alike in JSON and TOML.
+    """Return the config as TOML that `load_config` reads back; settings that are None are left out."""
+    # JSON and TOML write numbers, strings, booleans and lists in the same way.
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.flat().items() if value is not None)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the type that a field is annotated with; UserError, naming `where`, if it is another type."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value in ("none", "None") and type(None) in kinds:
         return None
@@ -187,5 +245,5 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         if type(value) is kind and kind is not float:
             return value
-    names = " or ".join(KINDS.get(kind, "a list of numbers") for kind in kinds)
+    names = " or ".join(TYPE_NAMES.get(kind, "a list of numbers") for kind in kinds)
     raise UserError(f"{where} is {value!r}; it must be {names}")

@@ -1,4 +1,4 @@
-"""The `sacl-train` command. torch is imported when the work begins: `--help` answers at once."""
+"""The `sacl-train` command. It imports torch when it runs, so `--help` answers at once."""
 
 import os
 import shlex
@@ -8,62 +8,68 @@ from typing import Any
 
 import click
 
+from sacl_train.methods import METHODS
+from sacl_train.nets import ENCODERS
 from texturegen import __version__
 from texturegen.console import FriendlyCommand, read_pairs
 
 HELP = {"help_option_names": ["-h", "--help"]}
+PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=FriendlyCommand, context_settings=HELP)
-@click.option("--shards", required=True, type=click.Path(path_type=Path), help="Made by `texturegen build`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the run.")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings.")
-@click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; goes before --config.")
-@click.option("--method", help="sacl, fast-moco, mocov2, simclr, byol, simsiam, pirl or barlow  [default: sacl]")
-@click.option("--encoder", help="se_resnet18, 34, 50, 101, se_resnet20 or se_resnet8  [default: se_resnet50]")
-@click.option("--epochs", type=int, help="0 writes an untrained encoder  [default: 200]")
-@click.option("--batch-size", type=int, help="[default: 128]")
+@click.option(
+    "--shards", required=True, type=PATH, help="Shards made by `texturegen build`: a directory or an address."
+)
+@click.option("--out", required=True, type=PATH, help="Directory of the run.")
+@click.option("--config", type=PATH, help="TOML file of settings.")
+@click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; overrides --config.")
+@click.option("--method", help=f"One of {', '.join(METHODS)}  [default: sacl]")
+@click.option("--encoder", help=f"One of {', '.join(ENCODERS)}  [default: se_resnet50]")
+@click.option("--epochs", type=int, help="Number of epochs; 0 writes an untrained encoder  [default: 200]")
+@click.option("--batch-size", type=int, help="Images per step, over all processes  [default: 128]")
 @click.option("--texture-role", help="negative, instance, positive or none  [default: negative for sacl, else none]")
-@click.option("--order", help="global or shards  [default: global]")
-@click.option("--cache", help="auto, ram or none  [default: auto]")
+@click.option("--order", help="global: shuffle all samples; shards: read shard by shard  [default: global]")
+@click.option("--cache", help="Decoded images in memory: auto, ram or none  [default: auto]")
 @click.option("--precision", help="fp32, bf16 or fp16  [default: fp32]")
-@click.option("--compile/--no-compile", default=None, help="[default: no]")
-@click.option("--device", help="cpu, cuda ...  [default: cuda where there is one]")
-@click.option("--seed", type=int, help="[default: 0]")
+@click.option("--compile/--no-compile", default=None, help="Compile the networks by torch.compile  [default: no]")
+@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: cuda if it is available, else cpu]")
+@click.option("--seed", type=int, help="Seed of the weights, the order and the views  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.")
 @click.version_option(__version__)
 def train_main(
-    shards: Path, out: Path, config: Path | None, settings: dict[str, Any], dry_run: bool, **flags: Any
+    shards: str, out: Path, config: Path | None, settings: dict[str, Any], dry_run: bool, **flags: Any
 ) -> None:
-    """Train an encoder on shards. Run the same command again to go on where it was.
+    """Train an encoder on shards, or resume a run.
 
-    Ctrl-C and SIGTERM save a checkpoint at the next step and end with status 0.
+    Run the same command again to resume from the last checkpoint. Ctrl-C and SIGTERM save a checkpoint after the
+    current step and exit with status 0.
 
-    Settings come from their defaults, --config, --set and the flags, the later ones winning.
+    Settings are taken from the defaults, --config, --set and the other flags; later ones override earlier ones.
 
     On several GPUs or machines: `torchrun --nproc-per-node 4 -m sacl_train ...`.
     """
     from sacl_train import train
     from sacl_train.config import dump_config, load_config
-    from sacl_train.distributed import first_started
+    from sacl_train.distributed import is_first_started
     from sacl_train.training.dry_run import plan
     from sacl_train.training.loop import Stopped
 
     given = {key: value for key, value in flags.items() if value is not None}
-    asked = load_config(config, {**settings, **given})
+    requested = load_config(config, {**settings, **given})
     if dry_run:
-        resolved, line = plan(asked, shards, out)
+        resolved, line = plan(requested, shards, out)
         print(f"# {line}\n{dump_config(resolved)}", end="")
         return
-    first = first_started()
+    is_first = is_first_started()
     try:
-        rows = train(asked, shards, out)
+        rows = train(requested, shards, out)
     except Stopped as stopped:
         torchrun = "the same torchrun command, or " if "TORCHELASTIC_RUN_ID" in os.environ else ""
-        if first:
-            print(f"{out}: {stopped}; to go on: {torchrun}{shlex.join(['sacl-train', *sys.argv[1:]])}")
+        if is_first:
+            print(f"{out}: {stopped}; to resume: {torchrun}{shlex.join(['sacl-train', *sys.argv[1:]])}")
         return
-    if not first:
+    if not is_first:
         return
     if not rows:
         print(f"{out}: an untrained encoder")

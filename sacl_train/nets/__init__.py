@@ -1,25 +1,52 @@
 """Networks: ResNet encoders with attention, heads, and the EMA target. `build_encoder` makes an encoder by name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from sacl_train.nets.attention import ATTENTION, PLACEMENTS, check_attention
-from sacl_train.nets.cifar import CifarResNet
-from sacl_train.nets.encoder import Encoder
-from sacl_train.nets.resnet import basic_resnet, bottleneck_resnet
-from sacl_train.nets.stem import choose_stem
 from texturegen.errors import UserError, nearest
 
-__all__ = ["ATTENTION", "ENCODERS", "PLACEMENTS", "Encoder", "build_encoder"]
+if TYPE_CHECKING:
+    from sacl_train.nets.attention import ATTENTION, PLACEMENTS
+    from sacl_train.nets.encoder import Encoder
 
-# The registry: name -> encoder class. All take a stem; only the CIFAR family takes a width.
-ENCODERS: dict[str, Callable[..., Encoder]] = {
-    "se_resnet18": partial(basic_resnet, (2, 2, 2, 2)),
-    "se_resnet34": partial(basic_resnet, (3, 4, 6, 3)),
-    "se_resnet50": partial(bottleneck_resnet, (3, 4, 6, 3)),
-    "se_resnet101": partial(bottleneck_resnet, (3, 4, 23, 3)),
-    "se_resnet20": partial(CifarResNet, blocks=3, width=16),
-    "se_resnet8": partial(CifarResNet, blocks=1, width=32),
+__all__ = ["ATTENTION", "ENCODERS", "PLACEMENTS", "Encoder", "Entry", "build_encoder"]
+
+_LOCATIONS = {"ATTENTION": "attention", "PLACEMENTS": "attention", "Encoder": "encoder"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An encoder in the registry, before its module, and torch, are loaded.
+
+    Attributes
+    ----------
+    location : "module:name" of its class or function, inside this package.
+    blocks : blocks per stage.
+    width : channels of the first stage, for the encoders whose width can be set.
+    """
+
+    location: str
+    blocks: int | tuple[int, ...]
+    width: int | None = None
+
+    def load(self) -> "Callable[..., Encoder]":
+        """Import the encoder's module and return its constructor, with the number of blocks set."""
+        module, name = self.location.split(":")
+        build: Callable[..., Encoder] = getattr(import_module(f"{__name__}.{module}"), name)
+        return partial(build, self.blocks)
+
+
+# The registry: name -> encoder. All take a stem; only the CIFAR family takes a width.
+ENCODERS: dict[str, Entry] = {
+    "se_resnet18": Entry("resnet:basic_resnet", (2, 2, 2, 2)),
+    "se_resnet34": Entry("resnet:basic_resnet", (3, 4, 6, 3)),
+    "se_resnet50": Entry("resnet:bottleneck_resnet", (3, 4, 6, 3)),
+    "se_resnet101": Entry("resnet:bottleneck_resnet", (3, 4, 23, 3)),
+    "se_resnet20": Entry("cifar:CifarResNet", 3, width=16),
+    "se_resnet8": Entry("cifar:CifarResNet", 1, width=32),
 }
 
 
@@ -31,7 +58,7 @@ def build_encoder(
     image_size: int | None = None,
     placement: str = "standard",
     checkpointing: bool = False,
-) -> Encoder:
+) -> "Encoder":
     """Return a freshly initialised encoder.
 
     Parameters
@@ -70,14 +97,23 @@ def build_encoder(
     """
     if name not in ENCODERS:
         raise UserError(f"unknown encoder '{name}'{nearest(name, ENCODERS)}; known: {', '.join(ENCODERS)}")
+    from sacl_train.nets.attention import check_attention
+    from sacl_train.nets.stem import choose_stem
+
     check_attention(attention, placement)
-    settings: dict[str, int] = {}
-    if width is not None:
-        if getattr(ENCODERS[name], "func", None) is not CifarResNet:
-            raise UserError(f"encoder '{name}' has a fixed width; remove width, or use se_resnet20 or se_resnet8")
-        if width < 1:
+    entry, settings = ENCODERS[name], {}
+    if entry.width is not None:
+        settings["width"] = entry.width if width is None else width
+        if settings["width"] < 1:
             raise UserError(f"width must be at least 1, not {width}")
-        settings["width"] = width
-    encoder = ENCODERS[name](stem=choose_stem(stem, image_size), **settings)
+    elif width is not None:
+        raise UserError(f"encoder '{name}' has a fixed width; remove width, or use se_resnet20 or se_resnet8")
+    encoder = entry.load()(stem=choose_stem(stem, image_size), **settings)
     encoder.finish(attention, placement, checkpointing)
     return encoder
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOCATIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LOCATIONS[name]}"), name)

@@ -17,7 +17,7 @@ def test_defaults_are_the_papers() -> None:
     assert (own.tau, own.momentum, own.grid, own.texture_role) == (0.2, 0.99, 2, "negative")
 
 
-def test_flags_win_over_the_file_over_the_defaults(tmp_path: Path) -> None:
+def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("epochs = 7\nlr = 1\ntau = 0.5\nmean = [0.5, 0.5, 0.5]\n")
     config = load_config(path, {"epochs": 9, "alpha": 2})
@@ -88,13 +88,13 @@ def test_a_mistake_is_named(settings: dict, message: str) -> None:
         load_config(None, settings)
 
 
-def test_the_least_of_every_setting_is_taken() -> None:
+def test_the_minimum_of_every_setting_is_accepted() -> None:
     least = {"epochs": 0, "knn_every": 0, "threads": 1, "seed": 2**63 - 1, "cache_gb": 0, "save_every": 1, "keep": 1}
     least |= {"bad_share": 0, "log_every": 0, "weight_decay": 0, "batch_size": 2, "crop_scale": [1, 1]}
     assert load_config(None, least).bad_share == 0
 
 
-def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("epochs: 3")
     with pytest.raises(UserError, match=r"c.toml: not a TOML file"):
