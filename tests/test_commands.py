@@ -313,7 +313,7 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(shapes_shards: Path, t
     assert len(settings["mean"]) == 3
     assert "grid" in refused(*train, "--dry-run", "--set", "grid=3")
     assert call(*train, "--epochs", 1)[0] == 0
-    assert "holds another run (epochs 1 there, 2 asked)" in refused(*train, "--dry-run", "--epochs", 2)
+    assert "holds another run (epochs: 1 there, 2 here)" in refused(*train, "--dry-run", "--epochs", 2)
 
 
 def test_wrong_training_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sacl_train.evaluate": ("training", "config", "methods", "nets", "data"),
     "sacl_train.export": ("training", "report", "config", "nets"),
     "sacl_train": ("training", "evaluate"),
-    "sacl_train.cli": ("training", "evaluate", "report", "export", "config", "distributed", ""),
+    "sacl_train.cli": ("training", "evaluate", "report", "export", "config", "methods", "nets", "distributed", ""),
     "sacl_train.__main__": ("cli",),
 }
 # Rooms of the floor below that the trainer knows: the contract and what every floor shares, not how textures are made.
