@@ -27,6 +27,7 @@ import webdataset
 
 from texturegen.shards import ShardWriter, open_shards, writer
 from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
+from texturegen.shards.writer import rows_file
 from texturegen.storage.image import ENCODINGS, decode_image, encode_image
 from texturegen.texture import synthesize
 
@@ -83,7 +84,7 @@ def write_shards(directory: Path, encoded: list[tuple[bytes, bytes]], size: int,
                     key=f"sample/{i:06d}", label=i % 10, status="ok", width=size, height=size, meta="{}", **place
                 )
         stats = out.commit()
-    pq.write_table(pq.read_table(directory / PARTS / "000000.parquet"), directory / MANIFEST)
+    pq.write_table(pq.read_table(rows_file(directory, 0)), directory / MANIFEST)
     counts = {"samples": count, "textures": count, "failed": 0, "ignored": 0}
     content = {"format": FORMAT, "recipe": {"per_image": 1}, "source": {"classes": []}, "counts": counts}
     (directory / BUILD).write_text(json.dumps({**content, "shards": [stats]}))

@@ -25,6 +25,7 @@ from numba import njit
 
 import texturegen.texture.methods.coherent as coherent_module
 from texturegen.builds import Recipe
+from texturegen.builds.directory import prepare_jobs
 from texturegen.builds.job import run_job
 from texturegen.builds.recipe import make_plan
 from texturegen.storage.image import decode_image
@@ -80,6 +81,7 @@ def spend(function: Callable[[], object]) -> float:
 def make_calls(
     patches: list[np.ndarray], size: int, seed: int, chosen: dict, naive: bool
 ) -> dict[str, Callable[[], object]]:
+    """Return what is timed: the chosen methods, the quality figures and, if `naive`, the naive kernels."""
     calls = {
         name: partial(synthesize, patches, (size, size), method, seed, **settings)
         for name, (method, settings) in chosen.items()
@@ -93,6 +95,7 @@ def make_calls(
 
 
 def report_methods(images: list[np.ndarray], sizes: list[int], chosen: dict, naive: bool) -> None:
+    """Print the CPU time of a texture by method and size."""
     cells: dict[str, list[str]] = {}
     for size in sizes:
         spent: dict[str, list[float]] = {}
@@ -143,6 +146,7 @@ def report_comparisons(images: list[np.ndarray], sizes: list[int]) -> None:
 
 
 def bytes_per_nanosecond() -> float:
+    """Return the peak throughput of the vector unit for absolute differences."""
     random = np.random.default_rng(0)
     left, right = random.integers(0, 256, (2, 8192), dtype=np.uint8)
     mask = np.full(LANES, 255, dtype=np.uint8)
@@ -161,20 +165,21 @@ def _calibrate(left: np.ndarray, right: np.ndarray, mask: np.ndarray, times: int
 
 
 def report_build(images: list[np.ndarray], sizes: list[int]) -> None:
-    """Where a build's CPU time goes: one job over squares of the photographs, as PNG files."""
-    print("\n| build, CPU ms per image | all | synthesis | quality figures | their share |")
+    """Print the CPU time of a build by stage: one job on squares of the photographs, as PNG files."""
+    print("\n| build, CPU ms per image | total | synthesis | quality figures | share of quality figures |")
     print("| --- |" + " --- |" * 4)
     for size in sizes:
         with tempfile.TemporaryDirectory() as directory:
             root, out = Path(directory, "images"), Path(directory, "shards")
-            (out / "parts").mkdir(parents=True)
+            out.mkdir()
             root.mkdir()
             for number in range(6000 // size):
                 side = min(images[number % len(images)].shape[:2])
                 square = images[number % len(images)][:side, :side]
                 small = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
                 cv2.imwrite(str(root / f"{number:03d}.png"), small[..., ::-1])
-            plan, _ = make_plan(Recipe("folder", size=size), str(root))
+            plan, source = make_plan(Recipe("folder", size=size), str(root))
+            prepare_jobs(out, source)
             begin = time.process_time()
             stats = run_job(plan, str(root), out, {}, 0, lambda made, failed: True)
             total = 1000 * (time.process_time() - begin)
@@ -184,7 +189,8 @@ def report_build(images: list[np.ndarray], sizes: list[int]) -> None:
 
 
 def report_threads(images: list[np.ndarray], sizes: list[int]) -> None:
-    print("\n| two threads over one, wall time | median of 7 | best |\n| --- | --- | --- |")
+    """Print the speedup of two threads."""
+    print("\n| speedup of two threads, wall time | median of 7 | best |\n| --- | --- | --- |")
     for size in sizes:
         work = [make_patches(image, size, seed) for seed, image in enumerate(images)] * (1 + 2000 // size)
         seeds = list(range(len(work)))
