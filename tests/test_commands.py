@@ -175,10 +175,10 @@ def test_log_json_reports_errors_failures_and_plans(image_folder: Path, tmp_path
     assert finished["failures"][0]["key"].startswith("cats-bad-")
     (error,) = events("build", *folder, "--seed", "1", "--out", tmp_path / "s")
     assert error["event"] == "error"
-    assert "holds another build (recipe.seed 0 there, 1 asked)" in error["message"]
+    assert "holds another build (recipe.seed 0 there, 1 requested)" in error["message"]
     (plan,) = events("plan", *folder, "--seconds", "0.2")
     assert (plan["event"], plan["images"], plan["shards"], plan["failed"]) == ("plan", 7, 1, 1)
-    assert "nan seconds" in refused("texturegen", "plan", *folder, "--seconds", "nan")
+    assert "--seconds is nan" in refused("texturegen", "plan", *folder, "--seconds", "nan")
 
 
 def test_classes_are_what_a_file_holds_not_where_it_lies(tmp_path: Path, photo: np.ndarray) -> None:
