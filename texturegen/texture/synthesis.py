@@ -22,7 +22,7 @@ class Texture:
     ----------
     image : uint8, (H, W, 3) for RGB patches, (H, W) for grey ones.
     source : int32 (H, W, 3), the patch number, row and column of every pixel: with p, y, x = source[i, j],
-        image[i, j] == patches[p][y, x].
+        `image[i, j] == patches[p][y, x]`.
     """
 
     image: np.ndarray
