@@ -7,7 +7,6 @@ is cv2.imdecode to RGB from bytes in memory. Times are noisy: compare the ratios
 """
 
 import hashlib
-import json
 import random
 import statistics
 import tempfile
@@ -20,14 +19,14 @@ import click
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torchvision.io
 import webdataset
 
+from texturegen import __version__
 from texturegen.shards import ShardWriter, open_shards, writer
-from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS
-from texturegen.shards.writer import rows_file
+from texturegen.shards.layout import FORMAT, MANIFEST_SCHEMA, PARTS
+from texturegen.shards.publish import publish
 from texturegen.storage.image import ENCODINGS, decode_image, encode_image
 from texturegen.texture import synthesize
 
@@ -84,10 +83,13 @@ def write_shards(directory: Path, encoded: list[tuple[bytes, bytes]], size: int,
                     key=f"sample/{i:06d}", label=i % 10, status="ok", width=size, height=size, meta="{}", **place
                 )
         stats = out.commit()
-    pq.write_table(pq.read_table(rows_file(directory, 0)), directory / MANIFEST)
-    counts = {"samples": count, "textures": count, "failed": 0, "ignored": 0}
-    content = {"format": FORMAT, "recipe": {"per_image": 1}, "source": {"classes": []}, "counts": counts}
-    (directory / BUILD).write_text(json.dumps({**content, "shards": [stats]}))
+    description = {
+        "format": FORMAT,
+        "texturegen": __version__,
+        "recipe": {"per_image": 1},
+        "source": {"classes": []},
+    }
+    publish(directory, description, [stats], 0, [])
 
 
 def compare(calls: Calls, rounds: int) -> dict[str, tuple[float, float]]:
