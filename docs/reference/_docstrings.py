@@ -20,6 +20,9 @@ ENTRY = re.compile(r"^(\S[^\n:]*?) : ([^\n]+)((?:\n[ ]+[^\n]*|\n(?=\n[ ]))*)", r
 class PageDocstrings(griffe.Extension):
     """Rewrites the text of each docstring before it is parsed."""
 
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        self.on_object(obj=pkg)  # Griffe calls it for what is inside the package only
+
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = rewrite(obj.docstring.value, str(getattr(obj, "returns", None) or "object"))
