@@ -294,7 +294,7 @@ def test_train_and_evaluate(shapes_shards: Path, shapes_test_shards: Path, tmp_p
         options = ["--run", run, "--shards", shapes_shards, "--test-shards", shapes_test_shards, "--device", "cpu"]
         status, stdout, stderr = call("sacl-eval", probe, *options)
         assert status == 0, stderr
-        assert "texture_decisions" in stdout
+        assert "texture decisions" in stdout
         figures = json.loads((run / f"eval-{probe}.json").read_text())
         assert figures["probe"] == probe
         assert figures["command"].startswith(f"sacl-eval {probe} --run")
