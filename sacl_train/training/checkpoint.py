@@ -192,7 +192,7 @@ def is_checkpoint(run: Path) -> bool:
 
 
 def _remove_temporary_files(run: Path) -> None:
-    """Remove what a trainer that was killed in the middle of a write left. Only under the lock: nobody else writes."""
+    """Remove the temporary files of a trainer that was killed during a write. Call it under the lock only."""
     for name in WRITTEN:
         for path in run.glob(f"{name}.*.tmp"):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Settings: defaults under a file under flags; mistakes named with the nearest key."""
+"""Settings: flags override the file, which overrides defaults; mistakes are named with the nearest key."""
 
 from pathlib import Path
 

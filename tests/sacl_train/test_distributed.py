@@ -1,4 +1,4 @@
-"""Several processes under torchrun, on CPUs by gloo: the same step as one process, and the same run after any stop."""
+"""Several processes under torchrun, on CPUs with Gloo: the same step as one process, and exact resumption."""
 
 import os
 import random
@@ -140,6 +140,6 @@ def test_a_run_resumes_within_an_epoch_on_another_number_of_processes(shapes_sha
     whole, mixed = (load_checkpoint(tmp_path / name) for name in ("one", "both"))
     assert whole is not None
     assert mixed is not None
-    # The same samples in every batch, whoever did them: the same losses but for rounding.
+    # Every batch has the same samples, on any number of processes: the losses agree up to rounding.
     for mine, its in zip(whole["metrics"], mixed["metrics"], strict=True):
         assert its["loss"] == pytest.approx(mine["loss"], rel=1e-3)

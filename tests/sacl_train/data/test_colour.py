@@ -12,7 +12,7 @@ from sacl_train.data import colour
 
 @pytest.fixture
 def images() -> Tensor:
-    """Noise, with black, white, grey and pure colours in it: (4, 3, 9, 11) in 0..1."""
+    """Return noise with black, white, grey and pure colours: (4, 3, 9, 11) in 0 to 1."""
     x = torch.rand(4, 3, 9, 11, generator=torch.Generator().manual_seed(0))
     special = [(0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0.2, 0.7, 0.7)]
     for column, pixel in enumerate(special):

@@ -1,4 +1,4 @@
-"""Arrays on their way to the device: one buffer that gives them back."""
+"""Copies between host and device: one buffer, no waiting."""
 
 from typing import Any
 

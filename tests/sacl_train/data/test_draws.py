@@ -1,4 +1,4 @@
-"""Random numbers by name: the published generator, and what a sample's numbers may depend on."""
+"""Random numbers by name: the published generator, and what a sample's numbers depend on."""
 
 import numpy as np
 

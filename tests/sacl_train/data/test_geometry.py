@@ -18,7 +18,7 @@ BILINEAR = InterpolationMode.BILINEAR
 
 @pytest.fixture
 def smooth() -> Tensor:
-    """Waves of a few periods, (2, 3, 32, 48) in 0..1; no axis is like another."""
+    """Return waves of a few periods, (2, 3, 32, 48) in 0 to 1, different along each axis."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 48), indexing="ij")
     waves = [torch.sin(2 * math.pi * (a * x + b * y + c)) for a, b, c in [(1, 2, 0), (2, 0.5, 0.3), (0.3, 1, 0.6)]]
     image = torch.stack(waves) / 2 + 0.5

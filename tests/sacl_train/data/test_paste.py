@@ -1,4 +1,4 @@
-"""Textures pasted into their images: the edge stays, the middle goes."""
+"""Textures pasted into their images: the border stays, the middle is covered."""
 
 import numpy as np
 import torch

@@ -14,7 +14,7 @@ def states(count: int, seed: int = 0) -> np.ndarray:
 
 
 def numbered(count: int, height: int, width: int) -> torch.Tensor:
-    """Images whose pixels are all different (over the channels together)."""
+    """Return images whose pixels all differ, all channels taken together."""
     plane = torch.arange(height * width).view(1, height, width)
     return torch.stack([plane % 256, plane // 256, plane * 0], dim=1).to(torch.uint8).repeat(count, 1, 1, 1)
 

@@ -1,4 +1,4 @@
-"""The stream of batches: every sample at most once an epoch, the same order for the same seed, true pixels."""
+"""The stream of batches: each sample at most once per epoch, reproducible order, exact pixels, damaged samples."""
 
 import shutil
 import threading
@@ -126,7 +126,7 @@ def test_processes_together_read_what_one_reads(shapes_shards: Path, order: str,
 
 
 def damage(shards: Path, out: Path, which: list[int]) -> list[int]:
-    """A copy with the image bytes of those samples overwritten."""
+    """Copy shards, and overwrite the image bytes of some samples."""
     shutil.copytree(shards, out)
     for index in which:
         sample = open_shards(shards)[index]

@@ -1,4 +1,4 @@
-"""Weak augmentation: normalisation, reproducibility, and what the draws are distributed like."""
+"""Weak augmentation: normalisation, reproducibility, and the distribution of the parameters."""
 
 import math
 

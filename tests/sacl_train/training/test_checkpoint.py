@@ -1,4 +1,4 @@
-"""Checkpoints: their order, what is done about damaged and foreign ones, and what a failed write leaves."""
+"""Checkpoints: order, damaged and foreign files, failed writes, the lock."""
 
 import errno
 import os
@@ -40,14 +40,14 @@ class Harm:
 
 
 def content(step: int, **changes: Any) -> Checkpoint:
-    """A checkpoint that says nothing but its step."""
+    """Return a checkpoint in which only the step matters."""
     named: dict[str, Any] = {name: {} for name in Checkpoint.__required_keys__}
     named |= {"step": step, "epoch": 0, "steps_bytes": 0, "metrics": [], "shards": "", "image_size": (8, 8)}
     return {**named, **changes}  # type: ignore[typeddict-item, return-value]
 
 
 def flip_a_bit(path: Path) -> None:
-    """In the middle of the largest entry, which holds the numbers of a tensor."""
+    """Flip a bit in the middle of the largest entry, which holds the numbers of a tensor."""
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         entry = max(archive.infolist(), key=lambda entry: entry.file_size)

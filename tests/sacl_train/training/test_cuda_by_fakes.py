@@ -1,7 +1,7 @@
-"""Steps on CUDA without a GPU: torch's fake tensors have a device and a shape and no numbers.
+"""Steps on CUDA without a GPU: torch's fake tensors have a device and a shape but no numbers.
 
-They refuse to mix devices and to tell a number to the host, so a step that passes has all its tensors where they
-belong and waits for the device nowhere. The backward pass needs a real device and is left out: gradients are zeros.
+They refuse to mix devices and to pass a number to the host. A step that passes has all its tensors on the right device
+and never waits for it. The backward pass needs a real device and is left out: gradients are zeros.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture(autouse=True)
 def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is computed on the host is computed, and constants are made anew."""
+    """Compute on the host for real, and make constants again in every test."""
 
     def real(function: Callable) -> Callable:
         @wraps(function)
@@ -67,9 +67,7 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def step_on_cuda(
     monkeypatch: pytest.MonkeyPatch, method_name: str, **settings: Any
 ) -> tuple[set[str], set[torch.dtype]]:
-    """Do two steps and gather their metrics, all on fake CUDA; the types of devices that hold the weights then, and of
-    the encoder's features.
-    """
+    """Do two steps on fake CUDA; return the types of the weights' devices and the dtypes of the encoder's features."""
     dtypes = set()
     config = load_config(None, {**TINY, "method": method_name, **OWN.get(method_name, {}), **settings})
     pixels = torch.randint(0, 256, (8, 2, 32, 32, 3), dtype=torch.uint8)
@@ -94,7 +92,7 @@ def step_on_cuda(
 
 
 def move(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Put fake CUDA tensors in the place of a module's own."""
+    """Replace the tensors of a module by fake CUDA tensors."""
 
     def fake(tensor: Tensor) -> Tensor:
         there = mode.from_tensor(tensor.detach()).to(CUDA)

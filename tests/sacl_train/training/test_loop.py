@@ -1,4 +1,4 @@
-"""The loop: it learns, it resumes exactly, and it says what is wrong."""
+"""The loop: learning, exact resumption, signals, errors."""
 
 import csv
 import importlib.util
@@ -61,7 +61,7 @@ def logged_steps(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def plain(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """Rows of two epochs with no setting changed."""
+    """Return the metrics of two epochs with unchanged settings."""
     return train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path_factory.mktemp("plain"))
 
 
@@ -316,7 +316,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: 
     ):
         train(tiny(lr=1e30), shapes_shards, tmp_path)
     assert load_checkpoint(tmp_path) is not None
-    assert len(train(tiny(epochs=1), shapes_shards, tmp_path)) == 1, "nothing is lost when it begins anew"
+    assert len(train(tiny(epochs=1), shapes_shards, tmp_path)) == 1, "a run without a finished step starts over"
 
 
 def test_collapsed_embeddings_are_reported(
@@ -564,7 +564,7 @@ def test_the_optimizer_skips_parameters_without_gradient() -> None:
 def test_a_run_with_any_setting_resumes_within_an_epoch(
     shapes_shards: Path, plain: list[dict], tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    """Each with its own loss; stopped after a step and gone on with, the same bits."""
+    """Each setting has its own loss, and a run resumed after a step has the same bits."""
     changes = {"epochs": 2, "knn_every": 0, "save_every": 1, "keep": 100, "log_every": 1, **changes}
     rows = train(tiny(**changes), shapes_shards, tmp_path)
     assert rows[0]["loss"] > 0

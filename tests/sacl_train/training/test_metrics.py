@@ -1,4 +1,4 @@
-"""Lines of single steps: cut back to the checkpoint, never filled up."""
+"""Step log and TensorBoard events: truncated to the checkpoint when a run resumes."""
 
 import json
 import os

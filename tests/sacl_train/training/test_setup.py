@@ -1,4 +1,4 @@
-"""What a run is made of: every setting where it belongs, and which of them make it another run."""
+"""The parts of a run: every setting reaches its part, and which settings make it another run."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def tiny(**changes: object) -> Config:
 
 
 def checkpoint(step: int, config: Config) -> Checkpoint:
-    """A checkpoint without networks, of shards of digest "digest"."""
+    """Return a checkpoint without networks, of shards with the digest "digest"."""
     return {
         "step": step,
         "epoch": 0,
@@ -82,15 +82,15 @@ def test_every_process_needs_two_images_at_a_time(shapes_shards: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("remainder", "said"),
+    ("remainder", "line"),
     [
         ("drop", "of 5 batches of 12, 4 left out of each epoch"),
         ("wrap", "of 6 batches of 12, 8 used twice per epoch, resum"),
     ],
 )
-def test_the_description_of_a_run_names_the_remainder(remainder: str, said: str, shapes_shards: Path) -> None:
+def test_the_description_of_a_run_names_the_remainder(remainder: str, line: str, shapes_shards: Path) -> None:
     config = tiny(batch_size=12, remainder=remainder)
-    assert said in describe(config, make_stream(config, open_shards(shapes_shards), CPU), 7)
+    assert line in describe(config, make_stream(config, open_shards(shapes_shards), CPU), 7)
 
 
 def test_given_mean_and_std_are_kept_and_missing_ones_measured(shapes_shards: Path) -> None:

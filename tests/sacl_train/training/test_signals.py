@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request: the first one, its echo, and who is told."""
+"""SIGTERM and Ctrl-C as a request to stop: the first signal, its echo, other threads."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""A step of the optimizer: what the host must not wait for, and what is said when the memory is full."""
+"""A step of the optimizer: gradients, precision, no waiting for the device, and out of memory."""
 
 import copy
 import gc
@@ -41,14 +41,14 @@ from texturegen.errors import UserError
 CPU = torch.device("cpu")
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "device": "cpu"}
 SMALL = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "queue": 40, "negatives": 20, "images": 64}
-# What reads a tensor's numbers: on CUDA it waits for the device. So does taking numbers from the host's common memory.
+# Reading a tensor's numbers waits for a CUDA device. So does copying numbers from pageable host memory.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
 COPYING = ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor"))
 
 
 @dataclass
 class Parts:
-    """A method, what trains it, and its step."""
+    """A method, its optimizer and scaler, and its step."""
 
     method: Method
     optimizer: torch.optim.Optimizer
@@ -72,7 +72,7 @@ def make(name: str, **changes: Any) -> tuple[Parts, Batch]:
 
 
 class Waits(TorchDispatchMode):
-    """Lists the calls that would wait."""
+    """Record the calls that would wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def test_the_gradient_with_accumulation_is_the_mean_over_the_pieces() -> None:
     done = parts.step(batch, 0, 0, 10, 0.1)
     torch.testing.assert_close(moved[0], expected)
     assert float(done["loss"]) == pytest.approx(sum(losses) / 2)
-    assert all(p.grad is None for p in names), "the next step begins without gradients"
+    assert all(p.grad is None for p in names), "the next step starts without gradients"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
