@@ -147,7 +147,7 @@ def set_aside(directory: Path, lock: str = LOCK) -> Path:
     BusyError
         A process is at work in it, and would go on writing into the renamed directory.
     """
-    with DirectoryLock(directory, "working", create=False, name=lock) as held:
+    with DirectoryLock(directory, "renaming", create=False, name=lock) as held:
         number = 1
         while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
             number += 1

@@ -85,7 +85,7 @@ def test_a_build_with_other_options_is_set_aside(tmp_path: Path) -> None:
 def test_a_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
     out = tmp_path / "set"
     _build(out, 4)
-    with BuildDirectory(out), pytest.raises(BusyError, match="working"):
+    with BuildDirectory(out), pytest.raises(BusyError, match="is building"):
         _build(out, 6)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -93,7 +93,7 @@ def test_a_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
 def test_a_run_in_training_is_not_set_aside(shapes_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(load_config(None, RUN), shapes_shards, run)
-    with exclusive(run), pytest.raises(BusyError, match="working"):
+    with exclusive(run), pytest.raises(BusyError, match="is training"):
         claim_run(run, {**RUN, "tau": 0.5}, shapes_shards)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     claim_run(run, {**RUN, "tau": 0.5}, shapes_shards)
