@@ -230,13 +230,13 @@ class _Checks:
         if not len(bad):
             return
         places = np.unique(bad if rows is None else rows[bad])
-        for row in places[:MAX_NAMED].tolist():
-            self.faults.append(f"{self._name(row)}: {fault if isinstance(fault, str) else fault(row)}")
+        named = [f"{self._name(row)}: {fault if isinstance(fault, str) else fault(row)}" for row in places[:MAX_NAMED]]
+        self.faults += dict.fromkeys(named)  # the rows of a sample have the fault of its image in common
         if len(places) > MAX_NAMED:
-            self.faults.append(f"{len(places) - MAX_NAMED} more rows with the same fault as the row before")
+            self.faults.append(f"{len(places) - MAX_NAMED} more rows have the fault of {self._name(places[0])}")
 
     def _name(self, row: int) -> str:
-        key = self.table["key"][row].as_py()
+        key = self.table["key"][int(row)].as_py()
         return f"row {row}" if key is None else printable(key)
 
     def status(self, is_ok: np.ndarray) -> None:
@@ -286,7 +286,7 @@ class _Checks:
         if found.null_count > table["shard"].null_count:
             self.require(
                 pc.or_(pc.is_valid(found), pc.is_null(table["shard"])),
-                lambda row: f"in the shard {printable(table['shard'][row].as_py())}, which {BUILD} does not list",
+                lambda row: f"in the shard {printable(table['shard'][int(row)].as_py())}, which {BUILD} does not list",
             )
         return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 

@@ -111,7 +111,7 @@ class Local:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({reason_of(error)})") from None
         if end is not None and len(data) != end - (start or 0):
-            raise _too_short(str(path), (start or 0) + len(data), end)
+            raise _too_short(str(path), end)
         return data
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
@@ -140,7 +140,7 @@ class LocalFiles:
         except OSError as error:
             raise UserError(f"{self.files[number]}: cannot be read ({reason_of(error)})") from None
         if len(data) != size:
-            raise _too_short(self.files[number], offset + len(data), offset + size)
+            raise _too_short(self.files[number], offset + size)
         return data
 
     def _open(self, number: int) -> "_Handle":
@@ -197,7 +197,7 @@ class Remote:
         except Exception as error:  # each driver raises its own
             raise UserError(f"{self.locate(name)}: cannot be read ({reason_of(error)})") from None
         if start is not None and end is not None and len(data) != end - start:
-            raise _too_short(self.locate(name), start + len(data), end)
+            raise _too_short(self.locate(name), end)
         return data
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
@@ -253,8 +253,8 @@ def _read_once(path: str, start: int, end: int) -> bytes:
     return _pread(handle.descriptor, end - start, start)
 
 
-def _too_short(file: str, size: int, end: int) -> DamagedError:
-    return DamagedError(f"{file}: ends at byte {size}, and bytes up to {end} were asked for; copy it again")
+def _too_short(file: str, end: int) -> DamagedError:
+    return DamagedError(f"{file}: ends before byte {end}, so it is truncated; copy it again")
 
 
 def _max_handles() -> int:
