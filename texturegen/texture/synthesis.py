@@ -173,9 +173,9 @@ def resolve_settings(method: str, settings: Mapping[str, Any] | None = None) -> 
     >>> from texturegen.texture import resolve_settings
     >>> resolve_settings("quilting", {"block": 24})
     {'block': 24, 'overlap': None, 'tolerance': 0.1}
-    >>> resolve_settings("quilting", {"blok": 24})
+    >>> resolve_settings("quilting", {"tolerance": 11})
     Traceback (most recent call last):
-    texturegen.errors.UserError: method 'quilting' has no setting 'blok' (did you mean 'block'?); ...
+    texturegen.errors.UserError: setting 'tolerance' of method 'quilting' must be a number from 0 to 10, not 11
     """
     return resolve(method, find_method(method).load(), settings or {})
 
