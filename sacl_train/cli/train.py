@@ -18,9 +18,7 @@ PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=FriendlyCommand, context_settings=HELP)
-@click.option(
-    "--shards", required=True, type=PATH, help="Shards made by `texturegen build`: a directory or an address."
-)
+@click.option("--shards", required=True, help="Directory or address of shards, from `texturegen build`.")
 @click.option("--out", required=True, type=PATH, help="Directory of the run.")
 @click.option("--config", type=PATH, help="TOML file of settings.")
 @click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; overrides --config.")

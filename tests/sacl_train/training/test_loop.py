@@ -274,7 +274,7 @@ def test_a_batch_that_leaves_one_image_at_a_time_is_refused_at_once(
     shapes_shards: Path, tmp_path: Path, method: str
 ) -> None:
     config = tiny(method=method, batch_size=4, accumulate=4)
-    with pytest.raises(UserError, match=r"batch_size 4 with accumulate 4 is less than two .* of at least 8"):
+    with pytest.raises(UserError, match=r"batch_size 4 with accumulate 4 is less than two .* to at least 8"):
         plan(config, shapes_shards, tmp_path / "run")
     with pytest.raises(UserError, match="less than two images at a time"):
         train(config, shapes_shards, tmp_path / "run")
