@@ -21,12 +21,15 @@ class Panel:
         Label of the vertical axis; values are multiplied by 100 if it is "%".
     keys : tuple of str
         Metrics of metrics.jsonl, a curve each.
+    limits : tuple of float or None
+        Range of the vertical axis; None: that of the values.
     """
 
     title: str
     caption: str
     unit: str
     keys: tuple[str, ...]
+    limits: tuple[float, float] | None = None
 
     def points(self, rows: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
         """Return (epoch, value) of one metric, for the rows of metrics.jsonl that have it."""
@@ -48,10 +51,11 @@ PANELS = (
         "Spread of the embeddings: 1 if they are evenly spread, 0 if they have collapsed to one point",
         "spread",
         ("embedding_std",),
+        (0, 1.05),
     ),
     Panel(
         "Top-1 on training images",
-        "Top-1 accuracy on training images, for monitoring; test accuracy is in the table of probes",
+        "Top-1 accuracy on training images, for monitoring (figures for test images are in the table of probes)",
         "%",
         ("knn", "online_top1"),
     ),
@@ -86,7 +90,8 @@ def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
         axes.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
         axes.title.set_fontsize(11)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.ticklabel_format(axis="y", useOffset=False)
+        if panel.limits is not None:
+            axes.set_ylim(panel.limits)
         axes.grid(alpha=0.3)
         if len(panel.keys) > 1 and axes.lines:
             axes.legend(fontsize=8)

@@ -8,11 +8,24 @@ from typing import Any
 
 from texturegen import __version__
 
-_FIGURES = (
-    *("bias", "shape_decisions", "texture_decisions"),  # shape-bias
-    *("clean_error", "mean_error"),  # corruption
-    *("told_apart", "one_direction", "own_share"),  # shortcut
-)
+# Figure of a row of "test" -> its label.
+_TEST_FIGURES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "texture_decisions": "texture decisions",
+    "destroyed": "top-1 on shuffled cells",
+}
+# Figure of a whole probe -> its label.
+_FIGURES = {
+    "bias": "bias",
+    "shape_decisions": "shape decisions",
+    "texture_decisions": "texture decisions",
+    "clean_error": "error without corruption",
+    "mean_error": "mean error",
+    "told_apart": "accuracy, textures against images",
+    "one_direction": "explained by one direction",
+    "own_share": "explained by the own texture",
+}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "imagecorruptions-imaug", "scikit-learn")
 
 
@@ -49,19 +62,19 @@ def flatten(probe: str, figures: dict[str, Any]) -> dict[str, float]:
     Examples
     --------
     >>> flatten("knn", {"test": [{"split": "test", "variant": "k=20", "top1": 0.5}]})
-    {'knn, k=20, test: top1': 0.5}
+    {'knn, k=20, test: top-1': 0.5}
     """
     values: dict[str, float] = {}
     tests = figures.get("test", [])
     for test in tests:
         share = f"{test['share']:.0%} of labels" if "share" in test else ""
         name = ", ".join(part for part in (probe, test.get("variant"), share, name_set(test, tests)) if part)
-        for key in ("top1", "top5", "texture_decisions", "destroyed"):
+        for key, label in _TEST_FIGURES.items():
             if key in test:
-                values[f"{name}: {key.replace('_', ' ')}"] = test[key]
-    for key in _FIGURES:
+                values[f"{name}: {label}"] = test[key]
+    for key, label in _FIGURES.items():
         if figures.get(key) is not None:
-            values[f"{probe}: {key.replace('_', ' ')}"] = figures[key]
+            values[f"{probe}: {label}"] = figures[key]
     return values
 
 

@@ -70,12 +70,15 @@ class _Chart:
         Label of the vertical axis.
     step : int or None
         Distance between the ticks of the horizontal axis; None: Plotly's choice.
+    limits : tuple of float or None
+        Range of the vertical axis; None: Plotly's choice.
     """
 
     id: str
     data: list[dict[str, Any]]
     unit: str = ""
     step: int | None = None
+    limits: tuple[float, float] | None = None
 
 
 def write_page(directories: list[Path], out: Path) -> Path:
@@ -172,8 +175,8 @@ def _training_section(runs: Mapping[str, _Run], charts: list[_Chart]) -> str:
         traces = _traces(panel, runs)
         if traces:
             last = max(max(trace["x"]) for trace in traces)
-            charts.append(_Chart(f"chart{len(charts)}", traces, panel.unit, step=-(-last // 8)))
-            figures.append(_figure(_chart_element(charts[-1]), f"{panel.caption}, by epoch."))
+            charts.append(_Chart(f"chart{len(charts)}", traces, panel.unit, -(-last // 8), panel.limits))
+            figures.append(_figure(_chart_element(charts[-1]), f"{panel.caption}."))
     if not figures:
         return "<h2>Training</h2><p class='note'>No run has been trained.</p>"
     return f'<h2>Training</h2><div class="charts">{"".join(figures)}</div>'
@@ -219,7 +222,7 @@ def _probes_section(runs: Mapping[str, _Run]) -> str:
 
 
 def _mean_errors(figures: dict[str, Any]) -> dict[str, float]:
-    return {name: sum(errors) / len(errors) for name, errors in figures.get("errors", {}).items()}
+    return {name.replace("_", " "): sum(errors) / len(errors) for name, errors in figures.get("errors", {}).items()}
 
 
 def _shape_biases(figures: dict[str, Any]) -> dict[str, float]:
@@ -235,9 +238,8 @@ def _pictures_section(name: str, run: _Run, charts: list[_Chart]) -> str:
     if table.is_file():
         charts.append(_read_map(table, f"chart{len(charts)}"))
         element = _chart_element(charts[-1], "chart map")
-        parts.append(
-            _figure(element, "Map of the features: similar images are close. Point at an image to see its key.")
-        )
+        caption = "Map of the features, a point per image, coloured by class. Hover over a point to see its key."
+        parts.append(_figure(element, caption))
     else:
         command = f"sacl-eval embed --run {escape(str(run.directory))}"
         parts.append(f"<p class='note'>There is no map; <code>{command}</code> makes one.</p>")

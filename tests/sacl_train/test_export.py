@@ -50,7 +50,7 @@ def test_safetensors_suffice_to_rebuild_the_encoder(tiny: tuple[Path, torch.Tens
     figures = {"command": "sacl-eval knn ...", "test": [{"split": "test", "variant": "k=20", "top1": 0.25}]}
     (run / "eval-knn.json").write_text(json.dumps(figures))
     card = export(run, "safetensors").with_suffix(".md").read_text()
-    assert "- knn, k=20, test: top1: 25.00%\n  by `sacl-eval knn ...`" in card
+    assert "- knn, k=20, test: top-1: 25.00%\n  by `sacl-eval knn ...`" in card
 
 
 def test_export_into_a_directory_is_atomic(
@@ -72,7 +72,7 @@ def test_export_into_a_directory_is_atomic(
     assert CliRunner().invoke(export_main, [str(run), "--out", str(tmp_path)]).exit_code == 1
     assert (tmp_path / "encoder-safetensors.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(UserError, match="this is the model card.s name"):
+    with pytest.raises(UserError, match="this is the model card's name"):
         export(run, "safetensors", tmp_path / "x.md")
 
 
@@ -123,8 +123,8 @@ def test_a_checkpoint_has_figures_and_exports_of_its_own(shapes_shards: Path, tm
 
 def test_test_sets_of_the_same_split_have_different_labels() -> None:
     tests = [{"set": place, "split": "test", "top1": top1} for place, top1 in (("a", 0.2), ("b", 0.4))]
-    assert flatten("knn", {"test": tests}) == {"knn, test (a): top1": 0.2, "knn, test (b): top1": 0.4}
-    assert flatten("knn", {"test": tests[:1]}) == {"knn, test: top1": 0.2}
+    assert flatten("knn", {"test": tests}) == {"knn, test (a): top-1": 0.2, "knn, test (b): top-1": 0.4}
+    assert flatten("knn", {"test": tests[:1]}) == {"knn, test: top-1": 0.2}
 
 
 def test_onnx_runs_in_onnxruntime_at_any_size(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
