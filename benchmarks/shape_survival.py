@@ -1,0 +1,198 @@
+"""Does the object survive in its texture? A judge that reads shape alone names the class from the texture.
+
+    python benchmarks/shape_survival.py --size 32 --images 500 --out survival.json coherent coherent:levels=1 quilting
+
+The judge is a small CNN trained on `shapes` whose fills are drawn at random, so that they never tell the class, on
+plain and photographic backgrounds alike. Its weights are made by this command, kept in --judge, and not part of the
+project. `survival` is how often it names the right class from a texture; chance is 1/10, and a texture without the
+object scores that. Two controls say whether the judge is worth anything: its accuracy on the images themselves, and on
+the images with their pixels shuffled.
+
+A row is METHOD[:KEY=VALUE,...][/COUNTxSIDE]: settings of the method, then number and side of the patches. Coherence and
+completeness are measured against the default's patches (two, half the image's side), whatever the row's own are, so
+that rows compare.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from texturegen.builds.recipe import texture_seed
+from texturegen.sources.shapes import BACKDROPS, TEXTURES, Draws, cut_crop, load_photo, load_texture, make_plain
+from texturegen.sources.silhouettes import SILHOUETTES, draw_mask
+from texturegen.texture import cut_patches, synthesize
+from texturegen.texture.quality import measure
+
+CLASSES = list(SILHOUETTES)
+TRAIN, JUDGED = 1000, 1001  # entropy words that keep the judge's images apart from those that are judged
+
+
+def draw_image(entropy: tuple[int, ...], label: int, size: int) -> np.ndarray:
+    """Return a silhouette of class `label`, its fill and background drawn at random: uint8 (size, size, 3)."""
+    draws = Draws(*entropy)
+    fill = cut_crop(load_texture(list(TEXTURES)[draws.below(len(TEXTURES))]), size, draws)
+    mask = draw_mask(SILHOUETTES[CLASSES[label]], size, draws)[..., None].astype(np.uint16)
+    if draws.below(2):
+        behind = cut_crop(load_photo(BACKDROPS[draws.below(len(BACKDROPS))]), size, draws)
+    else:
+        behind = make_plain(size, draws)
+    return ((mask * fill + (255 - mask) * behind + 127) // 255).astype(np.uint8)
+
+
+def draw_images(word: int, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return uint8 (count, size, size, 3) and labels int64 (count,)."""
+    labels = np.arange(count) % len(CLASSES)
+    return np.stack([draw_image((word, size, i), int(label), size) for i, label in enumerate(labels)]), labels
+
+
+class Judge(nn.Sequential):
+    """Images uint8 (N, 3, size, size) -> logits (N, 10). It flattens before the last layers: places matter to it."""
+
+    def __init__(self, size: int, width: int = 32) -> None:
+        layers: list[nn.Module] = []
+        channels, side = 3, size
+        while side > 4:
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)]
+            channels, side, width = width, side // 2, min(2 * width, 128)
+        layers += [nn.Flatten(), nn.Linear(channels * side**2, 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, 10)]
+        super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Each image has its own mean and deviation: brightness and contrast are no shape.
+        x = x.float()
+        x = (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + 1)
+        return super().forward(x)
+
+
+def train_judge(size: int, images: int, epochs: int, batch: int = 128) -> Judge:
+    """Train a judge on `images` fresh images."""
+    torch.manual_seed(0)
+    pixels, labels = draw_images(TRAIN, images, size)
+    x, y = _as_tensor(pixels), torch.from_numpy(labels)
+    judge = Judge(size)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
+    steps = epochs * (images // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    for epoch in range(epochs):
+        begin, order, right = time.monotonic(), torch.randperm(images), 0
+        for start in range(0, images - batch + 1, batch):
+            rows = order[start : start + batch]
+            views = x[rows]
+            if torch.rand(()) < 0.5:
+                views = views.flip(1)  # colours say nothing
+            logits = judge(views)
+            loss = F.cross_entropy(logits, y[rows], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            right += int((logits.argmax(1) == y[rows]).sum())
+        seconds = time.monotonic() - begin
+        print(f"judge, epoch {epoch + 1}/{epochs}: {right / images:.1%} of its images, {seconds:.0f} s", flush=True)
+    return judge.eval()
+
+
+@torch.inference_mode()
+def accuracy(judge: Judge, images: np.ndarray, labels: np.ndarray) -> float:
+    """Share of uint8 images (N, size, size, 3) whose class the judge names."""
+    found = torch.cat([judge(part).argmax(1) for part in _as_tensor(images).split(256)])
+    return float((found == torch.from_numpy(labels)).float().mean())
+
+
+def read_row(text: str) -> tuple[str, dict[str, Any], int, int | None]:
+    """Parse METHOD[:KEY=VALUE,...][/COUNTxSIDE] into method, settings, count and side."""
+    head, _, patches = text.partition("/")
+    method, _, pairs = head.partition(":")
+    settings: dict[str, Any] = {}
+    for pair in filter(None, pairs.split(",")):
+        key, _, value = pair.partition("=")
+        settings[key] = int(value) if value.lstrip("-").isdecimal() else float(value) if "." in value else value
+    count, _, side = patches.partition("x")
+    return method, settings, int(count or 2), int(side) if side else None
+
+
+def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str) -> dict[str, Any]:
+    """Figures of one row: survival with its standard error, coherence, completeness, largest copy, CPU milliseconds."""
+    method, settings, count, side = read_row(text)
+    made, figures, spent = [], [], 0.0
+    for i, image in enumerate(images):
+        seed = texture_seed(0, f"judged-{i}", 0)
+        patches, _ = cut_patches(image, seed, count, side)
+        begin = time.process_time()
+        texture = synthesize(patches, image.shape[:2], method, seed, **settings)
+        spent += time.process_time() - begin if i else 0.0  # the first compiles
+        made.append(texture.image)
+        half, _ = cut_patches(image, seed)
+        figures.append(measure(half, texture.image, seed, 60))
+    survival = accuracy(judge, np.stack(made), labels)
+    means = {name: float(np.mean([getattr(f, name) for f in figures])) for name in ("coherence", "completeness")}
+    return {
+        "row": text,
+        "images": len(images),
+        "survival": survival,
+        "error": (survival * (1 - survival) / len(images)) ** 0.5,
+        **means,
+        "cpu_ms": 1000 * spent / max(len(images) - 1, 1),
+    }
+
+
+@click.command()
+@click.argument("rows", nargs=-1)
+@click.option("--size", default=32, show_default=True, help="Side of the images in pixels.")
+@click.option("--images", default=500, show_default=True, help="Images that are judged.")
+@click.option("--judge", "judge_file", type=click.Path(path_type=Path), help="Weights; made where the file is missing.")
+@click.option("--train", default=30_000, show_default=True, help="Images the judge is trained on.")
+@click.option("--epochs", default=8, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON lines, appended as they come.")
+def main(
+    rows: tuple[str, ...], size: int, images: int, judge_file: Path | None, train: int, epochs: int, out: Path | None
+) -> None:
+    """Print how often the judge names the class from the texture, per ROW."""
+    if judge_file is not None and judge_file.is_file():
+        judge = Judge(size)
+        judge.load_state_dict(torch.load(judge_file, weights_only=True))
+        judge.eval()
+    else:
+        judge = train_judge(size, train, epochs)
+        if judge_file is not None:
+            torch.save(judge.state_dict(), judge_file)
+    pixels, labels = draw_images(JUDGED, images, size)
+    shuffled = np.random.default_rng(0).permuted(pixels.reshape(images, -1, 3), axis=1).reshape(pixels.shape)
+    controls = {
+        "images themselves": accuracy(judge, pixels, labels),
+        "pixels shuffled": accuracy(judge, shuffled, labels),
+    }
+    print(f"| {size} px | survival | coherence | completeness | CPU ms |\n|---|---|---|---|---|")
+    for name, value in controls.items():
+        print(f"| {name} | {value:.1%} | | | |", flush=True)
+        _append(out, {"size": size, "row": name, "images": images, "survival": value})
+    for text in rows:
+        found = judge_row(judge, pixels, labels, text)
+        _append(out, {"size": size, **found})
+        print(
+            f"| {text} | {found['survival']:.1%} ± {found['error']:.1%} | {found['coherence']:.1f} | "
+            f"{found['completeness']:.1f} | {found['cpu_ms']:.2f} |",
+            flush=True,
+        )
+
+
+def _append(out: Path | None, line: dict[str, Any]) -> None:
+    if out is not None:
+        with out.open("a") as f:
+            f.write(json.dumps(line) + "\n")
+
+
+def _as_tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+if __name__ == "__main__":
+    main()
