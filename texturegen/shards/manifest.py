@@ -166,9 +166,9 @@ def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tupl
 
     Returns
     -------
-    The samples, and the faults, one sentence each that begins with the key if it is about a sample. The samples are None
-    if a row is at fault; they are there if only a total contradicts build.json. `meta` is checked for nulls alone:
-    parsing it would take longer than the rest.
+    The samples, or None if a row is at fault; and the faults, one sentence each, which begins with the key if it is
+    about a sample. A total that contradicts build.json is a fault too. `meta` is only checked for nulls: parsing it
+    would take longer than all other checks.
     """
     check = _Checks(table)
     textures: int = build["recipe"]["per_image"]
