@@ -1,7 +1,6 @@
 """Export of a run's encoder in formats that other programs read, with a model card beside it."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from sacl_train.config import Config, dump_config
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.weights import timm_weights
 from sacl_train.report.figures import flatten
-from sacl_train.training.checkpoint import directory_of, is_checkpoint, load_checkpoint
+from sacl_train.training.checkpoint import directory_of, is_checkpoint, load_checkpoint, write_tensors
 from sacl_train.training.resume import load_encoder
 from texturegen import __version__
 from texturegen.errors import DamagedError, MissingError, UserError, nearest
@@ -70,16 +69,20 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
         raise UserError(
             f"{out}: this is the model card's name; choose another --out, such as {out.stem}.{FORMATS[form]}"
         )
+    content: bytes | dict[str, torch.Tensor]
     if form == "safetensors":
         from safetensors.torch import save
 
-        content: Any = save(encoder.state_dict(), {"encoder": json.dumps(_describe(config, encoder))})
+        content = save(encoder.state_dict(), {"encoder": json.dumps(_describe(config, encoder))})
     elif form == "onnx":
         content = _make_onnx(encoder, config)
     else:
-        content = partial(torch.save, _foreign_weights(encoder, config, form))
+        content = _foreign_weights(encoder, config, form)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, content)
+    if isinstance(content, bytes):
+        write_atomically(out, content)
+    else:
+        write_tensors(out, content)
     write_atomically(out.with_suffix(".md"), _card(run, out, form, config, encoder, epochs))
     return out
 
