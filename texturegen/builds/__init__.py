@@ -1,4 +1,8 @@
-"""Recipe -> plan -> jobs -> engine -> shard directory. Names are loaded on first use: they import Arrow."""
+"""Builds: from a recipe to a shard directory.
+
+A recipe gives a plan on its data set; the plan gives one job per shard; an engine runs the jobs; `BuildDirectory` holds
+the state on disk. Names are loaded on first use, because they import Arrow.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,186 +1,282 @@
-"""What a build's directory holds: whose it is, which shards are there, whether it is finished. All state is on disk.
+"""The state of a build on disk, and the lock that guards it.
 
-out/build.json                 of a finished build, written last
-out/parts/recipe.json          of one under way: what it is to be
-out/parts/files-DIGEST.arrow   the list of its images, where they are files
-out/parts/NNNNNN.parquet       a shard's rows of the manifest
-out/parts/NNNNNN.json          a shard's stats, its commit mark
-out/parts/lock                 held while somebody builds
+A directory is in one of three states:
+
+    empty      it may also be missing
+    begun      parts/recipe.json exists and build.json does not
+    finished   build.json exists, whatever else does
+
+A change of state writes all files of the new state before it removes the file that marks the old one. A process that
+is killed on the way leaves one state or the other, never something in between.
+
+    DIR/.texturegen.lock          held by the process at work, or shared by the parts of an array
+    DIR/build.json                marks the directory as finished
+    DIR/manifest.parquet
+    DIR/shard-NNNNNN.tar
+    DIR/parts/recipe.json         the plan, marks the directory as begun
+    DIR/parts/files-DIGEST.arrow  the paths of the source's images, if they are files
+    DIR/parts/NNNNNN.parquet      the manifest rows of a shard
+    DIR/parts/NNNNNN.json         its stats, mark the shard as committed
+    DIR/parts/lock-A-B            held by the array part that builds shards A to B - 1
+    DIR/repair/                   rebuilt shards before they replace the damaged ones
 """
 
-import json
 import re
-import reprlib
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from texturegen.builds.differences import refuse_other_build
 from texturegen.builds.listing import read_paths, write_listing
-from texturegen.builds.recipe import Plan
-from texturegen.errors import UserError
+from texturegen.builds.recipe import RECORDED, Plan
+from texturegen.errors import DamagedError, MissingError, UserError
+from texturegen.shards.build_json import check_size, read_build
 from texturegen.shards.layout import BUILD, MANIFEST, PARTS
-from texturegen.shards.reader import check_size
+from texturegen.shards.publish import publish
+from texturegen.shards.writer import rows_file, stats_file
 from texturegen.sources import Source
-from texturegen.sources.folder import printable
-from texturegen.storage.atomic import as_json, sha256_of, write_atomically, write_json, write_once
+from texturegen.storage.atomic import as_json, read_json, sha256_of, write_atomically, write_json, write_once
+from texturegen.storage.lock import LOCK, DirectoryLock, acquire
 
 RECIPE = "recipe.json"
-_SHARD = re.compile(r"shard-\d+\.tar(\.[0-9a-f]+\.tmp)?")
+REPAIR = "repair"
+# What a process that was killed before it wrote recipe.json, or an array part that starts now, may leave.
+_OWN_FILE = re.compile(r"shard-\d+\.tar(\.[0-9a-f]+\.tmp)?")
+_OWN_PART = re.compile(r"lock.*|recipe\.json.*|files-.*|\d{6,}\.(parquet|json)(\.[0-9a-f]+\.tmp)?")
 
 
-def is_finished(out: Path, plan: Plan) -> bool:
-    """Whether `out` holds this plan's finished build; UserError when it holds another's, or one that lost a shard."""
-    if not (out / BUILD).is_file():
-        return False
-    _refuse_other(out / BUILD, plan)
-    content = read_json(out / BUILD)
-    for shard in content["shards"]:
-        check_size(out / shard["name"], shard["bytes"])
-    manifest = out / MANIFEST
-    if not manifest.is_file() or sha256_of(manifest) != content["manifest_sha256"]:
-        raise UserError(
-            f"{manifest}: {'damaged' if manifest.is_file() else 'missing'}; only a whole build makes it: copy it from "
-            "elsewhere, or build again into another directory"
-        )
-    shutil.rmtree(out / PARTS, ignore_errors=True)  # left when an earlier run died between its last two steps
-    return True
+class BuildDirectory:
+    """A shard directory while it is locked, as a context manager.
 
+    Everything that reads or changes the state is a method, so nothing is decided before the lock is held.
 
-def enter(out: Path) -> None:
-    """Make DIR/parts/, where the lock is; UserError when `out` holds what is no build."""
-    parts = out / PARTS
-    if not (parts / RECIPE).is_file() and not (out / BUILD).is_file() and out.exists():
-        # Of an array's parts that start together, another may be at this same point, or on another node a little on.
-        ours = ("lock", RECIPE, "files-") if parts.is_dir() else ()
-        if (
-            not out.is_dir()
-            or any(entry.name != PARTS and not (ours and _SHARD.fullmatch(entry.name)) for entry in out.iterdir())
-            or any(not entry.name.startswith(ours) for entry in (parts.iterdir() if ours else ()))
-        ):
-            raise UserError(f"{out}: exists and holds other things; choose another --out")
-    parts.mkdir(parents=True, exist_ok=True)
+    Parameters
+    ----------
+    path : Path
+        The directory.
+    activity : str
+        What this process does, for the error message of others: "building", "repairing".
+    part : range, optional
+        The shards of one part of an array. Parts share the lock; without `part` the lock is exclusive.
+    create : bool
+        Create the directory if missing.
 
-
-def claim(out: Path, plan: Plan, ignored: int, source: Source) -> None:
-    """Make `out` this plan's own, under the lock; UserError when it is another's."""
-    path = out / PARTS / RECIPE
-    if path.is_file():
-        _refuse_other(path, plan, source)
-    if read_paths(out, plan.source["digest"]) is None:
-        write_listing(out, source)
-    # The parts of an array hold the lock together: the first decides what it is for.
-    if not write_once(path, as_json({**plan.describe(), "ignored": ignored})):
-        _refuse_other(path, plan, source)
-
-
-def read_stats(out: Path, plan: Plan, number: int) -> dict[str, Any] | None:
-    """The stats of a shard that is there, whole as far as a look can tell; None: it is to be made."""
-    path = out / PARTS / f"{number:06d}.json"
-    try:
-        stats = json.loads(path.read_text())
-        whole = (
-            stats.pop("fingerprint") == plan.fingerprint
-            and (out / stats["name"]).stat().st_size == stats["bytes"]
-            and pq.read_metadata(path.with_suffix(".parquet")).num_rows > 0
-        )
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid):
-        return None  # a power cut can leave a file short that was renamed already
-    return stats if whole else None
-
-
-def remove_leftovers(out: Path, numbers: range | None) -> None:
-    """Remove temporary files of runs that were killed; under the lock, so that they are nobody's. None: of all."""
-    if numbers is None:
-        for name in (MANIFEST, BUILD):
-            for path in out.glob(f"{name}.*.tmp"):
-                path.unlink()
-    for path in [*out.glob("shard-*.tmp"), *(out / PARTS).glob("*.tmp")]:
-        number = path.name.removeprefix("shard-").partition(".")[0]
-        if numbers is None or (number.isdecimal() and int(number) in numbers):
-            path.unlink()
-
-
-def reopen(out: Path, plan: Plan) -> None:
-    """Turn a finished build back into one under way, all of whose shards are there; under the lock.
-
-    The manifest is cut into the shards' parts again; the build stays a finished one until they are all written.
+    Raises
+    ------
+    BusyError
+        Another process holds the lock.
+    MissingError
+        The directory is missing, with `create` False.
+    UserError
+        `path` is not a directory.
     """
-    content = read_json(out / BUILD)
-    seconds = content["run"]["seconds"]
-    manifest = pq.ParquetFile(out / MANIFEST)
-    rows: dict[int, list[pa.Table]] = {}
-    for group in range(manifest.num_row_groups):  # a part has one or more of its own
-        table = manifest.read_row_group(group)
-        rows.setdefault(table["position"][0].as_py() // plan.recipe.shard_size, []).append(table)
-    for number, stats in enumerate(content["shards"]):
-        part = out / PARTS / f"{number:06d}.parquet"
-        write_atomically(part, partial(pq.write_table, pa.concat_tables(rows.pop(number))))
-        # The time is only known of all together.
-        spent = seconds if number == 0 else dict.fromkeys(seconds, 0.0)
-        write_json(part.with_suffix(".json"), {"fingerprint": plan.fingerprint, **stats, "seconds": spent})
-    (out / BUILD).unlink()
-    (out / MANIFEST).unlink()
+
+    def __init__(self, path: Path, activity: str = "building", part: range | None = None, create: bool = True) -> None:
+        self.path, self.part = path, part
+        self.parts = path / PARTS
+        self._lock = DirectoryLock(path, activity, shared=part is not None, create=create)
+        self._held = ExitStack()
+
+    def __enter__(self) -> "BuildDirectory":
+        try:
+            self._held.enter_context(self._lock)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            if self._lock.create:
+                raise UserError(f"{self.path}: is not a directory; choose another --out") from None
+            raise MissingError(f"{self.path}: no shards here; make some with `texturegen build`") from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._held.__exit__(kind, error, tb)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether build.json exists."""
+        return (self.path / BUILD).is_file()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an unfinished build is here."""
+        return not self.is_finished and (self.parts / RECIPE).is_file()
+
+    def check_finished(self, plan: Plan) -> None:
+        """Check that this is the finished build of `plan`, with all its files; remove leftovers of killed processes.
+
+        Raises
+        ------
+        OtherBuildError
+            It is a build of another plan.
+        MissingError, DamagedError
+            A shard or the manifest is missing or damaged.
+        """
+        refuse_other_build(self.path / BUILD, plan)
+        content = read_build(self.path)
+        for shard in content["shards"]:
+            check_size(self.path / shard["name"], shard["bytes"])
+        manifest = self.path / MANIFEST
+        remedy = "copy it from a backup, or build again into another directory"
+        if not manifest.is_file():
+            raise MissingError(f"{manifest}: missing; {remedy}")
+        if sha256_of(manifest) != content.get("manifest_sha256"):
+            raise DamagedError(f"{manifest}: damaged, its checksum differs from build.json; {remedy}")
+        self.remove_leftovers()
+
+    def read_plan(self) -> tuple[Plan, int]:
+        """Return the plan of a begun build, and the number of files its source ignored."""
+        path = self.parts / RECIPE
+        content = read_json(path)
+        try:
+            plan, ignored = Plan.from_description(content), int(content.pop("ignored"))
+        except (ValueError, KeyError, TypeError):
+            raise DamagedError(f"{path}: damaged; run the same `texturegen build` into another directory") from None
+        if plan.describe() != content:
+            made_by = f"format {content.get('format')}, texturegen {content.get('texturegen')}"
+            raise UserError(f"{self.path}: begun by another version ({made_by}); finish it with that version")
+        return plan, ignored
+
+    def claim(self, plan: Plan, ignored: int, source: Source) -> None:
+        """Begin the build of `plan`, or take up the one that is here.
+
+        Raises
+        ------
+        OtherBuildError
+            A build of another plan is here.
+        BusyError
+            Another process builds the same part of an array.
+        UserError
+            The directory holds files of someone else.
+        """
+        recipe = self.parts / RECIPE
+        if recipe.is_file():
+            refuse_other_build(recipe, plan, source)
+        else:
+            self._refuse_foreign_files()
+        self._begin(plan, ignored, source)
+        if self.part is not None:
+            # Part locks stay until the build is finished: removing one would race with the next holder.
+            name = f"lock-{self.part.start}-{self.part.stop}"
+            self._held.enter_context(acquire(self.parts / name, location=self.path))
+
+    def reopen(self, plan: Plan, ignored: int, source: Source) -> None:
+        """Turn a finished build into a begun one whose shards are all committed.
+
+        The manifest is cut into the rows of each shard again. Call `check_finished` first.
+        """
+        self.remove_leftovers()
+        self.parts.mkdir(exist_ok=True)
+        content = read_build(self.path)
+        seconds = content["run"]["seconds"]
+        manifest = pq.ParquetFile(self.path / MANIFEST)
+        rows: dict[int, list[pa.Table]] = {}
+        for group in range(manifest.num_row_groups):  # one or more per shard
+            table = manifest.read_row_group(group)
+            rows.setdefault(table["position"][0].as_py() // plan.recipe.shard_size, []).append(table)
+        for number, stats in enumerate(content["shards"]):
+            table = pa.concat_tables(rows.pop(number))
+            write_atomically(rows_file(self.path, number), partial(pq.write_table, table))
+            # build.json holds the total over all shards; the first shard carries it.
+            spent = seconds if number == 0 else dict.fromkeys(seconds, 0.0)
+            mark = {"fingerprint": plan.fingerprint, **stats, "seconds": spent}
+            write_json(stats_file(self.path, number), mark)
+        self._begin(plan, ignored, source)
+        (self.path / BUILD).unlink()
+        (self.path / MANIFEST).unlink()
+
+    def finish(self, plan: Plan, ignored: int, shards: Sequence[dict[str, Any]], run: dict[str, Any]) -> None:
+        """Turn a begun build, whose shards have these stats, into a finished one."""
+        publish(self.path, plan.describe(), shards, ignored, RECORDED, run=run)
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove a begun build, so that the directory is empty."""
+        for path in self.path.glob("shard-*.tar"):
+            path.unlink()
+        # recipe.json is removed last: until then the same command can resume.
+        for path in sorted(self.parts.iterdir(), key=lambda path: path.name == RECIPE):
+            path.unlink()
+        self.parts.rmdir()
+
+    def read_stats(self, plan: Plan, number: int) -> dict[str, Any] | None:
+        """Return the stats of a shard; None if the shard has to be built.
+
+        Only sizes are compared: a power cut can leave a renamed file short.
+        """
+        try:
+            stats = read_json(stats_file(self.path, number))
+            is_whole = (
+                stats.pop("fingerprint") == plan.fingerprint
+                and (self.path / stats["name"]).stat().st_size == stats["bytes"]
+                and pq.read_metadata(rows_file(self.path, number)).num_rows > 0
+            )
+        except (OSError, DamagedError, KeyError, pa.ArrowInvalid):
+            return None
+        return stats if is_whole else None
+
+    def forget_failed(self, plan: Plan, numbers: range) -> None:
+        """Mark the shards that hold failed images as not committed, so that they are built again."""
+        for number in numbers:
+            stats = self.read_stats(plan, number)
+            if stats is not None and stats["failed"]:
+                stats_file(self.path, number).unlink()
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left. An array part removes only files of its own shards."""
+        if self.part is None:
+            shutil.rmtree(self.path / REPAIR, ignore_errors=True)
+            for name in (MANIFEST, BUILD):
+                for path in self.path.glob(f"{name}.*.tmp"):
+                    path.unlink()
+            if self.is_finished:  # killed between writing build.json and removing parts/
+                shutil.rmtree(self.parts, ignore_errors=True)
+        for path in [*self.path.glob("shard-*.tmp"), *self.parts.glob("*.tmp")]:
+            number = path.name.removeprefix("shard-").partition(".")[0]
+            if self.part is None or (number.isdecimal() and int(number) in self.part):
+                path.unlink()
+
+    @contextmanager
+    def scratch(self, source: Source) -> Iterator[Path]:
+        """Directory for jobs that rebuild shards of a finished build; removed on exit."""
+        path = self.path / REPAIR
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            prepare_jobs(path, source)
+            yield path
+        finally:
+            shutil.rmtree(path)
+
+    def _begin(self, plan: Plan, ignored: int, source: Source) -> None:
+        """Write the listing, then recipe.json, unless they are there."""
+        recipe = self.parts / RECIPE
+        if read_paths(self.path, plan.source["digest"]) is None:
+            prepare_jobs(self.path, source)
+        content = as_json({**plan.describe(), "ignored": ignored})
+        if self.part is None:
+            if not recipe.is_file():
+                write_atomically(recipe, content)
+        elif not write_once(recipe, content):  # another part was first, and decided the plan
+            refuse_other_build(recipe, plan, source)
+
+    def _refuse_foreign_files(self) -> None:
+        """Raise UserError if the directory holds anything but what our own processes leave before recipe.json."""
+        has_parts = self.parts.is_dir()
+        names = {entry.name for entry in self.path.iterdir()} - {PARTS, LOCK}
+        if (
+            any(not has_parts or not _OWN_FILE.fullmatch(name) for name in names)
+            or (not has_parts and self.parts.exists())
+            or (has_parts and any(not _OWN_PART.fullmatch(entry.name) for entry in self.parts.iterdir()))
+        ):
+            raise UserError(f"{self.path}: holds other files; choose another --out")
 
 
-def _refuse_other(path: Path, plan: Plan, source: Source | None = None) -> None:
-    """UserError, with what differs, when the description in a file is not `plan`'s; `source`: the open data set."""
-    try:
-        there = json.loads(path.read_text())
-        mine = plan.describe()
-        old, new = _flat({name: there[name] for name in mine}), _flat(json.loads(json.dumps(mine)))
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; choose another --out or remove that directory") from None
-    differ = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    # Another method has other settings, another data set another digest: that need not be said.
-    for cause, follows in (
-        ("recipe.method", "recipe.settings."),
-        ("recipe.dataset", "source."),
-        ("recipe.limit", "source.items"),
-    ):
-        if cause in differ:
-            differ = [name for name in differ if not name.startswith(follows)]
-    if differ:
-        where = path.parent if path.name == BUILD else path.parent.parent
-        changed = _changed_files(where, there["source"]["digest"], source) if source else ""
-        said = "; ".join(
-            f"the data set's images differ{changed}"
-            if name == "source.digest"
-            else f"{name} {reprlib.repr(old.get(name))} there, {reprlib.repr(new.get(name))} asked"
-            for name in differ
-            if not (changed and name == "source.items")
-        )
-        raise UserError(f"{where}: holds another build ({said}); choose another --out or give the same options")
-
-
-def _changed_files(out: Path, digest: str, source: Source) -> str:
-    """What came and went since a build began with the list of that digest, for its user to put right."""
-    before = read_paths(out, digest)
-    if before is None or source.listing is None:
-        return ""
-    then, now = {*before}, {*source.listing.paths}
-    gone, new = sorted(then - now), sorted(now - then)
-    said = [
-        f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {verb}: {', '.join(map(printable, paths[:3]))}"
-        + (", ..." if len(paths) > 3 else "")
-        for paths, verb in ((gone, "gone"), (new, "new"))
-        if paths
-    ]
-    return f": {', '.join(said)}" if said else ": the sizes of some files"
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError:
-        raise UserError(f"{path}: damaged; it is no JSON object") from None
+def prepare_jobs(directory: Path, source: Source) -> None:
+    """Create DIR/parts/, with the list of the source's files: what jobs need to write shards in a directory."""
+    (directory / PARTS).mkdir(exist_ok=True)
+    write_listing(directory, source)

@@ -1,4 +1,4 @@
-"""One job = one shard: a pure function of (plan, shard number)."""
+"""The job of a build: write one shard. Its bytes are a pure function of the plan and the shard's number."""
 
 import json
 import time
@@ -19,17 +19,19 @@ from texturegen.storage.image import ENCODINGS, encode_image
 from texturegen.texture import cut_patches, synthesize
 from texturegen.texture.quality import measure
 
+MAX_TRIED = 3  # images that `try_first` reads
 STAGES = ("read", "synthesise", "quality", "encode", "write")
 
 
 class Stopwatch(dict[str, float]):
-    """Seconds per stage; `lap(stage)` adds what passed since the last lap to it."""
+    """Seconds per stage of STAGES."""
 
     def __init__(self) -> None:
         super().__init__(dict.fromkeys(STAGES, 0.0))
         self.last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
+        """Add the time since the previous lap to a stage."""
         now = time.perf_counter()
         self[stage] += now - self.last
         self.last = now
@@ -43,13 +45,39 @@ def run_job(
     number: int,
     tick: Callable[[int, int], bool],
 ) -> dict[str, Any]:
-    """Build shard `number` and return its stats.
+    """Build shard `number` of a plan.
 
-    `tick(made, failed)` is called after each image with what it was to give (an image alone counts as one) and whether
-    it failed; when it returns False the job leaves nothing behind and raises Stopped.
-    `known_failures`: positions that are not to be touched but recorded as failed, each with its reason.
-    Raises OSError when the shard cannot be written, or a file of the source not read; UserError when the data set is
-    not the planned one, or gone.
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    root : str or None
+        Directory of the data set's files.
+    directory : Path
+        Where to write; see `directory.prepare_jobs`.
+    known_failures : mapping of int to str
+        Positions of images to record as failed without trying them, with the reason.
+    number : int
+        Number of the shard.
+    tick : callable
+        Called after each image with (textures made, images failed); an image without textures counts as one made.
+        The job stops when it returns False.
+
+    Returns
+    -------
+    dict
+        The stats of the shard, see `ShardWriter.commit`.
+
+    Raises
+    ------
+    Stopped
+        `tick` returned False. No file is left behind.
+    OtherBuildError
+        The data set is not the planned one.
+    SourceLost
+        The data set cannot be reached.
+    OSError
+        The shard cannot be written, or a file of the source cannot be read.
     """
     watch = Stopwatch()
     source = open_planned_source(plan, root, read_paths(directory, plan.source["digest"]))
@@ -67,7 +95,7 @@ def write_shard(
     tick: Callable[[int, int], bool],
     watch: Stopwatch | None = None,
 ) -> dict[str, Any]:
-    """Make the samples at `positions` of `source` into shard `number`; for the rest see `run_job`."""
+    """Write the samples at `positions` of an open source as shard `number`; see `run_job`."""
     watch = watch or Stopwatch()
     with ShardWriter(directory, number, plan.fingerprint) as writer:
         for position in positions:
@@ -82,14 +110,19 @@ def write_shard(
 
 
 def try_first(plan: Plan, source: Source) -> None:
-    """Make the first texture, where all images are of one size, so that a recipe that suits none is refused at once.
+    """Make one texture, so that a recipe that fits no image of the data set is refused before anything is written.
 
-    Raises UserError. An image that cannot be decoded proves nothing; the next is tried, up to three.
+    Does nothing if the images differ in size. If an image cannot be decoded, the next one is tried, up to three.
+
+    Raises
+    ------
+    UserError
+        The recipe does not fit the images.
     """
     recipe = plan.recipe
     if recipe.per_image == 0 or not source.one_size:
         return
-    for position in range(min(plan.items, 3)):
+    for position in range(min(plan.items, MAX_TRIED)):
         try:
             item = source[position]
         except ImageError:
@@ -99,7 +132,7 @@ def try_first(plan: Plan, source: Source) -> None:
 
 
 def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: int, watch: Stopwatch) -> str | None:
-    """Read, synthesise, write. A bad image is not added: why, is returned."""
+    """Add one sample to the shard; return the reason if it fails, None otherwise."""
     try:
         item = source[position]
         watch.lap("read")
@@ -109,14 +142,14 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
             image, ext = encode_image(item.image, recipe.encoding), ENCODINGS[recipe.encoding]
             watch.lap("encode")
     except ImageError as error:
-        return error.reason  # the row has the key
+        return error.reason  # without the key, which the manifest row holds
     except SourceLost:
         raise
     except UserError as error:
         return str(error)
     finally:
-        watch.lap("read")  # of a failure; else nothing has passed
-    about = {
+        watch.lap("read")  # after a failure, its time; otherwise zero
+    columns = {
         "key": item.key,
         "position": position,
         "label": item.label,
@@ -135,10 +168,10 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
             texture_ext=ENCODINGS[recipe.encoding],
             members=item.members,
         )
-    except ValueError as error:  # a key or a member that no shard can hold
+    except ValueError as error:  # a key or member that the shard format does not allow
         return str(error)
-    for place, columns in zip(places, [columns for _, columns in made] or [{}], strict=True):
-        writer.add_row(**about, **place, **columns)
+    for place, of_texture in zip(places, [of_texture for _, of_texture in made] or [{}], strict=True):
+        writer.add_row(**columns, **place, **of_texture)
     watch.lap("write")
     return None
 
@@ -149,6 +182,7 @@ def _add_failure(writer: ShardWriter, recipe: Recipe, key: str, position: int, r
 
 
 def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> tuple[bytes, dict[str, Any]]:
+    """Return texture `index` of an image, encoded, and its manifest columns."""
     seed = texture_seed(recipe.seed, item.key, index)
     image = np.ascontiguousarray(item.image)
     patches, boxes = cut_patches(image, seed, side=recipe.patch_size)

@@ -1,7 +1,7 @@
-"""The list of a source's files, written once where all jobs of a build can read it.
+"""The list of a source's files, written once so that every job of a build reads it instead of searching again.
 
-A job then looks at its own images only: to list a million files takes seconds on a disk and minutes on a network, and
-a file that came or went since would move all behind it to other places.
+Listing a million files takes seconds on a disk and minutes on a network. And a file that appears or disappears during
+the build would shift the positions of all files after it.
 """
 
 import os
@@ -12,20 +12,31 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError
 from texturegen.shards.layout import PARTS
 from texturegen.sources import Source
 from texturegen.storage.atomic import write_atomically
 
 
 class StoredPaths(Sequence[str]):
-    """Paths in a file that is mapped, not read: a worker's memory does not grow with the data set."""
+    """Paths in a memory-mapped Arrow file: a worker's memory does not grow with the data set.
+
+    Parameters
+    ----------
+    file : Path
+        Written by `write_listing`.
+
+    Raises
+    ------
+    DamagedError
+        The file cannot be read.
+    """
 
     def __init__(self, file: Path) -> None:
         try:
             self._column = pa.ipc.open_file(pa.memory_map(str(file))).read_all().column("path")
         except (pa.ArrowInvalid, KeyError):
-            raise UserError(f"{file}: damaged; build into another directory") from None
+            raise DamagedError(f"{file}: damaged; build into another directory") from None
 
     def __len__(self) -> int:
         return len(self._column)
@@ -41,21 +52,21 @@ class StoredPaths(Sequence[str]):
 
 
 def write_listing(directory: Path, source: Source) -> None:
-    """Write the list of a source that has one to DIRECTORY/parts/, where `read_paths` finds it."""
+    """Write the paths of a source that lists files to DIRECTORY/parts/; do nothing for other sources."""
     listing = source.listing
     if listing is not None:
-        # As bytes, because file names may be no UTF-8.
+        # As bytes: file names need not be valid UTF-8.
         table = pa.table({"path": pa.array(map(os.fsencode, listing.paths), pa.binary())})
-        write_atomically(_place(directory, source.digest), partial(_write, table))
+        write_atomically(_listing_file(directory, source.digest), partial(_write, table))
 
 
 def read_paths(directory: Path, digest: str) -> StoredPaths | None:
-    """The list in DIRECTORY/parts/ of the source with this digest; None where there is none."""
-    file = _place(directory, digest)
+    """Return the paths in DIRECTORY/parts/ of the source with this digest; None if there are none."""
+    file = _listing_file(directory, digest)
     return StoredPaths(file) if file.is_file() else None
 
 
-def _place(directory: Path, digest: str) -> Path:
+def _listing_file(directory: Path, digest: str) -> Path:
     return directory / PARTS / f"files-{digest[:16]}.arrow"
 
 

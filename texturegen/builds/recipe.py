@@ -1,6 +1,6 @@
-"""What is to be built: the recipe, and the plan it gives on one data set.
+"""Recipes, and the plans they give on a data set.
 
-Everything that decides a byte of the shards is in here; workers, engines and places are not.
+A plan holds everything that decides a byte of the shards. Workers, engines and directories do not.
 """
 
 import hashlib
@@ -10,31 +10,54 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from texturegen import __version__
-from texturegen.errors import UserError, nearest
+from texturegen.errors import OtherBuildError, UserError, nearest
 from texturegen.shards.layout import FORMAT
 from texturegen.sources import Listing, Source, find_entry, open_source
 from texturegen.storage.image import ENCODINGS
 from texturegen.texture import resolve_settings
 
-# Packages that decide bytes; recorded, so that a difference between two machines can be explained.
+# Packages whose versions decide bytes. build.json records them, to explain differences between two machines.
 RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A build, apart from where its images lie and who does the work.
+    """What to build: everything that decides the bytes, except the images themselves.
 
     Attributes
     ----------
-    dataset, split, source_options : what `texturegen.sources.open_source` takes; split None is the source's default.
-    size : side in pixels to which images are brought; None keeps the data set's own.
-    method, settings : of `texturegen.synthesize`.
-    per_image : K, textures per image; 0 writes images alone.
-    patch_size : side of the patches in pixels; None: half the short side, at most 96 (SACL §3.2, Ge et al. 2021).
-    limit : only the first so many images; None is all.
-    seed : every texture's seed is derived from it, the image's key and the texture's number.
-    shard_size : images per shard.
-    encoding : of the textures, and of the images that have no file of their own: a key of `images.ENCODINGS`.
+    dataset : str
+        A key of `texturegen.sources.SOURCES`.
+    split : str or None
+        Split of the data set. None: its default.
+    source_options : dict
+        Options of the data set, such as `classes`.
+    size : int or None
+        Side in pixels to which images are resized and cropped. None: keep their sizes.
+    method : str
+        Name of a synthesis method, see `texturegen.synthesize`.
+    settings : dict
+        Settings of the method; missing ones get its defaults.
+    per_image : int
+        K, textures per image, at least 0. 0: write images only.
+    patch_size : int or None
+        Side of the patches in pixels. None: half the short side of the image, at most 96 (SACL, section 3.2; Ge et
+        al. 2021).
+    limit : int or None
+        Build only the first images of the data set, at least 1. None: all.
+    seed : int
+        At least 0. The seed of each texture is derived from it, the key of the image and the number of the texture.
+    shard_size : int
+        Images per shard, at least 1.
+    encoding : str
+        "png", "webp" or "jpeg": format of the textures, and of images that have no file of their own.
+
+    Examples
+    --------
+    >>> from texturegen import Recipe
+    >>> recipe = Recipe("shapes", limit=100, per_image=2, method="quilting")
+    >>> recipe.per_image, recipe.shard_size, recipe.encoding
+    (2, 1000, 'png')
     """
 
     dataset: str
@@ -53,7 +76,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe resolved on its data set: `items` images in `shards` shards."""
+    """A recipe resolved on its data set.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        With every default filled in.
+    items : int
+        Images to build.
+    source : dict
+        The data set as build.json describes it: name, split, items, classes and digest.
+    """
 
     recipe: Recipe
     items: int
@@ -61,15 +94,16 @@ class Plan:
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return -(-self.items // self.recipe.shard_size)
 
     def positions(self, number: int) -> range:
-        """Positions in the data set of the images of shard `number`."""
+        """Return the positions, in the data set, of the images of shard `number`."""
         size = self.recipe.shard_size
         return range(number * size, min((number + 1) * size, self.items))
 
     def describe(self) -> dict[str, Any]:
-        """The recipe and the data set as `build.json` records them; two equal descriptions give equal bytes."""
+        """Return the recipe and the data set as build.json records them; equal descriptions give equal bytes."""
         return {
             "format": FORMAT,
             "recipe": asdict(self.recipe),
@@ -79,18 +113,21 @@ class Plan:
 
     @classmethod
     def from_description(cls, content: dict[str, Any]) -> "Plan":
-        """The plan that described itself so. Raises KeyError or TypeError when something else did."""
+        """Return the plan that `describe` described. Raises KeyError or TypeError for anything else."""
         return cls(Recipe(**content["recipe"]), content["source"]["items"], content["source"])
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 (hex) of the description."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
 
 def open_recipe_source(
     recipe: Recipe, root: str | None, download: bool = False, check: bool = True, listing: Listing | None = None
 ) -> Source:
-    find_entry(recipe.dataset, recipe.source_options)  # or an option might pass for one of open_source's
+    """Open the data set of a recipe, see `texturegen.sources.open_source`."""
+    # Checked first: an option named like a parameter of open_source would be passed as that parameter.
+    find_entry(recipe.dataset, recipe.source_options)
     return open_source(
         recipe.dataset,
         root=root,
@@ -104,47 +141,76 @@ def open_recipe_source(
 
 
 def open_planned_source(plan: Plan, root: str | None, paths: Sequence[str] | None = None) -> Source:
-    """Open the data set of a plan in a process that need not check it again.
+    """Open the data set of a plan in a job, without repeating its checks.
 
-    paths : what `listing.read_paths` gives of a source of files; with it nothing is searched.
-    Raises UserError where the data set is not the one that was planned.
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    root : str or None
+        Directory of the data set's files.
+    paths : sequence of str, optional
+        What `listing.read_paths` returns for a source of files; nothing is searched then.
+
+    Raises
+    ------
+    OtherBuildError
+        The data set is not the one that was planned.
     """
     listing = None if paths is None else Listing(paths, plan.source["classes"])
     source = open_recipe_source(plan.recipe, root, check=False, listing=listing)
     if len(source) < plan.items or (listing is None and source.digest != plan.source["digest"]):
-        raise UserError(
-            f"data set '{plan.recipe.dataset}': its images are not those that this build began with; put them back as "
-            "they were and run the same command again, or build into another directory"
+        raise OtherBuildError(
+            f"data set '{plan.recipe.dataset}': its images are not those that this build began with; restore them and "
+            "run the same command again, or build into another directory"
         )
     return source
 
 
 def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -> tuple[Plan, Source]:
-    """Open the data set once, with its checks, and fill in every default of the recipe.
+    """Open the data set of a recipe, with all checks, and fill in the defaults of the recipe.
 
-    Returns the plan and the open data set.
-    Raises UserError for anything the recipe or the data set has wrong.
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe.
+    root : str, optional
+        Directory of the data set's files.
+    download : bool
+        Download missing files.
+
+    Returns
+    -------
+    plan : Plan
+        The resolved plan.
+    source : Source
+        The open data set.
+
+    Raises
+    ------
+    UserError
+        The recipe or the data set is invalid.
     """
-    for name, least in (("per_image", 0), ("seed", 0), ("shard_size", 1), ("limit", 1), ("patch_size", 1)):
+    for name, minimum in (("per_image", 0), ("seed", 0), ("shard_size", 1), ("limit", 1), ("patch_size", 1)):
         value = getattr(recipe, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+        if value is not None and value < minimum:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
     if recipe.encoding not in ENCODINGS:
         close = nearest(recipe.encoding, ENCODINGS)
-        raise UserError(f"unknown encoding '{recipe.encoding}'{close}; there are: {', '.join(ENCODINGS)}")
+        raise UserError(f"unknown encoding '{recipe.encoding}'{close}; encodings: {', '.join(ENCODINGS)}")
     settings = resolve_settings(recipe.method, recipe.settings)
     source = open_recipe_source(recipe, root, download)
     options = dict(recipe.source_options)
     if options.get("classes") is not None:
-        options["classes"] = list(source.classes)  # what the file holds decides the bytes, not where it lies
+        options["classes"] = list(source.classes)  # a file of classes: its content, not its path
     recipe = replace(recipe, split=source.split, settings=settings, source_options=options)
     items = len(source) if recipe.limit is None else min(recipe.limit, len(source))
-    about = {"name": source.name, "split": source.split, "items": items, "classes": list(source.classes)}
-    about["digest"] = source.digest
-    return Plan(recipe, items, about), source
+    description = {"name": source.name, "split": source.split, "items": items, "classes": list(source.classes)}
+    description["digest"] = source.digest
+    return Plan(recipe, items, description), source
 
 
 def texture_seed(seed: int, key: str, index: int) -> int:
-    """The seed of one texture: 0 <= value < 2**63, a hash of the build's seed, the image's key and the number."""
+    """Return the seed of a texture, 0 <= seed < 2**63: a hash of the recipe's seed, the image's key and the number."""
     digest = hashlib.blake2b(f"{seed}/{key}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

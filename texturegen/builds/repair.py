@@ -1,14 +1,12 @@
-"""Make the damaged shards of a finished build again, and nothing else.
+"""Rebuild the damaged shards of a finished build, and no others.
 
-A shard is a pure function of recipe and number, so the recipe in build.json is enough; the new tar must have the
-sha256 that build.json has of it, and takes the damaged one's place by one rename. Until then it lies in DIR/repair/,
-with the lock; the `parts/` of a build is not used, because `texturegen build` clears it away in a finished directory.
+A shard is a pure function of the recipe and its number, so the recipe in build.json is enough. A rebuilt tar must have
+the sha256 that build.json records, and replaces the damaged one by a rename.
 """
 
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,18 +16,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from texturegen.builds.directory import BuildDirectory
 from texturegen.builds.engines import Lost, find_engine
 from texturegen.builds.job import run_job
-from texturegen.builds.listing import write_listing
 from texturegen.builds.recipe import Plan, Recipe, make_plan
-from texturegen.errors import UserError
-from texturegen.shards.layout import MANIFEST, PARTS, shard_name
-from texturegen.shards.reader import read_build
-from texturegen.shards.verify import Report, inspect
+from texturegen.errors import DamagedError, OtherBuildError, UserError
+from texturegen.shards.build_json import read_build
+from texturegen.shards.layout import MANIFEST, shard_name
+from texturegen.shards.verify import inspect
 from texturegen.sources import Source
-from texturegen.storage.lock import acquire
 
-SCRATCH = "repair"
+MAX_LISTED = 5  # shards that a message names
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,10 @@ class Repair:
 
     Attributes
     ----------
-    rebuilt : names of the shards made again.
-    faults : sentences on what is wrong still, and no shard's rebuilding mends.
+    rebuilt : list of str
+        File names of the shards that were rebuilt.
+    faults : list of str
+        Faults that remain because rebuilding a shard does not correct them, one sentence each.
     """
 
     rebuilt: list[str]
@@ -53,137 +52,162 @@ def repair(
     checked: Callable[[int], object] = lambda samples: None,
     progress: Callable[[int], Callable[[int, int], object]] = lambda total: lambda made, failed: None,
 ) -> Repair:
-    """Verify `directory` and build its damaged or missing shards again. Sound shards are not touched.
+    """Verify a shard directory and rebuild its damaged or missing shards; intact shards are not touched.
 
     Parameters
     ----------
-    root : where the data set's files lie, for sources that have files.
-    checked : called with the number of samples of each shard that is verified.
-    progress : called with the number of textures to be made, if any; what it returns with what was made and failed.
+    directory : str or Path
+        A finished build.
+    root : str, optional
+        Directory of the data set's files, for data sets that have files.
+    workers : int
+        Processes for rebuilding and threads for verifying; 0: this process.
+    checked : callable
+        Called with the number of samples of each shard once it is verified.
+    progress : callable
+        Called with the number of textures to rebuild, if any; the function it returns is called with (textures made,
+        images failed) as they are rebuilt.
+
+    Returns
+    -------
+    Repair
 
     Raises
     ------
-    UserError : no finished build; one that was merged or split; its manifest is damaged; the data set or the versions
-        are not those of the build; a rebuilt shard is not the recorded one (it is thrown away); another repair runs.
-    OSError : the directory cannot be written.
+    BusyError
+        Another process is at work in `directory`.
+    OtherBuildError
+        The data set or the version of this package differs from that of the build.
+    DamagedError
+        The manifest is damaged, which rebuilding shards does not correct; or a rebuilt shard differs from the recorded
+        checksum and was discarded.
+    UserError
+        There is no finished build, or it was made by `merge` or `split` and has no recipe.
+    OSError
+        The directory cannot be written.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from texturegen.builds.repair import repair
+    >>> Path("test-shards/shard-000000.tar").unlink()
+    >>> repair("test-shards", workers=0).rebuilt
+    ['shard-000000.tar']
     """
     directory = Path(directory)
-    content = read_build(directory)
-    scratch = directory / SCRATCH
-    scratch.mkdir(exist_ok=True)
-    with acquire(scratch / "lock"):
-        try:
-            report = inspect(directory, checked, workers)
-            if MANIFEST in report.faults:
-                raise UserError(
-                    f"{report.faults[MANIFEST][0]}; a manifest is only made by a whole build: copy it from elsewhere, "
-                    "or build again into a new directory, with the recipe that build.json holds"
-                )
-            rebuilt = _rebuild(directory, scratch, content, report, root, workers, progress)
-        finally:
-            shutil.rmtree(scratch)
-    mended = {*rebuilt}
-    return Repair(rebuilt, [fault for name, faults in report.faults.items() if name not in mended for fault in faults])
+    with BuildDirectory(directory, "repairing", create=False) as locked:
+        content = read_build(directory)
+        locked.remove_leftovers()
+        report = inspect(directory, checked, workers or None)
+        if MANIFEST in report.faults:
+            raise DamagedError(
+                f"{report.faults[MANIFEST][0]}; a manifest cannot be repaired: copy it from a backup, or build again "
+                "into a new directory with the recipe in build.json"
+            )
+        rebuilt: list[str] = []
+        if report.damaged:
+            rebuilt = _rebuild(locked, content, report.damaged, root, workers, progress)
+    repaired = {*rebuilt}
+    remaining = [fault for name, faults in report.faults.items() if name not in repaired for fault in faults]
+    return Repair(rebuilt, remaining)
 
 
 def _rebuild(
-    directory: Path,
-    scratch: Path,
+    locked: BuildDirectory,
     content: dict[str, Any],
-    report: Report,
+    numbers: list[int],
     root: str | None,
     workers: int,
     progress: Callable[[int], Callable[[int, int], object]],
 ) -> list[str]:
-    if not report.damaged:
-        return []
-    names = [content["shards"][number]["name"] for number in report.damaged]
+    """Rebuild shards and return their names."""
+    directory = locked.path
     if "derived" in content:
+        damaged = [content["shards"][number]["name"] for number in numbers]
         raise UserError(
-            f"{directory}: {_list(names)} damaged, and there is no recipe to build from, as this directory was made by "
-            f"`texturegen {content['derived']['operation']}`: make it again in that way"
+            f"{directory}: {_list(damaged)} damaged, and there is no recipe to rebuild from: run the `texturegen "
+            f"{content['derived']['operation']}` that made this directory again"
         )
-    plan, source = _same_plan(directory, content, root)
-    for stale in scratch.iterdir():  # of a repair that was killed
-        if stale.name != "lock":
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    (scratch / PARTS).mkdir()
-    write_listing(scratch, source)
-    # What failed in the build is recorded again as failed, not tried: it may have been a worker's death, or a file
-    # that can be read today.
+    plan, source = _restore_plan(directory, content, root)
+    # Images that failed in the build fail again without being tried: the cause may have been a worker's death, or a
+    # file that can be read today.
     failed = pq.read_table(
         directory / MANIFEST, columns=["position", "error"], filters=[("status", "=", "failed")]
     ).to_pylist()
     known_failures = {row["position"]: row["error"] for row in failed}
-    total = sum(len(plan.positions(number)) for number in report.damaged) * max(plan.recipe.per_image, 1)
+    total = sum(len(plan.positions(number)) for number in numbers) * max(plan.recipe.per_image, 1)
     recorded = {shard["name"]: shard["sha256"] for shard in content["shards"]}
     rebuilt, differing, lost = [], [], []
-    job = partial(run_job, plan, root, scratch, known_failures)
     run = find_engine("processes").load()
-    for outcome in run(job, report.damaged, workers, progress(total), scratch):
-        if outcome is None or isinstance(outcome, Lost):
-            lost += [] if outcome is None else [shard_name(outcome.number)]
-            continue
-        name = outcome["name"]
-        if outcome["sha256"] == recorded[name]:
-            os.replace(scratch / name, directory / name)
-            rebuilt.append(name)
-        else:
-            differing.append(name)
-            (scratch / name).unlink()
+    with locked.scratch(source) as scratch:
+        job = partial(run_job, plan, root, scratch, known_failures)
+        for outcome in run(job, numbers, workers, progress(total), scratch):
+            if isinstance(outcome, Lost):
+                lost.append(shard_name(outcome.number))
+            elif outcome["sha256"] == recorded[outcome["name"]]:
+                os.replace(scratch / outcome["name"], directory / outcome["name"])
+                rebuilt.append(outcome["name"])
+            else:
+                differing.append(outcome["name"])
     if differing:
-        raise UserError(
-            f"{directory}: {_list(differing)} came out other than recorded and not replaced: {_explain(content)}"
+        raise DamagedError(
+            f"{directory}: {_list(differing)} not replaced, because the rebuilt bytes differ from the recorded "
+            f"checksum: {_explain(content)}"
         )
     if lost:
-        raise UserError(f"{directory}: {_list(lost)} not made, as the worker process died; try fewer --workers")
+        raise UserError(f"{directory}: {_list(lost)} not rebuilt, because the worker process died; try fewer --workers")
     return sorted(rebuilt)
 
 
-def _same_plan(directory: Path, content: Mapping[str, Any], root: str | None) -> tuple[Plan, Source]:
-    """The plan of build.json, and the data set, opened and checked to be the one of then."""
+def _restore_plan(directory: Path, content: Mapping[str, Any], root: str | None) -> tuple[Plan, Source]:
+    """Return the plan of build.json and its open data set, checked to be the original one."""
     try:
         recipe = Recipe(**content["recipe"])
     except TypeError as error:
-        raise UserError(
-            f"{directory}: its recipe is of another version, texturegen {content.get('texturegen')} ({error}); "
-            "repair it with that one"
+        raise OtherBuildError(
+            f"{directory}: its recipe is from another version, texturegen {content.get('texturegen')} ({error}); "
+            "repair it with that version"
         ) from None
     plan, source = make_plan(recipe, root)
-    now = json.loads(json.dumps(plan.describe()))
-    if now == {name: content.get(name) for name in now}:
+    present = json.loads(json.dumps(plan.describe()))
+    if present == {name: content.get(name) for name in present}:
         return plan, source
     for name in ("format", "texturegen"):
-        if now[name] != content.get(name):
-            raise UserError(
-                f"{directory}: was built by {name} {content.get(name)}, this is {now[name]}; repair it with the former"
+        if present[name] != content.get(name):
+            raise OtherBuildError(
+                f"{directory}: built by {name} {content.get(name)}, but this is {name} {present[name]}; repair it with "
+                "the former"
             )
-    if now["source"] != content["source"]:
-        differ = [name for name in now["source"] if now["source"][name] != content["source"].get(name)]
+    if present["source"] != content["source"]:
+        differ = [name for name in present["source"] if present["source"][name] != content["source"].get(name)]
         where = f"at {root}" if root else recipe.dataset
-        raise UserError(
-            f"{directory}: the data set {where} is not the one it was built from (others are its {', '.join(differ)}); "
-            "give the --root of then"
+        raise OtherBuildError(
+            f"{directory}: the data set {where} is not the one it was built from (its {', '.join(differ)} differ); "
+            "give the original --root"
         )
-    differ = [name for name in now["recipe"] if now["recipe"][name] != content["recipe"].get(name)]
-    raise UserError(f"{directory}: its recipe would be resolved otherwise today ({', '.join(differ)}); build anew")
+    differ = [name for name in present["recipe"] if present["recipe"][name] != content["recipe"].get(name)]
+    raise OtherBuildError(
+        f"{directory}: its recipe resolves differently in this version ({', '.join(differ)}); build again into a new "
+        "directory"
+    )
 
 
 def _explain(content: Mapping[str, Any]) -> str:
-    """Why a rebuilt shard may differ: the packages that decide bytes, where they are others than then."""
+    """Say why a rebuilt shard may differ: name the packages whose versions differ from the recorded ones."""
     differ = []
-    for name, then in content.get("versions", {}).items():
+    for name, recorded in content.get("versions", {}).items():
         try:
-            now = platform.python_version() if name == "python" else version(name)
+            installed = platform.python_version() if name == "python" else version(name)
         except PackageNotFoundError:
-            now = "missing"
-        if now != then:
-            differ.append(f"{name} {then} then, {now} now")
+            installed = "missing"
+        if installed != recorded:
+            differ.append(f"{name} {recorded} recorded, {installed} installed")
     if differ:
-        return f"{'; '.join(differ)}; install the versions of then and repair again"
-    return "the recorded versions are the present ones, so another processor, or build.json itself was changed"
+        return f"{'; '.join(differ)}; install the recorded versions and repair again"
+    return "the recorded versions are installed, so the processor differs, or build.json was changed"
 
 
 def _list(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{shown} {'is' if len(names) == 1 else 'are'}"
+    shown = ", ".join(names[:MAX_LISTED])
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"

@@ -1,13 +1,8 @@
-"""From a recipe to a finished shard directory: check, plan, map the missing jobs, join the parts."""
+"""Build a shard directory from a recipe: resolve the plan, run the jobs of missing shards, join the results."""
 
-import json
-import platform
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from texturegen.builds.directory import (
-    RECIPE,
-    claim,
-    enter,
-    is_finished,
-    read_json,
-    read_stats,
-    remove_leftovers,
-    reopen,
-)
+from texturegen.builds.directory import BuildDirectory
 from texturegen.builds.engines import ATTEMPTS, Lost, find_engine
 from texturegen.builds.job import STAGES, run_job, try_first
-from texturegen.builds.recipe import RECORDED, Plan, Recipe, make_plan
-from texturegen.errors import UserError
-from texturegen.shards.layout import BUILD, MANIFEST, PARTS
-from texturegen.shards.writer import join_manifests
-from texturegen.storage.atomic import sha256_of, write_atomically, write_json
-from texturegen.storage.lock import acquire
+from texturegen.builds.recipe import Plan, Recipe, make_plan
+from texturegen.errors import DamagedError, MissingError, UserError
+from texturegen.shards.build_json import read_build
+from texturegen.shards.layout import BUILD, MANIFEST
+from texturegen.shards.publish import count, find_repeated_key
+from texturegen.shards.writer import rows_file
+from texturegen.sources import Source
 
 Progress = Callable[[int, int], object]
 StartProgress = Callable[[int, int], Progress]
+
+MAX_FAILURES = 10  # failed images that a Result names
+MAX_LISTED = 10  # shards that a message names
 
 
 @dataclass(frozen=True)
@@ -44,10 +34,14 @@ class Result:
 
     Attributes
     ----------
-    counts : samples, textures, failed and ignored.
-    failures : (key, reason) of up to ten failed images.
-    seconds : per stage (read, synthesise, quality, encode, write), added up over the workers.
-    missing : of one part of an array, how many shards the others have still to make; None: the build is finished.
+    counts : dict of str to int
+        Samples, textures, failed and ignored images.
+    failures : list of (str, str)
+        Key and reason of up to ten failed images.
+    seconds : dict of str to float
+        Seconds per stage (read, synthesise, quality, encode, write), summed over the workers.
+    missing : int or None
+        After one part of an array: shards that other parts still have to build. None: the build is finished.
     """
 
     counts: dict[str, int]
@@ -68,124 +62,191 @@ def build(
     retry_failed: bool = False,
     progress: StartProgress = lambda total, already: lambda made, failed: None,
 ) -> Result:
-    """Build the shards of `recipe` in directory `out`; finished shards of an earlier run of it are kept.
+    """Build the shards of a recipe in a directory, or resume the build that is there.
+
+    Shards that an earlier run finished are kept. The bytes of tars and manifest depend on the recipe, the data set and
+    the package versions alone.
 
     Parameters
     ----------
-    root : where the data set's files lie, for sources that have files.
-    download : fetch missing files of the data set.
-    workers : processes or tasks at once; 0: this process does all the work; None: as many as the engine sees CPUs. The
-        bytes do not depend on it.
-    engine, engine_options : a name in `engines.ENGINES`, and the options of its entry there.
-    part : (i, n), 1 <= i <= n: only the i-th of n equal parts of the shards, as one of n processes that share `out`;
-        when all have ended, `finish(out)` makes it a finished build.
-    retry_failed : make shards in which images failed again, also those of a finished build.
-    progress : called once with (textures in all, textures there already); what it returns is called with each number
-        of textures made and of images failed; a negative number takes back what a worker had made when it died.
+    recipe : Recipe
+        What to build.
+    out : str or Path
+        The shard directory; created if missing.
+    root : str, optional
+        Directory of the data set's files, for data sets that have files.
+    download : bool
+        Download the data set's files that are missing in `root`.
+    workers : int or None
+        Processes or tasks at once. 0: build in this process. None: as many as the engine finds CPUs.
+    engine : str
+        A name in `texturegen.builds.engines.ENGINES`.
+    engine_options : mapping, optional
+        Options of that engine.
+    part : (int, int), optional
+        (i, n), 1 <= i <= n: build only the i-th of n parts of the shards, as one of n processes that share `out`. When
+        all parts are done, `finish` joins them.
+    retry_failed : bool
+        Build the shards that hold failed images again, also those of a finished build.
+    progress : callable
+        Called once with (textures in total, textures already built); the function it returns is called with (textures
+        made, images failed) as the build proceeds. A negative number takes back the work of a worker that died.
+
+    Returns
+    -------
+    Result
 
     Raises
     ------
-    UserError : a fault of the recipe or the data set, `out` holds another build, or one that is still being made, or
-        shards were lost because their workers died again and again. What is finished is kept.
-    OSError : `out` cannot be written; the finished shards are kept.
+    OtherBuildError
+        `out` holds a build of another recipe or data set.
+    BusyError
+        Another process is at work in `out`.
+    MissingError, DamagedError
+        The finished build in `out` has lost a file.
+    UserError
+        The recipe or the data set is invalid, or shards are missing because their workers died repeatedly. Finished
+        shards are kept.
+    OSError
+        `out` cannot be written; finished shards are kept.
+
+    Examples
+    --------
+    >>> import texturegen
+    >>> recipe = texturegen.Recipe("shapes", limit=12, shard_size=5, method="patch-shuffle")
+    >>> result = texturegen.build(recipe, "new")
+    >>> result.counts
+    {'samples': 12, 'textures': 12, 'failed': 0, 'ignored': 0}
+    >>> len(texturegen.open_shards("new"))
+    12
     """
     options = dict(engine_options or {})
     entry = find_engine(engine, options)
-    out = Path(out)
     plan, source = make_plan(recipe, root, download)
+    numbers = range(plan.shards) if part is None else _numbers_of_part(plan, *part)
     ignored = len(source.ignored)
-    numbers = range(plan.shards) if part is None else _numbers(plan, *part)
-    if not (out / PARTS).exists() and not (out / BUILD).exists():
-        try_first(plan, source)
-    if is_finished(out, plan):
-        result = _result(out)
-        if not (retry_failed and result.counts["failed"]):
-            return result
-        if part is not None:
-            raise UserError(f"{out}: is finished; try its failed images again without --shard-range")
-    enter(out)
-    with ExitStack() as locks:
-        locks.enter_context(acquire(out / PARTS / "lock", shared=part is not None))
-        if part is not None:
-            locks.enter_context(acquire(out / PARTS / f"lock-{numbers.start}-{numbers.stop}"))
-        if (out / BUILD).is_file():
-            if not retry_failed:  # another process has finished it since
-                return _result(out)
-            reopen(out, plan)
-        claim(out, plan, ignored, source)
+    out = Path(out)
+    _refuse_out_in_data_set(out, root, source)
+    with BuildDirectory(out, part=None if part is None else numbers) as directory:
+        if directory.is_finished:
+            directory.check_finished(plan)
+            result = _read_result(out)
+            if not (retry_failed and result.counts["failed"]):
+                return result
+            if part is not None:
+                raise UserError(f"{out}: the build is finished; retry its failed images without --shard-range")
+            directory.reopen(plan, ignored, source)
+        elif not directory.is_begun:
+            try_first(plan, source)
+        directory.claim(plan, ignored, source)
         if retry_failed:
-            for number in numbers:
-                if (read_stats(out, plan, number) or {"failed": 0})["failed"]:
-                    (out / PARTS / f"{number:06d}.json").unlink()
-        remove_leftovers(out, None if part is None else numbers)
-        run = partial(entry.load(), workers=workers, directory=out / PARTS, **options)
+            directory.forget_failed(plan, numbers)
+        directory.remove_leftovers()
+        run = partial(entry.load(), workers=workers, directory=directory.parts, **options)
         try:
-            _make(plan, numbers, out, root, run, progress)
+            _make_shards(directory, plan, numbers, root, run, progress)
         finally:
-            remove_leftovers(out, None if part is None else numbers)
+            directory.remove_leftovers()
         if part is None:
-            return _finish(out, plan, ignored)
-    stats = {number: read_stats(out, plan, number) for number in range(plan.shards)}
-    mine = [stats[number] for number in numbers]
-    failures = _failures(*(out / PARTS / f"{number:06d}.parquet" for number in numbers))
-    return Result(_count(mine), failures, _add_seconds(mine), sum(found is None for found in stats.values()))
+            return _finish(directory, plan, ignored)
+        stats = [directory.read_stats(plan, number) for number in range(plan.shards)]
+        mine = [found for number, found in enumerate(stats) if found is not None and number in numbers]
+        failures = _read_failures(rows_file(out, number) for number in numbers)
+        return Result(count(mine), failures, _sum_seconds(mine), missing=stats.count(None))
 
 
 def finish(out: str | Path) -> Result:
-    """Join the parts that an array of builds left in `out`; a finished build is left as it is.
+    """Join the shards that the parts of an array built; a finished build is left unchanged.
 
-    Raises UserError when there is no build, one is still being made, or shards are missing (it says which).
+    Parameters
+    ----------
+    out : str or Path
+        The directory that the parts share.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    BusyError
+        A part is still being built.
+    MissingError
+        There is no build, or shards are missing; the message names them.
+    UserError
+        Another version began the build, or the directory was made by `merge` or `split`.
+
+    Examples
+    --------
+    >>> import texturegen
+    >>> recipe = texturegen.Recipe("shapes", limit=12, shard_size=5, per_image=0)
+    >>> texturegen.build(recipe, "new", part=(1, 2)).missing
+    2
+    >>> texturegen.build(recipe, "new", part=(2, 2)).missing
+    0
+    >>> texturegen.finish("new").counts["samples"]
+    12
     """
     out = Path(out)
-    if (out / BUILD).is_file():
-        if "derived" in read_json(out / BUILD):
-            raise UserError(f"{out}: was made by merge or split, and is finished")
-        return _result(out)
-    path = out / PARTS / RECIPE
-    if not path.is_file():
-        raise UserError(f"{out}: no build to finish here; start one with `texturegen build`")
-    try:
-        content = json.loads(path.read_text())
-        plan, ignored = Plan.from_description(content), int(content["ignored"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; run the same `texturegen build` into another directory") from None
-    if plan.describe() != {name: value for name, value in content.items() if name != "ignored"}:
-        made_by = f"format {content.get('format')}, texturegen {content.get('texturegen')}"
-        raise UserError(f"{out}: was begun by another version ({made_by}); finish it with that one")
-    with acquire(out / PARTS / "lock"):
-        remove_leftovers(out, None)
-        return _finish(out, plan, ignored)
+    with BuildDirectory(out, create=False) as directory:
+        if directory.is_finished:
+            if "derived" in read_build(out):
+                raise UserError(f"{out}: was made by merge or split, and is finished")
+            result = _read_result(out)
+            directory.remove_leftovers()
+            return result
+        if not directory.is_begun:
+            raise MissingError(f"{out}: no build to finish; start one with `texturegen build`")
+        plan, ignored = directory.read_plan()
+        directory.remove_leftovers()
+        return _finish(directory, plan, ignored)
 
 
-def _numbers(plan: Plan, i: int, n: int) -> range:
+def _numbers_of_part(plan: Plan, i: int, n: int) -> range:
     if not 1 <= i <= n:
-        raise UserError(f"part {i} of {n}: the parts are counted from 1 to {n}")
+        raise UserError(f"part {i} of {n} does not exist; parts are numbered from 1 to {n}")
     return range(plan.shards * (i - 1) // n, plan.shards * i // n)
 
 
-def _make(
+def _refuse_out_in_data_set(out: Path, root: str | None, source: Source) -> None:
+    """Raise UserError if the source would list `out` as part of the data set: the build could not be resumed."""
+    if root is None or source.listing is None:
+        return
+    inner, top = out.resolve(), Path(root).resolve()
+    if not inner.is_relative_to(top):
+        return
+    is_hidden = any(name.startswith(".") for name in inner.relative_to(top).parts)
+    # Sources that list only subfolders they know have paths that do not start at `root`.
+    lists_everything = (top / source.listing.paths[0]).exists()
+    if lists_everything and not is_hidden:
+        raise UserError(
+            f"{out}: lies in the data set's folder {root}, where it would count as a class; choose another --out"
+        )
+
+
+def _make_shards(
+    directory: BuildDirectory,
     plan: Plan,
     numbers: range,
-    out: Path,
     root: str | None,
     run: Callable[..., Any],
     progress: StartProgress,
 ) -> None:
-    """Map the jobs of the shards that are not there yet.
+    """Run the jobs of the shards that are missing.
 
-    An image on which a worker dies every time costs itself only: its shard is made again without it.
+    A shard whose workers always die at the same image is built again without that image.
     """
-    finished = [number for number in numbers if read_stats(out, plan, number)]
+    finished = [number for number in numbers if directory.read_stats(plan, number)]
     missing = sorted({*numbers} - {*finished})
     per_image = max(plan.recipe.per_image, 1)
     total, already = (sum(len(plan.positions(n)) for n in some) * per_image for some in (numbers, finished))
-    tell = progress(total, already)
+    report = progress(total, already)
     known_failures: dict[int, str] = {}
     lost: list[int] = []
     while missing:
-        job = partial(run_job, plan, root, out, known_failures)
-        again = []
-        for outcome in run(job, missing, progress=tell):
+        job = partial(run_job, plan, root, directory.path, known_failures)
+        retried = []
+        for outcome in run(job, missing, progress=report):
             if isinstance(outcome, Lost):
                 position = _position_of_death(plan, outcome)
                 if position is None or position in known_failures:
@@ -194,93 +255,72 @@ def _make(
                     known_failures[position] = (
                         f"{ATTEMPTS} worker processes died at this image (out of memory, or a crash)"
                     )
-                    again.append(outcome.number)
-        missing = again
+                    retried.append(outcome.number)
+        missing = retried
     if lost:
         raise UserError(
-            f"{out}: {len(lost)} of {plan.shards} shards could not be made, because their worker processes died "
-            f"{ATTEMPTS} times (killed, or out of memory?): {_list(lost)}; the others are finished and kept: run the "
-            "same command again to go on, with fewer --workers if memory was short"
+            f"{directory.path}: {len(lost)} of {plan.shards} shards could not be built, because their worker processes "
+            f"died {ATTEMPTS} times (killed, or out of memory): {_list(lost)}; the others are kept: run the same "
+            "command again to resume, with fewer --workers if memory ran out"
         )
 
 
 def _position_of_death(plan: Plan, lost: Lost) -> int | None:
-    """The image at which the workers died; None when it is not known, or was not the same every time."""
+    """Return the position of the image at which all workers died; None if it is unknown or differs."""
     if len({*lost.made}) != 1:
         return None
     position = plan.positions(lost.number).start + lost.made[0] // max(plan.recipe.per_image, 1)
     return position if position in plan.positions(lost.number) else None
 
 
-def _list(numbers: list[int]) -> str:
-    return ", ".join(map(str, sorted(numbers)[:10])) + (", ..." if len(numbers) > 10 else "")
-
-
-def _finish(out: Path, plan: Plan, ignored: int) -> Result:
-    """Join the parts into the manifest, then write `build.json`, which makes the build a finished one."""
-    found = {number: read_stats(out, plan, number) for number in range(plan.shards)}
-    lost = [number for number, stats in found.items() if stats is None]
-    if lost:
-        raise UserError(
-            f"{out}: {len(lost)} of {plan.shards} shards are missing ({_list(lost)}); run the same `texturegen build` "
-            "again (of an array: those parts) to make them"
+def _finish(directory: BuildDirectory, plan: Plan, ignored: int) -> Result:
+    """Turn a begun build into a finished one."""
+    out = directory.path
+    found = [directory.read_stats(plan, number) for number in range(plan.shards)]
+    shards = [stats for stats in found if stats is not None]
+    if len(shards) < plan.shards:
+        missing = [number for number, stats in enumerate(found) if stats is None]
+        raise MissingError(
+            f"{out}: {len(missing)} of {plan.shards} shards are missing ({_list(missing)}); run the same `texturegen "
+            "build` again to build them (in an array: the same parts)"
         )
-    shards = [stats for stats in found.values() if stats]
-    parts = [out / PARTS / f"{number:06d}.parquet" for number in found]
-    _refuse_repeated_keys(parts)
-    counts = _count(shards)
+    parts = [rows_file(out, number) for number in range(plan.shards)]
+    rows = pa.concat_tables(pq.read_table(part, columns=["key", "index"]) for part in parts)
+    first_rows = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
+    repeated = find_repeated_key(first_rows["key"])
+    if repeated is not None:
+        raise UserError(f"the data set gives the key {repeated!r} to more than one image; keys must be unique")
+    counts = count(shards)
     if not counts["samples"]:
-        reason = _failures(*parts)[0][1]
-        for path in [*out.glob("shard-*.tar"), *(out / PARTS).iterdir()]:
-            path.unlink()
-        (out / PARTS).rmdir()
-        raise UserError(f"none of the {counts['failed']} images could be used; the first: {reason}")
-    write_atomically(out / MANIFEST, partial(join_manifests, parts))
-    content = {
-        **plan.describe(),
-        "counts": {**counts, "ignored": ignored},
-        "shards": [{name: value for name, value in stats.items() if name != "seconds"} for stats in shards],
-        "manifest_sha256": sha256_of(out / MANIFEST),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED}},
-        # All that another run of the same recipe may have otherwise.
-        "run": {"seconds": _add_seconds(shards)},
-    }
-    write_json(out / BUILD, content)
-    shutil.rmtree(out / PARTS)
-    return _result(out)
+        reason = _read_failures(parts)[0][1]
+        directory.discard()
+        raise UserError(f"none of the {counts['failed']} images could be used; the first failed with: {reason}")
+    # Everything in which two builds of one recipe may differ.
+    directory.finish(plan, ignored, shards, run={"seconds": _sum_seconds(shards)})
+    return _read_result(out)
 
 
-def _count(shards: Sequence[dict[str, Any] | None]) -> dict[str, int]:
-    return {name: sum(stats[name] for stats in shards if stats) for name in ("samples", "textures", "failed")}
+def _sum_seconds(shards: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {stage: round(sum(stats["seconds"][stage] for stats in shards), 3) for stage in STAGES}
 
 
-def _add_seconds(shards: Sequence[dict[str, Any] | None]) -> dict[str, float]:
-    return {stage: round(sum(stats["seconds"][stage] for stats in shards if stats), 3) for stage in STAGES}
-
-
-def _refuse_repeated_keys(parts: list[Path]) -> None:
-    columns = [pq.read_table(part, columns=["key", "index"]) for part in parts]
-    rows = pa.concat_tables(columns)
-    first = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
-    if pc.count_distinct(first["key"]).as_py() != first.num_rows:
-        repeated = first["key"].value_counts().to_pylist()
-        name = next(entry["values"] for entry in repeated if entry["counts"] > 1)
-        raise UserError(f"the data set gives the key {name!r} to more than one image; keys must be unique")
-
-
-def _result(out: Path) -> Result:
-    content = read_json(out / BUILD)
+def _read_result(out: Path) -> Result:
+    content = read_build(out)
     try:
-        return Result(content["counts"], _failures(out / MANIFEST), content["run"]["seconds"])
+        return Result(content["counts"], _read_failures([out / MANIFEST]), content["run"]["seconds"])
     except KeyError as error:
-        raise UserError(f"{out / BUILD}: damaged, it has no {error}") from None
+        raise DamagedError(f"{out / BUILD}: damaged, {error} is missing") from None
 
 
-def _failures(*tables: Path) -> list[tuple[str, str]]:
-    """(key, reason) of the first ten failed rows."""
+def _read_failures(tables: Iterable[Path]) -> list[tuple[str, str]]:
+    """Return key and reason of the first failed images in manifests or parts of one."""
     failures: list[tuple[str, str]] = []
     for path in tables:
-        if len(failures) < 10 and path.is_file():
+        if len(failures) < MAX_FAILURES and path.is_file():
             rows = pq.read_table(path, columns=["key", "error"], filters=[("status", "=", "failed")])
-            failures += [(row["key"], row["error"]) for row in rows.slice(0, 10 - len(failures)).to_pylist()]
+            failures += [(row["key"], row["error"]) for row in rows.slice(0, MAX_FAILURES - len(failures)).to_pylist()]
     return failures
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)[:MAX_LISTED])) + (", ..." if len(numbers) > MAX_LISTED else "")

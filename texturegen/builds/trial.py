@@ -1,4 +1,4 @@
-"""What a build will cost, from a short trial of the real thing: the same jobs, on a few images spread over the set."""
+"""Estimate the cost of a build from a short trial: the same jobs on a few images spread over the data set."""
 
 import tempfile
 import time
@@ -10,28 +10,36 @@ from typing import Any
 
 import numpy as np
 
+from texturegen.builds.directory import prepare_jobs
 from texturegen.builds.engines import Lost, find_engine
 from texturegen.builds.job import write_shard
-from texturegen.builds.listing import read_paths, write_listing
+from texturegen.builds.listing import read_paths
 from texturegen.builds.recipe import Plan, Recipe, make_plan, open_planned_source
 from texturegen.errors import UserError
-from texturegen.shards.layout import PARTS
+from texturegen.shards.writer import rows_file
 
-# Images that are tried one after the other, as a build does: sources read ahead or keep the file that was read last.
-RUN = 250
+RUN = 250  # images tried in sequence, as in a build: sources read ahead, or cache the file that they read last
+MAX_SECONDS = 86400
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build is going to take.
+    """The expected cost of a build.
 
     Attributes
     ----------
-    images, textures, shards : counts.
-    bytes : of the shards and the manifest.
-    cpu_hours : of all workers together, without their start.
-    wall_seconds : from the start to the end, at so many `workers`.
-    tried, failed : images in the trial, and how many of them could not be used.
+    images, textures, shards : int
+        What the build makes.
+    bytes : int
+        Size of the shards and the manifest.
+    cpu_hours : float
+        Summed over all workers, without their start.
+    wall_seconds : float
+        From start to end with `workers` workers.
+    workers : int
+        Worker processes, at most one per shard.
+    tried, failed : int
+        Images in the trial, and how many of them failed.
     """
 
     images: int
@@ -46,31 +54,57 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, root: str | None = None, workers: int = 1, seconds: float = 10.0) -> Estimate:
-    """Build for about `seconds` in a temporary directory, with as many workers as the build is to have.
+    """Estimate the cost of a build by building for some seconds in a temporary directory.
 
-    Raises UserError for a fault of the recipe or the data set, or when the trial's workers die.
+    Parameters
+    ----------
+    recipe : Recipe
+        What to build.
+    root : str, optional
+        Directory of the data set's files.
+    workers : int
+        Worker processes of the build, at least 1; the trial uses as many.
+    seconds : float
+        Length of the trial, above 0 and below 86400.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    UserError
+        The recipe or the data set is invalid, or a worker of the trial died.
+
+    Examples
+    --------
+    >>> from texturegen import Recipe
+    >>> from texturegen.builds.trial import estimate
+    >>> cost = estimate(Recipe("shapes", limit=60, per_image=0, shard_size=25), seconds=0.1)
+    >>> cost.images, cost.textures, cost.shards
+    (60, 0, 3)
     """
-    if not 0 < seconds < 86400:  # nor NaN
-        raise UserError(f"a trial of {seconds} seconds is none; 10 are usual")
+    if not 0 < seconds < MAX_SECONDS:  # also refuses NaN
+        raise UserError(f"--seconds is {seconds}; it must be above 0 and below {MAX_SECONDS}")
     plan, source = make_plan(recipe, root)
     workers = max(1, min(workers, plan.shards))
-    with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / PARTS).mkdir()
-        write_listing(Path(directory), source)
-        # Kernels never compiled on this machine are so once, before the clock runs.
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        prepare_jobs(directory, source)
+        # Compile kernels that are not cached on this machine yet before the clock starts.
         few = range(min(3, plan.items))
-        write_shard(plan, source, Path(directory), 2 * workers, few, {}, lambda made, failed: True)
+        write_shard(plan, source, directory, 2 * workers, few, {}, lambda made, failed: True)
         begin = time.perf_counter()
-        job = partial(_try, plan, root, Path(directory), workers, seconds)
+        job = partial(_try, plan, root, directory, workers, seconds)
         run = find_engine("processes").load()
-        outcomes = list(run(job, list(range(workers)), workers, lambda made, failed: None, Path(directory)))
+        outcomes = list(run(job, list(range(workers)), workers, lambda made, failed: None, directory))
         wall = time.perf_counter() - begin
     trials = [outcome for outcome in outcomes if not isinstance(outcome, Lost)]
     if len(trials) < workers:
-        raise UserError("a worker process died in the trial (killed, or out of memory?); try with fewer --workers")
+        raise UserError("a worker process of the trial died (killed, or out of memory); try fewer --workers")
     tried, spent = (sum(trial[name] for trial in trials) for name in ("tried", "seconds"))
     start = wall - max(trial["seconds"] for trial in trials)
-    # Whole shards go to workers: the one with the most images ends last.
+    # A worker builds whole shards; the one with the most images finishes last.
     busiest = sum(len(plan.positions(number)) for number in range(0, plan.shards, workers))
     return Estimate(
         images=plan.items,
@@ -94,26 +128,25 @@ def _try(
     number: int,
     tick: Callable[[int, int], bool],
 ) -> dict[str, Any]:
-    """Shard `number` of a trial: runs of images from places in random order, for as long as there is time."""
+    """Build shard `number` of a trial: runs of images from random places of the data set, until the time is up."""
     source = open_planned_source(plan, root, read_paths(directory, plan.source["digest"]))
     runs = [range(start, min(start + RUN, plan.items)) for start in range(0, plan.items, RUN)]
     order = np.random.default_rng(0).permutation(len(runs))
     mine = [position for run in np.roll(order, number * len(runs) // workers) for position in runs[run]]
-    write_shard(plan, source, directory, workers + number, mine[:2], {}, tick)  # loads the kernels
+    write_shard(plan, source, directory, workers + number, mine[:2], {}, tick)  # load the kernels
     begin, cpu = time.perf_counter(), time.process_time()
 
-    def while_there_is_time() -> Iterator[int]:
+    def positions() -> Iterator[int]:
         for position in mine:
             yield position
             if time.perf_counter() - begin > seconds:
                 return
 
-    stats = write_shard(plan, source, directory, number, while_there_is_time(), {}, tick)
-    rows = directory / PARTS / f"{number:06d}.parquet"
+    stats = write_shard(plan, source, directory, number, positions(), {}, tick)
     return {
         "tried": stats["samples"] + stats["failed"],
         "failed": stats["failed"],
-        "bytes": stats["bytes"] + rows.stat().st_size,
+        "bytes": stats["bytes"] + rows_file(directory, number).stat().st_size,
         "seconds": time.perf_counter() - begin,
         "cpu": time.process_time() - cpu,
     }

@@ -1,8 +1,8 @@
-"""Conditions on manifest rows, written as in Python: `completeness < 12 and status == 'ok'`.
+"""Conditions on manifest rows, in Python syntax: `completeness < 12 and status == 'ok'`.
 
-The text is parsed, never run: column names, numbers, texts, comparisons (also chained, `in`, `is None`), and, or, not;
-anything else is refused. A comparison with a null is false (so `completeness < 12` is false for a failed image, and
-`not completeness < 12` true); `is None` and `is not None` ask for nulls.
+The text is parsed and never executed. It may hold column names, numbers, quoted strings, comparisons (also chained,
+`in`, `is None`), `and`, `or` and `not`. A comparison with a null is False: `completeness < 12` is False for a failed
+image, and `not completeness < 12` is True. `is None` and `is not None` test for nulls.
 """
 
 import ast
@@ -24,29 +24,55 @@ COMPARISONS: dict[type[ast.cmpop], Callable[..., Any]] = {
     ast.Gt: pc.greater,
     ast.GtE: pc.greater_equal,
 }
-ALLOWED = "a filter has column names, numbers, quoted texts, comparisons, `in`, `is None`, and, or, not"
+ALLOWED = "a filter may hold column names, numbers, quoted strings, comparisons, `in`, `is None`, and, or, not"
+MAX_SHOWN = 60  # characters of a filter in a message
 
 
 def rows_that_pass(text: str, table: pa.Table) -> pa.ChunkedArray:
-    """Return one boolean per row of `table`, no nulls.
+    """Return a boolean per row of a manifest: whether it meets a condition.
 
-    Raises UserError with the place in `text` for whatever is not a condition on the table's columns.
+    Parameters
+    ----------
+    text : str
+        The condition.
+    table : pyarrow.Table
+        The manifest.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+        bool (N,), without nulls.
+
+    Raises
+    ------
+    UserError
+        The text is not a condition on columns of the table; the message gives the position.
+
+    Examples
+    --------
+    >>> import texturegen
+    >>> from texturegen.shards.filter import rows_that_pass
+    >>> manifest = texturegen.open_shards("shards").manifest
+    >>> sum(rows_that_pass("label in (0, 1) and width >= 32", manifest).to_pylist())
+    14
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python about escapes
+            warnings.simplefilter("ignore")  # Python warns about invalid escapes
             tree = ast.parse(text.strip(), mode="eval").body
         return _Filter(text.strip(), table).condition(tree)
     except SyntaxError as error:
         where = f" at character {error.offset}" if error.offset else " at its end"
-        raise UserError(f"the filter {text!r} cannot be read{where} ({error.msg}); {ALLOWED}") from None
+        raise UserError(f"invalid filter {text!r}{where} ({error.msg}); {ALLOWED}") from None
     except UserError:
         raise
-    except (ValueError, RecursionError, MemoryError):  # null bytes; a thousand brackets
-        raise UserError(f"the filter {text[:60]!r}... cannot be read; {ALLOWED}") from None
+    except (ValueError, RecursionError, MemoryError):  # null bytes; thousands of brackets
+        raise UserError(f"invalid filter {text[:MAX_SHOWN]!r}...; {ALLOWED}") from None
 
 
 class _Filter:
+    """Evaluation of a parsed condition on a table; errors name the part of the text."""
+
     def __init__(self, text: str, table: pa.Table) -> None:
         self.text, self.table = text, table
 
@@ -63,13 +89,13 @@ class _Filter:
                 return functools.reduce(pc.and_, pairs)
             case ast.Name():
                 self.column(node)
-                raise self.fault(node, f"is a column, not a condition on it; write for instance {node.id} == ...")
-        raise self.fault(node, f"is no condition; {ALLOWED}")
+                raise self.fault(node, f"is a column, not a condition; write for instance {node.id} == ...")
+        raise self.fault(node, f"is not a condition; {ALLOWED}")
 
     def compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pa.ChunkedArray:
         if isinstance(op, ast.Is | ast.IsNot):
             if not isinstance(left, ast.Name) or not _is_none(right):
-                raise self.fault(left, "`is` asks only whether a column `is None` or `is not None`")
+                raise self.fault(left, "`is` can only test whether a column `is None` or `is not None`")
             column = self.table[self.column(left)]
             return pc.is_null(column) if isinstance(op, ast.Is) else pc.is_valid(column)
         if isinstance(op, ast.In | ast.NotIn):
@@ -77,18 +103,20 @@ class _Filter:
             return pc.invert(found) if isinstance(op, ast.NotIn) else found
         kinds = [self.kind(side) for side in (left, right)]
         if kinds[0] != kinds[1]:
-            said = " and ".join(f"{self.part(side)} is {kind}" for side, kind in zip((left, right), kinds, strict=True))
-            raise self.fault(left, f"cannot be compared with what follows: {said}")
+            types = " and ".join(
+                f"{self.part(side)} is {kind}" for side, kind in zip((left, right), kinds, strict=True)
+            )
+            raise self.fault(left, f"is compared with another type: {types}")
         if not isinstance(left, ast.Name) and not isinstance(right, ast.Name):
             raise self.fault(left, "is compared with another constant; one side must be a column")
         return pc.fill_null(COMPARISONS[type(op)](self.value(left), self.value(right)), False)
 
     def contained(self, left: ast.expr, right: ast.expr) -> pa.ChunkedArray:
         if not isinstance(left, ast.Name) or not isinstance(right, ast.Tuple | ast.List | ast.Set) or not right.elts:
-            raise self.fault(right, "`in` needs a column before it and values behind it, as in label in (1, 2)")
+            raise self.fault(right, "`in` needs a column on its left and values on its right, as in label in (1, 2)")
         for element in right.elts:
             if isinstance(element, ast.Name) or self.kind(element) != self.kind(left):
-                raise self.fault(element, f"cannot be looked for in {left.id}, which is {self.kind(left)}")
+                raise self.fault(element, f"cannot occur in {left.id}, which is {self.kind(left)}")
         equal = [pc.equal(self.value(left), self.value(element)) for element in right.elts]
         return pc.fill_null(functools.reduce(pc.or_, equal), False)
 
@@ -96,11 +124,11 @@ class _Filter:
         if isinstance(node, ast.Name):
             kind = self.table.schema.field(self.column(node)).type
             if pa.types.is_string(kind):
-                return "text"
+                return "a string"
             if pa.types.is_integer(kind) or pa.types.is_floating(kind):
                 return "a number"
             raise self.fault(node, f"is a column of {kind}, which a filter cannot compare")
-        return "text" if isinstance(self.constant(node), str) else "a number"
+        return "a string" if isinstance(self.constant(node), str) else "a number"
 
     def value(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
@@ -108,7 +136,7 @@ class _Filter:
         try:
             return pa.scalar(self.constant(node))
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            raise self.fault(node, "is beyond what a column can hold") from None
+            raise self.fault(node, "is outside the range of any column") from None
 
     def constant(self, node: ast.expr) -> float | str:
         match node:

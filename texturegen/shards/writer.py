@@ -1,7 +1,7 @@
-"""Write one shard so that it is there whole or not at all, with the same bytes on every machine.
+"""Write a shard: it appears whole or not at all, and its bytes are the same on every machine.
 
-Commit order: temporary tar, fsync, rename; its manifest part; last its stats file, which is the commit mark.
-Python's tarfile writes the tar: importing webdataset for its TarWriter would load torch into every build worker.
+Order of a commit: the tar (temporary file, fsync, rename), then its manifest rows, then its stats, which mark the shard
+as finished. The tar is written by Python's tarfile; webdataset's TarWriter would load torch into every build worker.
 """
 
 import contextlib
@@ -9,10 +9,10 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from texturegen.shards.layout import (
     IMAGE_EXTENSIONS,
     KEY,
     MANIFEST_SCHEMA,
+    MAX_KEY,
     MEMBER,
     PARTS,
     RESERVED,
@@ -31,9 +32,23 @@ from texturegen.storage.atomic import sha256_of, sync_directory, temporary_name,
 
 
 class ShardWriter:
-    """A context that collects samples and rows; `commit()` puts them under their final names.
+    """Writer of one shard, as a context manager; leaving it without `commit` removes the temporary file.
 
-    Leaving the context without a commit removes the temporary file.
+    Parameters
+    ----------
+    directory : Path
+        The shard directory; it must hold the directory parts/ when `commit` is called.
+    number : int
+        Number of the shard, from 0.
+    fingerprint : str
+        Identifies the build in the stats file.
+
+    Attributes
+    ----------
+    name : str
+        File name of the tar.
+    samples : int
+        Samples added so far.
     """
 
     def __init__(self, directory: Path, number: int, fingerprint: str) -> None:
@@ -55,19 +70,44 @@ class ShardWriter:
         texture_ext: str = "png",
         members: Mapping[str, bytes] | None = None,
     ) -> list[dict[str, Any]]:
-        """Append one sample; return the place of its members, as manifest columns: a dict per texture (or one).
+        """Append one sample to the tar.
 
-        `members`: extension -> bytes, passed through as they are. Raises ValueError, before anything is written, for a
-        key, extension or member that the contract does not allow.
+        Parameters
+        ----------
+        key : str
+            Name of the sample, see `layout.KEY`.
+        image : bytes
+            The encoded image.
+        ext : str
+            Its extension, one of `layout.IMAGE_EXTENSIONS`.
+        textures : list of bytes
+            The K encoded textures.
+        label : int
+            Class number, -1 for none.
+        texture_ext : str
+            Extension of the textures.
+        members : mapping of str to bytes, optional
+            Further members to pass through, by extension.
+
+        Returns
+        -------
+        list of dict
+            Where the members lie in the tar, as manifest columns: one dict per texture, or a single one without
+            textures.
+
+        Raises
+        ------
+        ValueError
+            The key, an extension or a member is not allowed. Nothing was written.
         """
         members = members or {}
         if not KEY.fullmatch(key):
-            raise ValueError(f"the key {key!r} is not of at most 80 letters, digits, _ and -, with / between them")
+            raise ValueError(f"invalid key {key!r}: use at most {MAX_KEY} letters, digits, _ and -, and / between them")
         if not {ext, texture_ext} <= {*IMAGE_EXTENSIONS}:
-            raise ValueError(f"{key}: a shard cannot hold images of type {ext!r} or {texture_ext!r}")
+            raise ValueError(f"{key}: a shard holds images of type png, jpg or webp, not {ext!r} or {texture_ext!r}")
         for name in members:
             if not MEMBER.fullmatch(name) or RESERVED.fullmatch(name) or len(f"{key}.{name}") > tarfile.LENGTH_NAME:
-                raise ValueError(f"{key}: a member with the extension {name!r} cannot be passed through")
+                raise ValueError(f"{key}: cannot pass through a member with the extension {name!r}")
         image_place = _columns("image", ext, self._member(f"{key}.{ext}", image))
         places: list[dict[str, Any]] = [{}]
         if textures:
@@ -80,11 +120,22 @@ class ShardWriter:
         return [{"shard": self.name, **image_place, **place} for place in places]
 
     def add_row(self, **columns: Any) -> None:
-        """Add one manifest row; columns not given are null."""
+        """Append one manifest row; missing columns are null."""
         self._rows.append(columns)
 
     def commit(self, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """Make the shard final and return its stats: what `build.json` lists of it, and the `seconds` per stage."""
+        """Give the shard its final name and write its rows and stats.
+
+        Parameters
+        ----------
+        seconds : mapping of str to float, optional
+            Seconds spent per stage, for the stats.
+
+        Returns
+        -------
+        dict
+            The stats: name, sha256, bytes, samples, textures, failed and seconds.
+        """
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -101,14 +152,13 @@ class ShardWriter:
         }
         os.replace(self._temporary, self.directory / self.name)
         sync_directory(self.directory)
-        parts = self.directory / PARTS
         table = pa.Table.from_pylist(self._rows, schema=MANIFEST_SCHEMA)
-        write_atomically(parts / f"{self.number:06d}.parquet", lambda f: pq.write_table(table, f))
-        write_json(parts / f"{self.number:06d}.json", {"fingerprint": self.fingerprint, **stats})
+        write_atomically(rows_file(self.directory, self.number), lambda f: pq.write_table(table, f))
+        write_json(stats_file(self.directory, self.number), {"fingerprint": self.fingerprint, **stats})
         return stats
 
     def _member(self, name: str, data: bytes) -> dict[str, Any]:
-        info = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: nothing of the machine or the hour
+        info = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: independent of machine and time
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
         padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -120,7 +170,7 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = error.filename or str(self.directory)  # a full disk does not say where
+            error.filename = error.filename or str(self.directory)  # ENOSPC carries no file name
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
 
@@ -129,8 +179,11 @@ def _columns(member: str, ext: str, place: dict[str, Any]) -> dict[str, Any]:
     return {f"{member}_ext": ext, **{f"{member}_{name}": value for name, value in place.items()}}
 
 
-def join_manifests(parts: Sequence[Path], f: IO[bytes]) -> None:
-    """Write one manifest of all parts, one at a time, so that memory does not grow with the data set."""
-    with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
-        for part in parts:
-            manifest.write_table(pq.read_table(part))
+def rows_file(directory: Path, number: int) -> Path:
+    """Return the path of a shard's manifest rows while its directory is unfinished."""
+    return directory / PARTS / f"{number:06d}.parquet"
+
+
+def stats_file(directory: Path, number: int) -> Path:
+    """Return the path of a shard's stats while its directory is unfinished; the file marks the shard as committed."""
+    return directory / PARTS / f"{number:06d}.json"

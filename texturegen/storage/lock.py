@@ -27,14 +27,14 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
     Parameters
     ----------
     path : Path
-        The lock file; created if missing, in an existing directory. While it is locked it holds the process and host
-        of the holder.
+        The lock file; created if missing, in an existing directory. It holds a line about the process that locked it
+        last.
     shared : bool
         Any number of processes may hold a shared lock at once, as long as none holds an exclusive one.
     location : Path, optional
         What the lock guards, for the error message. Default: the directory of `path`.
     activity : str
-        What this process does there, for the error message.
+        What this process does there, for the error message of others: "building", "training".
 
     Returns
     -------
@@ -54,16 +54,16 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
                 fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            holder = f.read().strip() or "another process"
+            holder = f.read().strip() or "another process is working"
             f.close()
             raise BusyError(
-                f"{location}: {holder} is {activity} there; wait for it to finish, stop it, or choose another directory"
+                f"{location}: {holder} there; wait for it to finish, stop it, or choose another directory"
             ) from None
         except OSError:
             pass  # this file system has no locks
         if _is_same_file(f, path):
             f.truncate(0)
-            f.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            f.write(f"process {os.getpid()} on {socket.gethostname()} is {activity}\n")
             f.flush()
             return f
         # The last holder removed the file after it was opened here. The next process will create a new one, so this

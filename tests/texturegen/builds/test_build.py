@@ -1,4 +1,4 @@
-"""Builds: the same bytes whoever does the work, resumable, and no bad image passes silently."""
+"""Builds: bytes do not depend on the workers, builds resume, and every failed image is recorded."""
 
 import errno
 import hashlib
@@ -24,7 +24,6 @@ from PIL import Image
 
 from texturegen import open_shards
 from texturegen.builds import Recipe, build, finish
-from texturegen.builds.directory import enter
 from texturegen.builds.engines import ENGINES, Entry, Lost, Stopped
 from texturegen.builds.job import STAGES, run_job
 from texturegen.builds.recipe import make_plan, texture_seed
@@ -33,7 +32,7 @@ from texturegen.errors import UserError
 from texturegen.shards import verify
 from texturegen.shards.layout import QUALITY
 from texturegen.shards.merge import split
-from texturegen.sources.folder import EXTENSIONS
+from texturegen.sources.files import EXTENSIONS
 from texturegen.storage.image import decode_image
 from texturegen.storage.lock import acquire
 from texturegen.texture import synthesize
@@ -44,7 +43,7 @@ TINY = Recipe("shapes", limit=12, shard_size=5)
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file; of build.json without what may differ between runs."""
+    """Return the SHA-256 of every file, of build.json without `run`."""
     found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
@@ -58,7 +57,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_one_and_four_workers_give_the_same_bytes(tmp_path: Path) -> None:
+def test_workers_do_not_change_the_bytes(tmp_path: Path) -> None:
     build(TINY, tmp_path / "one")
     build(TINY, tmp_path / "four", workers=4)
     assert digests(tmp_path / "one") == digests(tmp_path / "four")
@@ -76,7 +75,7 @@ def test_a_texture_depends_on_seed_and_key_not_on_the_shards(tmp_path: Path) -> 
     assert [s.image_bytes for s in b] == [s.image_bytes for s in c]
 
 
-def test_a_texture_can_be_made_again_from_its_manifest_row(tmp_path: Path) -> None:
+def test_a_manifest_row_reproduces_its_texture(tmp_path: Path) -> None:
     build(Recipe("shapes", limit=3, per_image=2, method="wei-levoy"), tmp_path / "s")
     shards = open_shards(tmp_path / "s")
     rows = shards.manifest.to_pylist()
@@ -94,7 +93,7 @@ def test_a_texture_can_be_made_again_from_its_manifest_row(tmp_path: Path) -> No
     assert len({row["seed"] for row in rows}) == 6
 
 
-def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     build(TINY, tmp_path / "whole")
     made: list[int] = []
 
@@ -124,7 +123,7 @@ def test_a_stopped_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--limit", "300"]
     command += ["--shard-size", "30", "--workers", "2", "--out"]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
@@ -148,10 +147,10 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> 
     [
         ["--workers", "1", "--size", "96"],
         ["--workers", "2", "--size", "96"],
-        ["--workers", "2", "--size", "300", "--method", "efros-leung"],  # many seconds for an image
+        ["--workers", "2", "--size", "300", "--method", "efros-leung"],  # takes many seconds per image
     ],
 )
-def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(tmp_path: Path, options: list[str]) -> None:
+def test_ctrl_c_ends_within_two_seconds_and_says_how_to_resume(tmp_path: Path, options: list[str]) -> None:
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--shard-size", "20", *options]
     process = subprocess.Popen([*command, "--out", tmp_path / "s"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -163,7 +162,7 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(tmp_path: Path, op
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=10)
-    assert time.monotonic() - asked < 2 + 2  # two seconds, and two for a busy machine
+    assert time.monotonic() - asked < 2 + 2  # two seconds, plus two on a busy machine
     assert process.returncode == 130
     assert stderr.splitlines()[-1].startswith("stopped;")
     assert "Traceback" not in stderr
@@ -171,7 +170,7 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(tmp_path: Path, op
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_the_start_is_clean_too(tmp_path: Path) -> None:
+def test_ctrl_c_during_startup_prints_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--workers", "2", "--out"]
     for number, moment in enumerate(np.linspace(0, 1.5, 6)):
         process = subprocess.Popen(
@@ -189,7 +188,7 @@ def test_ctrl_c_at_the_start_is_clean_too(tmp_path: Path) -> None:
         assert "\n" not in stderr.strip()
 
 
-def test_a_second_build_in_a_directory_leaves_the_first_alone(tmp_path: Path) -> None:
+def test_a_second_build_in_a_directory_is_refused(tmp_path: Path) -> None:
     build(TINY, tmp_path / "alone")
 
     def start_another(total: int, already: int) -> Callable[[int, int], None]:
@@ -205,7 +204,7 @@ def test_a_second_build_in_a_directory_leaves_the_first_alone(tmp_path: Path) ->
     assert digests(tmp_path / "s") == digests(tmp_path / "alone")
 
 
-def test_a_second_build_of_another_recipe_does_not_take_the_directory(tmp_path: Path) -> None:
+def test_a_second_build_of_another_recipe_is_refused(tmp_path: Path) -> None:
     build(TINY, tmp_path / "alone")
 
     def start_another(total: int, already: int) -> Callable[[int, int], None]:
@@ -221,7 +220,7 @@ def test_a_second_build_of_another_recipe_does_not_take_the_directory(tmp_path: 
     assert digests(tmp_path / "s") == digests(tmp_path / "alone")
 
 
-def test_the_lock_of_a_process_that_died_does_not_block(tmp_path: Path) -> None:
+def test_the_lock_of_a_dead_process_does_not_block(tmp_path: Path) -> None:
     holder = "from texturegen.storage.lock import acquire; import os, sys; from pathlib import Path; "
     holder += "lock = acquire(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     path = tmp_path / "lock"
@@ -231,14 +230,14 @@ def test_the_lock_of_a_process_that_died_does_not_block(tmp_path: Path) -> None:
         assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_a_job_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stopped_job_leaves_no_file(tmp_path: Path) -> None:
     plan, _ = make_plan(TINY)
     with pytest.raises(Stopped):
         run_job(plan, None, tmp_path, {}, 0, lambda made, failed: False)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_build_is_not_done_again(tmp_path: Path) -> None:
+def test_a_finished_build_is_not_repeated(tmp_path: Path) -> None:
     first = build(TINY, tmp_path / "s")
     before = digests(tmp_path / "s")
     again = build(TINY, tmp_path / "s", progress=lambda total, already: pytest.fail("worked again"))
@@ -246,54 +245,37 @@ def test_a_finished_build_is_not_done_again(tmp_path: Path) -> None:
     assert digests(tmp_path / "s") == before
 
 
-def test_a_build_that_another_process_finishes_first_is_not_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-
-    def let_another_finish(out: Path) -> None:
-        enter(out)
-        with monkeypatch.context() as patch:
-            patch.setattr("texturegen.builds.run.enter", enter)
-            made.append(build(TINY, out))
-        enter(out)
-
-    monkeypatch.setattr("texturegen.builds.run.enter", let_another_finish)
-    again = build(TINY, tmp_path / "s", progress=lambda total, already: pytest.fail("worked again"))
-    assert [again] == made
-
-
-def test_a_key_of_two_images_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Sources refuse it when they are opened, but anybody may write one.
+def test_a_repeated_key_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Our sources refuse repeated keys when they are opened; a user's own source may not.
     monkeypatch.setattr("texturegen.sources.shapes.Shapes.key", lambda source, index: f"k-{index % 11}")
     with pytest.raises(UserError, match="gives the key 'k-0' to more than one image"):
         build(TINY, tmp_path / "s")
     assert not (tmp_path / "s" / "build.json").exists()
 
 
-def test_a_limit_beyond_the_data_set_is_all_of_it(image_folder: Path) -> None:
+def test_a_limit_above_the_size_of_the_data_set_means_all(image_folder: Path) -> None:
     plan, _ = make_plan(Recipe("folder", limit=100, shard_size=4), root=str(image_folder))
     assert (plan.items, plan.shards, plan.positions(1)) == (6, 2, range(4, 6))
 
 
-def test_another_recipe_in_the_directory_is_refused_by_what_differs(tmp_path: Path) -> None:
+def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     build(TINY, tmp_path / "s")
     before = digests(tmp_path / "s")
-    with pytest.raises(UserError, match=r"holds another build \(recipe.limit 12 there, 13 asked\)"):
+    with pytest.raises(UserError, match=r"holds another build \(recipe.limit 12 there, 13 requested\)"):
         build(Recipe("shapes", limit=13, shard_size=5), tmp_path / "s")
-    with pytest.raises(UserError, match=r"\(recipe.method 'coherent' there, 'efros-leung' asked\)"):
+    with pytest.raises(UserError, match=r"\(recipe.method 'coherent' there, 'efros-leung' requested\)"):
         build(Recipe("shapes", limit=12, shard_size=5, method="efros-leung"), tmp_path / "s")
     assert digests(tmp_path / "s") == before
     content = json.loads((tmp_path / "s" / "build.json").read_text())
     (tmp_path / "s" / "build.json").write_text(json.dumps({**content, "texturegen": "0.0.1"}))
-    with pytest.raises(UserError, match=r"\(texturegen '0.0.1' there, '.*' asked\)"):
+    with pytest.raises(UserError, match=r"\(texturegen '0.0.1' there, '.*' requested\)"):
         build(TINY, tmp_path / "s")
     (tmp_path / "s" / "build.json").unlink()
-    with pytest.raises(UserError, match="exists and holds other things"):
+    with pytest.raises(UserError, match="holds other files"):
         build(TINY, tmp_path / "s")
 
 
-def test_images_that_cannot_be_used_are_recorded_and_the_rest_is_built(image_folder: Path, tmp_path: Path) -> None:
+def test_failed_images_are_recorded_and_the_rest_is_built(image_folder: Path, tmp_path: Path) -> None:
     (image_folder / "cats" / "broken.png").write_text("no image")
     (image_folder / "cats" / "notes.txt").write_text("not an image at all")
     cv2.imwrite(str(image_folder / "eyes" / "small.png"), np.zeros((4, 4, 3), np.uint8))
@@ -316,7 +298,7 @@ def test_images_that_cannot_be_used_are_recorded_and_the_rest_is_built(image_fol
     assert all(row["error"] and row["key"] not in row["error"] and row["shard"] is None for row in failed)
     assert all(row["label"] == -1 for row in failed)
     assert verify(out) == []
-    # The originals travel as they are.
+    # Original files are stored unchanged.
     names = {p.read_bytes() for p in image_folder.rglob("*.*")}
     assert all(sample.image_bytes in names for sample in shards)
     assert sorted(set(shards.manifest["image_ext"].to_pylist()) - {None}) == ["jpg", "png"]
@@ -330,7 +312,7 @@ def test_a_changed_folder_is_another_build(image_folder: Path, tmp_path: Path) -
         build(Recipe("folder"), tmp_path / "s", root=str(image_folder))
 
 
-def test_a_file_that_vanishes_during_the_build_is_recorded(image_folder: Path, tmp_path: Path) -> None:
+def test_a_file_removed_during_the_build_is_recorded(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     plan, _ = make_plan(Recipe("folder"), root=str(image_folder))
     removed = threading.Event()
@@ -346,7 +328,7 @@ def test_a_file_that_vanishes_during_the_build_is_recorded(image_folder: Path, t
 
 
 def after(textures: int, do: Callable[[], object]) -> Callable[[int, int], Callable[[int, int], None]]:
-    """A `progress` that does something once so many textures are made."""
+    """Return a `progress` that calls `do` once `textures` textures are made."""
     made = [0]
 
     def progress(more: int, failed: int) -> None:
@@ -357,7 +339,7 @@ def after(textures: int, do: Callable[[], object]) -> Callable[[int, int], Calla
     return lambda total, already: progress
 
 
-def test_a_folder_that_changes_during_the_build_moves_no_image(image_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_changes_during_the_build_shifts_no_image(image_folder: Path, tmp_path: Path) -> None:
     recipe = Recipe("folder", shard_size=2)
     build(recipe, tmp_path / "whole", root=str(image_folder))
 
@@ -374,7 +356,7 @@ def test_a_folder_that_changes_during_the_build_moves_no_image(image_folder: Pat
     assert verify(tmp_path / "s") == []
 
 
-def test_a_folder_that_goes_away_ends_the_build_and_costs_no_image(image_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_disappears_ends_the_build_without_failed_images(image_folder: Path, tmp_path: Path) -> None:
     recipe = Recipe("folder", shard_size=2)
     build(recipe, tmp_path / "whole", root=str(image_folder))
     away = after(3, lambda: image_folder.rename(tmp_path / "away"))
@@ -385,21 +367,19 @@ def test_a_folder_that_goes_away_ends_the_build_and_costs_no_image(image_folder:
     assert digests(tmp_path / "s") == digests(tmp_path / "whole")
 
 
-def test_what_came_and_went_since_a_build_began_is_said(image_folder: Path, tmp_path: Path) -> None:
+def test_files_removed_and_added_since_the_start_are_named(image_folder: Path, tmp_path: Path) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build(Recipe("folder", shard_size=2), tmp_path / "s", root=str(image_folder), progress=after(3, stop))
     (image_folder / "cats" / "1.png").rename(image_folder / "cats" / "7.png")
-    with pytest.raises(UserError, match=r"images differ: 1 file gone: cats/1\.png, 1 file new: cats/7\.png"):
+    with pytest.raises(UserError, match=r"images differ: 1 file removed: cats/1\.png, 1 file added: cats/7\.png"):
         build(Recipe("folder", shard_size=2), tmp_path / "s", root=str(image_folder))
 
 
-def test_a_read_that_fails_for_a_moment_is_tried_again(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("texturegen.sources.folder.WAITS", (0.01, 0.01))
+def test_a_temporary_read_error_is_retried(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("texturegen.sources.files.RETRY_DELAYS", (0.01, 0.01))
     read, calls = Path.read_bytes, []
 
     def stale(path: Path) -> bytes:
@@ -414,7 +394,7 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_failed_images_can_be_tried_again(
+def test_failed_images_can_be_retried(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
 ) -> None:
     recipe, root = Recipe("folder", shard_size=2, per_image=2), str(image_folder)
@@ -434,21 +414,21 @@ def test_failed_images_can_be_tried_again(
             build(recipe, tmp_path / "s", root=root, part=(2, 2))
     before = (tmp_path / "s" / "shard-000002.tar").stat().st_mtime_ns
     if finished:
-        assert build(recipe, tmp_path / "s", root=root).counts["failed"] == 1  # not unasked
+        assert build(recipe, tmp_path / "s", root=root).counts["failed"] == 1  # only retried on request
         content = json.loads((tmp_path / "s" / "build.json").read_text())
         content["run"]["seconds"]["read"] = 1000.0
         (tmp_path / "s" / "build.json").write_text(json.dumps(content))
-        with pytest.raises(UserError, match="try its failed images again without --shard-range"):
+        with pytest.raises(UserError, match="retry its failed images without --shard-range"):
             build(recipe, tmp_path / "s", root=root, part=(1, 2), retry_failed=True)
     result = build(recipe, tmp_path / "s", root=root, retry_failed=True)
     assert result.counts["failed"] == 0
-    assert finished == (1000 <= result.seconds["read"] < 1100)  # of the first run and this one
+    assert finished == (1000 <= result.seconds["read"] < 1100)  # both runs together
     assert (tmp_path / "s" / "shard-000002.tar").stat().st_mtime_ns == before
     assert digests(tmp_path / "s") == digests(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("harm", ["tar cut short", "stats empty", "rows missing", "rows cut short", "another's"])
-def test_a_shard_that_is_not_whole_is_made_again(tmp_path: Path, harm: str) -> None:
+def test_an_incomplete_shard_is_rebuilt(tmp_path: Path, harm: str) -> None:
     build(TINY, tmp_path / "whole")
     build(TINY, tmp_path / "s", part=(1, 2))
     if harm == "tar cut short":
@@ -468,7 +448,7 @@ def test_a_shard_that_is_not_whole_is_made_again(tmp_path: Path, harm: str) -> N
     assert digests(tmp_path / "s") == digests(tmp_path / "whole")
 
 
-def test_leftovers_of_killed_runs_are_removed_but_not_those_of_another_part(tmp_path: Path) -> None:
+def test_an_array_part_removes_only_its_own_leftovers(tmp_path: Path) -> None:
     build(TINY, tmp_path / "whole")
     build(TINY, tmp_path / "s", part=(1, 3))
     names = [f"shard-00000{n}.tar.1a2b.tmp" for n in range(3)] + [f"parts/00000{n}.parquet.1a2b.tmp" for n in range(3)]
@@ -481,20 +461,18 @@ def test_leftovers_of_killed_runs_are_removed_but_not_those_of_another_part(tmp_
     assert digests(tmp_path / "s") == digests(tmp_path / "whole")
 
 
-def test_of_parts_that_begin_at_once_the_first_decides_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_of_simultaneous_parts_decides_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def another_was_quicker(path: Path, content: str) -> bool:
         path.write_text(content.replace('"seed": 0', '"seed": 1'))
         return False
 
     monkeypatch.setattr("texturegen.builds.directory.write_once", another_was_quicker)
-    with pytest.raises(UserError, match=r"holds another build \(recipe.seed 1 there, 0 asked\)"):
+    with pytest.raises(UserError, match=r"holds another build \(recipe.seed 1 there, 0 requested\)"):
         build(TINY, tmp_path / "s", part=(1, 2))
     assert not list((tmp_path / "s").glob("shard-*"))
 
 
-def test_a_build_without_its_manifest_is_not_called_finished(tmp_path: Path) -> None:
+def test_a_finished_build_without_its_manifest_is_refused(tmp_path: Path) -> None:
     build(TINY, tmp_path / "s")
     manifest = tmp_path / "s" / "manifest.parquet"
     data = manifest.read_bytes()
@@ -506,7 +484,7 @@ def test_a_build_without_its_manifest_is_not_called_finished(tmp_path: Path) -> 
         build(TINY, tmp_path / "s")
 
 
-def test_a_data_set_that_is_not_the_planned_one_is_refused_by_the_job(tmp_path: Path) -> None:
+def test_a_job_refuses_another_data_set(tmp_path: Path) -> None:
     plan, _ = make_plan(TINY)
     (tmp_path / "parts").mkdir()
     with pytest.raises(UserError, match="not those that this build began with"):
@@ -547,41 +525,41 @@ def test_build_json_has_counts_versions_and_checksums(shapes_shards: Path) -> No
 
 
 @pytest.mark.parametrize("names", [["notes.tmp"], ["parts/thesis.txt"], ["parts/lock", "shard-000000.tar.txt"]])
-def test_a_directory_with_other_things_is_refused_and_left_alone(tmp_path: Path, names: list[str]) -> None:
+def test_a_directory_with_other_files_is_refused_and_unchanged(tmp_path: Path, names: list[str]) -> None:
     (tmp_path / "parts").mkdir()
     for name in names:
         (tmp_path / name).write_text("mine")
     before = digests(tmp_path)
-    with pytest.raises(UserError, match="exists and holds other things"):
+    with pytest.raises(UserError, match="holds other files"):
         build(TINY, tmp_path)
     assert digests(tmp_path) == before
 
 
-def test_a_finished_build_that_lost_a_shard_is_not_called_complete(tmp_path: Path) -> None:
+def test_a_finished_build_without_a_shard_is_refused(tmp_path: Path) -> None:
     build(TINY, tmp_path / "s")
     (tmp_path / "s" / "shard-000001.tar").unlink()
     with pytest.raises(UserError, match=r"shard-000001.tar: missing; `texturegen repair` makes it again"):
         build(TINY, tmp_path / "s")
 
 
-def test_a_recipe_that_suits_no_image_is_refused_and_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_fits_no_image_is_refused_and_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="64"):
         build(Recipe("shapes", patch_size=64), tmp_path / "s")
     assert not (tmp_path / "s").exists()
     unreadable = image_folder / "cats" / "0.jpg"
     whole = unreadable.read_bytes()
-    unreadable.write_bytes(b"no image")  # a first image like that proves nothing
+    unreadable.write_bytes(b"no image")  # the next image is tried instead
     with pytest.raises(UserError, match="64"):
         build(Recipe("folder", size=32, patch_size=64), tmp_path / "s", root=str(image_folder))
     unreadable.write_bytes(whole)
     assert not (tmp_path / "s").exists()
-    with pytest.raises(UserError, match=r"none of the 6 images could be used; the first: .*64"):
+    with pytest.raises(UserError, match=r"none of the 6 images could be used; the first failed with: .*64"):
         build(Recipe("folder", patch_size=64), tmp_path / "s", root=str(image_folder))
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 1 images could be used"):
         build(Recipe("folder", size=32), tmp_path / "s", root=str(tmp_path / "one"))
-    build(Recipe("folder"), tmp_path / "s", root=str(image_folder))  # the directory is free for a better recipe
+    build(Recipe("folder"), tmp_path / "s", root=str(image_folder))  # the directory is empty again
     assert len(open_shards(tmp_path / "s")) == 6
 
 
@@ -608,7 +586,7 @@ def test_a_folder_of_every_extension_is_built_and_only_plain_originals_are_kept(
     assert len(shards) == len(EXTENSIONS) + 4
     kept = sorted(s.meta["path"] for s in shards if s.image_bytes == (folder / s.meta["path"]).read_bytes())
     assert kept == ["jpeg-file.jpeg", "jpg-file.jpg", "png-file.png", "webp-file.webp"]
-    for sample in shards:  # the shard shows everybody the image that the textures were made from
+    for sample in shards:  # other decoders show the image that the textures were made from
         with Image.open(io.BytesIO(sample.image_bytes)) as opened:
             assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - sample.image).max() <= 8
             assert sample.textures.shape[1:] == sample.image.shape
@@ -628,24 +606,27 @@ def test_the_parts_of_an_array_join_to_the_same_bytes(tmp_path: Path) -> None:
         open_shards(tmp_path / "array")
     assert finish(tmp_path / "array").counts["samples"] == 28
     assert digests(tmp_path / "array") == digests(tmp_path / "whole")
-    assert finish(tmp_path / "array").counts["samples"] == 28  # again does no harm
+    assert finish(tmp_path / "array").counts["samples"] == 28  # again: unchanged
 
 
-def test_what_an_array_has_not_made_is_named(tmp_path: Path) -> None:
+def test_finish_names_missing_shards(tmp_path: Path) -> None:
     recipe = Recipe("shapes", limit=28, shard_size=4)
     assert build(recipe, tmp_path / "s", part=(2, 3)).missing == 5
     with pytest.raises(UserError, match=r"5 of 7 shards are missing \(0, 1, 4, 5, 6\)"):
         finish(tmp_path / "s")
     for i in (-1, 0, 4):
-        with pytest.raises(UserError, match="counted from 1 to 3"):
+        with pytest.raises(UserError, match="numbered from 1 to 3"):
             build(recipe, tmp_path / "s", part=(i, 3))
-    with pytest.raises(UserError, match="no build to finish"):
+    with pytest.raises(UserError, match="no shards here"):
         finish(tmp_path / "other")
-    build(recipe, tmp_path / "s")  # a build of all takes up what the part has made
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no build to finish"):
+        finish(tmp_path / "empty")
+    build(recipe, tmp_path / "s")  # a whole build reuses the shards of the part
     assert len(open_shards(tmp_path / "s")) == 28
 
 
-def test_a_whole_build_and_a_part_do_not_run_at_once(tmp_path: Path) -> None:
+def test_a_whole_build_and_a_part_exclude_each_other(tmp_path: Path) -> None:
     def start_others(total: int, already: int) -> Callable[[int, int], None]:
         with pytest.raises(UserError, match="is building there"):
             build(TINY, tmp_path / "s")
@@ -664,7 +645,7 @@ def test_a_whole_build_and_a_part_do_not_run_at_once(tmp_path: Path) -> None:
 def test_an_image_that_kills_every_worker_is_recorded_and_the_rest_is_built(
     tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Workers import this module, and with it the decoder that one image kills.
+    # Workers import this module, which installs a decoder that one image kills.
     monkeypatch.setenv("TEST_DEADLY_IMAGE", hashlib.sha256((image_folder / "cats" / "2.png").read_bytes()).hexdigest())
     monkeypatch.setattr("texturegen.builds.run.run_job", run_deadly_job)
     result = build(Recipe("folder", shard_size=2), tmp_path / "s", root=str(image_folder), workers=2)
@@ -678,14 +659,14 @@ def test_an_image_that_kills_every_worker_is_recorded_and_the_rest_is_built(
 @pytest.mark.parametrize(
     ("deaths", "lost"),
     [
-        ({(1, 0): (4, 4, 4)}, None),  # three workers died at one image: made again without it
-        ({(1, 0): (4, 2, 4)}, "1"),  # it was not the image
+        ({(1, 0): (4, 4, 4)}, None),  # three workers died at one image: rebuilt without it
+        ({(1, 0): (4, 2, 4)}, "1"),  # at different images
         ({(0, 0): (), (2, 0): (3, 1, 3)}, "0, 2"),
-        ({(1, 0): (4, 4, 4), (1, 1): (4, 4, 4)}, "1"),  # nor was it the image here
-        ({(1, 0): (10, 10, 10)}, "1"),  # all were made
+        ({(1, 0): (4, 4, 4), (1, 1): (4, 4, 4)}, "1"),  # dies again without that image
+        ({(1, 0): (10, 10, 10)}, "1"),  # after the last image
     ],
 )
-def test_what_killed_the_workers_is_told_by_what_they_had_made(
+def test_the_image_that_killed_the_workers_is_found_from_their_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: dict[tuple[int, int], tuple[int, ...]], lost: str | None
 ) -> None:
     real, tried = ENGINES["processes"].load(), [0, 0, 0]
@@ -708,7 +689,7 @@ def test_what_killed_the_workers_is_told_by_what_they_had_made(
         assert (result.counts["samples"], result.counts["failed"]) == (11, 1)
     else:
         some = len(lost.split(","))
-        message = rf"{some} of 3 shards could not be made, .* died 3 times \(killed, or out of memory\?\): {lost};"
+        message = rf"{some} of 3 shards could not be built, .* died 3 times \(killed, or out of memory\): {lost};"
         with pytest.raises(UserError, match=message):
             build(recipe, tmp_path / "s")
         assert max(tried) <= 2
@@ -728,9 +709,7 @@ def run_deadly_job(*arguments: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("encoding", "start"), [("webp", b"RIFF"), ("jpeg", b"\xff\xd8")])
-def test_textures_and_drawn_images_are_written_in_the_encoding_asked_for(
-    tmp_path: Path, encoding: str, start: bytes
-) -> None:
+def test_textures_and_generated_images_have_the_requested_encoding(tmp_path: Path, encoding: str, start: bytes) -> None:
     build(TINY, tmp_path / "png")
     build(replace(TINY, encoding=encoding), tmp_path / "s")
     for sample, lossless in zip(open_shards(tmp_path / "s"), open_shards(tmp_path / "png"), strict=True):
@@ -740,7 +719,7 @@ def test_textures_and_drawn_images_are_written_in_the_encoding_asked_for(
     assert verify(tmp_path / "s") == []
 
 
-def test_an_estimate_counts_what_the_build_will_make(tmp_path: Path) -> None:
+def test_an_estimate_matches_the_build(tmp_path: Path) -> None:
     recipe = Recipe("shapes", limit=60, shard_size=25, per_image=2)
     estimated = estimate(recipe, workers=1, seconds=0.5)
     build(recipe, tmp_path / "s")
@@ -765,7 +744,7 @@ def test_a_build_killed_at_twenty_moments_ends_with_the_same_bytes(tmp_path: Pat
         )
         time.sleep(moments.uniform(0.05, 3.5))
         if process.poll() is not None:
-            number += 1  # it came to its end in spite of all: another
+            number += 1  # finished before the kill
             continue
         if kills % 2:
             os.killpg(process.pid, signal.SIGKILL)  # the workers too
@@ -778,7 +757,7 @@ def test_a_build_killed_at_twenty_moments_ends_with_the_same_bytes(tmp_path: Pat
         assert digests(out) == digests(tmp_path / "whole")
 
 
-def test_a_full_disk_is_named_and_the_finished_shards_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_finished_shards_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
 
     class Full(io.BufferedWriter):
@@ -805,7 +784,7 @@ def test_a_full_disk_is_named_and_the_finished_shards_are_kept(tmp_path: Path, m
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read as Linux tells it")
 def test_a_workers_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
-    # The unlabelled part of STL-10: 100,000 images, 2.7 GB, here of zeros that take no room on the disk.
+    # The unlabelled split of STL-10: 100,000 images, 2.7 GB, here a sparse file of zeros.
     peaks = []
     for images in (1000, 100_000):
         folder = tmp_path / str(images) / "stl10_binary"
@@ -823,16 +802,16 @@ plan = Plan(recipe, {images}, {{"digest": open_recipe_source(recipe, str(out), c
 for number in (0, plan.shards // 2, plan.shards - 1):
     run_job(plan, str(out), out, {{}}, number, lambda made, failed: True)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print(status["VmHWM"].split()[0])  # getrusage would tell the parent's too
+print(status["VmHWM"].split()[0])  # getrusage would include the parent's
 """
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)  # MiB
-    # The pages of the file that were read count as memory, and are the system's to take back: 1500 images, 40 MiB.
+    # Pages read from the mapped file count as memory, though the system can reclaim them: 1500 images, 40 MiB.
     assert abs(peaks[1] - peaks[0]) < 50
     assert peaks[1] < 600
 
 
-def test_finish_keeps_what_the_parts_ignored_and_refuses_another_versions(image_folder: Path, tmp_path: Path) -> None:
+def test_finish_counts_ignored_files_and_refuses_another_version(image_folder: Path, tmp_path: Path) -> None:
     (image_folder / "notes.txt").write_text("no image")
     build(Recipe("folder", shard_size=4), tmp_path / "s", root=str(image_folder), part=(1, 1))
     begun = tmp_path / "s" / "parts" / "recipe.json"
@@ -844,10 +823,10 @@ def test_finish_keeps_what_the_parts_ignored_and_refuses_another_versions(image_
     assert finish(tmp_path / "s").counts == {"samples": 6, "textures": 6, "failed": 0, "ignored": 1}
 
 
-def test_finish_refuses_what_was_merged_or_is_damaged(shapes_shards: Path, tmp_path: Path) -> None:
+def test_finish_refuses_merged_and_damaged_directories(shapes_shards: Path, tmp_path: Path) -> None:
     split(shapes_shards, tmp_path / "some", share=0.5)
     with pytest.raises(UserError, match="made by merge or split"):
         finish(tmp_path / "some")
     (tmp_path / "some" / "build.json").write_text("{}")
-    with pytest.raises(UserError, match=r"build.json: damaged, it has no 'counts'"):
+    with pytest.raises(UserError, match=r"build.json: damaged"):
         finish(tmp_path / "some")

@@ -1,4 +1,4 @@
-"""repair: the damaged shards and nothing else, with the recorded bytes or not at all."""
+"""repair: rebuilds the damaged shards and no others, with the recorded bytes or not at all."""
 
 import dataclasses
 import json
@@ -15,12 +15,13 @@ from tests.test_commands import call, refused
 from tests.texturegen.builds.test_build import digests
 from texturegen.builds import Recipe, build
 from texturegen.builds import repair as module
+from texturegen.builds.directory import REPAIR
 from texturegen.builds.engines import ENGINES, Entry, Lost
-from texturegen.builds.repair import SCRATCH, repair
-from texturegen.errors import UserError
+from texturegen.builds.repair import repair
+from texturegen.errors import BusyError, UserError
 from texturegen.shards.merge import split
 from texturegen.shards.verify import verify
-from texturegen.storage.lock import acquire
+from texturegen.storage.lock import LOCK, DirectoryLock
 
 RECIPE = Recipe("shapes", limit=12, shard_size=5)
 
@@ -43,7 +44,7 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_damaged_and_missing_shards_are_made_again_and_no_other(built: Path, shards: Path) -> None:
+def test_damaged_and_missing_shards_are_rebuilt_and_no_others(built: Path, shards: Path) -> None:
     damage(shards / "shard-000000.tar")
     (shards / "shard-000002.tar").unlink()
     untouched = [(shards / name).stat() for name in ("shard-000001.tar", "manifest.parquet", "build.json")]
@@ -57,15 +58,15 @@ def test_damaged_and_missing_shards_are_made_again_and_no_other(built: Path, sha
         after = (shards / name).stat()
         assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert verify(shards, deep=True) == []
-    assert build(RECIPE, shards).counts["samples"] == 12  # and it is a finished build still
+    assert build(RECIPE, shards).counts["samples"] == 12  # still a finished build
 
 
-def test_nothing_is_done_to_a_sound_directory(built: Path, shards: Path) -> None:
+def test_an_intact_directory_is_unchanged(built: Path, shards: Path) -> None:
     assert repair(shards).rebuilt == []
     assert digests(shards) == digests(built)
 
 
-def test_images_that_failed_fail_again_even_when_they_could_be_read_now(
+def test_images_that_failed_stay_failed_even_if_readable_now(
     image_folder: Path, tmp_path: Path, photo: np.ndarray
 ) -> None:
     bad = image_folder / "cats" / "1.png"
@@ -94,46 +95,47 @@ def test_another_data_set_is_refused(image_folder: Path, tmp_path: Path, photo: 
     assert digests(out) == before
 
 
-def test_a_shard_that_comes_out_otherwise_is_not_put_in_place(shards: Path) -> None:
+def test_a_rebuilt_shard_that_differs_is_discarded(shards: Path) -> None:
     content = json.loads((shards / "build.json").read_text())
-    content["shards"][1]["sha256"] = "0" * 64  # stands for a build whose packages gave other bytes
+    content["shards"][1]["sha256"] = "0" * 64  # as if other package versions had built it
+    damage(shards / "shard-000001.tar")
     (shards / "build.json").write_text(json.dumps(content))
     before = digests(shards)
-    with pytest.raises(UserError, match=r"shard-000001.tar is .*recorded versions are the present ones"):
+    with pytest.raises(UserError, match=r"shard-000001.tar is not replaced.*recorded versions are installed"):
         repair(shards)
     content["versions"]["numpy"] = "1.0"
     (shards / "build.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"numpy 1.0 then, .* now"):
+    with pytest.raises(UserError, match=r"numpy 1.0 recorded, .* installed"):
         repair(shards)
     assert {**digests(shards), "build.json": ""} == {**before, "build.json": ""}
 
 
-def test_a_damaged_manifest_cannot_be_repaired_and_that_is_said(shards: Path) -> None:
+def test_a_damaged_manifest_is_refused(shards: Path) -> None:
     damage(shards / "manifest.parquet")
-    with pytest.raises(UserError, match="only made by a whole build"):
+    with pytest.raises(UserError, match="a manifest cannot be repaired"):
         repair(shards)
     (shards / "manifest.parquet").unlink()
-    with pytest.raises(UserError, match="only made by a whole build"):
+    with pytest.raises(UserError, match="a manifest cannot be repaired"):
         repair(shards)
 
 
-def test_what_was_split_has_no_recipe_to_build_again(shards: Path, tmp_path: Path) -> None:
+def test_a_split_directory_has_no_recipe_to_rebuild_from(shards: Path, tmp_path: Path) -> None:
     split(shards, tmp_path / "kept", share=0.5)
     assert repair(tmp_path / "kept").rebuilt == []
     damage(tmp_path / "kept" / "shard-000000.tar")
-    with pytest.raises(UserError, match="made by `texturegen split`"):
+    with pytest.raises(UserError, match=r"run the `texturegen split` that made"):
         repair(tmp_path / "kept")
-    assert not (tmp_path / "kept" / SCRATCH).exists()
+    assert not (tmp_path / "kept" / REPAIR).exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"texturegen": "0.0.1"}, "built by texturegen 0.0.1"),
-        ({"recipe": {"per_image": 1, "colour": 3}}, "recipe is of another version"),
+        ({"recipe": {"per_image": 1, "colour": 3}}, "recipe is from another version"),
     ],
 )
-def test_another_versions_build_is_refused(shards: Path, change: dict, message: str) -> None:
+def test_a_build_of_another_version_is_refused(shards: Path, change: dict, message: str) -> None:
     content = json.loads((shards / "build.json").read_text())
     (shards / "build.json").write_text(json.dumps({**content, **change}))
     damage(shards / "shard-000000.tar")
@@ -141,19 +143,19 @@ def test_another_versions_build_is_refused(shards: Path, change: dict, message: 
         repair(shards)
 
 
-def test_two_repairs_do_not_meet_and_a_build_beside_one_breaks_nothing(built: Path, shards: Path) -> None:
-    (shards / SCRATCH).mkdir()
-    with acquire(shards / SCRATCH / "lock"):
-        with pytest.raises(UserError, match="process"):
-            repair(shards)
-        assert build(RECIPE, shards).counts["samples"] == 12
-        assert (shards / SCRATCH / "lock").exists()
+def test_a_repair_a_build_and_a_second_repair_exclude_each_other(built: Path, shards: Path) -> None:
     damage(shards / "shard-000001.tar")
-    assert repair(shards).rebuilt == ["shard-000001.tar"]  # the other's lock went with it
+    with DirectoryLock(shards, "repairing"):
+        with pytest.raises(BusyError, match="process"):
+            repair(shards)
+        with pytest.raises(BusyError, match="process"):
+            build(RECIPE, shards)
+    (shards / LOCK).touch()  # left by a process that was killed
+    assert repair(shards).rebuilt == ["shard-000001.tar"]
     assert digests(shards) == digests(built)
 
 
-def test_a_repair_that_is_stopped_leaves_old_shards_or_new_ones(
+def test_an_interrupted_repair_leaves_old_or_new_shards(
     built: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("shard-000000.tar", "shard-000001.tar"):
@@ -172,14 +174,14 @@ def test_a_repair_that_is_stopped_leaves_old_shards_or_new_ones(
             repair(shards)
     assert (shards / "shard-000000.tar").read_bytes() == (built / "shard-000000.tar").read_bytes()
     assert (shards / "shard-000001.tar").read_bytes() == damaged
-    # One that was killed leaves its directory; the next clears it.
-    (shards / SCRATCH / "parts").mkdir(parents=True)
-    (shards / SCRATCH / "shard-000001.tar").write_bytes(b"half")
+    # A killed repair leaves its directory; the next one removes it.
+    (shards / REPAIR / "parts").mkdir(parents=True)
+    (shards / REPAIR / "shard-000001.tar").write_bytes(b"half")
     assert repair(shards).rebuilt == ["shard-000001.tar"]
     assert digests(shards) == digests(built)
 
 
-def test_a_shard_whose_worker_died_is_named_and_the_others_are_mended(
+def test_a_shard_whose_worker_died_is_named_and_the_others_are_rebuilt(
     built: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("shard-000000.tar", "shard-000001.tar"):
@@ -192,13 +194,13 @@ def test_a_shard_whose_worker_died_is_named_and_the_others_are_mended(
         yield from real(job, numbers[1:], 0, progress, directory)
 
     monkeypatch.setattr(Entry, "load", lambda entry: lose_the_first)
-    with pytest.raises(UserError, match=r"shard-000000.tar is not made, as the worker process died"):
+    with pytest.raises(UserError, match=r"shard-000000.tar is not rebuilt, because the worker process died"):
         repair(shards, workers=3)
     assert (shards / "shard-000001.tar").read_bytes() == (built / "shard-000001.tar").read_bytes()
     assert not any("shard-000001" in fault for fault in verify(shards))
 
 
-def test_what_no_rebuilding_mends_is_said_and_is_a_failure(shards: Path) -> None:
+def test_faults_that_remain_are_reported_as_a_failure(shards: Path) -> None:
     damage(shards / "shard-000000.tar")
     shutil.copy(shards / "shard-000001.tar", shards / "stray.tar")
     result = repair(shards)
@@ -207,10 +209,10 @@ def test_what_no_rebuilding_mends_is_said_and_is_a_failure(shards: Path) -> None
     assert "stray.tar: not in build.json" in fault
     status, stdout, stderr = call("texturegen", "repair", shards)
     assert (status, stdout) == (1, "")
-    assert stderr.splitlines() == [fault, f"error: {shards}: 1 fault that no rebuilding mends"]
+    assert stderr.splitlines() == [fault, f"error: {shards}: 1 fault that cannot be repaired"]
 
 
-def test_the_rebuilt_shard_is_checked_not_trusted(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_that_resolves_differently_is_refused(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(shards / "shard-000000.tar")
     before = digests(shards)
     real = module.make_plan
@@ -220,20 +222,20 @@ def test_the_rebuilt_shard_is_checked_not_trusted(shards: Path, monkeypatch: pyt
         return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, seed=1)), ignored
 
     monkeypatch.setattr(module, "make_plan", other_seed)
-    with pytest.raises(UserError, match="resolved otherwise"):
+    with pytest.raises(UserError, match="resolves differently"):
         repair(shards)
     assert digests(shards) == before
 
 
 def test_the_commands(shards: Path, tmp_path: Path) -> None:
-    assert "all is well" in call("texturegen", "repair", shards)[1]
+    assert "no faults found" in call("texturegen", "repair", shards)[1]
     damage(shards / "shard-000002.tar")
     status, _, stderr = call("texturegen", "verify", shards, "--workers", 2)
     assert status == 1
     assert stderr.splitlines()[-1].startswith("error: ")
     status, stdout, _ = call("texturegen", "repair", shards)
     assert status == 0
-    assert "shard-000002.tar: made again" in stdout
+    assert "shard-000002.tar: rebuilt" in stdout
     assert call("texturegen", "verify", "--deep", shards)[0] == 0
     kept, rest, joined = (tmp_path / name for name in ("kept", "rest", "joined"))
     status, stdout, _ = call("texturegen", "split", shards, "--share", 0.75, "--out", kept, "--rest", rest)

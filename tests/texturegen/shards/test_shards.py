@@ -81,7 +81,7 @@ def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "a.b", "/a", "a/", "a//b", "a/../b", "../a", "a\n", "ä", "a" * 81])
 def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
-    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="is not of at most 80 letters"):
+    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="use at most 80 letters"):
         writer.add(key, b"", "png", [], 0)
 
 
@@ -89,13 +89,13 @@ def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
     "name", ["cls", "png", "jpg", "webp", "texture0.png", "a/b", "", ".json", "x" * 99, "__key__", "__url__"]
 )
 def test_a_member_that_would_pass_for_another_is_refused(tmp_path: Path, name: str) -> None:
-    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="cannot be passed through"):
+    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="cannot pass through"):
         writer.add("a", b"", "png", [], 0, members={name: b""})
 
 
 @pytest.mark.parametrize(("ext", "texture_ext"), [("gif", "png"), ("png", "gif"), ("../png", "png")])
 def test_an_image_of_a_type_that_readers_do_not_decode_is_refused(tmp_path: Path, ext: str, texture_ext: str) -> None:
-    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="a shard cannot hold images of type"):
+    with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="a shard holds images"):
         writer.add("a", b"", ext, [b""], 0, texture_ext)
 
 
@@ -231,7 +231,7 @@ def test_a_build_that_names_a_shard_elsewhere_is_refused(copy: Path) -> None:
     content = json.loads((copy / "build.json").read_text())
     content["shards"][0]["name"] = "../shard-000000.tar"
     (copy / "build.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="leads out of the directory"):
+    with pytest.raises(UserError, match=r"build.json: damaged \(shard 0 is named"):
         open_shards(copy)
 
 

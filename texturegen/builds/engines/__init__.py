@@ -1,6 +1,6 @@
-"""Engines: who does the jobs of a build. `ENGINES` is the registry; an entry loads its module on first use.
+"""Engines, which run the jobs of a build. `ENGINES` is the registry; an entry loads its module on first use.
 
-To add an engine: write a function of the kind `base.Engine` in a module of its own and enter it in ENGINES.
+To add an engine, write a function like `base.Engine` in its own module and add it to ENGINES.
 """
 
 from collections.abc import Iterable
@@ -27,13 +27,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of an engine before its module is loaded.
+    """An engine in the registry.
 
     Attributes
     ----------
-    location : "module:function" inside this package.
-    help : what it runs on, in a few words.
-    options : names of the keyword arguments it takes beside those of `Engine`.
+    location : str
+        "module:function" in this package.
+    help : str
+        What it runs on, in a few words.
+    options : tuple of str
+        Names of keyword arguments it takes besides those of `Engine`.
     """
 
     location: str
@@ -54,7 +57,7 @@ ENGINES: dict[str, Entry] = {
 
 
 def find_engine(name: str, options: Iterable[str] = ()) -> Entry:
-    """Return the entry of engine `name`. UserError for an unknown name, or an option the engine does not take."""
+    """Return the entry of engine `name`; raise UserError for an unknown name or option."""
     if name not in ENGINES:
         raise UserError(f"unknown engine '{name}'{nearest(name, ENGINES)}; engines: {', '.join(ENGINES)}")
     entry = ENGINES[name]

@@ -1,14 +1,15 @@
-"""What every engine offers the builds: its call, the jobs it maps, and what comes back.
+"""The interface of an engine: how builds call it, the jobs it runs, and what it yields.
 
-An engine maps a job over shard numbers and knows nothing of what the job does::
+An engine maps a job over shard numbers, without knowing what the job does::
 
-    for outcome in load_engine("processes").run(job, numbers, workers, progress, directory): ...
+    run = find_engine("processes").load()
+    for outcome in run(job, numbers, workers, progress, directory): ...
 
-A job is called as ``job(number, tick)`` and must be picklable. It calls ``tick(made, failed)`` after every image and
-raises `Stopped` when that returns False. ``progress(made, failed)`` is called about twice a second with the change
-since the last call. An engine yields the jobs' results as they finish, and a `Lost` for each job that no worker lived
-to finish. On Ctrl-C it asks its jobs to stop, waits for them and re-raises KeyboardInterrupt; an exception in one job
-ends the others in the same way.
+A job is called as ``job(number, tick)`` and must be picklable. It calls ``tick(made, failed)`` after every image, and
+raises `Stopped` when that returns False. The engine calls ``progress(made, failed)`` about twice a second with the
+change since the last call. It yields the result of each job when it finishes, and a `Lost` for each job whose workers
+all died. On Ctrl-C it asks its jobs to stop, waits for them, and raises KeyboardInterrupt again; an exception in one
+job stops the others in the same way.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ Job = Callable[[int, Tick], dict[str, Any]]
 Progress = Callable[[int, int], object]
 
 POLL_SECONDS = 0.5
-ATTEMPTS = 3  # workers that may die on a job before it counts as lost
+ATTEMPTS = 3  # workers that die on a job before it counts as lost
 
 
 class Stopped(Exception):
@@ -34,8 +35,10 @@ class Lost:
 
     Attributes
     ----------
-    number : of the shard.
-    made : per attempt, the textures made when the worker died; empty if the engine cannot know.
+    number : int
+        Number of the shard.
+    made : tuple of int
+        For each attempt, how many textures were made when the worker died; empty if unknown.
     """
 
     number: int
@@ -46,10 +49,22 @@ Outcome = dict[str, Any] | Lost
 
 
 class Engine(Protocol):
-    """Map `job` over `numbers`; see the module's docstring.
+    """A function that maps a job over shard numbers; see the docstring of this module.
 
-    workers : processes or tasks at once; None lets the engine decide, 0 works in this process where the engine can.
-    directory : where the jobs write. Every worker must see it.
+    Parameters
+    ----------
+    job : callable
+        The job.
+    numbers : list of int
+        Shards to build.
+    workers : int or None
+        Processes or tasks at once. None: the engine decides. 0: this process does the work, if the engine can.
+    progress : callable
+        Called with (textures made, images failed) since the last call.
+    directory : Path
+        Where the jobs write; every worker must be able to access it.
+    options
+        Those that the engine's entry lists.
     """
 
     def __call__(

@@ -1,4 +1,4 @@
-"""The engine for one machine: a spawned process per worker."""
+"""The engine for one machine: one spawned process per worker."""
 
 import multiprocessing
 import os
@@ -16,16 +16,16 @@ from typing import Any
 from texturegen.builds.engines.base import ATTEMPTS, POLL_SECONDS, Job, Lost, Outcome, Progress, Stopped
 from texturegen.system.threads import count_cpus
 
-PATIENCE_SECONDS = 1.0  # how long a job that is to stop may take to its next tick
+STOP_SECONDS = 1.0  # how long a job may run after it was asked to stop
 
 
 def run_in_processes(
     job: Job, numbers: list[int], workers: int | None, progress: Progress, directory: Path
 ) -> Iterator[Outcome]:
-    """Run jobs in `workers` spawned processes (None: one per CPU); with 0 in this one, one after the other.
+    """Run jobs in `workers` spawned processes (None: one per CPU), or, with 0, one after the other in this process.
 
-    Each worker is a pool of its own: the death of one (killed, out of memory) then breaks no other's job, and tells
-    which job it had. That job is tried again, ATTEMPTS times in all, in a new process.
+    Each worker is a process pool of its own, so that the death of one (killed, out of memory) interrupts no other job
+    and shows which job it had. That job is tried again in a new process, up to ATTEMPTS times.
     """
     if workers is None:
         workers = count_cpus()
@@ -41,7 +41,7 @@ def run_in_processes(
     waiting, idle = deque(numbers), [_Worker() for _ in range(min(workers, len(numbers)))]
     running: dict[Future, tuple[_Worker, int]] = {}
     deaths: defaultdict[int, list[int]] = defaultdict(list)
-    everybody = list(idle)
+    all_workers = list(idle)
     seen: Counter[str] = Counter()
     try:
         while waiting or running:
@@ -49,7 +49,7 @@ def run_in_processes(
                 worker, number = idle.pop(), waiting.popleft()
                 running[worker.submit(job, number)] = worker, number
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            now = Counter(made=sum(w.made.value for w in everybody), failed=sum(w.failed.value for w in everybody))
+            now = Counter(made=sum(w.made.value for w in all_workers), failed=sum(w.failed.value for w in all_workers))
             progress(now["made"] - seen["made"], now["failed"] - seen["failed"])
             seen = now
             for future in done:
@@ -59,9 +59,9 @@ def run_in_processes(
                 except BrokenProcessPool:
                     worker.close()
                     idle.append(_Worker())
-                    everybody.append(idle[-1])
+                    all_workers.append(idle[-1])
                     made, failed = worker.made.value - worker.before[0], worker.failed.value - worker.before[1]
-                    progress(-made, -failed)  # it is not there: that shard has to be begun again
+                    progress(-made, -failed)  # lost with the worker: the shard starts again
                     deaths[number].append(made)
                     if len(deaths[number]) == ATTEMPTS:
                         yield Lost(number, tuple(deaths[number]))
@@ -71,39 +71,40 @@ def run_in_processes(
                     idle.append(worker)
                     yield result
     finally:
-        for worker in everybody:
+        for worker in all_workers:
             worker.stop.value = 1
-        for worker in everybody:
+        for worker in all_workers:
             worker.close()
 
 
 @contextmanager
-def _ctrl_c_held() -> Iterator[None]:
-    """Put SIGINT off, also for processes that are started meanwhile.
+def _hold_ctrl_c() -> Iterator[None]:
+    """Defer SIGINT until the block ends; processes started in the block ignore it.
 
-    Where the platform, or a thread other than the main one, cannot, nothing is done.
+    Does nothing outside the main thread, or on platforms without signal masks.
     """
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    # The mask is this thread's, and what children inherit. Another thread may get the signal and have it handled here.
-    usual = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    received: list[int] = []
+    # The mask covers this thread, and is inherited by children. Another thread may still receive the signal; Python
+    # then runs the handler in this thread.
+    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, usual)
-        if came:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 class _Worker:
-    """One spawned process, and what it shares with this one: counters and a stop flag.
+    """One spawned process, and the counters and stop flag that it shares with this one.
 
-    Raw values, without the locks of `multiprocessing.Value` and `Event`, which would stay locked if the process died
-    while it held them. Each has one writer.
+    The shared values have no locks, as those of `multiprocessing.Value` and `Event` do: a process that dies while it
+    holds a lock would leave it locked. Each value has one writer.
     """
 
     def __init__(self) -> None:
@@ -114,14 +115,14 @@ class _Worker:
 
     def submit(self, job: Job, number: int) -> Future:
         self.before = self.made.value, self.failed.value
-        with _ctrl_c_held():  # a process that starts inherits this: the terminal's Ctrl-C is not for it
+        with _hold_ctrl_c():  # a new process inherits the mask: the terminal's Ctrl-C is for this one
             return self._pool.submit(_call, job, number)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-_shared: list[Any] = []  # of a worker process: the values it was started with
+_shared: list[Any] = []  # in a worker process: the shared values of its `_Worker`
 
 
 def _start_worker(values: tuple[Any, ...]) -> None:
@@ -129,7 +130,7 @@ def _start_worker(values: tuple[Any, ...]) -> None:
 
     cv2.setNumThreads(1)
     os.environ["NUMBA_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it sets the stop flag
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sets the stop flag instead
     _shared[:] = values
     stop = values[2]
     parent = multiprocessing.parent_process()
@@ -142,19 +143,19 @@ def _start_worker(values: tuple[Any, ...]) -> None:
     def end_when_told() -> None:
         while not stop.value:
             time.sleep(0.1)
-        time.sleep(PATIENCE_SECONDS)
-        os._exit(1)  # some methods take minutes for an image
+        time.sleep(STOP_SECONDS)
+        os._exit(1)  # some methods take minutes per image
 
     for target in (end_with_parent, end_when_told):
         threading.Thread(target=target, daemon=True).start()
 
 
 def _call(job: Job, number: int) -> dict[str, Any] | None:
-    made_sofar, failed_sofar, stop = _shared
+    made_so_far, failed_so_far, stop = _shared
 
     def tick(made: int, failed: int) -> bool:
-        made_sofar.value += made
-        failed_sofar.value += failed
+        made_so_far.value += made
+        failed_so_far.value += failed
         return not stop.value
 
     try:

@@ -1,9 +1,9 @@
-"""The engine for a Ray cluster: a task per shard, on nodes that share the file system the shards are written to.
+"""The engine for a Ray cluster: one task per shard, on nodes that share the file system with the shards.
 
-Core tasks and not Ray Data: a shard's bytes must depend on its number alone, and a bad image must cost itself only.
-A job whose node or worker dies is tried again by this module, not by Ray, which would try one that runs out of memory
-for ever and cannot tell at which image it was. A node that was only cut off from the others may still write its shard
-beside the second attempt: both write the same bytes, each under a temporary name of its own, and rename.
+It uses core tasks rather than Ray Data, because the bytes of a shard must depend on its number alone, and a bad image
+must not affect others. A job whose node or worker dies is retried by this module: Ray would retry one that runs out of
+memory forever, and does not know at which image it died. A node that was only disconnected may finish its shard while
+the second attempt runs: both write the same bytes to different temporary files, and rename them.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from texturegen import __version__
 from texturegen.builds.engines.base import ATTEMPTS, POLL_SECONDS, Job, Lost, Outcome, Progress
 from texturegen.builds.recipe import RECORDED
 from texturegen.console import warn
-from texturegen.errors import UserError
+from texturegen.errors import MissingError, UserError
 from texturegen.storage.atomic import temporary_name
 
 CONNECT_SECONDS = 10.0
-BEGIN_SECONDS = 60.0  # without a job begun in them, a word is said
+START_SECONDS = 60.0  # if no job has started by then, a warning is printed
 STOP_SECONDS = 20
 
 Counts = tuple[int, int]  # made, failed
-Attempt = tuple[int, int]  # of job number, the how many-th, from 0
+Attempt = tuple[int, int]  # number of the job, number of the attempt from 0
 
 
 def run_on_ray(
@@ -39,22 +39,33 @@ def run_on_ray(
     directory: Path,
     address: str | None = None,
 ) -> Iterator[Outcome]:
-    """Run jobs as Ray tasks of one CPU each; what it yields and raises is said in `engine`.
+    """Run jobs as Ray tasks of one CPU each; see `base` for what it yields and raises.
 
     Parameters
     ----------
-    workers : jobs handed to Ray at once; None or 0: as many as the cluster has CPUs, and as many again that wait, from
-        which an autoscaler sees that there is more to do.
-    address : "ray://HOST:10001" (a cluster, from outside), "HOST:6379" (from one of its nodes), "auto" or None (what
-        RAY_ADDRESS says, or else the cluster that this machine is a node of), "local" (one on this machine, for a
-        trial: who meant a cluster and is not on it shall not get the work of one machine instead).
-    directory : where the jobs write. A node that does not see it ends the build before it makes anything.
+    job, numbers, progress
+        See `base.Engine`.
+    workers : int or None
+        Tasks submitted at once. None or 0: twice the CPUs of the cluster, so that tasks are always waiting, from which
+        an autoscaler sees that there is more work.
+    directory : Path
+        Where the jobs write. A node that does not see it ends the build before it makes anything.
+    address : str, optional
+        "ray://HOST:10001" for a cluster from outside, "HOST:6379" from one of its nodes, "local" for a cluster on this
+        machine alone, as a trial. "auto" or None: the value of RAY_ADDRESS, or else the cluster that this machine is a
+        node of. A local cluster is started only on request, so that a build meant for a cluster does not silently run
+        on one machine.
 
-    Raises UserError when there is no Ray or no cluster, or a node has other versions or does not see `directory`.
+    Raises
+    ------
+    MissingError
+        Ray is not installed.
+    UserError
+        No cluster answers, or a node has other package versions or does not see `directory`.
     """
     ray = _import_ray()
     with contextlib.ExitStack() as stack:
-        if not ray.is_initialized():  # a program of its own may have connected, and then stays so
+        if not ray.is_initialized():  # if the calling program has connected, its connection is kept
             stack.enter_context(_silence(ray))
             _connect(ray, address)
             stack.callback(ray.shutdown)
@@ -63,41 +74,42 @@ def run_on_ray(
 
 
 class _Tasks:
-    """The tasks under way, and how far each is known to be."""
+    """The running tasks, and their progress as last reported."""
 
     def __init__(self, ray: Any, job: Job, workers: int | None, progress: Progress, mark: Path) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.ray, self.workers, self.progress = ray, workers, progress
-        # On this process's node, to be lost with it only. If it is lost, it starts again and the tasks tell it anew.
+        # On this process's node, so that losing another node does not lose the board. A restarted board is empty, and
+        # the tasks report their totals again.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.board = ray.remote(_make_board()).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         versions = {name: version(name) for name in RECORDED}
-        # The job goes as bytes, for a node with another texturegen must not try to read it.
+        # The job is sent as bytes: a node with another version of texturegen must not unpickle it.
         payload = ray.cloudpickle.dumps(job)
         fixed = payload, __version__, versions, os.getcwd(), str(mark.absolute()), self.board
         task = ray.remote(_make_task()).options(num_cpus=1, max_retries=0)
         self.submit: Callable[[Attempt], Any] = lambda attempt: task.remote(*fixed, attempt)
         self.running: dict[Any, Attempt] = {}
-        self.told: dict[Attempt, Counts] = {}
+        self.reported: dict[Attempt, Counts] = {}
 
     def run(self, numbers: list[int]) -> Iterator[Outcome]:
         waiting = deque((number, 0) for number in numbers)
         deaths: defaultdict[int, list[int | None]] = defaultdict(list)
-        begun, start, listened = False, time.monotonic(), 0.0
+        has_started, start, last_poll = False, time.monotonic(), 0.0
         try:
             while waiting or self.running:
-                while waiting and len(self.running) < self._room():
+                while waiting and len(self.running) < self._max_running():
                     attempt = waiting.popleft()
                     self.running[self.submit(attempt)] = attempt
                 done, _ = self.ray.wait(list(self.running), timeout=POLL_SECONDS)
                 now = time.monotonic()
-                if now - listened >= POLL_SECONDS:
-                    listened = now
-                    begun = bool(self._poll([*self.running.values()]) or done) or begun
-                if not begun and now - start > BEGIN_SECONDS:
-                    begun = True  # said once
-                    warn("no shard is begun yet: the Ray cluster has no free CPU (`ray status` says more)")
+                if now - last_poll >= POLL_SECONDS:
+                    last_poll = now
+                    has_started = bool(self._poll([*self.running.values()]) or done) or has_started
+                if not has_started and now - start > START_SECONDS:
+                    has_started = True  # warn once
+                    warn("no shard has started yet: the Ray cluster has no free CPU (see `ray status`)")
                 for task in done:
                     attempt = self.running.pop(task)
                     number, tries = attempt[0], attempt[1] + 1
@@ -105,28 +117,28 @@ class _Tasks:
                         refusal, counts, result = self._get(task)
                     except _Died:
                         deaths[number].append(self._poll([attempt]).get(attempt, (None, 0))[0])
-                        self._report(attempt, (0, 0))  # it is not there: that shard has to be begun again
+                        self._report(attempt, (0, 0))  # lost with the worker: the shard starts again
                         if tries < ATTEMPTS:
                             waiting.append((number, tries))
                         else:
-                            # The first attempt told twice a second only: it is not known where it was in the end.
+                            # The first attempt reports only twice a second, so the image it died at is unknown.
                             known = deaths[number][1:]
                             yield Lost(number, () if None in known else tuple(made or 0 for made in known))
                     else:
                         if refusal:
                             raise UserError(refusal)
                         self._report(attempt, counts)
-                        del self.told[attempt]
+                        del self.reported[attempt]
                         yield result
         finally:
             self._stop()
 
-    def _room(self) -> int:
-        # Asked each time: nodes come and go.
+    def _max_running(self) -> int:
+        # Asked each time, because nodes join and leave.
         return self.workers or max(2 * int(self.ray.cluster_resources().get("CPU", 0)), 1)
 
     def _get(self, task: Any) -> tuple[str | None, Counts, Any]:
-        """A finished task's result; the job's own exception; _Died when none is known."""
+        """Return the result of a finished task; raise the exception of its job, or _Died if the worker died."""
         errors = self.ray.exceptions
         try:
             return self.ray.get(task)
@@ -138,7 +150,7 @@ class _Tasks:
             raise _Died from None
 
     def _poll(self, attempts: list[Attempt]) -> dict[Attempt, Counts]:
-        """What the board has of `attempts`, after it was told on; nothing while the board is lost or busy."""
+        """Report what the board knows about `attempts`, and return it; nothing while the board is lost or busy."""
         try:
             news: dict[Attempt, Counts] = self.ray.get(self.board.read.remote(attempts), timeout=5)
         except self.ray.exceptions.RayError:
@@ -148,32 +160,33 @@ class _Tasks:
         return news
 
     def _report(self, attempt: Attempt, counts: Counts) -> None:
-        made, failed = self.told.get(attempt, (0, 0))
-        self.told[attempt] = counts
+        made, failed = self.reported.get(attempt, (0, 0))
+        self.reported[attempt] = counts
         if (made, failed) != counts:
             self.progress(counts[0] - made, counts[1] - failed)
 
     def _stop(self) -> None:
-        """Let what is under way end at its next image. Not by `ray.cancel`, which now and then aborts this process.
+        """Ask running tasks to stop at their next image.
 
-        (Ray 2.60, "Check failed: it != submissible_tasks_.end()", when a cancelled task is just about to end.)
-        What has not begun, or does not end in time, ends with this process's connection to the cluster.
+        `ray.cancel` sometimes aborts this process (Ray 2.60, "Check failed: it != submissible_tasks_.end()", if the
+        cancelled task is about to end). Tasks that have not started, or do not stop in time, end with the connection
+        to the cluster.
         """
         with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError):
-            begun = self.ray.get(self.board.stop.remote(), timeout=5)
-            under_way = [task for task, attempt in self.running.items() if attempt in begun]
-            if under_way:
-                self.ray.wait(under_way, num_returns=len(under_way), timeout=STOP_SECONDS)
+            started = self.ray.get(self.board.stop.remote(), timeout=5)
+            running = [task for task, attempt in self.running.items() if attempt in started]
+            if running:
+                self.ray.wait(running, num_returns=len(running), timeout=STOP_SECONDS)
         with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError):
             self.ray.kill(self.board)
 
 
 class _Died(Exception):
-    """A task's worker, or its node, ended before the task did."""
+    """The worker of a task, or its node, died."""
 
 
 def _make_task() -> Callable[..., Any]:
-    # Defined in here, Ray sends their code along: a node without texturegen, or with another one, can then say so.
+    # Ray sends the code of nested functions along, so a node without texturegen, or with another version, can say so.
     def task(
         payload: bytes,
         texturegen_version: str,
@@ -208,8 +221,8 @@ def _make_task() -> Callable[..., Any]:
         there["texturegen"] = texturegen.__version__
         for name, wanted in {"texturegen": texturegen_version, **versions}.items():
             if there[name] != wanted:
-                return refuse(f"has {name} {there[name]}, but the build was started with {wanted}; install the same")
-        with contextlib.suppress(OSError):  # for relative paths; where they lead elsewhere, the next line says it
+                return refuse(f"has {name} {there[name]}, but the build was started with {wanted}; install the latter")
+        with contextlib.suppress(OSError):  # for relative paths; if it fails, the check below reports it
             os.chdir(working_directory)
         if not os.path.exists(mark):
             shared = os.path.dirname(mark)
@@ -226,20 +239,20 @@ def _make_task() -> Callable[..., Any]:
         def tick(more: int, more_failed: int) -> bool:
             nonlocal made, failed, last
             made, failed = made + more, failed + more_failed
-            # Where something has died before, it is to be known at which image if it does so again.
+            # After a death, every image is reported, to know at which one the next attempt dies.
             if attempt[1] == 0 and time.monotonic() - last < 0.5:
                 return True
             last = time.monotonic()
             return report()
 
         def report() -> bool:
-            """Tell the board, and whether to go on."""
+            """Report to the board; return False if the build was stopped."""
             try:
                 return ray.get(board.write.remote(attempt, (made, failed)), timeout=5)
-            except ray.exceptions.ActorDiedError:  # it was taken away: the build is over
+            except ray.exceptions.ActorDiedError:  # killed by `_stop`: the build has ended
                 return False
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-                return True  # it was lost with its node, and will be back
+                return True  # lost with its node; Ray restarts it
 
         result = None
         with contextlib.suppress(Stopped):
@@ -252,7 +265,7 @@ def _make_task() -> Callable[..., Any]:
 
 def _make_board() -> type:
     class Board:
-        """An actor on which tasks write how far they are. Totals and not steps: one that is lost does no harm."""
+        """An actor to which tasks report their progress: totals, so that a lost report does not matter."""
 
         def __init__(self) -> None:
             self.counts: dict[tuple[int, int], tuple[int, int]] = {}
@@ -263,7 +276,7 @@ def _make_board() -> type:
             return not self.stopped
 
         def stop(self) -> set[tuple[int, int]]:
-            """Let every task end; tell which have begun."""
+            """Ask every task to stop, and return those that have started."""
             self.stopped = True
             return set(self.counts)
 
@@ -274,11 +287,13 @@ def _make_board() -> type:
 
 
 def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here tells nobody of it
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # for a cluster started here
     try:
         import ray
     except ImportError:
-        raise UserError("the engine 'ray' needs Ray, which is not installed: pip install 'sacl-texture[ray]'") from None
+        raise MissingError(
+            "the engine 'ray' needs Ray, which is not installed: pip install 'sacl-texture[ray]'"
+        ) from None
     return ray
 
 
@@ -287,31 +302,30 @@ def _connect(ray: Any, address: str | None) -> None:
     if address == "local":
         ray.init("local", include_dashboard=False, **quiet)
         return
-    place = address or "auto"
-    if place == "auto":
-        place = _find_cluster()
-    advice = "is it up, and the address (--ray-address or RAY_ADDRESS) right?"
+    if address in (None, "auto"):
+        address = _find_cluster()
+    advice = "check that it is running, and the address (--ray-address or RAY_ADDRESS)"
     try:
-        # Ray itself would try for minutes, and end this process without an exception.
-        host, _, port = place.removeprefix("ray://").rpartition(":")
+        # Checked first: Ray itself retries for minutes, then ends this process without an exception.
+        host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except ValueError:
         raise UserError(
-            f"the Ray address {place!r} is none; give auto, HOST:PORT, ray://HOST:PORT, or local for a trial"
+            f"invalid Ray address {address!r}; use auto, HOST:PORT, ray://HOST:PORT, or local for a trial"
         ) from None
     except OSError as error:
-        raise UserError(f"no Ray cluster answers at {place} ({error.strerror or error}); {advice}") from None
+        raise UserError(f"no Ray cluster answers at {address} ({error.strerror or error}); {advice}") from None
     try:
-        ray.init(place, **quiet)
-    except Exception as error:  # Ray raises plain ones too, for other versions and for a machine that is no node
-        raise UserError(f"the Ray cluster at {place} cannot be used: {_one_line(error)}; {advice}") from None
+        ray.init(address, **quiet)
+    except Exception as error:  # Ray raises bare exceptions, for other versions or a machine that is not a node
+        raise UserError(f"the Ray cluster at {address} cannot be used: {_one_line(error)}; {advice}") from None
 
 
 @contextlib.contextmanager
 def _silence(ray: Any) -> Iterator[None]:
-    """Keep Ray's messages about lost nodes off stdout, where they would stand between the lines of --log-json.
+    """Keep Ray's messages about lost nodes off stdout, where they would mix with the lines of --log-json.
 
-    Ray has no public way: `log_to_driver=False` is for the workers' output only.
+    Ray offers no public setting: `log_to_driver=False` covers the output of workers only.
     """
     printer = ray._private.worker
     before = getattr(printer, "_worker_logs_enabled", True)
@@ -323,21 +337,21 @@ def _silence(ray: Any) -> Iterator[None]:
 
 
 def _find_cluster() -> str:
-    """The HOST:PORT of RAY_ADDRESS, or of the cluster that this machine is a node of."""
-    from ray._private.services import canonicalize_bootstrap_address_or_die as find  # there is no public way
+    """Return HOST:PORT from RAY_ADDRESS, or of the cluster that this machine is a node of."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die as find  # no public function
 
     try:
         return os.environ.get("RAY_ADDRESS") or find("auto")
     except (ConnectionError, ValueError):
         raise UserError(
-            "no Ray cluster found: RAY_ADDRESS is not set, and this machine is no node of one; give --ray-address "
-            "(HOST:PORT, ray://HOST:PORT, or local for a trial), or leave out --engine ray to use this machine alone"
+            "no Ray cluster found: RAY_ADDRESS is not set, and this machine is not a node of one; give --ray-address "
+            "(HOST:PORT, ray://HOST:PORT, or local for a trial), or omit --engine ray to use this machine alone"
         ) from None
 
 
 @contextlib.contextmanager
 def _mark(directory: Path) -> Iterator[Path]:
-    """A file by which a node knows `directory`, and not another one of the same name on a disk of its own."""
+    """Create a file that tells `directory` from a directory of the same name on a node's own disk."""
     path = temporary_name(directory / "ray")
     path.touch()
     try:

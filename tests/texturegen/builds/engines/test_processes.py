@@ -1,4 +1,4 @@
-"""The engine of processes: deaths are retried, told apart and reported; nobody waits for the dead."""
+"""The engine of processes: jobs whose worker dies are retried, and lost ones are reported."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from texturegen.builds.engines import ATTEMPTS, Lost, Tick
-from texturegen.builds.engines.processes import _ctrl_c_held, run_in_processes
+from texturegen.builds.engines.processes import _hold_ctrl_c, run_in_processes
 
 # Jobs run in spawned processes, so they are functions of this module.
 
@@ -52,7 +52,7 @@ class Told:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_every_job_is_done_once_and_its_ticks_are_told(workers: int, tmp_path: Path) -> None:
+def test_every_job_runs_once_and_its_ticks_are_reported(workers: int, tmp_path: Path) -> None:
     told = Told()
     results = list(run_in_processes(count_to_three, [0, 1, 2, 5], workers, told, tmp_path))
     assert sorted(result["number"] for result in results) == [0, 1, 2, 5]
@@ -62,7 +62,7 @@ def test_every_job_is_done_once_and_its_ticks_are_told(workers: int, tmp_path: P
     assert (told.made, told.failed) == (12, 3)
 
 
-def test_a_job_whose_worker_died_is_done_again_and_counted_once(tmp_path: Path) -> None:
+def test_a_job_whose_worker_died_is_retried_and_counted_once(tmp_path: Path) -> None:
     told = Told()
     job = partial(die, tmp_path, 1, ATTEMPTS - 1)
     assert sorted(r["number"] for r in run_in_processes(job, [0, 1, 2, 3], 2, told, tmp_path)) == [0, 1, 2, 3]
@@ -70,7 +70,7 @@ def test_a_job_whose_worker_died_is_done_again_and_counted_once(tmp_path: Path) 
     assert told.made == 12
 
 
-def test_a_job_that_always_kills_its_worker_is_lost_and_no_other(tmp_path: Path) -> None:
+def test_only_the_job_that_always_kills_its_worker_is_lost(tmp_path: Path) -> None:
     told = Told()
     outcomes = list(run_in_processes(partial(die, tmp_path, 1, 99), [0, 1, 2, 3], 2, told, tmp_path))
     assert [o for o in outcomes if isinstance(o, Lost)] == [Lost(1, (2,) * ATTEMPTS)]
@@ -84,21 +84,21 @@ def test_an_exception_in_a_job_stops_the_others(tmp_path: Path) -> None:
     assert caught.value.filename == "out"
 
 
-def test_ctrl_c_that_another_thread_gets_is_put_off_too() -> None:
+def test_ctrl_c_received_by_another_thread_is_deferred_too() -> None:
     after, go = [], threading.Event()
 
-    def take_it() -> None:
+    def receive() -> None:
         go.wait()
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
-    other = threading.Thread(target=take_it)  # begun before: it does not inherit the mask
+    other = threading.Thread(target=receive)  # started before the mask is set
     other.start()
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        with _ctrl_c_held():
+        with _hold_ctrl_c():
             go.set()
             other.join()
             time.sleep(0.05)
             after.append("undisturbed")
-        after.append("never here")
+        after.append("not reached")
     assert after == ["undisturbed"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""Builds on a real Ray cluster, of several nodes on this machine: the same bytes, whatever dies."""
+"""Builds on a real Ray cluster of several nodes on this machine: the same bytes, whatever dies."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head node of one CPU; a test adds others."""
-    # A dead node is noticed within two seconds, and not within fifteen.
+    # A dead node is noticed within two seconds instead of fifteen.
     soon = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
     cluster = cluster_utils.Cluster(
         initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "_system_config": soon}
@@ -41,7 +41,7 @@ def cluster() -> Iterator[Any]:
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """Every file, and of build.json all but what another run may have otherwise."""
+    """Return every file, build.json without `run`."""
     files: dict[str, Any] = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
     files["build.json"] = json.loads(files["build.json"])
     del files["build.json"]["run"]
@@ -81,7 +81,7 @@ def test_a_build_that_loses_a_node_gives_the_bytes_of_a_local_one(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_job_whose_worker_dies_each_time_is_lost_alone_and_it_is_known_where(cluster: Any) -> None:
+def test_only_the_job_whose_worker_always_dies_is_lost_with_its_counts(cluster: Any) -> None:
     def job(number: int, tick: Tick) -> dict[str, Any]:
         for image in range(5):
             if (number, image) == (1, 3):
@@ -97,7 +97,7 @@ def test_a_job_whose_worker_dies_each_time_is_lost_alone_and_it_is_known_where(c
 
 
 @pytest.mark.parametrize("error", [UserError("no such method"), OSError(errno.ENOSPC, "No space left", "/full/s.tar")])
-def test_a_jobs_own_exception_ends_the_build_with_that_type(cluster: Any, error: Exception) -> None:
+def test_an_exception_in_a_job_ends_the_build_with_its_type(cluster: Any, error: Exception) -> None:
     def job(number: int, tick: Tick) -> dict[str, Any]:
         if number == 0:
             raise error
@@ -113,13 +113,11 @@ def test_a_jobs_own_exception_ends_the_build_with_that_type(cluster: Any, error:
     assert type(caught.value) is type(error)
     assert str(caught.value) == str(error)
     assert getattr(caught.value, "filename", None) == getattr(error, "filename", None)
-    assert time.monotonic() - start < 15  # the others were not waited for
+    assert time.monotonic() - start < 15  # without waiting for the others
     assert not ray.is_initialized()
 
 
-def test_progress_is_told_while_a_job_runs_and_no_more_jobs_than_workers_are_under_way(
-    cluster: Any, tmp_path: Path
-) -> None:
+def test_progress_is_reported_during_a_job_and_workers_limits_the_running_jobs(cluster: Any, tmp_path: Path) -> None:
     def job(number: int, tick: Tick) -> dict[str, Any]:
         (tmp_path / f"{number}").touch()
         for _ in range(15):
@@ -151,13 +149,13 @@ def test_a_node_with_other_versions_or_another_disk_ends_the_build(
     run(tmp_path)
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        # What a node without that directory sees of the mark: nothing.
+        # As on a node without that directory: the mark does not exist.
         patch.setattr(Path, "touch", lambda path: None)
         with pytest.raises(UserError, match=rf"Ray node {host}: does not see {tmp_path}; choose an --out on a file"):
             run(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(ray_engine, "version", lambda name: "0.9" if name == "numba" else ray_engine_version(name))
-        with pytest.raises(UserError, match=r"has numba .*, but the build was started with 0.9; install the same"):
+        with pytest.raises(UserError, match=r"has numba .*, but the build was started with 0.9; install the latter"):
             run(None)
     monkeypatch.setattr(ray_engine, "__version__", "9.9")
     with pytest.raises(UserError, match=r"has texturegen .*, but the build was started with 9.9"):
@@ -171,19 +169,19 @@ def connect(address: str | None) -> None:
     list(run_on_ray(lambda number, tick: {}, [0], 1, lambda made, failed: None, address))
 
 
-def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'sacl-texture\[ray\]'"):
         connect("auto")
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_cluster_that_is_not_there_is_said_soon(
+def test_a_missing_cluster_is_reported_soon(
     scheme: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"{scheme}127.0.0.1:{free.getsockname()[1]}"  # nobody listens
+        address = f"{scheme}127.0.0.1:{free.getsockname()[1]}"  # free, so nothing listens there
         start = time.monotonic()
         with pytest.raises(UserError, match=rf"no Ray cluster answers at {address} \(Connection refused\)"):
             connect(address)
@@ -194,7 +192,7 @@ def test_a_cluster_that_is_not_there_is_said_soon(
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_cluster_is_started_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cluster_is_started_without_request(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(address: str) -> str:
         raise ConnectionError("Could not find any running Ray instance.")
 
@@ -202,11 +200,11 @@ def test_no_cluster_is_started_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address_or_die", find)
     with pytest.raises(UserError, match="no Ray cluster found: RAY_ADDRESS is not set"):
         connect(None)
-    with pytest.raises(UserError, match="the Ray address 'loacl' is none; give auto"):
+    with pytest.raises(UserError, match="invalid Ray address 'loacl'; use auto"):
         connect("loacl")
 
 
-def test_ctrl_c_ends_soon_and_leaves_nothing_half_done(cluster: Any, tmp_path: Path) -> None:
+def test_ctrl_c_ends_soon_and_leaves_no_temporary_file(cluster: Any, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -222,12 +220,12 @@ def test_ctrl_c_ends_soon_and_leaves_nothing_half_done(cluster: Any, tmp_path: P
     command += ["--engine", "ray", "--ray-address", cluster.address, "--workers", "2", "--out", str(tmp_path / "s")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "s").glob("shard-*.tmp")):  # of half a minute's work
+    while not list((tmp_path / "s").glob("shard-*.tmp")):  # takes half a minute
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=15)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr.strip().splitlines() == ["stopped; what is finished is kept: run the same command again to go on"]
+    assert stderr.strip().splitlines() == ["stopped; finished work is kept; run the same command again to go on"]
     assert not list((tmp_path / "s").glob("*.tmp"))

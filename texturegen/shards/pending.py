@@ -1,0 +1,271 @@
+"""A shard directory made from samples of others, which appears whole or not at all.
+
+Samples are copied into OUT.partial, which is locked; when everything is complete it is renamed to OUT. A process that
+is killed leaves OUT.partial, and the next run of the same command replaces it.
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from texturegen import __version__
+from texturegen.errors import DamagedError, UserError
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS
+from texturegen.shards.manifest import group_samples
+from texturegen.shards.publish import publish
+from texturegen.shards.reader import Shards
+from texturegen.shards.writer import ShardWriter
+from texturegen.storage.lock import LOCK, DirectoryLock
+
+RECORDED = ("numpy", "pyarrow")  # packages whose versions build.json records
+FINGERPRINT = "copied"  # stands in the stats of shards that no recipe describes
+MARK = "copied"  # file in OUT.partial/parts/ that tells a copy from an unfinished build
+PLACES = [f"{member}_{column}" for member in ("image", "texture") for column in ("ext", "size", "sha256")]
+_OWN_FILE = re.compile(rf"shard-\d+\.tar(\.[0-9a-f]+\.tmp)?|({re.escape(MANIFEST)}|{re.escape(BUILD)})(\..*\.tmp)?")
+
+Progress = Callable[[int], object]
+
+
+class PendingDirectory:
+    """A new shard directory, as a context manager; without `keep` it is removed on exit.
+
+    Parameters
+    ----------
+    out : Path
+        The new directory: missing, or empty.
+    inputs : list of Shards
+        The directories to copy from.
+    shard_size : int or None
+        Samples per shard. None: that of the first input.
+    derived : dict
+        How the directory was made, for build.json.
+
+    Raises
+    ------
+    BusyError
+        Another process is writing the same directory.
+    UserError
+        `out` or OUT.partial holds files, or `out` lies in one of the inputs.
+    """
+
+    def __init__(self, out: Path, inputs: list[Shards], shard_size: int | None, derived: dict[str, Any]) -> None:
+        recipes = [shards.build["recipe"] for shards in inputs]
+        self.inputs = inputs
+        self.out = Path(os.path.realpath(out))  # if it is a link, the directory that it leads to is replaced
+        self.partial = self.out.with_name(f"{self.out.name}.partial")
+        for shards in inputs:
+            if Path(os.path.realpath(shards.directory)) in (self.out, *self.out.parents):
+                raise UserError(f"{out}: lies in {shards.directory}; choose a directory elsewhere")
+        self.shard_size = recipes[0]["shard_size"] if shard_size is None else shard_size
+        if self.shard_size < 1:
+            raise UserError(f"--shard-size is {self.shard_size}; it must be at least 1")
+        self.recipe = {**common_values(recipes), "shard_size": self.shard_size}
+        self.derived = {**derived, "inputs": [_describe(shards) for shards in inputs]}
+        self.stats: list[dict[str, Any]] = []
+        self.counts: dict[str, int] = {}
+        self._writer: ShardWriter | None = None
+        self._renaming = self._kept = False
+        self._lock = DirectoryLock(self.partial, "writing")
+        self._held = ExitStack()
+
+    def __enter__(self) -> "PendingDirectory":
+        try:
+            self._held.enter_context(self._lock)
+        except FileExistsError:
+            raise UserError(f"{self.partial}: is not a directory; remove it") from None
+        try:
+            self._require_empty()
+        except BaseException:
+            self._held.close()
+            raise
+        try:
+            self._remove(self.partial)
+            (self.partial / PARTS).mkdir()
+            (self.partial / PARTS / MARK).touch()
+        except BaseException:
+            self._discard(self.partial)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(kind, error, tb)
+        if self._kept:
+            shutil.rmtree(self.out / PARTS, ignore_errors=True)
+            self._held.close()
+        else:
+            # An interrupt can come right after the rename.
+            self._discard(self.out if self._renaming and not self.partial.exists() else self.partial)
+
+    def copy(self, shards: Shards, rows: np.ndarray, progress: Progress) -> None:
+        """Append samples and failed images of an input.
+
+        Parameters
+        ----------
+        shards : Shards
+            The input.
+        rows : bool (N,)
+            The rows of its manifest to copy: all rows of a sample, or none.
+        progress : callable
+            Called with 1 after each sample.
+        """
+        known = {shard["name"] for shard in shards.build["shards"]}
+        opened: dict[str, IO[bytes]] = {}
+        try:
+            for sample in group_samples(shards.manifest.filter(pa.array(rows)), shards.textures_per_image):
+                if sample[0]["status"] != "ok":
+                    self._current().add_row(**sample[0])
+                    continue
+                name = sample[0]["shard"]
+                if name not in opened:
+                    if name not in known:
+                        raise DamagedError(f"{shards.directory}: {MANIFEST} names a shard {name!r} that {BUILD} lacks")
+                    for file in opened.values():
+                        file.close()
+                    opened = {name: open(shards.directory / name, "rb")}  # noqa: SIM115 - closed above or below
+                if self._writer is not None and self._writer.samples == self.shard_size:
+                    self._commit()
+                _copy_sample(self._current(), opened[name], sample)
+                progress(1)
+        finally:
+            for file in opened.values():
+                file.close()
+
+    def complete(self) -> None:
+        """Write manifest and build.json."""
+        self._commit()
+        is_merge = len(self.inputs) > 1
+        ignored = sum(shards.build["counts"].get("ignored", 0) for shards in self.inputs) if is_merge else 0
+        source = common_values([shards.build["source"] for shards in self.inputs])
+        description = {
+            "format": FORMAT,
+            "recipe": self.recipe,
+            "source": {
+                "name": source["name"],
+                "split": source["split"],
+                "items": sum(stats["samples"] + stats["failed"] for stats in self.stats),
+                "classes": self.inputs[0].classes,
+                "digest": None,
+            },
+            "texturegen": __version__,
+        }
+        self.counts = publish(self.partial, description, self.stats, ignored, RECORDED, derived=self.derived)
+
+    def rename(self) -> None:
+        """Give the directory its final name; until `keep` it is still removed on exit."""
+        self._renaming = True
+        try:
+            os.replace(self.partial, self.out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise UserError(f"{self.out}: another process wrote into it meanwhile; choose another --out") from None
+            raise
+        self._lock.directory = self.out
+
+    def keep(self) -> None:
+        """Keep the renamed directory."""
+        self._kept = True
+
+    def _discard(self, directory: Path) -> None:
+        """Remove the directory, which is at its first or its final path, and release the lock."""
+        self._lock.directory = directory
+        try:
+            self._remove(directory)
+        finally:
+            self._held.close()
+        with suppress(OSError):  # removed with the lock, as a rule
+            directory.rmdir()
+
+    def _require_empty(self) -> None:
+        """Raise UserError if the directory, or its place, holds anything but what a killed copy left."""
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise UserError(f"{self.out}: exists and is not empty; choose another --out, or remove it")
+        names = {entry.name for entry in self.partial.iterdir()} - {LOCK}
+        parts = self.partial / PARTS
+        of_copy = names == {PARTS} and parts.is_dir() and not any(parts.iterdir())
+        of_copy |= (parts / MARK).is_file() and all(_OWN_FILE.fullmatch(name) for name in names - {PARTS})
+        if names and not of_copy:
+            raise UserError(f"{self.partial}: exists and is not empty, but is needed for writing {self.out}; remove it")
+
+    def _remove(self, directory: Path) -> None:
+        """Remove all files but the lock: first what marks the directory as finished, last what marks it as a copy."""
+        parts = directory / PARTS
+        (directory / BUILD).unlink(missing_ok=True)
+        for path in directory.iterdir():
+            if path.name not in (LOCK, PARTS):
+                path.unlink()
+        if parts.is_dir():
+            for path in parts.iterdir():
+                if path.name != MARK:
+                    path.unlink()
+            shutil.rmtree(parts)
+
+    def _current(self) -> ShardWriter:
+        if self._writer is None:
+            self._writer = ShardWriter(self.partial, len(self.stats), FINGERPRINT)
+        return self._writer
+
+    def _commit(self) -> None:
+        if self._writer is not None:
+            self.stats.append(self._writer.commit())
+            self._writer = None
+
+
+def common_values(trees: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return, for each name in any of the dicts, the value on which all agree, or None."""
+    names = sorted({name for tree in trees for name in tree})
+    first = trees[0]
+    return {name: first.get(name) if all(t.get(name) == first.get(name) for t in trees) else None for name in names}
+
+
+def _copy_sample(writer: ShardWriter, f: IO[bytes], rows: list[dict[str, Any]]) -> None:
+    """Append one sample, its bytes read from the open shard `f` and compared with the manifest's checksums."""
+    first = rows[0]
+    length = os.fstat(f.fileno()).st_size
+
+    def read(offset: int | None, size: int | None) -> bytes:
+        if offset is None or size is None or not 0 <= offset <= offset + size <= length or size < 0:
+            raise _damaged(f, first["key"])
+        f.seek(offset)
+        return f.read(size)
+
+    image = read(first["image_offset"], first["image_size"])
+    textured = [row for row in rows if row["index"] is not None]
+    textures = [read(row["texture_offset"], row["texture_size"]) for row in textured]
+    members = {member["ext"]: read(member["offset"], member["size"]) for member in first["members"] or []}
+    members.pop("cls", None)  # written by the writer
+    texture_ext = textured[0]["texture_ext"] if textured else "png"
+    try:
+        places = writer.add(first["key"], image, first["image_ext"], textures, first["label"], texture_ext, members)
+    except ValueError as error:
+        raise DamagedError(f"{f.name}: {error}; `texturegen verify` lists all faults") from None
+    sums = [{member["ext"]: member["sha256"] for member in row["members"] or []} for row in (first, places[0])]
+    for row, place in zip(rows, places, strict=True):
+        if any(row[column] != place.get(column) for column in PLACES) or sums[0] != sums[1]:
+            raise _damaged(f, first["key"])
+        writer.add_row(**{**row, **place})
+
+
+def _damaged(f: IO[bytes], key: str) -> DamagedError:
+    return DamagedError(
+        f"{f.name}: {key}: its bytes differ from the manifest's checksums; nothing was written: `texturegen verify` "
+        "lists all faults, `texturegen repair` rebuilds the shard"
+    )
+
+
+def _describe(shards: Shards) -> dict[str, Any]:
+    """Return what build.json records of an input."""
+    content = shards.build
+    description = {name: content[name] for name in ("manifest_sha256", "recipe", "source", "versions")}
+    if "derived" in content:
+        description["derived"] = content["derived"]
+    return {"name": shards.directory.resolve().name, **description}

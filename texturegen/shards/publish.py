@@ -1,0 +1,88 @@
+"""Finish a shard directory: join the rows of its shards into the manifest and write build.json.
+
+Builds and merges both end here. Until build.json is written, readers treat the directory as unfinished.
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from texturegen.shards.build_json import COUNTS
+from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
+from texturegen.shards.writer import rows_file
+from texturegen.storage.atomic import sha256_of, write_atomically, write_json
+
+
+def publish(
+    directory: Path,
+    description: Mapping[str, Any],
+    shards: Sequence[Mapping[str, Any]],
+    ignored: int,
+    packages: Sequence[str],
+    **more: Any,
+) -> dict[str, int]:
+    """Write the manifest and then build.json of a directory whose shards are all committed.
+
+    DIR/parts/ is left in place; the caller removes it when nothing needs it any more.
+
+    Parameters
+    ----------
+    directory : Path
+        Holds the tars, and in parts/ the rows of each.
+    description : mapping
+        `format`, `recipe`, `source` and `texturegen` for build.json.
+    shards : sequence of mapping
+        What `ShardWriter.commit` returned for each shard, in order.
+    ignored : int
+        Files of the data set that were skipped because they are not images.
+    packages : sequence of str
+        Distributions whose versions build.json records, besides Python's.
+    more
+        Further entries of build.json.
+
+    Returns
+    -------
+    dict
+        The counts: samples, textures, failed and ignored.
+    """
+    parts = [rows_file(directory, number) for number in range(len(shards))]
+    write_atomically(directory / MANIFEST, partial(join_manifests, parts))
+    counts = {**count(shards), "ignored": ignored}
+    content = {
+        **description,
+        "counts": counts,
+        "shards": [{name: value for name, value in stats.items() if name != "seconds"} for stats in shards],
+        "manifest_sha256": sha256_of(directory / MANIFEST),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        **more,
+    }
+    write_json(directory / BUILD, content)
+    return counts
+
+
+def count(shards: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the samples, textures and failed images of several shards together."""
+    return {name: sum(stats[name] for stats in shards) for name in COUNTS}
+
+
+def find_repeated_key(keys: pa.Array | pa.ChunkedArray) -> str | None:
+    """Return a key that occurs more than once in an array of strings; None if there is none."""
+    if pc.count_distinct(keys).as_py() == len(keys):
+        return None
+    counts = keys.value_counts()
+    repeated: str = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0].as_py()
+    return repeated
+
+
+def join_manifests(parts: Sequence[Path], f: IO[bytes]) -> None:
+    """Write one manifest from the rows of all shards, a shard at a time: memory does not grow with the data set."""
+    with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
+        for part in parts:
+            manifest.write_table(pq.read_table(part))
