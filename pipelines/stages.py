@@ -1,4 +1,4 @@
-"""Which stages of a journey are done, and which directories hold something else.
+"""Track completed stages of a pipeline, and set aside directories with other results.
 
 A stage is done when its outputs exist and everything that determines them is unchanged: the resolved settings and the
 contents of the shards, but not paths, devices, threads or versions. A directory that holds the results of other
@@ -153,7 +153,7 @@ def set_aside(directory: Path, lock: str = LOCK) -> Path:
             number += 1
         directory.rename(aside)
         held.directory = aside
-    warn(f"{directory} was made with other settings or data: kept as {aside.name} and made again")
+    warn(f"{directory} was made with other settings or data: renamed to {aside.name}; rebuilding")
     return aside
 
 
@@ -199,14 +199,12 @@ def build_shards(
         if "classes" in chosen:
             chosen["source_options"] = {**chosen.get("source_options", {}), "classes": str(chosen["classes"])}
         recipe = Recipe(**{key: value for key, value in chosen.items() if key in Recipe.__dataclass_fields__})
-        wanted = _as_json(make_plan(recipe, root)[0].describe())
-        if finished:
-            del wanted["texturegen"]
+        plan, _ = make_plan(recipe, root)
         try:
             present = json.loads(description.read_text())
         except ValueError:
             raise DamagedError(f"{description} is not valid JSON; remove {out} and run the command again") from None
-        if any(present.get(key) != value for key, value in wanted.items()):
+        if not plan.matches(present):
             set_aside(out)
         elif finished:
             skip()

@@ -125,7 +125,7 @@ class Stream:
         self._max_damaged = bad_share * len(shards)
         if plan.order == "shards" and len(shards):
             each = sum(shard["bytes"] for shard in shards.build["shards"]) / len(shards)
-            shards.keep_blocks(round(2 * each * (plan.shuffle_buffer + plan.batch_size)) + SPARE_BYTES)
+            shards.enable_block_cache(round(2 * each * (plan.shuffle_buffer + plan.batch_size)) + SPARE_BYTES)
         self._steps = count_batches(len(shards), plan.batch_size, plan.remainder)
         # The cache holds a sample's image and its K textures side by side: (1 + K, H, W, 3).
         held = shards.textures_per_image if plan.textures != "none" else 0

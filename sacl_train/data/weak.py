@@ -41,7 +41,7 @@ class GeometricOp(Protocol):
 
 
 @dataclass(frozen=True)
-class Change:
+class Adjustment:
     """A photometric change of some of a batch's images.
 
     Attributes
@@ -61,7 +61,7 @@ class ColourOp(Protocol):
 
     STREAM: ClassVar[int]
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
         """Return the changes in order, for a batch's states uint64 (N,) and its selected rows, int64 (n,) ascending."""
         ...
 
@@ -170,7 +170,7 @@ class WeakAugment:
 
     def _views(self, images: Tensor, states: np.ndarray, geometric: np.ndarray) -> Tensor:
         height, width = images.shape[-2:]
-        changes: list[Change] = []
+        changes: list[Adjustment] = []
         for photometric, probability in self.policy.colour:
             rows = np.flatnonzero(uniform(states, photometric.STREAM) < probability)
             changes += photometric.changes(states, rows, height, width)
@@ -267,7 +267,7 @@ class ColourJitter:
     saturation: float = 0.4
     hue: float = 0.1
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
         steps = (
             (colour.adjust_brightness, 1, self.brightness),
             (colour.adjust_contrast, 1, self.contrast),
@@ -283,7 +283,7 @@ class ColourJitter:
                 now = rows[order[place] == number]
                 if strength and len(now):
                     amounts = _between(states[now], self.STREAM + 1 + number, centre - strength, centre + strength)
-                    changes.append(Change(adjust, now, amounts))
+                    changes.append(Adjustment(adjust, now, amounts))
         return changes
 
 
@@ -293,8 +293,8 @@ class Grey:
 
     STREAM: ClassVar[int] = 0x600
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
-        return [Change(_grey, rows, np.zeros(len(rows), np.float32))]
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
+        return [Adjustment(_grey, rows, np.zeros(len(rows), np.float32))]
 
 
 @dataclass(frozen=True)
@@ -307,25 +307,25 @@ class Blur:
     STREAM: ClassVar[int] = 0x700
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Change]:
+    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
         side = min(height, width)
         if side <= 64:
             return []
         sigma = _between(states[rows], self.STREAM + 1, *self.sigma) * np.float32(side / 224)
         radius = math.ceil(3 * self.sigma[1] * side / 224)  # 0.3 % of a Gaussian lies beyond 3 sigma
-        return [Change(partial(colour.gaussian_blur, radius=radius), rows, sigma)]
+        return [Adjustment(partial(colour.gaussian_blur, radius=radius), rows, sigma)]
 
 
-def change(x: Tensor, changes: Sequence[Change]) -> Tensor:
+def change(x: Tensor, changes: Sequence[Adjustment]) -> Tensor:
     """Apply changes in order to float images (N, 3, H, W) in 0 to 1; a change of some rows only is made in place."""
     return _changed(x, changes, to_device(_arrays(changes), x.device))
 
 
-def _arrays(changes: Sequence[Change]) -> list[np.ndarray]:
+def _arrays(changes: Sequence[Adjustment]) -> list[np.ndarray]:
     return [array for change in changes for array in (change.rows, change.amounts)]
 
 
-def _changed(x: Tensor, changes: Sequence[Change], sent: Sequence[Tensor]) -> Tensor:
+def _changed(x: Tensor, changes: Sequence[Adjustment], sent: Sequence[Tensor]) -> Tensor:
     """Apply changes whose `_arrays` are on x's device as `sent`."""
     for one, rows, amounts in zip(changes, sent[::2], sent[1::2], strict=True):
         if len(rows) == len(x):

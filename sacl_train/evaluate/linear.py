@@ -72,8 +72,7 @@ def sweep_rates(
 ) -> dict[float, float]:
     """Return the held-out accuracy of `fit_linear` at each learning rate of `RATES`.
 
-    A tenth of the training images is held out; the test set is not used. Fit the best rate again on all training
-    images.
+    A tenth of the training images is held out; the test set is not used. Refit at the best rate on all training images.
 
     Parameters
     ----------

@@ -59,5 +59,5 @@ def check_settings_without_negatives(settings: Any, method: str) -> None:
     if settings.texture_role != "none":
         raise UserError(
             f"texture_role '{settings.texture_role}' does not apply to {method}, which has no negatives; use "
-            "--texture-role none, or a method with negatives: sacl, mocov2, simclr, pirl"
+            "--texture-role none, or a method with negatives: sacl, fast-moco, mocov2, simclr, pirl"
         )

@@ -65,8 +65,7 @@ def info_nce(
     >>> round(loss.item(), 4), stats["positive_similarity"].item()
     (0.02, 1.0)
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not '{scope}'")
+    _check_scope(scope)
     with torch.autocast(p.device.type, enabled=False):
         p, z = _unit(p), _unit(z)
         combinations, images, _ = p.shape
@@ -98,7 +97,7 @@ def bank_nce(
     scope: str = "batch",
     first: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of each query against its own key, among it and a bank of earlier keys (He et al. 2020, eq. 1).
+    """InfoNCE of each query, with a bank of earlier keys as negatives (He et al. 2020, eq. 1).
 
     Parameters
     ----------
@@ -151,7 +150,7 @@ def pirl_nce(
     bank : Tensor (K, D)
         Features drawn from the bank as negatives.
     same : Tensor bool (N, K)
-        True where a drawn feature is the image's own, hence no negative.
+        True where a drawn feature is the image's own and must be masked.
     t, tau, alpha, scope, first
         As in `info_nce`.
 
@@ -163,9 +162,9 @@ def pirl_nce(
     with torch.autocast(v.device.type, enabled=False):
         v, own, bank = _unit(v), _unit(own), _unit(bank)
         positive = (v * own).sum(1, keepdim=True)  # (N, 1)
-        against = v @ bank.T  # (N, K)
-        logits = torch.cat([positive, against.masked_fill(same, -torch.inf)], dim=1) / tau
-        others = against.masked_fill(same, 0).sum() / (~same).sum()
+        negatives = v @ bank.T  # (N, K)
+        logits = torch.cat([positive, negatives.masked_fill(same, -torch.inf)], dim=1) / tau
+        others = negatives.masked_fill(same, 0).sum() / (~same).sum()
         stats = {"positive_similarity": positive.mean(), "negative_similarity": others}
         if t is not None:
             textures, stats["texture_similarity"] = _texture_cosines(v, _unit(t), scope, first)
@@ -179,7 +178,7 @@ def pirl_nce(
 
 def nt_xent(
     z: Tensor,
-    everyone: Tensor,
+    all_views: Tensor,
     t: Sequence[Tensor] | None = None,
     tau: float = 0.5,
     alpha: float = 1.0,
@@ -189,16 +188,17 @@ def nt_xent(
     """Cross-entropy of each view against the other view of its image (Chen et al. 2020, eq. 1).
 
     The candidates are all views of all images except the view itself, and the texture keys.
+
     Parameters
     ----------
     z : Tensor (2, N, D)
         Both views of this process's images.
-    everyone : Tensor (2, M, D)
+    all_views : Tensor (2, M, D)
         Both views of the images of all processes.
     t : sequence of two Tensor (M, P, D), or None
         Texture keys for each of the two views.
     tau, alpha, scope, first
-        As in `info_nce`; `first` is the index of this process's first image in `everyone`.
+        As in `info_nce`; `first` is the index of this process's first image in `all_views`.
 
     Returns
     -------
@@ -206,9 +206,9 @@ def nt_xent(
         As in `info_nce`.
     """
     with torch.autocast(z.device.type, enabled=False):
-        z, everyone = _unit(z), _unit(everyone)
-        images, total = z.shape[1], everyone.shape[1]
-        cosines = z.flatten(0, 1) @ everyone.flatten(0, 1).T  # (2N, 2M)
+        z, all_views = _unit(z), _unit(all_views)
+        images, total = z.shape[1], all_views.shape[1]
+        cosines = z.flatten(0, 1) @ all_views.flatten(0, 1).T  # (2N, 2M)
         rows = torch.arange(2 * images, device=z.device)
         mine = first + torch.arange(images, device=z.device)
         own, other = torch.cat([mine, mine + total]), torch.cat([mine + total, mine])  # (2N,)
@@ -307,11 +307,17 @@ def _texture_cosines(q: Tensor, t: Tensor, scope: str, first: int) -> tuple[Tens
     q: unit vectors (N, D). t: unit vectors (M, P, D); query i belongs to the textures first + i. The cosines are (N,
     P), to the own textures, for scope "own", else (N, M*P).
     """
+    _check_scope(scope)
     if scope == "own":
         own = torch.einsum("nd,nkd->nk", q, t[first : first + len(q)])
         return own, own.mean()
     cosines = q @ t.flatten(0, 1).T
     return cosines, cosines.unflatten(1, t.shape[:2]).diagonal(first, dim1=0, dim2=1).mean()
+
+
+def _check_scope(scope: str) -> None:
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not '{scope}'")
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class SACL(Method):
         # All keys are computed first, so that the loop can free the first term before it asks for the second.
         sides: list[tuple[int, Tensor, Tensor | None]]  # index of the query view, its keys, its texture negatives
         if role == "positive":
-            # Each of an image's P textures is its key once; the negatives are the other images' textures.
+            # Each of an image's P textures serves once as its key; the negatives are the other images' textures.
             sides = [(n, key, None) for n, t in enumerate(textures) if t is not None for key in t.unbind(dim=1)]
         else:
             keys = [gather(self._keys(view)) for view in views]

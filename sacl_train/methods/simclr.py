@@ -75,10 +75,10 @@ class SimCLR(Method):
         if settings.texture_role == "negative":
             how = (settings.texture_view, states, gather_with_gradient)
             textures = keys_for_queries(self._project, self.weak, batch, draws, *how)  # (M, P, D) for each view
-        everyone = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
+        all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
-        loss, metrics = nt_xent(z, everyone, textures, settings.tau, settings.alpha, settings.scope, first)
-        yield loss, {**metrics, "embedding_std": embedding_std(everyone[1].detach())}
+        loss, metrics = nt_xent(z, all_views, textures, settings.tau, settings.alpha, settings.scope, first)
+        yield loss, {**metrics, "embedding_std": embedding_std(all_views[1].detach())}
 
     def _project(self, x: Tensor) -> Tensor:
         """Map views (M, 3, H, W) to embeddings (M, D)."""

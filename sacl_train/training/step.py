@@ -1,4 +1,4 @@
-"""One step of the optimizer: forward and backward passes, all processes' gradients, clipping, update, EMA target."""
+"""One step of the optimizer: forward and backward passes, gradient averaging, clipping, update, EMA target."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Step(Protocol):
-    """What `make_step` returns: do step 0 <= step < steps, in epoch `epoch`, with this process's share of a batch."""
+    """What `make_step` returns: run one optimizer step (0 <= step < steps) on this process's part of the batch."""
 
     def __call__(self, batch: Batch, epoch: int, step: int, steps: int, lr: float) -> Metrics: ...
 
@@ -93,7 +93,7 @@ def add_gradients(
     Returns the piece's loss terms, divided by `config.accumulate`, and their metrics, all without gradient.
     """
     draws = Draws(config.seed, epoch, piece["index"].numpy())
-    terms = method.loss_terms(_to_device(piece, draws, config, device), draws)
+    terms = method.loss_terms(_prepare_batch(piece, draws, config, device), draws)
     done: list[LossTerm] = []
     # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
     while (term := _next(terms, config, device)) is not None:
@@ -165,7 +165,7 @@ def _next(terms: Iterator[LossTerm], config: Config, device: torch.device) -> Lo
         return next(terms, None)
 
 
-def _to_device(batch: Batch, draws: Draws, config: Config, device: torch.device) -> Batch:
+def _prepare_batch(batch: Batch, draws: Draws, config: Config, device: torch.device) -> Batch:
     """Copy images and textures to the device, and make there the textures that the config asks for."""
     moved: Batch = {name: batch[name].to(device, non_blocking=True) for name in ("image", "texture") if name in batch}
     if config.method_settings.texture_role == "none":

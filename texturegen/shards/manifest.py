@@ -1,4 +1,4 @@
-"""The manifest, and the only place that decides what a valid sample is: reader, verify and merge all ask it.
+"""Read and validate the manifest: the rules for a valid row live here, for reader, verify and merge alike.
 
 `check_rows` checks every row once, vectorised, and says where each member lies. A tar of ours is determined by the
 sizes of its members (headers of one block, data padded to blocks, no gaps), so the manifest's offsets can be checked
@@ -7,6 +7,7 @@ without the tar: no offset leads out of its shard, and no two members overlap. R
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -25,18 +26,19 @@ from texturegen.shards.layout import (
     MEMBER,
     RESERVED,
 )
+from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.image import MAX_PIXELS
 from texturegen.storage.names import KEY_SEGMENTS, printable
 from texturegen.storage.tar import BLOCK, end_of_tar
 
-# What `check_rows` needs; the other columns are about a texture's making.
+# What `check_rows` needs; the other columns record how each texture was made.
 COLUMNS = ["key", "shard", "index", "label", "width", "height", "status", "meta", "members"]
 COLUMNS += [f"{member}_{what}" for member in ("image", "texture") for what in ("ext", "offset", "size", "sha256")]
 MAX_IMAGE_BYTES = 6 * MAX_PIXELS  # of an image without compression, with 16 bits per channel
 MAX_NAMED = 20  # rows named for each kind of fault
 # A row repeats the columns of its image.
-_OF_THE_IMAGE = ["key", "shard", "label", "width", "height", "meta", "texture_ext"]
-_OF_THE_IMAGE += ["image_ext", "image_offset", "image_size", "image_sha256"]
+_IMAGE_COLUMNS = ["key", "shard", "label", "width", "height", "meta", "texture_ext"]
+_IMAGE_COLUMNS += ["image_ext", "image_offset", "image_size", "image_sha256"]
 
 
 class Rows:
@@ -105,13 +107,13 @@ def read_manifest(source: Any, columns: list[str] | None = None, group: int | No
     DamagedError : it cannot be read, or has other columns; the message does not name the file.
     """
     try:
-        file = pq.ParquetFile(source)
+        file = pq.ParquetFile(open_for_arrow(source) if isinstance(source, Path) else source)
         if not file.schema_arrow.equals(MANIFEST_SCHEMA):
             raise DamagedError("its columns are not those of a manifest")
         table = file.read(columns) if group is None else file.read_row_group(group, columns)
-        table.validate(full=True)  # damage can leave texts that are not UTF-8, and lists that end before they begin
+        table.validate(full=True)  # damage can leave invalid UTF-8 and decreasing list offsets
         return table
-    # Beside its own errors Arrow raises UnicodeDecodeError for a column's name, and what a codec raises.
+    # Besides ArrowException, Arrow raises UnicodeDecodeError for column names, and the errors of codecs.
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DamagedError):
             raise
@@ -166,9 +168,9 @@ def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tupl
 
     Returns
     -------
-    The samples, or None if a row is at fault; and the faults, one sentence each, which begins with the key if it is
-    about a sample. A total that contradicts build.json is a fault too. `meta` is only checked for nulls: parsing it
-    would take longer than all other checks.
+    The samples, or None if any row is invalid; and the faults, one sentence each, starting with the key of the sample
+    concerned. A total that contradicts build.json is a fault too. `meta` is only checked for nulls: parsing it would
+    take longer than all other checks.
     """
     check = _Checks(table)
     textures: int = build["recipe"]["per_image"]
@@ -206,7 +208,7 @@ def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tupl
         numbers.astype(np.int32),
         places,
         ranges,
-        _whole(first, "meta"),
+        _combine_chunks(first, "meta"),
         members,
         files,
     )
@@ -222,7 +224,7 @@ class _Checks:
         self.totals: list[str] = []  # contradictions between all rows and build.json
 
     def require(self, condition: Any, fault: str | Callable[[int], str], rows: np.ndarray | None = None) -> None:
-        """Add a fault for each row where the condition is false, null being true; `rows` says of which row it is."""
+        """Add a fault for each false entry of `condition` (null counts as true); `rows` maps entries to rows."""
         if isinstance(condition, np.ndarray):
             bad = np.flatnonzero(~condition)
         else:
@@ -231,9 +233,9 @@ class _Checks:
             return
         places = np.unique(bad if rows is None else rows[bad])
         named = [f"{self._name(row)}: {fault if isinstance(fault, str) else fault(row)}" for row in places[:MAX_NAMED]]
-        self.faults += dict.fromkeys(named)  # the rows of a sample have the fault of its image in common
+        self.faults += dict.fromkeys(named)  # all rows of a sample share its image's faults
         if len(places) > MAX_NAMED:
-            self.faults.append(f"{len(places) - MAX_NAMED} more rows have the fault of {self._name(places[0])}")
+            self.faults.append(f"{len(places) - MAX_NAMED} more rows have the same fault as {self._name(places[0])}")
 
     def _name(self, row: int) -> str:
         key = self.table["key"][int(row)].as_py()
@@ -248,7 +250,7 @@ class _Checks:
             self.require(~failed | pc.is_valid(self.table["key"]).to_numpy(), "it has no key")
             for column in ("shard", "index"):
                 absent = pc.is_null(self.table[column]).to_numpy()
-                self.require(~failed | absent, f"it failed, and has a {column} all the same")
+                self.require(~failed | absent, f"its status is failed, but {column} is not null")
 
     def counts(self, ok: pa.Table, build: dict[str, Any], failed: int) -> None:
         textures: int = build["recipe"]["per_image"]
@@ -291,7 +293,7 @@ class _Checks:
         return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
     def adjacent(self, textures: int, places: np.ndarray) -> None:
-        """Check that the rows of each sample stand together. `places` : the rows' numbers among all of the manifest."""
+        """Check that the rows of each sample are adjacent. `places`: row numbers in the full manifest."""
         table, per_sample = self.table, max(textures, 1)
         rows = np.arange(len(table))
         if not textures:
@@ -305,23 +307,23 @@ class _Checks:
         if per_sample == 1 or not len(rows):
             return
         is_same = np.ones(len(rows) - 1, bool)
-        for column in (_whole(table, name) for name in _OF_THE_IMAGE):
+        for column in (_combine_chunks(table, name) for name in _IMAGE_COLUMNS):
             is_same &= pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
         is_same |= rows[1:] % per_sample == 0
         self.require(is_same, "its rows disagree on the image", first[1:])
-        has_members = _numbers_of_list(_whole(table, "members")) > 0
+        has_members = _list_lengths(_combine_chunks(table, "members")) > 0
         self.require(~has_members | (rows == first), "it has members in another row than the first")
 
     def order(self, numbers: np.ndarray, build: dict[str, Any]) -> None:
         """Check keys and shards of the samples."""
-        keys = _whole(self.table, "key")
+        keys = _combine_chunks(self.table, "key")
         if pc.count_distinct(keys).as_py() != len(keys):
             counts = keys.value_counts()
             repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
             is_first = np.zeros(len(keys), bool)
             is_first[pc.index_in(repeated, value_set=keys).to_numpy()] = True
             self.require(~is_first, "appears more than once")
-        self.require(np.append(True, np.diff(numbers) >= 0)[: len(numbers)], "stands behind samples of a later shard")
+        self.require(np.append(True, np.diff(numbers) >= 0)[: len(numbers)], "is listed after samples of a later shard")
         for shard, found in zip(build["shards"], np.bincount(numbers, minlength=len(build["shards"])), strict=True):
             if found != shard["samples"] or found * build["recipe"]["per_image"] != shard["textures"]:
                 self.totals.append(
@@ -331,7 +333,7 @@ class _Checks:
 
     def members(self) -> pa.Array | None:
         """Check the column `members`; return it as {ext, offset, size}, or None."""
-        column = _whole(self.table, "members")
+        column = _combine_chunks(self.table, "members")
         values = column.flatten()  # those of the rows alone, without the values of nulls
         parents = pc.list_parent_indices(column).to_numpy().astype(np.int64)
         parts = {what: pc.struct_field(values, [what]) for what in ("ext", "offset", "size", "sha256")}
@@ -345,12 +347,12 @@ class _Checks:
         is_plain = pc.match_substring_regex(ext, f"^({MEMBER.pattern})$").to_numpy(zero_copy_only=False)
         is_reserved = pc.match_substring_regex(ext, f"^({RESERVED.pattern})$").to_numpy(zero_copy_only=False)
         self.require(
-            is_plain & (~is_reserved | is_label), "one of its members has an extension that it cannot have", parents
+            is_plain & (~is_reserved | is_label), "one of its members has a reserved or invalid extension", parents
         )
         lengths = np.bincount(parents, minlength=len(column))
         labels = np.bincount(parents[is_label], minlength=len(column))
-        self.require(labels == 1, "it does not have one member cls")
-        key_lengths = pc.binary_length(_whole(self.table, "key")).to_numpy()
+        self.require(labels == 1, "it must have exactly one member cls")
+        key_lengths = pc.binary_length(_combine_chunks(self.table, "key")).to_numpy()
         is_short = key_lengths[parents] + 1 + pc.binary_length(ext).to_numpy() <= MAX_NAME
         self.require(is_short, f"one of its members has a name of more than {MAX_NAME} characters", parents)
         if len(ext) > 1:
@@ -365,7 +367,7 @@ class _Checks:
     def layout(self, numbers: np.ndarray, places: np.ndarray, members: pa.Array, build: dict[str, Any]) -> np.ndarray:
         """Check that each member lies where those before it end; return the first byte and end of each sample."""
         samples, fixed = len(places), places.shape[1]
-        lengths = _numbers_of_list(members)
+        lengths = _list_lengths(members)
         counts = fixed + lengths
         starts = np.cumsum(counts) - counts
         sample_of = np.repeat(np.arange(samples), counts)
@@ -390,7 +392,7 @@ class _Checks:
         ends = offsets - (-sizes // BLOCK) * BLOCK  # with padding
         is_first = np.append(True, shard_of[1:] != shard_of[:-1])[: len(shard_of)]
         expected = np.where(is_first, 0, np.append(0, ends[:-1])[: len(ends)]) + BLOCK
-        self.require(offsets == expected, "a member does not lie right behind the one before it", sample_of)
+        self.require(offsets == expected, "its members are not contiguous", sample_of)
         used = np.zeros(len(bounds), np.int64)
         np.maximum.at(used, shard_of, ends)
         for shard, end in zip(build["shards"], used.tolist(), strict=True):
@@ -407,11 +409,11 @@ def _is_ok(table: pa.Table) -> np.ndarray:
     return pc.fill_null(pc.equal(table["status"], "ok"), False).to_numpy().astype(bool)
 
 
-def _numbers_of_list(column: pa.Array) -> np.ndarray:
+def _list_lengths(column: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
 
 
-def _whole(table: pa.Table, column: str) -> pa.Array:
+def _combine_chunks(table: pa.Table, column: str) -> pa.Array:
     whole = table[column].combine_chunks()
     # Without any chunk some versions of pyarrow return a chunked array again.
     return whole if isinstance(whole, pa.Array) else pa.array([], table.schema.field(column).type)

@@ -1,7 +1,7 @@
 """Read a finished shard directory: random access to the members, by the manifest's offsets.
 
 Nothing is unpickled or executed, and no path comes from a tar: only the files that `build.json` names are opened, in
-the directory itself. `manifest.check_rows` has checked every offset when a directory is open.
+the directory itself. `manifest.check_rows` validates every offset when a directory is opened.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from texturegen.shards.manifest import COLUMNS, Rows, check_rows, parse_meta, re
 from texturegen.shards.store import LocalStore, RemoteStore, Store
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
+from texturegen.storage.names import to_text
 from texturegen.storage.ranges import Chunk, Ranges, Remote, open_directory, reason_of
 
 __all__ = ["Sample", "Shards", "check_size", "open_shards", "read_build"]
@@ -35,7 +36,7 @@ class Sample:
     label : int
         Class number, -1 if the data set has none.
     meta : dict
-        What the source knows besides the label (`shapes`: shape, texture, texture_label, split).
+        Source-specific metadata (`shapes`: shape, texture, texture_label, split).
     shard : str
         Path or URL of the tar.
     image, textures : ndarray
@@ -43,7 +44,7 @@ class Sample:
     image_bytes, texture_bytes : bytes, tuple of bytes
         The encoded members, as in the tar.
     members : dict of str to bytes
-        What was passed through from the source's own tars, by extension.
+        Extra members copied from the source's own tars, by extension.
 
     Examples
     --------
@@ -142,7 +143,7 @@ class Sample:
         shape = rows.height[row], rows.width[row], 3
         if image.shape != shape:
             height, width, _ = image.shape
-            raise self._fault(member, f"{width}x{height} pixels, the manifest says {shape[1]}x{shape[0]}")
+            raise self._fault(member, f"is {width}x{height} pixels, but the manifest records {shape[1]}x{shape[0]}")
         return image
 
     def _fault(self, member: int, fault: str) -> DamagedError:
@@ -153,7 +154,7 @@ class Sample:
         return f"Sample(key={self.key!r}, label={self.label}, shard={self.shard!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The sample's own bytes go to another process, so that it need not reach the directory.
+        # The sample's own bytes are pickled, so the receiver does not need the directory.
         start, end = self._rows.ranges[self._row].tolist()
         data = self._bytes.read(self._rows.number[self._row], start, end - start)
         return Sample, (self._rows.select(self._row), 0, Chunk(data, start))
@@ -162,8 +163,8 @@ class Sample:
 class Shards:
     """A finished shard directory as a sequence of samples, in the data set's order.
 
-    Of local shards a member is one read of its bytes. Of remote ones a sample is one request, and iteration reads some
-    MB ahead. Any number of threads may read; a pickled object opens the files again where it is loaded.
+    A local member is one read; a remote sample is one request, and iteration prefetches a few MB. Any number of threads
+    may read; a pickled object reopens the files where it is loaded.
 
     Attributes
     ----------
@@ -178,7 +179,7 @@ class Shards:
     labels, widths, heights : ndarray
         int64 (N,); widths and heights in pixels.
     numbers : ndarray
-        int32 (N,), the shard that holds each sample, in rising order.
+        int32 (N,), the shard that holds each sample, ascending.
     textures_per_image : int
         K, the same for every sample.
 
@@ -193,7 +194,7 @@ class Shards:
     64
     """
 
-    directory: Any  # Path or str; code that builds or copies knows that it is a Path
+    directory: Any  # Path | str; Any spares code that only handles local directories a cast
 
     def __init__(self, directory: str | Path) -> None:
         self._files = open_directory(directory)
@@ -225,7 +226,7 @@ class Shards:
     @property
     def classes(self) -> list[str]:
         """Class names by label; empty if the source names none."""
-        return list(self.build["source"]["classes"])
+        return [to_text(name) for name in self.build["source"]["classes"]]
 
     @property
     def digest(self) -> str:
@@ -243,14 +244,14 @@ class Shards:
             )
         return sizes[0][0], sizes[0][1]
 
-    def keep_blocks(self, max_bytes: int) -> None:
-        """Fetch remote samples in blocks from now on, and keep up to `max_bytes` of the blocks used last.
+    def enable_block_cache(self, max_bytes: int) -> None:
+        """Fetch remote samples in blocks from now on, through an LRU cache of at most `max_bytes`.
 
         For an order in which samples that lie close together are read soon after each other: one request then serves
         hundreds of small samples. Nothing changes for local shards.
         """
         if isinstance(self._store, RemoteStore):
-            self._store.keep_blocks(max_bytes)
+            self._store.enable_block_cache(max_bytes)
 
     def metas(self) -> list[dict[str, Any]]:
         """Return the `.meta` of every sample, without reading the tars; DamagedError if one is not a JSON object."""
@@ -272,7 +273,7 @@ class Shards:
         return (Sample(rows, i, ranges) for i, ranges in enumerate(self._store.samples()))
 
     def _read_manifest(self, columns: list[str] | None) -> pa.Table:
-        """Read the manifest and compare its SHA-256 with build.json: one flipped bit can be another label."""
+        """Read the manifest and compare its SHA-256 with build.json: a single flipped bit can change a label."""
         source: Any
         try:
             if isinstance(self._files, Remote):

@@ -55,7 +55,7 @@ class RemoteStore:
         self.remote, self.names, self.sizes, self.numbers, self.ranges = remote, names, sizes, numbers, ranges
         self._cache: BlockCache | None = None
 
-    def keep_blocks(self, max_bytes: int) -> None:
+    def enable_block_cache(self, max_bytes: int) -> None:
         """Fetch single samples in blocks from now on, and keep up to `max_bytes` of the blocks used last."""
         self._cache = BlockCache(self.remote, max_bytes)
 

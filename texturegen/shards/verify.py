@@ -16,6 +16,7 @@ from texturegen.errors import DamagedError, UserError
 from texturegen.shards.build_json import read_build
 from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.manifest import COLUMNS, Rows, check_rows, parse_meta, read_manifest, select_ok
+from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
 from texturegen.storage.names import printable
@@ -166,8 +167,8 @@ def _read_table(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]:
             faults.append(_CHECKSUM)
         table = read_manifest(path, COLUMNS)
         # `Shards.manifest` reads the other columns too; they are read here a part at a time, and not kept.
-        others = [name for name in pq.read_schema(path).names if name not in COLUMNS]
-        for group in range(pq.read_metadata(path).num_row_groups):
+        others = [name for name in pq.read_schema(open_for_arrow(path)).names if name not in COLUMNS]
+        for group in range(pq.read_metadata(open_for_arrow(path)).num_row_groups):
             read_manifest(path, others, group)
         return table, faults
     except DamagedError as error:
@@ -310,4 +311,4 @@ def _decode(data: bytes, member: dict[str, Any]) -> str | None:
         return str(error)
     if (width, height) == (member["width"], member["height"]):
         return None
-    return f"{width}x{height} pixels, the manifest says {member['width']}x{member['height']}"
+    return f"is {width}x{height} pixels, but the manifest records {member['width']}x{member['height']}"

@@ -12,7 +12,7 @@ from texturegen.errors import BusyError
 
 try:
     import fcntl
-except ImportError:  # Windows: locking is unavailable, two processes in one directory do not notice each other
+except ImportError:  # Windows: locking is unavailable: concurrent processes are not detected
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".texturegen.lock"  # hidden, and named after this package: it cannot be a user's own file
@@ -27,8 +27,8 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
     Parameters
     ----------
     path : Path
-        The lock file; created if missing, in an existing directory. It holds a line about the process that locked it
-        last.
+        The lock file; created if missing, in an existing directory. It contains one line that identifies the last
+        process to lock it.
     shared : bool
         Any number of processes may hold a shared lock at once, as long as none holds an exclusive one.
     location : Path, optional
@@ -44,7 +44,8 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
     Raises
     ------
     BusyError
-        Another process holds the lock; the message names it.
+        Another process holds the lock. The message names the last process to take it, which may have ended while
+        others still share the lock.
     """
     location = location or path.parent
     for _ in range(MAX_ATTEMPTS):
@@ -67,7 +68,7 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
             f.flush()
             return f
         # The last holder removed the file after it was opened here. The next process will create a new one, so this
-        # lock would keep nobody out.
+        # lock would exclude no other process.
         f.close()
     raise BusyError(f"{location}: other processes keep starting and stopping there; run the same command again")
 
@@ -147,7 +148,7 @@ class DirectoryLock:
         self._file.close()
         self._file = None
         for directory in self._created:
-            with suppress(OSError):  # not empty, as a rule
+            with suppress(OSError):  # usually not empty
                 directory.rmdir()
 
 

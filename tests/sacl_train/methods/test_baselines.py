@@ -285,7 +285,7 @@ def test_texture_view_query_gives_a_texture_the_geometry_of_its_query(name: str)
 
 @pytest.mark.parametrize("name", ["byol", "simsiam", "barlow"])
 def test_methods_without_negatives_refuse_textures(name: str) -> None:
-    with pytest.raises(UserError, match=f"does not apply to {name}, which has no negatives.*sacl, mocov2, simclr"):
+    with pytest.raises(UserError, match=f"does not apply to {name}, which has no negatives.*sacl, fast-moco, mocov2, simclr"):
         load_config(None, {"method": name, "texture_role": "negative"})
 
 

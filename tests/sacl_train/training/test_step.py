@@ -185,7 +185,7 @@ def test_an_overflowing_fp16_step_is_skipped_and_the_scale_halved() -> None:
 def test_negatives_come_from_the_shards_the_device_or_both() -> None:
     def prepared(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts, batch = make("sacl", **changes)
-        moved = sacl_train.training.step._to_device(batch, Draws(0, 0, np.arange(16)), parts.config, CPU)
+        moved = sacl_train.training.step._prepare_batch(batch, Draws(0, 0, np.arange(16)), parts.config, CPU)
         assert torch.equal(moved["image"], batch["image"])
         return batch["image"], batch["texture"], moved["texture"]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.texturegen.shards.test_verify import change_rows, reseal
+from tests.texturegen.shards.test_verify import change_rows, update_checksums
 from texturegen import open_shards
 from texturegen.errors import DamagedError
 from texturegen.shards import verify
@@ -70,7 +70,7 @@ def test_a_hostile_member_has_no_effect(shapes_shards: Path, tmp_path: Path, kin
     length = tar.stat().st_size
     _append(tar, *HOSTILE[kind](canary))
     assert tar.stat().st_size == length, "it fits into the padding"
-    reseal(copy)
+    update_checksums(copy)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for i, sample in enumerate(open_shards(copy)):
         assert sample.key == good.keys[i]
@@ -91,7 +91,7 @@ def test_a_tar_with_every_member_twice_is_refused(shapes_shards: Path, tmp_path:
         again = [(info, opened.extractfile(info).read()) for info in opened]  # type: ignore[union-attr]
     for info, data in again:
         _append(tar, info, data)
-    reseal(copy)
+    update_checksums(copy)
     assert any(f"{tar}: shapes-train-00000020.png: a second member of this name" in fault for fault in verify(copy))
     with pytest.raises(DamagedError, match=r"the members of shard-000001.tar make a tar of"):
         open_shards(copy)

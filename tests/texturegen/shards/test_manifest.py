@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.texturegen.shards.test_verify import change_build, change_rows, make, reseal
+from tests.texturegen.shards.test_verify import change_build, change_rows, make, update_checksums
 from texturegen import open_shards
 from texturegen.errors import DamagedError, UserError
 from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
@@ -118,7 +118,7 @@ def swap(first: int, second: int) -> Change:
 def reschema(edit: Callable[[pa.Table], pa.Table]) -> Change:
     def change(directory: Path) -> None:
         pq.write_table(edit(pq.read_table(directory / MANIFEST)), directory / MANIFEST)
-        reseal(directory)
+        update_checksums(directory)
 
     return change
 
@@ -221,8 +221,8 @@ REFUSED: dict[str, Change] = {
     "image of another size": put_image(encode("PNG", (4, 5))),
     "truncated PNG": put_image(PNG[:-20]),
     # the file
-    "not Parquet": lambda directory: [(directory / MANIFEST).write_bytes(b"PAR1" * 9), reseal(directory)],
-    "empty file": lambda directory: [(directory / MANIFEST).write_bytes(b""), reseal(directory)],
+    "not Parquet": lambda directory: [(directory / MANIFEST).write_bytes(b"PAR1" * 9), update_checksums(directory)],
+    "empty file": lambda directory: [(directory / MANIFEST).write_bytes(b""), update_checksums(directory)],
     "a column is missing": reschema(lambda table: table.drop_columns(["seed"])),
     "columns in another order": reschema(lambda table: table.select(sorted(table.column_names))),
     "a column of another type": reschema(
@@ -260,7 +260,7 @@ REFUSED: dict[str, Change] = {
     ),
     "shard with more zeros": lambda directory: [
         (directory / "shard-000001.tar").open("ab").write(bytes(10240)),
-        reseal(directory),
+        update_checksums(directory),
     ],
 }
 
@@ -273,7 +273,7 @@ ACCEPTED: dict[str, Change] = {
     "failed image without a reason": in_row(6, error=None),
     "many row groups": lambda directory: [
         pq.write_table(pq.read_table(directory / MANIFEST), directory / MANIFEST, row_group_size=2),
-        reseal(directory),
+        update_checksums(directory),
     ],
     "further entries in build.json": in_build(lambda build: build.update(extra=1, derived={"operation": "merge"})),
     "PNG of another compression": put_image(PNG),
@@ -396,7 +396,7 @@ def test_a_column_name_that_is_not_utf8_raises_no_other_exception(directory: Pat
     assert any(f"{path}: checksum differs" in fault for fault in verify(directory))
     with pytest.raises(DamagedError, match=f"{path}: its checksum differs"):
         open_shards(directory)
-    reseal(directory)
+    update_checksums(directory)
     assert_agreement(directory)
 
 
@@ -421,7 +421,7 @@ def test_many_rows_with_one_fault_are_counted(tmp_path: Path) -> None:
     change_rows(directory, lambda rows: [row.update(width=0) for row in rows])
     faults = verify(directory)
     assert len(faults) == 21
-    assert "80 more rows have the fault of a/0" in faults[-1]
+    assert "80 more rows have the same fault as a/0" in faults[-1]
 
 
 def test_group_samples_keeps_the_rows_of_a_sample_together(sound: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import webdataset
 
 from tests.texturegen import kill
-from tests.texturegen.shards.test_verify import flip, make, reseal, rows_of
+from tests.texturegen.shards.test_verify import flip, make, rows_of, update_checksums
 from texturegen import open_shards
 from texturegen.errors import BusyError, UserError
 from texturegen.shards.filter import rows_that_pass
@@ -329,7 +329,7 @@ def test_a_hostile_manifest_is_refused(two: Path, tmp_path: Path, change: dict[s
     for row in rows[:2]:
         row.update(change)
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(two / MANIFEST)), two / MANIFEST)
-    reseal(two)
+    update_checksums(two)
     with pytest.raises(UserError):
         split(two, tmp_path / "out", where="status == 'ok'")
     assert [path.name for path in tmp_path.iterdir()] == ["two"]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.texturegen.shards.test_verify import change_rows, reseal
+from tests.texturegen.shards.test_verify import change_rows, update_checksums
 from texturegen import open_shards
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards import Shards, ShardWriter, store
@@ -55,7 +55,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         content = {"format": FORMAT, "recipe": {"per_image": textures}, "source": {"classes": []}, "counts": counts}
         (directory / BUILD).write_text(json.dumps({**content, "shards": stats}))
         shutil.rmtree(directory / PARTS)
-        reseal(directory)
+        update_checksums(directory)
         return directory
 
     return write
@@ -316,7 +316,7 @@ def test_a_meta_that_is_not_an_object_and_sizes_that_differ_are_named(make: Call
     shards = open_shards(directory)
     with pytest.raises(DamagedError, match=r"shard-000000.tar: a: .*meta is not a JSON object"):
         shards[0].meta  # noqa: B018 (parses)
-    with pytest.raises(DamagedError, match=r"dogs/b-1: texture0: 7x5 pixels, the manifest says 7x6"):
+    with pytest.raises(DamagedError, match=r"dogs/b-1: texture0: is 7x5 pixels, but the manifest records 7x6"):
         shards[1].textures  # noqa: B018 (decodes)
     with pytest.raises(UserError, match=r"images of 2 sizes, \(5, 7\) to \(6, 7\)"):
         shards.image_size()
@@ -381,12 +381,12 @@ def test_blocks_of_any_size_give_the_same_samples(
         for block in (700, 4096, 10**6):
             monkeypatch.setattr(store, "BLOCK", block)
             remote = open_shards("memory://odd")
-            remote.keep_blocks(3 * block)
+            remote.enable_block_cache(3 * block)
             with ThreadPoolExecutor(8) as pool:
                 for i, members in zip(places, pool.map(lambda i, r=remote: r[i].members, places), strict=True):
                     assert members == local[i].members
         memory.rm("/odd/shard-000002.tar")
-        remote.keep_blocks(0)
+        remote.enable_block_cache(0)
         with pytest.raises(UserError, match=r"memory://odd/shard-000002.tar: missing"):
             remote[45]
     finally:

@@ -76,7 +76,7 @@ def make(out: Path, textures: int, samples: int = 8, failed: tuple[int, ...] = (
     return out
 
 
-def reseal(directory: Path) -> None:
+def update_checksums(directory: Path) -> None:
     """Write the present checksums into build.json, as an attacker would."""
     content = json.loads((directory / BUILD).read_text())
     for shard in content["shards"]:
@@ -87,11 +87,11 @@ def reseal(directory: Path) -> None:
 
 
 def change_rows(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
-    """Let `change` edit the manifest's rows in place, and reseal."""
+    """Let `change` edit the manifest's rows in place, and update_checksums."""
     rows = pq.read_table(directory / MANIFEST).to_pylist()
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), directory / MANIFEST)
-    reseal(directory)
+    update_checksums(directory)
 
 
 def change_build(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -172,7 +172,7 @@ def test_every_flipped_byte_of_a_small_shard_is_found(two_textures: Path) -> Non
         assert inspect(two_textures, workers=1).damaged == [1], place
 
 
-def test_the_verdict_does_not_depend_on_the_workers(shards: Path) -> None:
+def test_result_is_independent_of_worker_count(shards: Path) -> None:
     for name in ("shard-000000.tar", TAR, "shard-000003.tar"):
         flip(shards / name, rows_of(shards, name)[0]["texture_offset"])
     assert verify(shards, workers=1) == verify(shards, workers=4)
@@ -221,7 +221,7 @@ def test_hostile_members_are_named_and_have_no_effect(two_textures: Path, kind: 
     with tarfile.open(two_textures / TAR, "a", format=tarfile.GNU_FORMAT) as tar:
         change(tar)
     if sealed:
-        reseal(two_textures)
+        update_checksums(two_textures)
     before = sorted(two_textures.parent.rglob("*"))
     tracemalloc.start()
     faults = verify(two_textures, deep=True)
@@ -252,7 +252,7 @@ def test_a_member_hidden_behind_the_end_mark_is_found(two_textures: Path) -> Non
         hidden = tar.fileobj.getvalue()  # type: ignore[union-attr]
     with open(two_textures / TAR, "ab") as f:
         f.write(hidden)
-    reseal(two_textures)
+    update_checksums(two_textures)
     assert any("hidden.png: not in the manifest" in fault for fault in verify(two_textures))
 
 
@@ -275,7 +275,7 @@ def test_a_rewritten_header_with_a_valid_checksum_is_found(
     block[148:156] = b"%06o\0 " % sum(block)
     data[:BLOCK] = block if any(value) else value
     (two_textures / TAR).write_bytes(data)
-    reseal(two_textures)
+    update_checksums(two_textures)
     faults = verify(two_textures)
     assert any(fault in found for found in faults), faults
 
@@ -299,7 +299,7 @@ def test_rows_out_of_order_are_found(two_textures: Path) -> None:
     table = pq.read_table(two_textures / MANIFEST)
     order = [1, 0, *range(2, table.num_rows)]
     pq.write_table(table.take(order), two_textures / MANIFEST)
-    reseal(two_textures)
+    update_checksums(two_textures)
     (fault,) = verify(two_textures)
     assert fault.endswith(f"{MANIFEST}: a/0: its rows are not those of one sample, in the order of index")
 
@@ -389,17 +389,17 @@ def test_deep_compares_pixels_sizes_and_labels_with_the_manifest(two_textures: P
             table.column_names.index(column), column, pa.array(values, table.schema.field(column).type)
         )
     pq.write_table(table, two_textures / MANIFEST)
-    reseal(two_textures)
+    update_checksums(two_textures)
     assert verify(two_textures) == []
     faults = [fault.split("tar: ")[1] for fault in verify(two_textures, deep=True)]
     assert faults == [
-        "a/0.png: 5x4 pixels, the manifest says 6x4",
-        "a/0.texture0.png: 5x4 pixels, the manifest says 6x4",
-        "a/0.texture1.png: 5x4 pixels, the manifest says 6x4",
+        "a/0.png: is 5x4 pixels, but the manifest records 6x4",
+        "a/0.texture0.png: is 5x4 pixels, but the manifest records 6x4",
+        "a/0.texture1.png: is 5x4 pixels, but the manifest records 6x4",
         "a/0.cls: it says 0, the manifest 7",
-        "a/1.png: 5x4 pixels, the manifest says 5x3",
-        "a/1.texture0.png: 5x4 pixels, the manifest says 5x3",
-        "a/1.texture1.png: 5x4 pixels, the manifest says 5x3",
+        "a/1.png: is 5x4 pixels, but the manifest records 5x3",
+        "a/1.texture0.png: is 5x4 pixels, but the manifest records 5x3",
+        "a/1.texture1.png: is 5x4 pixels, but the manifest records 5x3",
     ]
 
 
@@ -412,11 +412,11 @@ def test_an_image_of_too_many_bytes_is_named_and_not_read(two_textures: Path, mo
 
 
 @pytest.mark.parametrize("with_sum", [False, True])
-def test_deep_finds_a_changed_member_though_the_shards_checksum_is_right(two_textures: Path, with_sum: bool) -> None:
+def test_deep_detects_changed_member_despite_valid_checksum(two_textures: Path, with_sum: bool) -> None:
     row = rows_of(two_textures)[0]
     start, size = row["texture_offset"], row["texture_size"]
     flip(two_textures / TAR, start + 30)
-    reseal(two_textures)
+    update_checksums(two_textures)
     assert verify(two_textures) == []
     fault = "its bytes differ from those that were written"
     if with_sum:
@@ -444,7 +444,7 @@ def test_damage_in_a_column_that_reading_samples_does_not_need_is_named(two_text
     buffers = pa.array([b"\xff\xfe"] * len(table), pa.binary()).buffers()
     damaged = pa.StringArray.from_buffers(len(table), buffers[1], buffers[2])
     pq.write_table(table.set_column(table.column_names.index(column), column, damaged), two_textures / MANIFEST)
-    reseal(two_textures)
+    update_checksums(two_textures)
     (fault,) = verify(two_textures)
     assert f"{MANIFEST}: damaged (" in fault
 
@@ -462,14 +462,14 @@ def test_memory_grows_with_the_members_not_with_their_square(tmp_path: Path) -> 
     content = {"format": FORMAT, "recipe": {"per_image": 0}, "source": {"classes": []}, "counts": counts}
     (tmp_path / BUILD).write_text(json.dumps({**content, "shards": [stats]}))
     shutil.rmtree(tmp_path / PARTS)
-    reseal(tmp_path)
+    update_checksums(tmp_path)
     before = pa.default_memory_pool().max_memory()
     assert verify(tmp_path, workers=1, deep=True) == []
     assert pa.default_memory_pool().max_memory() - before < 100e6
     assert len(open_shards(tmp_path)[0].members) == 8000
 
 
-class Reluctant(io.FileIO):
+class ShortReadFile(io.FileIO):
     """Returns less than it is asked for, as an unbuffered file may."""
 
     def readinto(self, buffer: Any) -> int:
@@ -478,7 +478,7 @@ class Reluctant(io.FileIO):
 
 @pytest.mark.parametrize("together", [1, 2, 2048])
 @pytest.mark.parametrize("chunk", [BLOCK, 3 * BLOCK, 1 << 18])
-def test_our_headers_pass_the_fast_comparison(
+def test_fast_header_check_accepts_written_shards(
     two_textures: Path, monkeypatch: pytest.MonkeyPatch, together: int, chunk: int
 ) -> None:
     # verify would be right without it, but slow: this holds on every machine, unlike a test of time.
@@ -487,7 +487,7 @@ def test_our_headers_pass_the_fast_comparison(
     with tarfile.open(two_textures / TAR) as tar:
         found = [(info.name.encode(), info.size) for info in tar]
     names, sizes = (np.array(column) for column in zip(*found, strict=True))
-    with Reluctant(two_textures / TAR) as f:
+    with ShortReadFile(two_textures / TAR) as f:
         sha256, right = hash_and_compare(f, names.astype("S100"), sizes)  # type: ignore[arg-type]
     assert right
     assert sha256 == hashlib.sha256((two_textures / TAR).read_bytes()).hexdigest()
@@ -495,7 +495,7 @@ def test_our_headers_pass_the_fast_comparison(
         assert not hash_and_compare(f, names[::-1].astype("S100"), sizes)[1]
 
 
-def test_the_documents_columns_are_those_of_the_manifest() -> None:
+def test_documented_columns_match_schema() -> None:
     text = (Path(__file__).parents[3] / "docs" / "shards.md").read_text()
     lines = text.split("## The manifest")[1].split("\n## ")[0].splitlines()
     cells = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in lines if line.startswith("| `")]

@@ -10,9 +10,9 @@ Coordinates are passed from level to level and corrected there in passes of four
 Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3). In scan order the nearest window is mostly
 a flat one, and the texture collapses.
 
-A greedy search still prefers flat regions and long copies, so two prices are added to the distance: `reuse`, for every
-earlier use of an exemplar pixel (the uniformity of Kaspar et al., "Self tuning texture optimization", Eurographics
-2015, section 4), and `novelty`, for keeping the present source. Both are highest at the coarsest level, which decides
+A greedy search still prefers flat regions and long copies, so two penalties are added to the distance: `reuse`, for
+every earlier use of an exemplar pixel (the uniformity of Kaspar et al., "Self tuning texture optimization",
+Eurographics 2015, section 4), and `novelty`, for keeping the present source. Both are highest at the coarsest level, which decides
 what the texture shows, and lowest at the finest, where seams matter. docs/synthesis.md reports the effect of each.
 Windows wrap around the output, so the texture tiles.
 """
@@ -43,9 +43,9 @@ _MIN_OUTPUT = 16
 # Larger patches are cropped to this multiple of the output's side, and at least to this many pixels.
 _MAX_RATIO = 2
 _MIN_CROP = 128
-# Prices are in fractions of a grey level, because the price of one use among many would be rounded to 0.
-_PARTS = 256
-# The price of positions outside the patches, far above any other.
+# Penalties are in fractions of a grey level, because the penalty of one use among many would be rounded to 0.
+_PENALTY_SCALE = 256
+# The penalty of positions outside the patches, far above any other.
 _FORBIDDEN = np.int64(1 << 60)
 
 
@@ -80,10 +80,10 @@ def coherent(
     passes : corrections at the levels between.
     last_passes : corrections at the finest level; None for 1, or 2 if there are two levels.
     candidates : random exemplar pixels tried at every visit of a pixel.
-    reuse : price of a pixel used as often as all others on average, in grey levels of the mean difference, at the
-        coarsest level; a quarter of it at each finer level.
-    novelty : price of keeping the present source, in grey levels of the mean difference, at the finest level; 1.6 times
-        as much at each coarser level.
+    reuse : penalty, in grey levels of the mean difference, of a pixel used an average number of times, at the coarsest
+        level; divided by 4 at each finer level.
+    novelty : penalty of keeping the present source, in grey levels of the mean difference, at the finest level; 1.6
+        times as much at each coarser level.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def coherent(
     exemplar = stack(scales[-1], border + 1)
     if last_passes is None:
         last_passes = 2 if levels == 2 else 1
-    values = 3 * window**2 * _PARTS
+    values = 3 * window**2 * _PENALTY_SCALE
     key = np.uint64(seed)
     for level in range(levels - 1, -1, -1):
         level_key = np.uint64(derive(key, level))
@@ -117,7 +117,7 @@ def coherent(
             coarse, exemplar = exemplar, stack(scales[level], border + 1)
             flat = _refine(flat, coarse, exemplar, sizes[level])
             count = passes if level else last_passes
-        side = _lay_out(exemplar, reuse * values // 4 ** (levels - 1 - level), flat.size)
+        side = _prepare_exemplar(exemplar, reuse * values // 4 ** (levels - 1 - level), flat.size)
         _correct(flat, side, border, count, candidates, novelty * values * 8**level // 5**level, level_key)
     source = unflatten(flat, exemplar)
     if corners.any():
@@ -150,27 +150,27 @@ class _Exemplar(NamedTuple):
     colours: np.ndarray  # uint8 (3 * M + slack,)
     stride: int
     pixels: np.ndarray  # int32 (N,): the positions inside a patch, from which random candidates are drawn
-    prices: np.ndarray  # int64 (M,): added to the distance of a candidate; _FORBIDDEN outside the patches
+    penalties: np.ndarray  # int64 (M,): added to the distance of a candidate; _FORBIDDEN outside the patches
     similar: np.ndarray  # int32 (M,): the position that last replaced this one or was replaced by it; initially itself
-    share: int  # price of one use
+    share: int  # penalty of one use
 
 
-def _lay_out(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
-    """Return the exemplar of one level; `reuse` is the price of a pixel's mean number of uses in `output` pixels."""
-    prices = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
+def _prepare_exemplar(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
+    """Return the exemplar of one level; `reuse` is the penalty of a pixel's mean number of uses in `output` pixels."""
+    penalties = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
     pixels = np.empty(int(exemplar.sides.prod(axis=1).sum()), dtype=np.int32)
-    _fill(exemplar, prices, pixels)
-    similar = np.arange(prices.size, dtype=np.int32)
+    _fill(exemplar, penalties, pixels)
+    similar = np.arange(penalties.size, dtype=np.int32)
     colours = np.zeros(exemplar.pixels.size + LANES, dtype=np.uint8)
     colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
     # If the exemplar is larger than the output, no pixel needs to be used twice.
     share = reuse * len(pixels) // max(len(pixels), output)
-    return _Exemplar(colours, exemplar.stride, pixels, prices, similar, share)
+    return _Exemplar(colours, exemplar.stride, pixels, penalties, similar, share)
 
 
 @njit(nogil=True, cache=True)
-def _fill(exemplar: Stack, prices: np.ndarray, pixels: np.ndarray) -> None:
-    """Write the positions of the pixels inside the patches, and set their price to 0."""
+def _fill(exemplar: Stack, penalties: np.ndarray, pixels: np.ndarray) -> None:
+    """Write the positions of the pixels inside the patches, and set their penalty to 0."""
     rows, stride = exemplar.pixels.shape[1:3]
     number = 0
     for patch in range(len(exemplar.sides)):
@@ -178,7 +178,7 @@ def _fill(exemplar: Stack, prices: np.ndarray, pixels: np.ndarray) -> None:
         for row in range(height):
             start = (patch * rows + row + exemplar.border) * stride + exemplar.border
             for position in range(start, start + width):
-                prices[position] = 0
+                penalties[position] = 0
                 pixels[number] = position
                 number += 1
 
@@ -231,20 +231,20 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
 def _correct(
     flat: np.ndarray, exemplar: _Exemplar, border: int, passes: int, candidates: int, novelty: int, key: np.uint64
 ) -> int:
-    """Replace the position of every pixel by the candidate with the least sum of distance and price, `passes` times.
+    """Replace the position of every pixel by the candidate with the least sum of distance and penalty, `passes` times.
 
     The output has a margin of `border` that repeats the opposite side, so no window has to wrap. Returns the number of
     windows compared, for benchmarks/synthesis.py.
     """
     # Unpacked, because a call with a tuple of arrays counts their references, which costs more than a window.
-    colours, stride, pixels, prices, similar, share = exemplar
+    colours, stride, pixels, penalties, similar, share = exemplar
     height, width = flat.shape
     line = width + 2 * border
     source = np.empty((height + 2 * border) * line, dtype=np.int32)
     image = np.zeros(3 * len(source) + LANES, dtype=np.uint8)
     for row in range(height):
         for column in range(width):
-            prices[flat[row, column]] += share
+            penalties[flat[row, column]] += share
             _put(source, image, height, width, border, row, column, flat[row, column], colours)
     run = 3 * (2 * border + 1)
     mask = np.zeros((run + LANES - 1) // LANES * LANES, dtype=np.uint8)
@@ -262,7 +262,7 @@ def _correct(
                 for column in range(subpass % 2, width, 2):
                     at = (row + border) * line + column + border
                     own = source[at]
-                    prices[own] -= share
+                    penalties[own] -= share
                     count = _collect(source, at, line, stride, similar, tried)
                     for k in range(candidates):
                         place = draw(random_key, (row * width + column) * candidates + k, len(pixels))
@@ -281,10 +281,14 @@ def _correct(
                             distance = _distance_5(colours, ours, step, image, theirs, output_step, mask)
                         else:
                             distance = _distance(colours, ours, step, image, theirs, output_step, mask, 2 * border + 1)
-                        cost = _PARTS * np.int64(distance) + prices[candidate] + (novelty if candidate == own else 0)
+                        cost = (
+                            _PENALTY_SCALE * np.int64(distance)
+                            + penalties[candidate]
+                            + (novelty if candidate == own else 0)
+                        )
                         if cost < least:
                             best, least = candidate, cost
-                    prices[best] += share
+                    penalties[best] += share
                     if best != own:
                         similar[own], similar[best] = best, own
                         _put(source, image, height, width, border, row, column, best, colours)
