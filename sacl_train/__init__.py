@@ -44,6 +44,7 @@ def train(config: "Config", shards_dir: str | Path, out: str | Path) -> list[dic
 
     Examples
     --------
+    >>> from sacl_train import load_config
     >>> small = {"encoder": "se_resnet8", "width": 8, "batch_size": 16, "epochs": 1, "knn_every": 1, "device": "cpu"}
     >>> rows = train(load_config(None, {**small, "method": "simsiam"}), "shards", "runs/mine")
     >>> [row["epoch"] for row in rows], "knn" in rows[0]
