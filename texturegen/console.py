@@ -67,6 +67,9 @@ class FriendlyCommand(click.Command):
             # None if the parent process has closed the stream, as some services do; messages are then dropped.
             if getattr(sys, name) is None:
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            # A path that is not UTF-8, or not in the terminal's encoding, is printed with escapes.
+            with contextlib.suppress(AttributeError):  # a stream that a test put there
+                getattr(sys, name).reconfigure(errors="backslashreplace")
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:

@@ -253,7 +253,9 @@ def _read_map(path: Path, identity: str) -> _Chart:
     """Read the map that `sacl-eval embed` wrote; a trace per class."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["key", "class", "x", "y"])
+    from texturegen.storage.arrow import open_for_arrow
+
+    table = pq.read_table(open_for_arrow(path), columns=["key", "class", "x", "y"])
     picked = np.unique(np.linspace(0, len(table) - 1, min(MAX_POINTS, len(table))).astype(int))
     table = table.take(picked)
     classes = np.array(table["class"].to_pylist())

@@ -1,11 +1,10 @@
 """How the build in a directory differs from the one that was asked for."""
 
-import json
 import reprlib
 from pathlib import Path
 from typing import Any
 
-from texturegen.builds.listing import read_paths
+from texturegen.builds.listing import read_listing
 from texturegen.builds.recipe import Plan
 from texturegen.errors import DamagedError, OtherBuildError
 from texturegen.shards.layout import PARTS
@@ -17,6 +16,7 @@ MAX_LISTED = 3  # file names in a message
 # A cause, and the differences that follow from it: a different method has different settings.
 CONSEQUENCES = (
     ("recipe.method", "recipe.settings."),
+    *((f"recipe.{name}", "algorithms.") for name in ("method", "encoding", "size", "per_image")),
     ("recipe.dataset", "source."),
     ("recipe.limit", "source.items"),
 )
@@ -43,9 +43,8 @@ def refuse_other_build(path: Path, plan: Plan, source: Source | None = None) -> 
     """
     directory = path.parent.parent if path.parent.name == PARTS else path.parent
     present = read_json(path)
-    wanted = json.loads(json.dumps(plan.describe()))
     try:
-        old, new = _flatten({name: present[name] for name in wanted}), _flatten(wanted)
+        old, new = _flatten(plan.read_description(present)), _flatten(plan.describe())
         digest = present["source"]["digest"]
     except (KeyError, TypeError):
         raise DamagedError(f"{path}: damaged; choose another --out or remove that directory") from None
@@ -69,18 +68,21 @@ def refuse_other_build(path: Path, plan: Plan, source: Source | None = None) -> 
 
 
 def _describe_changed_files(directory: Path, digest: str, source: Source) -> str:
-    """Name the files that were removed from or added to a data set since a build began with the listing `digest`."""
-    before = read_paths(directory, digest)
-    if before is None or source.listing is None:
+    """Name the files that differ between the listing `digest`, with which a build began, and a data set."""
+    now = source.listing
+    before = read_listing(directory, {"digest": digest, "classes": []})
+    if before is None or now is None:
         return ""
-    old, new = {*before}, {*source.listing.paths}
+    sizes = dict(zip(before.paths, before.sizes, strict=True))
+    old, new = {*sizes}, {*now.paths}
+    resized = [path for path, size in zip(now.paths, now.sizes, strict=True) if sizes.get(path, size) != size]
     changes = [
         f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {verb}: {', '.join(map(printable, paths[:MAX_LISTED]))}"
         + (", ..." if len(paths) > MAX_LISTED else "")
-        for paths, verb in ((sorted(old - new), "removed"), (sorted(new - old), "added"))
+        for paths, verb in ((sorted(old - new), "removed"), (sorted(new - old), "added"), (resized, "of another size"))
         if paths
     ]
-    return f": {', '.join(changes)}" if changes else ": the sizes of some files"
+    return f": {', '.join(changes)}" if changes else ""
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ the build would shift the positions of all files after it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -14,29 +14,18 @@ import pyarrow as pa
 
 from texturegen.errors import DamagedError
 from texturegen.shards.layout import PARTS
-from texturegen.sources import Source
+from texturegen.sources import Listing, Source
+from texturegen.storage.arrow import map_for_arrow
 from texturegen.storage.atomic import write_atomically
+
+_LISTED_AT = b"listed_at"
 
 
 class StoredPaths(Sequence[str]):
-    """Paths in a memory-mapped Arrow file: a worker's memory does not grow with the data set.
+    """Paths in a column of a memory-mapped Arrow file: a worker's memory does not grow with the data set."""
 
-    Parameters
-    ----------
-    file : Path
-        Written by `write_listing`.
-
-    Raises
-    ------
-    DamagedError
-        The file cannot be read.
-    """
-
-    def __init__(self, file: Path) -> None:
-        try:
-            self._column = pa.ipc.open_file(pa.memory_map(str(file))).read_all().column("path")
-        except (pa.ArrowInvalid, KeyError):
-            raise DamagedError(f"{file}: damaged; build into another directory") from None
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
 
     def __len__(self) -> int:
         return len(self._column)
@@ -51,19 +40,45 @@ class StoredPaths(Sequence[str]):
         return os.fsdecode(self._column[index].as_py())
 
 
-def write_listing(directory: Path, source: Source) -> None:
-    """Write the paths of a source that lists files to DIRECTORY/parts/; do nothing for other sources."""
+def write_listing(directory: Path, source: Source, compare_times: bool = True) -> None:
+    """Write the listing of a source that lists files to DIRECTORY/parts/; do nothing for other sources.
+
+    Without `compare_times`, jobs compare only the sizes of files with the listing: the parts of an array may read
+    copies of the data set that were made at different times.
+    """
     listing = source.listing
-    if listing is not None:
-        # As bytes: file names need not be valid UTF-8.
-        table = pa.table({"path": pa.array(map(os.fsencode, listing.paths), pa.binary())})
-        write_atomically(_listing_file(directory, source.digest), partial(_write, table))
+    if listing is None:
+        return
+    # As bytes: file names need not be valid UTF-8.
+    columns = {
+        "path": pa.array(map(os.fsencode, listing.paths), pa.binary()),
+        "size": pa.array(listing.sizes, pa.int64()),
+    }
+    if compare_times and listing.times:
+        columns["time"] = pa.array(listing.times, pa.int64())
+    table = pa.table(columns).replace_schema_metadata({_LISTED_AT: str(listing.listed_at).encode()})
+    write_atomically(_listing_file(directory, source.digest), partial(_write, table))
 
 
-def read_paths(directory: Path, digest: str) -> StoredPaths | None:
-    """Return the paths in DIRECTORY/parts/ of the source with this digest; None if there are none."""
-    file = _listing_file(directory, digest)
-    return StoredPaths(file) if file.is_file() else None
+def read_listing(directory: Path, source: Mapping[str, Any]) -> Listing | None:
+    """Return the listing in DIRECTORY/parts/ of a source, as `Plan.source` describes it; None if there is none.
+
+    Raises
+    ------
+    DamagedError
+        The file cannot be read.
+    """
+    file = _listing_file(directory, source["digest"])
+    if not file.is_file():
+        return None
+    try:
+        table = pa.ipc.open_file(map_for_arrow(file)).read_all()
+        sizes = table["size"].combine_chunks().to_numpy()
+        times = table["time"].combine_chunks().to_numpy() if "time" in table.column_names else ()
+        listed_at = int(table.schema.metadata[_LISTED_AT])
+        return Listing(StoredPaths(table["path"]), source["classes"], sizes, times, listed_at)
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        raise DamagedError(f"{file}: damaged; build into another directory") from None
 
 
 def _listing_file(directory: Path, digest: str) -> Path:

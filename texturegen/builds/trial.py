@@ -13,7 +13,7 @@ import numpy as np
 from texturegen.builds.directory import prepare_jobs
 from texturegen.builds.engines import Lost, find_engine
 from texturegen.builds.job import write_shard
-from texturegen.builds.listing import read_paths
+from texturegen.builds.listing import read_listing
 from texturegen.builds.recipe import Plan, Recipe, make_plan, open_planned_source
 from texturegen.errors import UserError
 from texturegen.shards.writer import rows_file
@@ -129,7 +129,7 @@ def _try(
     tick: Callable[[int, int], bool],
 ) -> dict[str, Any]:
     """Build shard `number` of a trial: runs of images from random places of the data set, until the time is up."""
-    source = open_planned_source(plan, root, read_paths(directory, plan.source["digest"]))
+    source = open_planned_source(plan, root, read_listing(directory, plan.source))
     runs = [range(start, min(start + RUN, plan.items)) for start in range(0, plan.items, RUN)]
     order = np.random.default_rng(0).permutation(len(runs))
     mine = [position for run in np.roll(order, number * len(runs) // workers) for position in runs[run]]

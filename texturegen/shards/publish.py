@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from texturegen.shards.build_json import COUNTS
 from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
 from texturegen.shards.writer import rows_file
+from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of, write_atomically, write_json
 
 
@@ -85,4 +86,4 @@ def join_manifests(parts: Sequence[Path], f: IO[bytes]) -> None:
     """Write one manifest from the rows of all shards, a shard at a time: memory does not grow with the data set."""
     with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
         for part in parts:
-            manifest.write_table(pq.read_table(part))
+            manifest.write_table(pq.read_table(open_for_arrow(part)))

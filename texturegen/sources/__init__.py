@@ -89,7 +89,11 @@ SOURCES: dict[str, Entry] = {
     ),
     "folder": Entry("folder:Folder", "any folder of images", needs_root=True, listed=True),
     "webdataset": Entry(
-        "webdataset:WebDataset", "existing WebDataset tars", needs_root=True, urls=True, options=("image", "classes")
+        "webdataset:WebDataset",
+        "existing WebDataset tars",
+        needs_root=True,
+        urls=True,
+        options=("image", "classes", "rename_keys"),
     ),
 }
 

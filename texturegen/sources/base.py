@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -43,10 +44,28 @@ class Listing:
     ----------
     paths : paths of the images in order, relative to the source's folder.
     classes : names of the classes, by label.
+    sizes : bytes of each file.
+    times : time of the last modification of each file, in ns since 1970; empty if it is not to be compared.
+    listed_at : when the files were listed, in ns since 1970.
     """
 
     paths: Sequence[str]
     classes: list[str]
+    sizes: Sequence[int]
+    times: Sequence[int] = ()
+    listed_at: int = 0
+
+    def find_change(self, index: int, found: os.stat_result) -> str | None:
+        """Return how file `index` differs from the listed one; None if it does not.
+
+        A file whose time differs but lies before the listing is a copy, such as that of another machine, and passes.
+        """
+        size = self.sizes[index]
+        if found.st_size != size:
+            return f"had {size} bytes when the images were listed and has {found.st_size} now"
+        if self.times and self.listed_at < found.st_mtime_ns != self.times[index]:
+            return "was rewritten after the images were listed"
+        return None
 
 
 class Source(ABC):

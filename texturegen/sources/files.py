@@ -9,11 +9,13 @@ import hashlib
 import os
 import re
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from texturegen.errors import ImageError, SourceLost, UserError
+from texturegen.sources.base import Listing
 from texturegen.storage.names import to_text
 
 Decoded = TypeVar("Decoded")
@@ -26,7 +28,7 @@ RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds
 PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-def walk(folder: str | Path, prefix: str = "", parents: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
+def walk(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield everything below a folder, except hidden entries.
 
     Symbolic links are followed unless they lead back to a folder that contains them.
@@ -35,21 +37,23 @@ def walk(folder: str | Path, prefix: str = "", parents: frozenset[str] = frozens
     ----------
     folder : where to look.
     prefix : prepended to every path; ends in "/" unless empty.
-    parents : resolved paths of the folders that contain `folder`.
 
     Yields
     ------
     The path, separated by "/" and relative to the outermost folder, and its kind: "file" or "other" (see `kind_of`).
     """
-    real = os.path.realpath(folder)
-    if real in parents:
-        return
-    for entry in os.scandir(folder):
-        kind = kind_of(entry)
-        if kind == "folder":
-            yield from walk(entry.path, f"{prefix}{entry.name}/", parents | {real})
-        elif kind != "hidden":
-            yield prefix + entry.name, kind
+    waiting = [(os.fspath(folder), prefix, os.path.realpath(folder), frozenset[str]())]
+    while waiting:  # not recursive: folders may be nested deeper than Python's stack
+        path, prefix, real, parents = waiting.pop()
+        parents |= {real}
+        for entry in os.scandir(path):
+            kind = kind_of(entry)
+            if kind == "folder":
+                inner = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+                if inner not in parents:
+                    waiting.append((entry.path, f"{prefix}{entry.name}/", inner, parents))
+            elif kind != "hidden":
+                yield prefix + entry.name, kind
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
@@ -84,18 +88,37 @@ def require_unique(paths: Sequence[str]) -> None:
         seen[key] = path
 
 
-def list_sizes(root: Path, paths: Sequence[str]) -> list[list[str | int]]:
-    """Return [path, size in bytes] of each file: copies at another resolution have the same names but other sizes."""
-    return [[path, os.stat(f"{root}/{path}").st_size] for path in paths]  # about 4 us a file
+def make_listing(root: Path, paths: Sequence[str], classes: list[str]) -> Listing:
+    """Return the listing of files below `root`, with their sizes and times.
+
+    Raises
+    ------
+    OSError : a file is gone, or its folder cannot be read.
+    """
+    listed_at = time.time_ns()
+    sizes, times = array("q"), array("q")
+    for path in paths:  # about 4 us a file
+        found = os.stat(f"{root}/{path}")
+        sizes.append(found.st_size)
+        times.append(found.st_mtime_ns)
+    return Listing(paths, classes, sizes, times, listed_at)
 
 
-def read_image(key: str, root: Path, path: str, decode: Callable[[bytes], Decoded]) -> tuple[bytes, Decoded]:
-    """Read and decode one file.
+def names_and_sizes(listing: Listing) -> list[list[str | int]]:
+    """Return [path, bytes] of each file: copies at another resolution have the same names but other sizes."""
+    return [[path, size] for path, size in zip(listing.paths, listing.sizes, strict=True)]
+
+
+def read_image(
+    key: str, root: Path, listing: Listing, index: int, decode: Callable[[bytes], Decoded]
+) -> tuple[bytes, Decoded]:
+    """Read and decode one file of a listing.
 
     Parameters
     ----------
     key : of the image, for the error.
-    root, path : the folder, and the file relative to it.
+    root : the folder.
+    listing, index : the files, and the number of this one.
     decode : function of the file's bytes; its UserError says why they cannot be decoded.
 
     Returns
@@ -104,11 +127,16 @@ def read_image(key: str, root: Path, path: str, decode: Callable[[bytes], Decode
 
     Raises
     ------
-    ImageError : the file cannot be read, not even after RETRY_DELAYS, or cannot be decoded.
+    ImageError : the file cannot be read, not even after RETRY_DELAYS; it cannot be decoded; it changed
+        after the listing.
     SourceLost : the file cannot be read and the folder itself is gone.
     """
+    path = listing.paths[index]
     try:
-        data = retry(lambda: (root / path).read_bytes())
+        data, found = retry(lambda: _read(root / path))
+        change = listing.find_change(index, found)
+        if change:
+            raise UserError(f"{change}; restore it and use --retry-failed, or build into another directory")
         return data, decode(data)
     except OSError as error:
         if not root.is_dir():
@@ -116,6 +144,12 @@ def read_image(key: str, root: Path, path: str, decode: Callable[[bytes], Decode
         raise ImageError(key, f"{to_text(path)} cannot be read: {error.strerror}") from error
     except UserError as error:
         raise ImageError(key, f"{to_text(path)}: {error}") from error
+
+
+def _read(path: Path) -> tuple[bytes, os.stat_result]:
+    """Return the bytes of a file and its state after they were read."""
+    with open(path, "rb") as f:
+        return f.read(), os.fstat(f.fileno())
 
 
 def retry(read: Callable[[], Result]) -> Result:

@@ -4,14 +4,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from texturegen.errors import UserError
 from texturegen.sources.base import Item, Listing, Source
 from texturegen.sources.files import (
     EXTENSIONS,
     is_image,
     kind_of,
-    list_sizes,
     make_key,
+    make_listing,
+    names_and_sizes,
     read_image,
     require_unique,
     walk,
@@ -40,6 +43,7 @@ class Folder(Source):
     """
 
     name = "folder"
+    listing: Listing
 
     def __init__(self, root: Path, split: None, size: int | None, listing: Listing | None = None) -> None:
         self.split, self.size, self.one_size = split, size, size is not None
@@ -52,10 +56,14 @@ class Folder(Source):
         if not root.is_dir():
             raise UserError(f"{root} is a file; the data set 'folder' needs a folder of images")
         try:
-            self.classes = sorted(e.name for e in os.scandir(root) if kind_of(e) == "folder")
+            folders = sorted(e.name for e in os.scandir(root) if kind_of(e) == "folder")
             found = sorted(walk(root))
         except OSError as error:
             raise UserError(f"the image folder {error.filename} cannot be read: {error.strerror}") from error
+        self.classes = [to_text(folder) for folder in folders]
+        if len({*self.classes}) < len(folders):
+            same = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise UserError(f"{root}: the names of several folders are not UTF-8 and read {same}; rename them")
         paths = [path for path, kind in found if is_image(path, kind)]
         images = set(paths)
         self.ignored = [to_text(path) for path, _ in found if path not in images]
@@ -63,7 +71,10 @@ class Folder(Source):
             others = f"only {len(self.ignored)} other file(s)" if self.ignored else "it is empty"
             raise UserError(f"no images in {root} ({others}); extensions: {', '.join(sorted(EXTENSIONS))}")
         require_unique(paths)
-        self.listing, self._paths = Listing(paths, self.classes), paths
+        try:
+            self.listing, self._paths = make_listing(root, paths, self.classes), paths
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}; run the same command again") from error
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -74,12 +85,18 @@ class Folder(Source):
     def _read(self, index: int) -> Item:
         path = self._paths[index]
         key = make_key(path)
-        data, image = read_image(key, self._root, path, decode_image)
+        data, (image, extension) = read_image(key, self._root, self.listing, index, self._decode)
         top, _, rest = path.partition("/")
-        label = self.classes.index(top) if rest else -1
-        extension = original_extension(data)
+        label = self.classes.index(to_text(top)) if rest else -1
         original = data if extension else None
         return Item(key, image, label, original, extension or "png", {"path": to_text(path)})
 
+    def _decode(self, data: bytes) -> tuple[np.ndarray, str | None]:
+        """Return the image, and the extension under which its file may be kept."""
+        image = decode_image(data)
+        # A resized image is encoded anew in any case.
+        is_resized = self.size is not None and image.shape[:2] != (self.size, self.size)
+        return image, None if is_resized else original_extension(data, image)
+
     def _identity(self) -> Any:
-        return [self.name, list_sizes(self._root, self._paths)]
+        return [self.name, names_and_sizes(self.listing)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from texturegen.errors import UserError
 from texturegen.sources.base import Item, Listing, Source
-from texturegen.sources.files import is_image, list_sizes, make_key, read_image, require_unique, walk
+from texturegen.sources.files import is_image, make_key, make_listing, names_and_sizes, read_image, require_unique, walk
 from texturegen.sources.resize import shrink_short
 from texturegen.storage.image import decode_reduced, original_extension
 from texturegen.storage.names import to_text
@@ -41,6 +41,7 @@ class ImageNet100(Source):
     """
 
     name = "imagenet100"
+    listing: Listing
 
     def __init__(
         self,
@@ -58,10 +59,10 @@ class ImageNet100(Source):
             self.classes = read_class_list(CLASS_LIST if classes is None else classes)
             try:
                 paths, self.ignored = self._list()
+                require_unique(paths)
+                self.listing, self._paths = make_listing(self._root, paths, self.classes), paths
             except OSError as error:
                 raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
-            require_unique(paths)
-            self.listing, self._paths = Listing(paths, self.classes), paths
         self._labels = {wnid: label for label, wnid in enumerate(self.classes)}
 
     def __len__(self) -> int:
@@ -73,14 +74,16 @@ class ImageNet100(Source):
     def _read(self, index: int) -> Item:
         path = self._paths[index]
         key, label = make_key(path), self._labels[path.partition("/")[0]]
-        data, (decoded, divisor) = read_image(key, self._root, path, partial(decode_reduced, short=SHORT_SIDE))
+        data, (decoded, divisor) = read_image(
+            key, self._root, self.listing, index, partial(decode_reduced, short=SHORT_SIDE)
+        )
         image = shrink_short(decoded, SHORT_SIDE)
-        extension = original_extension(data) if divisor == 1 and image is decoded else None
+        extension = original_extension(data, image) if divisor == 1 and image is decoded else None
         original = data if extension else None
         return Item(key, image, label, original, extension or "png", {"path": to_text(path)})
 
     def _identity(self) -> Any:
-        return [self.name, self.split, self.classes, list_sizes(self._root, self._paths)]
+        return [self.name, self.split, self.classes, names_and_sizes(self.listing)]
 
     def _list(self) -> tuple[list[str], list[str]]:
         """Return the paths of the images in the folder of the split, and of everything else there."""

@@ -45,6 +45,21 @@ def find_files(root: str, suffix: str) -> list[File]:
         raise UserError(f"{root} cannot be read: {reason_of(error)}") from error
 
 
+def has_changed(file: File, since: int) -> bool:
+    """Return True if a local file has another size than `find_files` found, or was rewritten after the time `since`.
+
+    The time is in ns since 1970. The files of a URL are not asked for: it would take a request for each read.
+    """
+    if is_url(file.path):
+        return False
+    try:
+        found = os.stat(file.path)
+    except OSError:  # reading it says why
+        return False
+    is_rewritten = since < found.st_mtime_ns and str(found.st_mtime_ns) != file.stamp
+    return found.st_size != file.size or is_rewritten
+
+
 def buffered(read: Read, size: int, chunk: int) -> Read:
     """Return `read` with a buffer: it fetches `chunk` bytes at a time and keeps the last, for reading front to back."""
     start, buffer = 0, b""
@@ -138,9 +153,7 @@ def _describe_remote(fs: Any, root: str, found: list[dict[str, Any]]) -> list[Fi
     for about in found:
         path = fs.unstrip_protocol(about["name"])
         if about.get("type") != "file" or not isinstance(about.get("size"), int):
-            raise UserError(
-                f"{path} is not a file, or its server does not tell its size"
-            )
+            raise UserError(f"{path} is not a file, or its server does not tell its size")
         stamp = [about.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")]
         files.append(File(path, about["size"], repr(stamp)))
     if not files:

@@ -182,9 +182,7 @@ def split_name(name: str) -> tuple[str, str]:
 def _read_extended(name: str, read: Read, position: int, size: int, kind: bytes, last: str) -> dict[str, str]:
     """Return what an extended header says about the next entry: "path", "size", "sparse"."""
     if not 0 <= size <= MAX_EXTENDED:
-        raise DamagedError(
-            f"{name}: the extended header after {last} claims {size} bytes; copy the tar again"
-        )
+        raise DamagedError(f"{name}: the extended header after {last} claims {size} bytes; copy the tar again")
     content = read(position, position + size)
     if len(content) < size:
         raise DamagedError(f"{name}: ends within the extended header after {last}; it is truncated, copy it again")

@@ -5,6 +5,7 @@ places; after that a sample is one read of its own bytes, from a local file or b
 """
 
 import re
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +16,17 @@ from typing import Any
 
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.sources.base import Item, Source
-from texturegen.sources.files import retry
-from texturegen.sources.patterns import MAX_REQUESTS, File, buffered, find_files
+from texturegen.sources.files import make_key, retry
+from texturegen.sources.patterns import MAX_REQUESTS, File, buffered, find_files, has_changed
 from texturegen.sources.tar_index import NOT_FOLLOWED, TarIndex, index_tar
 from texturegen.storage.image import decode_image, original_extension
 from texturegen.storage.names import key_pattern, printable, to_text
 from texturegen.storage.ranges import is_url, open_reader
 
 IMAGES = ("png", "jpg", "jpeg", "webp")
+RESERVED_IMAGES = ("png", "jpg", "webp")  # extensions of the image in shards, which no other member can have
 KEY = key_pattern(100)
+SHORT_KEY = key_pattern(80)  # as in shards
 MAX_SAMPLE = 2**29  # bytes of a sample, which is held in memory
 # Bytes per read while indexing. A remote store takes as long to answer as to send 4 MB; a disk reads pages.
 REMOTE_CHUNK, LOCAL_CHUNK = 2**22, 2**13
@@ -34,8 +37,9 @@ class WebDataset(Source):
     """The samples of WebDataset tars, in the order of the tars and of the samples in them, under their own keys.
 
     The label is the number in KEY.cls, or -1 without one. All other members go with the image unchanged, as
-    `Item.members`; extensions become lower case, as in WebDataset's readers. A sample raises ImageError if its key
-    could be a path (`..`, a leading "/") or is not plain ASCII, or if one of its members is a link.
+    `Item.members`; extensions become lower case, as in WebDataset's readers. Another image of the sample, such as a
+    mask, becomes `other.EXT`, because in shards KEY.EXT is the image. A sample raises ImageError if its key could be a
+    path (`..`, a leading "/") or is not plain ASCII, or if one of its members is a link.
 
     Parameters
     ----------
@@ -44,6 +48,7 @@ class WebDataset(Source):
     size : side of the images in pixels; None keeps theirs.
     image : extension of the member that is the image; None is the first of png, jpg, jpeg, webp that a sample has.
     classes : a text file of class names, one per line, in the order of the labels, or a list of them.
+    rename_keys : give each key that shards do not allow a new one, of its readable characters and a hash of all of it.
 
     Attributes
     ----------
@@ -59,19 +64,22 @@ class WebDataset(Source):
         size: int | None,
         image: str | None = None,
         classes: str | Path | Sequence[str] | None = None,
+        rename_keys: bool = False,
     ) -> None:
+        if not isinstance(rename_keys, bool):
+            raise UserError(f"rename_keys is {rename_keys!r}; it must be true or false")
         self.split, self.size, self.one_size = split, size, size is not None
+        self._rename_keys, self._is_image_chosen = rename_keys, image is not None
         self._images = IMAGES if image is None else (image.lower().removeprefix("."),)
         if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", self._images[0]) or self._images[0] == "cls":
             raise UserError(f"'{image}' cannot be the extension of an image; use for example image=left.png")
         self.classes = [] if classes is None else _read_names(classes)
+        self._opened_at = time.time_ns()
         self._files = find_files(root, ".tar")
         self._tars = _index(tuple(self._files))
         self._ends = list(accumulate(len(tar.keys) for tar in self._tars))
         if not len(self):
-            raise UserError(
-                f"{root}: there are no samples (members KEY.EXT) in the {len(self._files)} tar(s)"
-            )
+            raise UserError(f"{root}: there are no samples (members KEY.EXT) in the {len(self._files)} tar(s)")
         self.ignored = [
             f"{_tar_name(file)}: {name}"
             for file, tar in zip(self._files, self._tars, strict=True)
@@ -83,29 +91,50 @@ class WebDataset(Source):
 
     def key(self, index: int) -> str:
         _, tar, row = self._locate(index)
-        return _safe(tar.keys[row])
+        return self._key(tar.keys[row])
 
     def _read(self, index: int) -> Item:
         file, tar, row = self._locate(index)
-        key = tar.keys[row]
+        key = self._key(tar.keys[row])
 
         def refuse(reason: str) -> ImageError:
-            return ImageError(_safe(key), f"{_tar_name(file)}: {reason}")
+            return ImageError(key, f"{_tar_name(file)}: {reason}")
 
         if not KEY.fullmatch(key):
-            raise refuse(f"the key {printable(key)} is not safe; use letters, digits, _ and -, with / between them")
+            raise refuse(
+                f"the key {printable(tar.keys[row])} is not allowed in shards, where keys are letters, digits, _ and - "
+                "with / between them; give such samples new keys with --source-option rename_keys=true"
+            )
+        if has_changed(file, self._opened_at):
+            raise SourceLost(
+                f"{to_text(file.path)} changed after the build began; restore it and run the same command again, or "
+                "build into another directory"
+            )
         members = _read_members(file, tar, row, refuse)
         chosen = next((ext for ext in self._images if ext in members), None)
         if chosen is None:
             there = ", ".join(map(printable, members))
-            raise refuse(f"has no member {' or '.join(self._images)}; choose among {there} with the option image=EXT")
+            raise refuse(
+                f"has no member {' or '.join(self._images)}; choose among {there} with --source-option image=EXT"
+            )
         data = members.pop(chosen)
+        for ext in [ext for ext in RESERVED_IMAGES if ext in members]:
+            if not self._is_image_chosen:
+                raise refuse(
+                    f"has several images; choose {chosen} or {ext} with --source-option image=EXT, and the other is "
+                    "kept as other.EXT"
+                )
+            if f"other.{ext}" in members:
+                raise refuse(
+                    f"has members {ext} and other.{ext}, which get the same name in shards; rename one of them"
+                )
+            members[f"other.{ext}"] = members.pop(ext)
         label = self._read_label(members.pop("cls", b"-1"), refuse)
         try:
             image = decode_image(data)
         except UserError as error:
             raise refuse(f"{chosen}: {error}") from error
-        extension = original_extension(data)
+        extension = original_extension(data, image)
         original = data if extension else None
         return Item(key, image, label, original, extension or "png", {"tar": _tar_name(file)}, members)
 
@@ -118,6 +147,11 @@ class WebDataset(Source):
             raise refuse(f"cls is {label}, but there are {len(self.classes)} class names")
         return label
 
+    def _key(self, key: str) -> str:
+        if self._rename_keys and not SHORT_KEY.fullmatch(key):
+            return make_key(key)
+        return _safe(key)
+
     def _locate(self, index: int) -> tuple[File, TarIndex, int]:
         number = bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
@@ -125,7 +159,8 @@ class WebDataset(Source):
 
     def _identity(self) -> Any:
         tars = [[_tar_name(f), f.size, tar.digest] for f, tar in zip(self._files, self._tars, strict=True)]
-        return [self.name, list(self._images), self.classes, tars]
+        renamed = ["rename_keys"] if self._rename_keys else []  # absent by default: digests of old builds stay valid
+        return [self.name, list(self._images), self.classes, tars, *renamed]
 
 
 @lru_cache(maxsize=2)  # per process, because a worker opens the source again for each shard
@@ -180,7 +215,7 @@ def _read_members(file: File, tar: TarIndex, row: int, refuse: Callable[[str], I
 
 def _read_names(classes: str | Path | Sequence[str]) -> list[str]:
     if not isinstance(classes, (str, Path)):
-        return [str(name) for name in classes]
+        return [to_text(str(name)) for name in classes]
     path = Path(classes)
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -192,9 +227,7 @@ def _read_names(classes: str | Path | Sequence[str]) -> list[str]:
         names.pop()
     for number, name in enumerate(names, 1):
         if not name:
-            raise UserError(
-                f"{path}, line {number}: is empty; write one class name per line, in label order"
-            )
+            raise UserError(f"{path}, line {number}: is empty; write one class name per line, in label order")
     if not names:
         raise UserError(f"the class names {path} are empty; write one per line, in the order of the labels")
     return names

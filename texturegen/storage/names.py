@@ -38,6 +38,9 @@ def printable(name: str | bytes, max_length: int = MAX_SHOWN) -> str:
     return escaped if len(escaped) <= max_length else f"{escaped[:max_length]}..."
 
 
-def to_text(path: str) -> str:
-    """Return a file name as valid Unicode: bytes that are not UTF-8 become U+FFFD."""
-    return os.fsencode(path).decode(errors="replace")
+def to_text(name: str) -> str:
+    """Return a name as valid Unicode: bytes that are not UTF-8, and lone surrogates from JSON, become U+FFFD."""
+    try:
+        return os.fsencode(name).decode(errors="replace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -4,13 +4,23 @@ import errno
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.sources import files
-from texturegen.sources.files import is_image, list_sizes, make_key, read_image, require_unique, retry, walk
+from texturegen.sources.files import (
+    is_image,
+    make_key,
+    make_listing,
+    names_and_sizes,
+    read_image,
+    require_unique,
+    retry,
+    walk,
+)
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -75,7 +85,36 @@ def test_equal_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sizes(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "2.png")
-    assert list_sizes(tmp_path, ["a/1.png", "2.png"]) == [["a/1.png", 7], ["2.png", 5]]
+    listing = make_listing(tmp_path, ["a/1.png", "2.png"], [])
+    assert names_and_sizes(listing) == [["a/1.png", 7], ["2.png", 5]]
+
+
+def test_folders_may_be_nested_deeper_than_the_stack_of_python(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1100):  # by relative names: mkdir takes no path of this length at once on every system
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(os.open("x.png", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    assert list(walk(tmp_path)) == [("d/" * 1100 + "x.png", "file")]
+    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # pytest removes its folders by recursion
+
+
+def test_a_file_that_changed_after_the_listing_is_a_failed_image(tmp_path: Path) -> None:
+    root = fill(tmp_path / "root", "1.png", "2.png", "3.png", "4.png")
+    listing = make_listing(root, ["1.png", "2.png", "3.png", "4.png"], [])
+    assert read_image("key", root, listing, 0, len) == (b"1.png", 5)
+    (root / "2.png").write_bytes(b"longer than before")
+    with pytest.raises(ImageError, match=r"2\.png: had 5 bytes when the images were listed and has 18 now; restore it"):
+        read_image("key", root, listing, 1, len)
+    (root / "3.png").write_bytes(b"other")
+    os.utime(root / "3.png", ns=(0, listing.listed_at + 1))
+    with pytest.raises(ImageError, match=r"3\.png: was rewritten after the images were listed"):
+        read_image("key", root, listing, 2, len)
+    os.utime(root / "4.png", ns=(0, listing.listed_at - 10**12))  # a copy on another machine has another, earlier time
+    assert read_image("key", root, listing, 3, len) == (b"4.png", 5)
 
 
 @pytest.mark.parametrize(("code", "calls"), [(errno.ESTALE, 4), (errno.EIO, 4), (errno.ENOENT, 1), (errno.EACCES, 1)])
@@ -106,10 +145,12 @@ def test_a_read_that_succeeds_after_a_failure(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_lost_image_is_told_from_a_lost_folder(tmp_path: Path) -> None:
-    root = fill(tmp_path / "root", "a/1.png")
-    assert read_image("key", root, "a/1.png", len) == (b"a/1.png", 7)
+    root = fill(tmp_path / "root", "a/1.png", "a/2.png")
+    listing = make_listing(root, ["a/1.png", "a/2.png"], [])
+    (root / "a" / "2.png").unlink()
+    assert read_image("key", root, listing, 0, len) == (b"a/1.png", 7)
     with pytest.raises(ImageError, match=r"^key: a/2\.png cannot be read: No such file"):
-        read_image("key", root, "a/2.png", len)
+        read_image("key", root, listing, 1, len)
     shutil.rmtree(root)
     with pytest.raises(SourceLost, match=f"the folder {re.escape(str(root))} cannot be reached any more"):
-        read_image("key", root, "a/1.png", len)
+        read_image("key", root, listing, 0, len)

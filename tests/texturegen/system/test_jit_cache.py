@@ -1,0 +1,51 @@
+"""A place for Numba's compiled code where the package and the home cannot be written to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from texturegen.system import jit_cache
+from texturegen.system.jit_cache import _private_directory, ensure_cache_directory
+
+SCRIPT = """
+import texturegen.system.jit_cache as jit_cache
+jit_cache._can_write = lambda directory: False  # permission bits do not bind root
+import os
+from numba.core.caching import _UserProvidedCacheLocator, _CacheImpl
+_CacheImpl._locator_classes = [_UserProvidedCacheLocator]  # the only place where Numba can write
+from texturegen.texture.kernels.rand import derive
+print(derive._cache.cache_path.startswith(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"])
+"""
+
+
+def test_kernels_are_cached_in_a_private_temporary_directory(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+    assert done.stderr == ""
+    assert done.stdout.split() == ["True", str(tmp_path / f"texturegen-{os.getuid()}")]
+    assert (tmp_path / f"texturegen-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_writable_place_is_left_to_numba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jit_cache, "_private_directory", lambda: pytest.fail("not needed"))
+    ensure_cache_directory(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "not" / "made" / "yet"))
+    ensure_cache_directory(Path("/proc/nowhere"))
+
+
+def test_a_directory_that_others_may_write_to_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    planted = tmp_path / f"texturegen-{os.getuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    assert _private_directory() != planted
+    planted.rmdir()
+    planted.symlink_to(tmp_path)
+    assert _private_directory() != planted
+    planted.unlink()
+    assert _private_directory() == planted == _private_directory()
