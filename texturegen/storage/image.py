@@ -1,14 +1,19 @@
 """Decoding and encoding of images, the same for sources and shards.
 
-OpenCV decodes the pixels: benchmarks/shards.py finds it within a few per cent of the fastest decoder for PNG. The size
-is read first and checked against MAX_PIXELS, for PNG, JPEG and WebP by this module and for other formats by Pillow.
+This module and image_header.py decide everything about the bytes of a picture: format, size, orientation, alpha, depth
+and limits. What leaves a decoder is pixels or a `UserError`; MemoryError alone passes, because it is no fault of the
+image. The pixels are those of Pillow's `ImageOps.exif_transpose(Image.open(file)).convert("RGB")`, but of 16 bits of
+grey the upper 8 are kept, where Pillow clips.
 
-OpenCV 4.11 and 5.0 reject a truncated JPEG, PNG, WebP, BMP, TIFF or PNM, even if only two bytes are missing. Damage
-inside a JPEG whose end is intact goes unnoticed by OpenCV and Pillow alike.
+OpenCV decodes PNG, JPEG and WebP: benchmarks/shards.py finds it within a few per cent of the fastest decoder for PNG.
+Pillow decodes the other formats, CMYK JPEG and animated WebP, where OpenCV differs from it or cannot read them.
+
+Damage inside a JPEG or a WebP whose end is intact goes unnoticed by OpenCV and Pillow alike: neither format has a
+checksum. PNG has one for each chunk. The manifest of shards has the sha256 of every member, which `verify` compares.
 """
 
 import io
-import struct
+import threading
 import warnings
 from typing import Any, NoReturn
 
@@ -17,25 +22,21 @@ import numpy as np
 from PIL import Image
 
 from texturegen.errors import UserError
+from texturegen.storage.image_header import UNKNOWN, Header, kind_of, plain_size, read_header
 
 # A limit, because a small file can decode to more than the memory. Pillow warns from here on too.
 MAX_PIXELS = 89_000_000
 TOO_LARGE = f"the image has more than the limit of {MAX_PIXELS // 10**6} million pixels"
 
-EXIF_ORIENTATION = 0x0112
-PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_HEADER = PNG_START + b"\0\0\0\rIHDR"
-PNG_SIZE = struct.Struct(">II").unpack_from
-
-# No others, because Pillow runs external programs for some formats.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# The formats that Pillow decodes. No others, because it runs external programs for some.
+_PILLOW_FORMATS = ("BMP", "GIF", "TIFF", "PPM")
 
 # Encodings of shards -> file extension.
 ENCODINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 # Measured by benchmarks/shards.py. PNG: OpenCV's defaults (level 1, run-length strategy, filter Sub); other levels and
 # filters save at most 15 % of the bytes and take 10 to 700 % more time. WebP: a quality above 100 is lossless. JPEG:
 # 4:4:4, because textures have much of their structure in colour.
-OPTIONS = {
+_OPTIONS = {
     "png": [],
     "webp": [cv2.IMWRITE_WEBP_QUALITY, 101],
     "jpeg": [
@@ -44,22 +45,37 @@ OPTIONS = {
     ],
 }
 
-REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+# OpenCV never turns an image: image_header.py alone says what the orientation is.
+_COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {
+    divisor: flag | cv2.IMREAD_IGNORE_ORIENTATION
+    for divisor, flag in (
+        (8, cv2.IMREAD_REDUCED_COLOR_8),
+        (4, cv2.IMREAD_REDUCED_COLOR_4),
+        (2, cv2.IMREAD_REDUCED_COLOR_2),
+    )
+}
 
-# OpenCV 5 has moved setLogLevel, which returns the previous level, to cv2.utils.logging.
-LOG: Any = getattr(cv2.utils, "logging", cv2)
+# Silenced once for the process, because the level is global and threads that switch it race. Errors carry the reason.
+# OpenCV 5 has moved setLogLevel to cv2.utils.logging.
+_LOG: Any = getattr(cv2.utils, "logging", cv2)
+_LOG.setLogLevel(0)
+
+# Held while Python's warnings are silenced, because the filters are global too.
+_WARNINGS_LOCK = threading.Lock()
 
 
 def decode_image(data: bytes) -> np.ndarray:
     """Decode an image file to RGB.
 
-    The format is recognised by the content. The EXIF orientation is applied, 16-bit channels keep their upper 8 bits,
-    grey, palette, 1-bit and CMYK images become RGB, alpha is dropped (as in torchvision's ImageFolder), and of an
-    animation the first frame is taken.
+    The format is recognised by the content: PNG, JPEG, WebP, BMP, GIF, TIFF or PNM. The EXIF orientation is applied,
+    16-bit channels keep their upper 8 bits, grey, palette, 1-bit and CMYK images become RGB, alpha is dropped (as in
+    torchvision's ImageFolder), colour profiles are ignored, and of an animation the first frame is taken. Damaged
+    metadata is ignored: an image whose EXIF cannot be read is upright.
 
     Parameters
     ----------
-    data : the file's bytes, in one of FORMATS.
+    data : the file's bytes.
 
     Returns
     -------
@@ -70,29 +86,18 @@ def decode_image(data: bytes) -> np.ndarray:
     UserError : the bytes are not a complete image, or it has more than MAX_PIXELS.
     MemoryError : not enough memory for the pixels.
     """
-    if data[:16] == PNG_HEADER and len(data) >= 24:
-        return _decode_png(data)
-    if (size := _webp_size(data) or _jpeg_size(data)) is not None:
-        return _decode_known(data, size)
-    header = _read_header(data)
-    kind = "JPEG" if header.format == "MPO" else header.format  # MPO: a JPEG with more pictures behind it
-    if header.width * header.height > MAX_PIXELS:
-        raise UserError(TOO_LARGE)
-    if kind == "GIF":
-        return _decode_gif(header)
-    image = _decode_quietly(data)
-    if image is None:
-        _refuse(data, f"the {kind} file is truncated, damaged or of a kind that OpenCV cannot decode")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if kind_of(data) is None:
+        return _decode_with_pillow(data, _PILLOW_FORMATS)
+    return _decode_known(data, read_header(data))
 
 
 def decode_member(data: bytes) -> np.ndarray:
     """Decode like `decode_image`, but only the formats that shards hold: PNG, JPEG and WebP."""
-    if data[:16] == PNG_HEADER and len(data) >= 24:
-        return _decode_png(data)
-    if data[:8] != PNG_START and data[:2] != b"\xff\xd8" and (data[:4], data[8:12]) != (b"RIFF", b"WEBP"):
+    if (size := plain_size(data)) is not None:
+        return _decode_pixels(data, *size)
+    if kind_of(data) is None:
         raise UserError("the bytes are not a PNG, JPEG or WebP image")
-    return decode_image(data)
+    return _decode_known(data, read_header(data))
 
 
 def decode_reduced(data: bytes, short: int) -> tuple[np.ndarray, int]:
@@ -113,30 +118,55 @@ def decode_reduced(data: bytes, short: int) -> tuple[np.ndarray, int]:
     ------
     UserError, MemoryError : as `decode_image`.
     """
-    header = _read_header(data)
-    if header.format not in ("JPEG", "MPO") or header.width * header.height > MAX_PIXELS:
+    if kind_of(data) != "JPEG":
         return decode_image(data), 1
-    for divisor, flag in REDUCED.items():
-        if -(-min(header.size) // divisor) >= short:
-            image = _decode_quietly(data, flag)
-            if image is None:
-                break  # decode_image says why, or succeeds
-            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), divisor
-    return decode_image(data), 1
+    header = read_header(data)
+    width, height = header.width, header.height
+    if header.channels in (1, 3) and width * height <= MAX_PIXELS:
+        for divisor, flag in _REDUCED.items():
+            if -(-min(width, height) // divisor) >= short:
+                try:
+                    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+                except cv2.error:
+                    break
+                if image is None or image.shape[:2] != (-(-height // divisor), -(-width // divisor)):
+                    break  # the full decoding says why, or succeeds
+                return _turn(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), header.orientation), divisor
+    return _decode_known(data, header), 1
 
 
-def original_extension(data: bytes) -> str | None:
+def original_extension(data: bytes, image: np.ndarray) -> str | None:
     """Return the extension under which a shard may hold the bytes unchanged; None if the image must be encoded anew.
 
-    An 8-bit RGB or grey JPEG, PNG or WebP without rotation or animation is kept, because every reader decodes it as
-    `decode_image` does. Readers differ on EXIF orientation, 16 bits, palettes, alpha, CMYK and animation.
+    An 8-bit RGB or grey JPEG, PNG or WebP without rotation, alpha or animation is kept if Pillow decodes it to the same
+    pixels: readers of shards use Pillow and ignore the EXIF orientation. Not all of them read other images alike.
+
+    Parameters
+    ----------
+    data : the file's bytes.
+    image : what `decode_image` returned for them, at full resolution.
     """
-    header = _read_header(data)
-    extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}.get(header.format or "")
-    deep = header.format == "PNG" and data[24] != 8  # Pillow calls 16-bit RGB plain RGB
-    upright = header.getexif().get(EXIF_ORIENTATION, 1) == 1
-    plain = header.mode in ("RGB", "L") and not deep and upright and getattr(header, "n_frames", 1) == 1
-    return extension if plain else None
+    kind = kind_of(data)
+    if kind is None:
+        return None
+    header = read_header(data)
+    if header.orientation != 1 or header.bits != 8 or header.channels not in (1, 3):
+        return None
+    if header.has_palette or header.is_animated:
+        return None
+    try:
+        plain = _open_with_pillow(data, (kind.upper(),))
+        # An MPO, a JPEG with more pictures behind it, is encoded anew.
+        if plain.format != kind.upper() or plain.mode not in ("RGB", "L"):
+            return None
+        pixels = np.asarray(plain)
+        expected = image if pixels.ndim == 3 else image[..., 0]
+        is_same = np.array_equal(pixels, expected) and (pixels.ndim == 3 or _is_grey(image))
+    except MemoryError:
+        raise
+    except Exception:  # Pillow refuses the file, or a part of its metadata
+        return None
+    return {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}[kind] if is_same else None
 
 
 def encode_image(image: np.ndarray, encoding: str = "png") -> bytes:
@@ -148,7 +178,7 @@ def encode_image(image: np.ndarray, encoding: str = "png") -> bytes:
     encoding : "png" or "webp", which are lossless, or "jpeg", with quality 95 and 4:4:4 chroma.
     """
     pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(f".{ENCODINGS[encoding]}", pixels, OPTIONS[encoding])
+    done, data = cv2.imencode(f".{ENCODINGS[encoding]}", pixels, _OPTIONS[encoding])
     if not done:
         raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape}")
     return data.tobytes()
@@ -159,100 +189,101 @@ def encode_png(image: np.ndarray) -> bytes:
     return encode_image(image, "png")
 
 
-def _decode_png(data: bytes) -> np.ndarray:
-    """Decode a PNG without Pillow, whose look at the header takes as long as the decoding of a small image."""
-    width, height = PNG_SIZE(data, 16)
+def _decode_known(data: bytes, header: Header) -> np.ndarray:
+    """Decode a PNG, JPEG or WebP."""
+    kind, width, height = header.kind, header.width, header.height
+    if (kind == "WebP" and header.is_animated) or (kind == "JPEG" and header.channels == 4):
+        # OpenCV converts CMYK with other rounding, and may blend the first frame with a background.
+        if width * height > MAX_PIXELS:
+            raise UserError(TOO_LARGE)
+        image = _decode_with_pillow(data if header.clean is None else header.clean, (kind.upper(),))
+    else:
+        image = _decode_pixels(data if header.clean is None else header.clean, width, height)
+    return image if header.orientation == 1 else _turn(image, header.orientation)
+
+
+def _decode_pixels(data: bytes, width: int, height: int) -> np.ndarray:
+    """Decode with OpenCV, ignoring the orientation; UserError if the image has another size than the header says."""
     if width * height > MAX_PIXELS:
         raise UserError(TOO_LARGE)
-    # Checked here, because libpng prints its own message to stderr. IEND is normally at the end.
-    if data.rfind(b"IEND") < 0:
-        raise UserError("the PNG file is truncated")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        _refuse(data, "the PNG file is damaged")
-    return image
-
-
-def _decode_known(data: bytes, size: tuple[int, int]) -> np.ndarray:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise UserError(TOO_LARGE)
-    image = _decode_quietly(data, cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        kind = "WEBP" if data[:4] == b"RIFF" else "JPEG"
-        _refuse(data, f"the {kind} file is truncated, damaged or of a kind that OpenCV cannot decode")
-    return image
-
-
-def _refuse(data: bytes, reason: str) -> NoReturn:
-    """Raise UserError, or MemoryError if Pillow runs out of memory too: OpenCV reports both failures alike."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            warnings.simplefilter("ignore")
-            np.asarray(image.convert("RGB"))  # allocates as much as OpenCV would
-    except MemoryError:
-        raise MemoryError(f"an image of {image.width}x{image.height} pixels") from None
-    except Exception:  # damaged for Pillow too
-        pass
-    raise UserError(reason)
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) from the header of a WebP; None if this is not one, or is unusual."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
-        return None
-    kind = data[12:16]
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    return None
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) from the frame header of a JPEG; None if this is not one, or is unusual."""
-    at = 2
-    while data[:2] == b"\xff\xd8" and len(data) >= at + 9 and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return (width, height) if width and height else None
-        if marker < 0xC0 or marker == 0xDA or length < 2:  # not a segment with a length, or the start of the pixels
-            return None
-        at += 2 + length
-    return None
-
-
-def _read_header(data: bytes) -> Image.Image:
-    if not data:
-        raise UserError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError:
-            raise UserError(TOO_LARGE) from None
-        except Exception:  # a damaged header can make Pillow raise almost any exception
-            raise UserError("the file is not an image of a known format, or its header is damaged") from None
-
-
-def _decode_gif(header: Image.Image) -> np.ndarray:
-    # Pillow, because the OpenCV 4 wheels are built without GIF.
-    try:
-        return np.array(header.convert("RGB"))
-    except Exception:  # any exception, as for the header
-        raise UserError("the GIF file is truncated or damaged") from None
-
-
-def _decode_quietly(data: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    # Silenced, because the caller reports the error itself.
-    level = LOG.setLogLevel(0)
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _COLOUR)
     except cv2.error:
-        return None
-    finally:
-        LOG.setLogLevel(level)
+        image = None
+    if image is None:
+        _refuse(data, width, height)
+    if image.shape != (height, width, 3):
+        found = f"{image.shape[1]}x{image.shape[0]}"
+        raise UserError(f"the {kind_of(data)} file is damaged: its header says {width}x{height}, its pixels {found}")
+    return image
+
+
+def _refuse(data: bytes, width: int, height: int) -> NoReturn:
+    """Raise UserError, or MemoryError if there is not enough memory: OpenCV reports both failures alike."""
+    try:
+        # The pixels, and the 16-bit coefficients of a progressive JPEG.
+        np.empty((height, width, 9), np.uint8)
+    except MemoryError:
+        raise MemoryError(f"an image of {width}x{height} pixels") from None
+    raise UserError(f"the {kind_of(data)} file is truncated, damaged or of a kind that OpenCV cannot decode")
+
+
+def _decode_with_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
+    try:
+        picture = _open_with_pillow(data, formats)
+    except Image.DecompressionBombError:
+        raise UserError(TOO_LARGE) from None
+    except Exception:  # a damaged header can make Pillow raise almost any exception
+        raise UserError(UNKNOWN if data else "the file is empty") from None
+    kind = {"PPM": "PNM", "MPO": "JPEG", "WEBP": "WebP"}.get(picture.format or "", picture.format)
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UserError(TOO_LARGE)
+    try:
+        picture.load()  # applies the orientation of a TIFF
+        image = _to_rgb(picture)
+    except MemoryError:
+        raise MemoryError(f"an image of {picture.width}x{picture.height} pixels") from None
+    except UserError:
+        raise
+    except Exception:  # as for the header
+        raise UserError(f"the {kind} file is truncated or damaged") from None
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise UserError(TOO_LARGE)
+    return image
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    """Convert as Pillow does, except grey of more than 8 bits, which Pillow would clip."""
+    if not picture.mode.startswith(("I", "F")):
+        return np.array(picture.convert("RGB"))
+    bits = 16
+    if picture.format == "TIFF":
+        bits = int(picture.tag_v2.get(258, (32,))[0])  # type: ignore[attr-defined]
+    if picture.mode.startswith("F") or (picture.format == "TIFF" and not picture.mode.startswith("I;16")):
+        raise UserError(f"the {picture.format} file has signed, floating-point or 32-bit pixels; convert it to 8 bits")
+    grey = (np.asarray(picture) >> (bits - 8)).astype(np.uint8)
+    if picture.format == "TIFF" and picture.tag_v2.get(262) == 0:  # type: ignore[attr-defined]
+        grey = 255 - grey  # WhiteIsZero, which Pillow inverts for 8 bits only
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _open_with_pillow(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """Open an image without warnings; raises what Pillow raises."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return the image upright, given its EXIF orientation."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _is_grey(image: np.ndarray) -> bool:
+    return bool((image == image[..., :1]).all())

@@ -167,16 +167,26 @@ def test_members_of_shards_have_few_formats(encode: Encode, format_: str) -> Non
         decode_member(data)
 
 
-@pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp"])
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
 def test_a_lack_of_memory_is_not_reported_as_damage(monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
     data = cv2.imencode(extension, np.zeros((8, 9, 3), np.uint8))[1].tobytes()
     monkeypatch.setattr("texturegen.storage.image.cv2.imdecode", lambda *arguments: None)
     with pytest.raises(UserError, match="damaged"):
         decode_image(data)
 
+    def allocate(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("texturegen.storage.image.np.empty", allocate)
+    with pytest.raises(MemoryError, match="an image of 9x8 pixels"):
+        decode_image(data)
+
+
+def test_a_lack_of_memory_in_pillow_is_not_reported_as_damage(monkeypatch: pytest.MonkeyPatch, encode: Encode) -> None:
     def convert(image: Image.Image, mode: str) -> None:
         raise MemoryError
 
+    data = encode("RGB", "BMP")
     monkeypatch.setattr(Image.Image, "convert", convert)
-    with pytest.raises(MemoryError, match="an image of 9x8 pixels"):
+    with pytest.raises(MemoryError, match="an image of 451x300 pixels"):
         decode_image(data)
