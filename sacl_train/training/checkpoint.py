@@ -44,6 +44,7 @@ class Checkpoint(TypedDict):
     config : settings that must not change when the run is resumed, see `resume.comparable`.
     shards, shards_place : digest of the shards, and their absolute path or address.
     image_size : height and width in pixels.
+    torch_threads : `torch.get_num_threads()`, which decides how the sums of a step on the CPU are rounded.
     """
 
     step: int
@@ -60,6 +61,7 @@ class Checkpoint(TypedDict):
     shards: str
     shards_place: NotRequired[str]
     image_size: tuple[int, int]
+    torch_threads: NotRequired[int]
 
 
 @contextmanager

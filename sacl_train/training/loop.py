@@ -20,7 +20,7 @@ from sacl_train.training.allocator import keep_freed_memory
 from sacl_train.training.checkpoint import exclusive, save_checkpoint
 from sacl_train.training.metrics import Lap, Row, require_board, write_rows
 from sacl_train.training.out_of_memory import explain_out_of_memory
-from sacl_train.training.resume import load_resumable, refuse_other_run
+from sacl_train.training.resume import load_resumable, refuse_other_run, warn_of_other_threads
 from sacl_train.training.run import Run, Score, open_run
 from sacl_train.training.setup import choose_device, make_stream, resolve
 from sacl_train.training.signals import stop_on_signal
@@ -88,6 +88,8 @@ def train(config: Config, shards_dir: str | Path, out: str | Path, score: Score 
             if checkpoint is not None:
                 refuse_other_run(out, checkpoint, config, shards.digest)
                 restore(state, checkpoint, out)
+                if distributed.is_first_started() and state.epoch.number < config.epochs:
+                    warn_of_other_threads(out, checkpoint, device)
                 stream.recheck(state.damaged)
                 del checkpoint  # a second copy of all weights
             _refuse_different_checkpoints(out, state)

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sacl_train.config import Config, load_config
 from sacl_train.methods.method import Method
 from sacl_train.nets import Encoder
 from sacl_train.training.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, read_checkpoint
 from sacl_train.training.setup import build_method
+from texturegen.console import warn
 from texturegen.errors import DamagedError, MissingError, OtherBuildError
 from texturegen.shards import Shards
 
@@ -49,6 +52,16 @@ def refuse_other_run(out: Path, checkpoint: Checkpoint, config: Config, digest: 
     if differ:
         raise OtherBuildError(
             f"{out}: holds another run ({'; '.join(differ)}); choose another --out or give the same settings"
+        )
+
+
+def warn_of_other_threads(out: Path, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Warn if a run on the CPU goes on with another number of torch threads, which round its sums differently."""
+    before, now = checkpoint.get("torch_threads"), torch.get_num_threads()
+    if device.type == "cpu" and before not in (None, now):
+        warn(
+            f"{out}: resumed with {now} torch threads after {before}: the weights drift from those of a run that was "
+            f"never stopped; OMP_NUM_THREADS={before} gives the same bits"
         )
 
 

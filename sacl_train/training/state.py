@@ -120,6 +120,7 @@ def snapshot(state: TrainState, config: Config, shards: Shards) -> Checkpoint:
         "shards": shards.digest,
         "shards_place": location(shards),
         "image_size": shards.image_size(),
+        "torch_threads": torch.get_num_threads(),
     }
 
 
