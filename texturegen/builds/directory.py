@@ -14,7 +14,7 @@ is killed on the way leaves one state or the other, never something in between.
     DIR/manifest.parquet
     DIR/shard-NNNNNN.tar
     DIR/parts/recipe.json         the plan, marks the directory as begun
-    DIR/parts/files-DIGEST.arrow  the paths of the source's images, if they are files
+    DIR/parts/files-DIGEST.arrow  paths, sizes and times of the source's files
     DIR/parts/NNNNNN.parquet      the manifest rows of a shard
     DIR/parts/NNNNNN.json         its stats, mark the shard as committed
     DIR/parts/lock-A-B            held by the array part that builds shards A to B - 1
@@ -33,8 +33,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from texturegen import __version__
 from texturegen.builds.differences import refuse_other_build
-from texturegen.builds.listing import read_paths, write_listing
+from texturegen.builds.listing import read_listing, write_listing
 from texturegen.builds.recipe import RECORDED, Plan
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, read_build
@@ -42,6 +43,7 @@ from texturegen.shards.layout import BUILD, MANIFEST, PARTS
 from texturegen.shards.publish import publish
 from texturegen.shards.writer import rows_file, stats_file
 from texturegen.sources import Source
+from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import as_json, read_json, sha256_of, write_atomically, write_json, write_once
 from texturegen.storage.lock import LOCK, DirectoryLock, acquire
 
@@ -133,10 +135,10 @@ class BuildDirectory:
         path = self.parts / RECIPE
         content = read_json(path)
         try:
-            plan, ignored = Plan.from_description(content), int(content.pop("ignored"))
+            plan, ignored = Plan.from_description(content), int(content["ignored"])
         except (ValueError, KeyError, TypeError):
             raise DamagedError(f"{path}: damaged; run the same `texturegen build` into another directory") from None
-        if plan.describe() != content:
+        if not plan.matches(content):
             made_by = f"format {content.get('format')}, texturegen {content.get('texturegen')}"
             raise UserError(f"{self.path}: begun by another version ({made_by}); finish it with that version")
         return plan, ignored
@@ -173,7 +175,7 @@ class BuildDirectory:
         self.parts.mkdir(exist_ok=True)
         content = read_build(self.path)
         seconds = content["run"]["seconds"]
-        manifest = pq.ParquetFile(self.path / MANIFEST)
+        manifest = pq.ParquetFile(open_for_arrow(self.path / MANIFEST))
         rows: dict[int, list[pa.Table]] = {}
         for group in range(manifest.num_row_groups):  # one or more per shard
             table = manifest.read_row_group(group)
@@ -191,7 +193,7 @@ class BuildDirectory:
 
     def finish(self, plan: Plan, ignored: int, shards: Sequence[dict[str, Any]], run: dict[str, Any]) -> None:
         """Turn a begun build, whose shards have these stats, into a finished one."""
-        publish(self.path, plan.describe(), shards, ignored, RECORDED, run=run)
+        publish(self.path, _describe(plan), shards, ignored, RECORDED, run=run)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def discard(self) -> None:
@@ -213,7 +215,7 @@ class BuildDirectory:
             is_whole = (
                 stats.pop("fingerprint") == plan.fingerprint
                 and (self.path / stats["name"]).stat().st_size == stats["bytes"]
-                and pq.read_metadata(rows_file(self.path, number)).num_rows > 0
+                and pq.read_metadata(open_for_arrow(rows_file(self.path, number))).num_rows > 0
             )
         except (OSError, DamagedError, KeyError, pa.ArrowInvalid):
             return None
@@ -253,16 +255,26 @@ class BuildDirectory:
             shutil.rmtree(path)
 
     def _begin(self, plan: Plan, ignored: int, source: Source) -> None:
-        """Write the listing, then recipe.json, unless they are there."""
+        """Write the listing, then recipe.json if it is missing.
+
+        A listing that is here may hold the times of another copy of the files, so one that is not shared is replaced.
+        """
         recipe = self.parts / RECIPE
-        if read_paths(self.path, plan.source["digest"]) is None:
-            prepare_jobs(self.path, source)
-        content = as_json({**plan.describe(), "ignored": ignored})
+        if self.part is None or not self._has_listing(plan):
+            prepare_jobs(self.path, source, compare_times=self.part is None)
+        content = as_json({**_describe(plan), "ignored": ignored})
         if self.part is None:
             if not recipe.is_file():
                 write_atomically(recipe, content)
         elif not write_once(recipe, content):  # another part was first, and decided the plan
             refuse_other_build(recipe, plan, source)
+
+    def _has_listing(self, plan: Plan) -> bool:
+        """Return whether there is a readable listing: texturegen 0.1.0 began builds with one that lacks the sizes."""
+        try:
+            return read_listing(self.path, plan.source) is not None
+        except DamagedError:
+            return False
 
     def _refuse_foreign_files(self) -> None:
         """Raise UserError if the directory holds anything but what our own processes leave before recipe.json."""
@@ -276,7 +288,12 @@ class BuildDirectory:
             raise UserError(f"{self.path}: holds other files; choose another --out")
 
 
-def prepare_jobs(directory: Path, source: Source) -> None:
+def _describe(plan: Plan) -> dict[str, Any]:
+    """Return the description of a plan, and the release of texturegen that wrote it, which nothing depends on."""
+    return {**plan.describe(), "texturegen": __version__}
+
+
+def prepare_jobs(directory: Path, source: Source, compare_times: bool = True) -> None:
     """Create DIR/parts/, with the list of the source's files: what jobs need to write shards in a directory."""
     (directory / PARTS).mkdir(exist_ok=True)
-    write_listing(directory, source)
+    write_listing(directory, source, compare_times)

@@ -4,20 +4,20 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from texturegen.builds.engines import Stopped
-from texturegen.builds.listing import read_paths
+from texturegen.builds.listing import read_listing
 from texturegen.builds.recipe import Plan, Recipe, open_planned_source, texture_seed
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.shards import ShardWriter
 from texturegen.sources import Item, Source
 from texturegen.storage.image import ENCODINGS, encode_image
-from texturegen.texture import cut_patches, synthesize
-from texturegen.texture.quality import measure
+from texturegen.texture import find_method
 
 MAX_TRIED = 3  # images that `try_first` reads
 STAGES = ("read", "synthesise", "quality", "encode", "write")
@@ -60,8 +60,8 @@ def run_job(
     number : int
         Number of the shard.
     tick : callable
-        Called after each image with (textures made, images failed); an image without textures counts as one made.
-        The job stops when it returns False.
+        Called before the first image with (0, 0), and after each image with (textures made, images failed); an image
+        without textures counts as one made. The job stops when it returns False.
 
     Returns
     -------
@@ -80,8 +80,13 @@ def run_job(
         The shard cannot be written, or a file of the source cannot be read.
     """
     watch = Stopwatch()
-    source = open_planned_source(plan, root, read_paths(directory, plan.source["digest"]))
+    source = open_planned_source(plan, root, read_listing(directory, plan.source))
     watch.lap("read")
+    if plan.recipe.per_image:
+        _load_kernels(plan.recipe)
+        watch.lap("synthesise")
+    if not tick(0, 0):  # from here on, an image may be the cause if this process dies
+        raise Stopped
     return write_shard(plan, source, directory, number, plan.positions(number), known_failures, tick, watch)
 
 
@@ -176,6 +181,12 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
     return None
 
 
+def _load_kernels(recipe: Recipe) -> None:
+    """Import what makes and measures textures: if that takes too much memory, no image is the cause."""
+    find_method(recipe.method).load()
+    import_module("texturegen.texture.quality")
+
+
 def _add_failure(writer: ShardWriter, recipe: Recipe, key: str, position: int, reason: str) -> None:
     method = recipe.method if recipe.per_image else None
     writer.add_row(key=key, position=position, method=method, label=-1, status="failed", error=reason, meta="{}")
@@ -183,6 +194,10 @@ def _add_failure(writer: ShardWriter, recipe: Recipe, key: str, position: int, r
 
 def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> tuple[bytes, dict[str, Any]]:
     """Return texture `index` of an image, encoded, and its manifest columns."""
+    # Imported on use: a build without textures loads no kernels.
+    from texturegen.texture import cut_patches, synthesize
+    from texturegen.texture.quality import measure
+
     seed = texture_seed(recipe.seed, item.key, index)
     image = np.ascontiguousarray(item.image)
     patches, boxes = cut_patches(image, seed, side=recipe.patch_size)

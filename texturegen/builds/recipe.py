@@ -5,19 +5,21 @@ A plan holds everything that decides a byte of the shards. Workers, engines and 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from texturegen import __version__
 from texturegen.errors import OtherBuildError, UserError, nearest
 from texturegen.shards.layout import FORMAT
 from texturegen.sources import Listing, Source, find_entry, open_source
 from texturegen.storage.image import ENCODINGS
-from texturegen.texture import resolve_settings
+from texturegen.texture import PATCHES_VERSION, QUALITY_VERSION, find_method, resolve_settings
 
 # Packages whose versions decide bytes. build.json records them, to explain differences between two machines.
 RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
+# Versions of what happens to an image outside of `texturegen.texture`. Raise one by hand when its output changes;
+# entries for encodings have the name of the encoding. The sources have versions of their own, in their digests.
+IMAGE_VERSIONS = {"seeds": 1, "decoding": 1, "resizing": 1, "png": 1, "webp": 1, "jpeg": 1}
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,14 @@ class Plan:
         Images to build.
     source : dict
         The data set as build.json describes it: name, split, items, classes and digest.
+    algorithms : dict of str to int
+        Versions of the algorithms that the recipe uses.
     """
 
     recipe: Recipe
     items: int
     source: dict[str, Any]
+    algorithms: dict[str, int] = field(default_factory=dict)
 
     @property
     def shards(self) -> int:
@@ -103,23 +108,55 @@ class Plan:
         return range(number * size, min((number + 1) * size, self.items))
 
     def describe(self) -> dict[str, Any]:
-        """Return the recipe and the data set as build.json records them; equal descriptions give equal bytes."""
-        return {
+        """Return the plan as build.json records it, in types of JSON; equal descriptions give equal bytes."""
+        content = {
             "format": FORMAT,
             "recipe": asdict(self.recipe),
             "source": self.source,
-            "texturegen": __version__,
+            "algorithms": self.algorithms,
         }
+        described: dict[str, Any] = json.loads(json.dumps(content))
+        return described
+
+    def read_description(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `describe` returned when build.json or recipe.json, whose content this is, was written.
+
+        An algorithm that the file does not mention has version 1: the release that wrote it did not record versions
+        yet, or not that one.
+
+        Raises
+        ------
+        KeyError, TypeError
+            The content is not a description.
+        """
+        described = {name: content[name] for name in ("format", "recipe", "source")}
+        described["algorithms"] = dict.fromkeys(self.algorithms, 1) | content.get("algorithms", {})
+        return described
+
+    def matches(self, content: Mapping[str, Any]) -> bool:
+        """Return True if the content of a build.json or recipe.json describes this plan."""
+        try:
+            return self.read_description(content) == self.describe()
+        except (KeyError, TypeError):
+            return False
 
     @classmethod
-    def from_description(cls, content: dict[str, Any]) -> "Plan":
+    def from_description(cls, content: Mapping[str, Any]) -> "Plan":
         """Return the plan that `describe` described. Raises KeyError or TypeError for anything else."""
-        return cls(Recipe(**content["recipe"]), content["source"]["items"], content["source"])
+        recipe = Recipe(**content["recipe"])
+        return cls(recipe, content["source"]["items"], content["source"], dict(content.get("algorithms", {})))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the description."""
-        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) of everything that decides bytes; it stands in the stats of each shard of a begun build.
+
+        Version 1 of an algorithm is left out, so that a release may record one more without changing the fingerprint.
+        """
+        described = self.describe()
+        changed = {name: number for name, number in described.pop("algorithms").items() if number != 1}
+        # texturegen 0.1.0 hashed its own version in place of the algorithms', which were all 1.
+        hashed = {**described, "texturegen": "0.1.0"} | ({"algorithms": changed} if changed else {})
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def open_recipe_source(
@@ -140,7 +177,7 @@ def open_recipe_source(
     )
 
 
-def open_planned_source(plan: Plan, root: str | None, paths: Sequence[str] | None = None) -> Source:
+def open_planned_source(plan: Plan, root: str | None, listing: Listing | None = None) -> Source:
     """Open the data set of a plan in a job, without repeating its checks.
 
     Parameters
@@ -149,15 +186,14 @@ def open_planned_source(plan: Plan, root: str | None, paths: Sequence[str] | Non
         The plan.
     root : str or None
         Directory of the data set's files.
-    paths : sequence of str, optional
-        What `listing.read_paths` returns for a source of files; nothing is searched then.
+    listing : Listing, optional
+        What `listing.read_listing` returns for a source of files; nothing is searched then.
 
     Raises
     ------
     OtherBuildError
         The data set is not the one that was planned.
     """
-    listing = None if paths is None else Listing(paths, plan.source["classes"])
     source = open_recipe_source(plan.recipe, root, check=False, listing=listing)
     if len(source) < plan.items or (listing is None and source.digest != plan.source["digest"]):
         raise OtherBuildError(
@@ -207,7 +243,18 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -
     items = len(source) if recipe.limit is None else min(recipe.limit, len(source))
     description = {"name": source.name, "split": source.split, "items": items, "classes": list(source.classes)}
     description["digest"] = source.digest
-    return Plan(recipe, items, description), source
+    return Plan(recipe, items, description, list_algorithms(recipe)), source
+
+
+def list_algorithms(recipe: Recipe) -> dict[str, int]:
+    """Return the name and version of each algorithm that decides bytes of a recipe's shards."""
+    versions = {"decoding": IMAGE_VERSIONS["decoding"], recipe.encoding: IMAGE_VERSIONS[recipe.encoding]}
+    if recipe.size is not None:
+        versions["resizing"] = IMAGE_VERSIONS["resizing"]
+    if recipe.per_image:
+        versions[recipe.method] = find_method(recipe.method).version
+        versions |= {"patches": PATCHES_VERSION, "quality": QUALITY_VERSION, "seeds": IMAGE_VERSIONS["seeds"]}
+    return dict(sorted(versions.items()))
 
 
 def texture_seed(seed: int, key: str, index: int) -> int:

@@ -4,7 +4,6 @@ A shard is a pure function of the recipe and its number, so the recipe in build.
 the sha256 that build.json records, and replaces the damaged one by a rename.
 """
 
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -22,9 +21,10 @@ from texturegen.builds.job import run_job
 from texturegen.builds.recipe import Plan, Recipe, make_plan
 from texturegen.errors import DamagedError, OtherBuildError, UserError
 from texturegen.shards.build_json import read_build
-from texturegen.shards.layout import MANIFEST, shard_name
+from texturegen.shards.layout import BUILD, MANIFEST, shard_name
 from texturegen.shards.verify import inspect
 from texturegen.sources import Source
+from texturegen.storage.arrow import open_for_arrow
 
 MAX_LISTED = 5  # shards that a message names
 
@@ -77,7 +77,7 @@ def repair(
     BusyError
         Another process is at work in `directory`.
     OtherBuildError
-        The data set or the version of this package differs from that of the build.
+        The data set, or the version of an algorithm, differs from that of the build.
     DamagedError
         The manifest is damaged, which rebuilding shards does not correct; or a rebuilt shard differs from the recorded
         checksum and was discarded.
@@ -131,10 +131,10 @@ def _rebuild(
     plan, source = _restore_plan(directory, content, root)
     # Images that failed in the build fail again without being tried: the cause may have been a worker's death, or a
     # file that can be read today.
-    failed = pq.read_table(
-        directory / MANIFEST, columns=["position", "error"], filters=[("status", "=", "failed")]
-    ).to_pylist()
-    known_failures = {row["position"]: row["error"] for row in failed}
+    rows = pq.read_table(
+        open_for_arrow(directory / MANIFEST), columns=["position", "error"], filters=[("status", "=", "failed")]
+    )
+    known_failures = {row["position"]: row["error"] for row in rows.to_pylist()}
     total = sum(len(plan.positions(number)) for number in numbers) * max(plan.recipe.per_image, 1)
     recorded = {shard["name"]: shard["sha256"] for shard in content["shards"]}
     rebuilt, differing, lost = [], [], []
@@ -169,15 +169,13 @@ def _restore_plan(directory: Path, content: Mapping[str, Any], root: str | None)
             "repair it with that version"
         ) from None
     plan, source = make_plan(recipe, root)
-    present = json.loads(json.dumps(plan.describe()))
-    if present == {name: content.get(name) for name in present}:
+    if plan.matches(content):
         return plan, source
-    for name in ("format", "texturegen"):
-        if present[name] != content.get(name):
-            raise OtherBuildError(
-                f"{directory}: built by {name} {content.get(name)}, but this is {name} {present[name]}; repair it with "
-                "the former"
-            )
+    present = plan.describe()
+    try:
+        recorded = plan.read_description(content)
+    except (KeyError, TypeError):
+        raise DamagedError(f"{directory / BUILD}: damaged; copy it again, or build into a new directory") from None
     if present["source"] != content["source"]:
         differ = [name for name in present["source"] if present["source"][name] != content["source"].get(name)]
         where = f"at {root}" if root else recipe.dataset
@@ -186,9 +184,20 @@ def _restore_plan(directory: Path, content: Mapping[str, Any], root: str | None)
             "give the original --root"
         )
     differ = [name for name in present["recipe"] if present["recipe"][name] != content["recipe"].get(name)]
+    if differ:
+        raise OtherBuildError(
+            f"{directory}: its recipe resolves differently in this version ({', '.join(differ)}); build again into a "
+            "new directory"
+        )
+    ours, theirs = present["algorithms"], recorded["algorithms"]
+    changed = [
+        f"{name} version {theirs[name]} there, {ours.get(name)} here"
+        for name in theirs
+        if theirs[name] != ours.get(name)
+    ]
     raise OtherBuildError(
-        f"{directory}: its recipe resolves differently in this version ({', '.join(differ)}); build again into a new "
-        "directory"
+        f"{directory}: its shards were made by other algorithms ({', '.join(changed)}); repair it with texturegen "
+        f"{content.get('texturegen')}"
     )
 
 

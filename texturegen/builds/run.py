@@ -1,7 +1,7 @@
 """Build a shard directory from a recipe: resolve the plan, run the jobs of missing shards, join the results."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.publish import count, find_repeated_key
 from texturegen.shards.writer import rows_file
 from texturegen.sources import Source
+from texturegen.storage.arrow import open_for_arrow
 
 Progress = Callable[[int, int], object]
 StartProgress = Callable[[int, int], Progress]
 
-MAX_FAILURES = 10  # failed images that a Result names
+MAX_FAILURES = 10  # failed images, and ignored files, that a Result names
 MAX_LISTED = 10  # shards that a message names
 
 
@@ -42,12 +43,15 @@ class Result:
         Seconds per stage (read, synthesise, quality, encode, write), summed over the workers.
     missing : int or None
         After one part of an array: shards that other parts still have to build. None: the build is finished.
+    ignored : tuple of str
+        Names of up to ten ignored files; empty after `finish`, which does not list the files.
     """
 
     counts: dict[str, int]
     failures: list[tuple[str, str]]
     seconds: dict[str, float]
     missing: int | None = None
+    ignored: tuple[str, ...] = ()
 
 
 def build(
@@ -124,13 +128,13 @@ def build(
     entry = find_engine(engine, options)
     plan, source = make_plan(recipe, root, download)
     numbers = range(plan.shards) if part is None else _numbers_of_part(plan, *part)
-    ignored = len(source.ignored)
+    ignored, names = len(source.ignored), tuple(source.ignored[:MAX_FAILURES])
     out = Path(out)
     _refuse_out_in_data_set(out, root, source)
     with BuildDirectory(out, part=None if part is None else numbers) as directory:
         if directory.is_finished:
             directory.check_finished(plan)
-            result = _read_result(out)
+            result = replace(_read_result(out), ignored=names)
             if not (retry_failed and result.counts["failed"]):
                 return result
             if part is not None:
@@ -148,11 +152,11 @@ def build(
         finally:
             directory.remove_leftovers()
         if part is None:
-            return _finish(directory, plan, ignored)
+            return replace(_finish(directory, plan, ignored), ignored=names)
         stats = [directory.read_stats(plan, number) for number in range(plan.shards)]
         mine = [found for number, found in enumerate(stats) if found is not None and number in numbers]
         failures = _read_failures(rows_file(out, number) for number in numbers)
-        return Result(count(mine), failures, _sum_seconds(mine), missing=stats.count(None))
+        return Result(count(mine), failures, _sum_seconds(mine), stats.count(None), names)
 
 
 def finish(out: str | Path) -> Result:
@@ -285,7 +289,7 @@ def _finish(directory: BuildDirectory, plan: Plan, ignored: int) -> Result:
             "build` again to build them (in an array: the same parts)"
         )
     parts = [rows_file(out, number) for number in range(plan.shards)]
-    rows = pa.concat_tables(pq.read_table(part, columns=["key", "index"]) for part in parts)
+    rows = pa.concat_tables(pq.read_table(open_for_arrow(part), columns=["key", "index"]) for part in parts)
     first_rows = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
     repeated = find_repeated_key(first_rows["key"])
     if repeated is not None:
@@ -317,7 +321,7 @@ def _read_failures(tables: Iterable[Path]) -> list[tuple[str, str]]:
     failures: list[tuple[str, str]] = []
     for path in tables:
         if len(failures) < MAX_FAILURES and path.is_file():
-            rows = pq.read_table(path, columns=["key", "error"], filters=[("status", "=", "failed")])
+            rows = pq.read_table(open_for_arrow(path), columns=["key", "error"], filters=[("status", "=", "failed")])
             failures += [(row["key"], row["error"]) for row in rows.slice(0, MAX_FAILURES - len(failures)).to_pylist()]
     return failures
 

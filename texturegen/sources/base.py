@@ -63,7 +63,7 @@ class Listing:
         size = self.sizes[index]
         if found.st_size != size:
             return f"had {size} bytes when the images were listed and has {found.st_size} now"
-        if self.times and self.listed_at < found.st_mtime_ns != self.times[index]:
+        if len(self.times) and self.listed_at < found.st_mtime_ns != self.times[index]:
             return "was rewritten after the images were listed"
         return None
 

@@ -4,10 +4,10 @@
     texture = synthesize(patches, size=(96, 96), method="coherent", seed=0)
     textures = synthesize_batch([patches, others], size=(96, 96), seeds=[0, 1])
 
-Every method is a pure function: the same arguments give the same texture in any thread, process or order.
+Every method is a pure function: the same arguments give the same texture in any thread or process, in any order.
 
-`METHODS` is the registry. To add a method, write its function in a module of `methods/` and enter it here. Methods and
-the functions above are imported on first use, so `--help` prints the registry without loading NumPy.
+`METHODS` is the registry. To add a method, write its function in a module of `methods/` and add an entry here. Methods
+and the functions above are imported on first use, so that `--help` can print the registry without loading NumPy.
 """
 
 from collections.abc import Callable
@@ -35,19 +35,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Method:
-    """A method in the registry: function(patches, size, seed, *, settings) -> source map int32 (H, W, 3).
+    """Entry of a method in the registry: function(patches, size, seed, *, settings) -> source map int32 (H, W, 3).
 
-    `synthesize` checks the arguments first: patches are contiguous RGB arrays uint8 (h, w, 3), size and seed are plain
-    ints, and settings are within their ranges (see `texturegen.texture.settings`).
+    `synthesize` checks the arguments before the call: patches are contiguous RGB arrays uint8 (h, w, 3), size and seed
+    are plain ints, and settings are within their ranges (see `texturegen.texture.settings`).
 
     Attributes
     ----------
     location : "module:function" inside `texturegen.texture.methods`.
-    help : the method in under 40 characters, for `--help`.
+    help : description in under 40 characters, for `--help`.
+    version : raised by hand when a change of the method, or of a kernel that it calls, changes any texture. Builds
+        record it, and a build with another version is neither resumed nor repaired.
     """
 
     location: str
     help: str
+    version: int = 1
 
     def load(self) -> Callable[..., Any]:
         """Import the method's module and return its function."""
@@ -57,13 +60,17 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "coherent": Method("coherent:coherent", "k-coherence search, coarse to fine"),
-    "efros-leung": Method("efros_leung:efros_leung", "Efros & Leung 1999, pixel by pixel"),
-    "patch-shuffle": Method("patch_shuffle:patch_shuffle", "Ge et al. 2021, cells at random"),
-    "quilting": Method("quilting:quilting", "Efros & Freeman 2001, cut blocks"),
-    "wang-tiles": Method("wang_tiles:wang_tiles", "Cohen et al. 2003, edge colours"),
-    "wei-levoy": Method("wei_levoy:wei_levoy", "Wei & Levoy 2000, pyramids, TSVQ"),
+    "coherent": Method("coherent:coherent", "k-coherence search, coarse to fine", version=1),
+    "efros-leung": Method("efros_leung:efros_leung", "Efros & Leung 1999, pixel by pixel", version=1),
+    "patch-shuffle": Method("patch_shuffle:patch_shuffle", "Ge et al. 2021, cells at random", version=1),
+    "quilting": Method("quilting:quilting", "Efros & Freeman 2001, cut blocks", version=1),
+    "wang-tiles": Method("wang_tiles:wang_tiles", "Cohen et al. 2003, edge colours", version=1),
+    "wei-levoy": Method("wei_levoy:wei_levoy", "Wei & Levoy 2000, pyramids, TSVQ", version=1),
 }
+
+# Raised by hand, like `Method.version`, when the positions that `cut_patches` draws or the quality figures change.
+PATCHES_VERSION = 1
+QUALITY_VERSION = 1
 
 _LOCATION = {
     "cut_patches": "patches",

@@ -32,6 +32,7 @@ from texturegen.errors import UserError
 from texturegen.shards import verify
 from texturegen.shards.layout import QUALITY
 from texturegen.shards.merge import split
+from texturegen.sources import files
 from texturegen.sources.files import EXTENSIONS
 from texturegen.storage.image import decode_image
 from texturegen.storage.lock import acquire
@@ -230,10 +231,12 @@ def test_the_lock_of_a_dead_process_does_not_block(tmp_path: Path) -> None:
         assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_a_stopped_job_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ticks", [0, 2])
+def test_a_stopped_job_leaves_no_file(tmp_path: Path, ticks: int) -> None:
     plan, _ = make_plan(TINY)
+    answers = iter([True] * ticks + [False])
     with pytest.raises(Stopped):
-        run_job(plan, None, tmp_path, {}, 0, lambda made, failed: False)
+        run_job(plan, None, tmp_path, {}, 0, lambda made, failed: next(answers))
     assert not list(tmp_path.iterdir())
 
 
@@ -267,8 +270,8 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         build(Recipe("shapes", limit=12, shard_size=5, method="efros-leung"), tmp_path / "s")
     assert digests(tmp_path / "s") == before
     content = json.loads((tmp_path / "s" / "build.json").read_text())
-    (tmp_path / "s" / "build.json").write_text(json.dumps({**content, "texturegen": "0.0.1"}))
-    with pytest.raises(UserError, match=r"\(texturegen '0.0.1' there, '.*' requested\)"):
+    (tmp_path / "s" / "build.json").write_text(json.dumps({**content, "algorithms": {"quality": 2}}))
+    with pytest.raises(UserError, match=r"\(algorithms.quality 2 there, 1 requested\)"):
         build(TINY, tmp_path / "s")
     (tmp_path / "s" / "build.json").unlink()
     with pytest.raises(UserError, match="holds other files"):
@@ -380,15 +383,15 @@ def test_files_removed_and_added_since_the_start_are_named(image_folder: Path, t
 
 def test_a_temporary_read_error_is_retried(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("texturegen.sources.files.RETRY_DELAYS", (0.01, 0.01))
-    read, calls = Path.read_bytes, []
+    read, calls = files._read, []
 
-    def stale(path: Path) -> bytes:
+    def stale(path: Path) -> tuple[bytes, os.stat_result]:
         calls.append(path.name)
         if path.suffix == ".jpg" and calls.count(path.name) % 3:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", stale)
+    monkeypatch.setattr(files, "_read", stale)
     assert build(Recipe("folder"), tmp_path / "s", root=str(image_folder)).counts["failed"] == 0
     assert calls.count("0.jpg") == 6  # one in each class
 
@@ -538,7 +541,9 @@ def test_a_directory_with_other_files_is_refused_and_unchanged(tmp_path: Path, n
 def test_a_finished_build_without_a_shard_is_refused(tmp_path: Path) -> None:
     build(TINY, tmp_path / "s")
     (tmp_path / "s" / "shard-000001.tar").unlink()
-    with pytest.raises(UserError, match=r"shard-000001.tar: missing; `texturegen repair` makes it again"):
+    with pytest.raises(
+        UserError, match=r"shard-000001.tar: missing; rebuild it from the data set with `texturegen repair`"
+    ):
         build(TINY, tmp_path / "s")
 
 
@@ -816,8 +821,8 @@ def test_finish_counts_ignored_files_and_refuses_another_version(image_folder: P
     build(Recipe("folder", shard_size=4), tmp_path / "s", root=str(image_folder), part=(1, 1))
     begun = tmp_path / "s" / "parts" / "recipe.json"
     content = json.loads(begun.read_text())
-    begun.write_text(json.dumps({**content, "texturegen": "0.0.1"}))
-    with pytest.raises(UserError, match=r"begun by another version \(format \d, texturegen 0.0.1\)"):
+    begun.write_text(json.dumps({**content, "format": 3, "texturegen": "9.9"}))
+    with pytest.raises(UserError, match=r"begun by another version \(format 3, texturegen 9.9\)"):
         finish(tmp_path / "s")
     begun.write_text(json.dumps(content))
     assert finish(tmp_path / "s").counts == {"samples": 6, "textures": 6, "failed": 0, "ignored": 1}

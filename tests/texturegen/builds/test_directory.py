@@ -258,7 +258,7 @@ def test_pairs_of_commands_with_kills_never_lose_the_build(
             shutil.rmtree(out)
             shutil.copytree(builds[FAILED], out)
     assert 1 not in codes
-    assert len(codes) >= 6
+    assert len(codes) >= 2
 
 
 def test_a_lock_file_left_by_a_killed_process_is_removed(builds: dict[str, Path], photos: Photos) -> None:

@@ -131,7 +131,12 @@ def test_a_split_directory_has_no_recipe_to_rebuild_from(shards: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"texturegen": "0.0.1"}, "built by texturegen 0.0.1"),
+        (
+            {"algorithms": {"coherent": 2}, "texturegen": "9.9"},
+            r"\(coherent version 2 there, 1 here\); repair it with texturegen 9.9",
+        ),
+        ({"algorithms": {"grain": 1}}, r"\(grain version 1 there, None here\)"),
+        ({"algorithms": ["coherent"]}, "build.json: damaged"),
         ({"recipe": {"per_image": 1, "colour": 3}}, "recipe is from another version"),
     ],
 )

@@ -5,11 +5,12 @@ An engine maps a job over shard numbers, without knowing what the job does::
     run = find_engine("processes").load()
     for outcome in run(job, numbers, workers, progress, directory): ...
 
-A job is called as ``job(number, tick)`` and must be picklable. It calls ``tick(made, failed)`` after every image, and
-raises `Stopped` when that returns False. The engine calls ``progress(made, failed)`` about twice a second with the
-change since the last call. It yields the result of each job when it finishes, and a `Lost` for each job whose workers
-all died. On Ctrl-C it asks its jobs to stop, waits for them, and raises KeyboardInterrupt again; an exception in one
-job stops the others in the same way.
+A job is called as ``job(number, tick)`` and must be picklable. It calls ``tick(0, 0)`` before its first image and
+``tick(made, failed)`` after every image, and raises `Stopped` when that returns False. A worker that dies before the
+first tick was still starting, and no image is the cause. The engine calls ``progress(made, failed)`` about twice a
+second with the change since the last call. It yields the result of each job when it finishes, and a `Lost` for each job
+whose workers died ATTEMPTS times. On Ctrl-C it asks its jobs to stop, waits for them, and raises KeyboardInterrupt
+again; an exception in one job stops the others in the same way.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +23,8 @@ Job = Callable[[int, Tick], dict[str, Any]]
 Progress = Callable[[int, int], object]
 
 POLL_SECONDS = 0.5
-ATTEMPTS = 3  # workers that die on a job before it counts as lost
+# Workers that die on a job before it counts as lost. Those that die while they start are counted separately.
+ATTEMPTS = 3
 
 
 class Stopped(Exception):
@@ -31,14 +33,15 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Lost:
-    """A job whose worker process died on every attempt.
+    """A job whose worker processes died ATTEMPTS times.
 
     Attributes
     ----------
     number : int
         Number of the shard.
     made : tuple of int
-        For each attempt, how many textures were made when the worker died; empty if unknown.
+        For each attempt, how many textures were made when the worker died. Empty if that is unknown, or if the workers
+        died before the first tick.
     """
 
     number: int

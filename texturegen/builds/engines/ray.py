@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ CONNECT_SECONDS = 10.0
 START_SECONDS = 60.0  # if no job has started by then, a warning is printed
 STOP_SECONDS = 20
 
-Counts = tuple[int, int]  # made, failed
+Counts = tuple[int, int, int]  # ticks, made, failed
 Attempt = tuple[int, int]  # number of the job, number of the attempt from 0
 
 
@@ -95,7 +95,9 @@ class _Tasks:
 
     def run(self, numbers: list[int]) -> Iterator[Outcome]:
         waiting = deque((number, 0) for number in numbers)
-        deaths: defaultdict[int, list[int | None]] = defaultdict(list)
+        deaths: Counter[int] = Counter()
+        places: defaultdict[int, list[int | None]] = defaultdict(list)  # textures made at a death, None: unknown
+        failed_starts: Counter[int] = Counter()
         has_started, start, last_poll = False, time.monotonic(), 0.0
         try:
             while waiting or self.running:
@@ -112,18 +114,25 @@ class _Tasks:
                     warn("no shard has started yet: the Ray cluster has no free CPU (see `ray status`)")
                 for task in done:
                     attempt = self.running.pop(task)
-                    number, tries = attempt[0], attempt[1] + 1
+                    number, tries = attempt
                     try:
                         refusal, counts, result = self._get(task)
                     except _Died:
-                        deaths[number].append(self._poll([attempt]).get(attempt, (None, 0))[0])
-                        self._report(attempt, (0, 0))  # lost with the worker: the shard starts again
-                        if tries < ATTEMPTS:
-                            waiting.append((number, tries))
+                        last = self._poll([attempt]).get(attempt)
+                        self._report(attempt, (0, 0, 0))  # lost with the worker: the shard starts again
+                        if last is not None and last[0] == 0:
+                            failed_starts[number] += 1
                         else:
-                            # The first attempt reports only twice a second, so the image it died at is unknown.
-                            known = deaths[number][1:]
-                            yield Lost(number, () if None in known else tuple(made or 0 for made in known))
+                            deaths[number] += 1
+                            if tries > 0:  # the first attempt reports only twice a second
+                                places[number].append(None if last is None else last[1])
+                        if deaths[number] == ATTEMPTS:
+                            known = [made for made in places[number] if made is not None]
+                            yield Lost(number, tuple(known) if len(known) == len(places[number]) else ())
+                        elif failed_starts[number] == ATTEMPTS:
+                            yield Lost(number)
+                        else:
+                            waiting.append((number, tries + 1))
                     else:
                         if refusal:
                             raise UserError(refusal)
@@ -160,10 +169,10 @@ class _Tasks:
         return news
 
     def _report(self, attempt: Attempt, counts: Counts) -> None:
-        made, failed = self.reported.get(attempt, (0, 0))
+        _, made, failed = self.reported.get(attempt, (0, 0, 0))
         self.reported[attempt] = counts
-        if (made, failed) != counts:
-            self.progress(counts[0] - made, counts[1] - failed)
+        if (made, failed) != counts[1:]:
+            self.progress(counts[1] - made, counts[2] - failed)
 
     def _stop(self) -> None:
         """Ask running tasks to stop at their next image.
@@ -195,7 +204,7 @@ def _make_task() -> Callable[..., Any]:
         mark: str,
         board: Any,
         attempt: tuple[int, int],
-    ) -> tuple[str | None, tuple[int, int], Any]:
+    ) -> tuple[str | None, tuple[int, int, int], Any]:
         import contextlib
         import importlib.metadata
         import os
@@ -207,8 +216,8 @@ def _make_task() -> Callable[..., Any]:
         os.environ["NUMBA_NUM_THREADS"] = "1"  # before Numba is imported
         host = socket.gethostname()
 
-        def refuse(why: str) -> tuple[str, tuple[int, int], None]:
-            return f"Ray node {host}: {why}", (0, 0), None
+        def refuse(why: str) -> tuple[str, tuple[int, int, int], None]:
+            return f"Ray node {host}: {why}", (0, 0, 0), None
 
         try:
             import cv2
@@ -233,14 +242,15 @@ def _make_task() -> Callable[..., Any]:
 
         from texturegen.builds.engines.base import Stopped
 
-        made = failed = 0
+        ticks = made = failed = 0
         last = time.monotonic()
 
         def tick(more: int, more_failed: int) -> bool:
-            nonlocal made, failed, last
-            made, failed = made + more, failed + more_failed
-            # After a death, every image is reported, to know at which one the next attempt dies.
-            if attempt[1] == 0 and time.monotonic() - last < 0.5:
+            nonlocal ticks, made, failed, last
+            ticks, made, failed = ticks + 1, made + more, failed + more_failed
+            # The first tick says that the job has begun. After a death, every image is reported, to know at which one
+            # the next attempt dies.
+            if attempt[1] == 0 and ticks > 1 and time.monotonic() - last < 0.5:
                 return True
             last = time.monotonic()
             return report()
@@ -248,7 +258,7 @@ def _make_task() -> Callable[..., Any]:
         def report() -> bool:
             """Report to the board; return False if the build was stopped."""
             try:
-                return ray.get(board.write.remote(attempt, (made, failed)), timeout=5)
+                return ray.get(board.write.remote(attempt, (ticks, made, failed)), timeout=5)
             except ray.exceptions.ActorDiedError:  # killed by `_stop`: the build has ended
                 return False
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
@@ -258,7 +268,7 @@ def _make_task() -> Callable[..., Any]:
         with contextlib.suppress(Stopped):
             if report():
                 result = pickle.loads(payload)(attempt[0], tick)
-        return None, (made, failed), result
+        return None, (ticks, made, failed), result
 
     return task
 
@@ -268,10 +278,10 @@ def _make_board() -> type:
         """An actor to which tasks report their progress: totals, so that a lost report does not matter."""
 
         def __init__(self) -> None:
-            self.counts: dict[tuple[int, int], tuple[int, int]] = {}
+            self.counts: dict[tuple[int, int], tuple[int, int, int]] = {}
             self.stopped = False
 
-        def write(self, attempt: tuple[int, int], counts: tuple[int, int]) -> bool:
+        def write(self, attempt: tuple[int, int], counts: tuple[int, int, int]) -> bool:
             self.counts[attempt] = counts
             return not self.stopped
 
@@ -280,7 +290,7 @@ def _make_board() -> type:
             self.stopped = True
             return set(self.counts)
 
-        def read(self, attempts: list[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+        def read(self, attempts: list[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int, int]]:
             return {attempt: self.counts[attempt] for attempt in attempts if attempt in self.counts}
 
     return Board

@@ -81,7 +81,7 @@ def test_a_build_that_loses_a_node_gives_the_bytes_of_a_local_one(
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_the_job_whose_worker_always_dies_is_lost_with_its_counts(cluster: Any) -> None:
+def test_only_the_job_whose_worker_always_dies_is_lost_with_its_counts(cluster: Any, tmp_path: Path) -> None:
     def job(number: int, tick: Tick) -> dict[str, Any]:
         for image in range(5):
             if (number, image) == (1, 3):
@@ -90,14 +90,30 @@ def test_only_the_job_whose_worker_always_dies_is_lost_with_its_counts(cluster: 
         return {"number": number, "threads": os.environ["NUMBA_NUM_THREADS"]}
 
     told: list[tuple[int, int]] = []
-    outcomes = list(run_on_ray(job, [0, 1, 2], 0, lambda *counts: told.append(counts), cluster.address))
+    outcomes = list(run_on_ray(job, [0, 1, 2], 0, lambda *counts: told.append(counts), tmp_path, cluster.address))
     assert [o for o in outcomes if isinstance(o, Lost)] == [Lost(1, (6, 6))]
     assert [o for o in outcomes if not isinstance(o, Lost)] == [{"number": n, "threads": "1"} for n in (0, 2)]
     assert (sum(made for made, _ in told), sum(failed for _, failed in told)) == (20, 4)
 
 
+def test_deaths_before_the_first_tick_are_counted_separately(cluster: Any, tmp_path: Path) -> None:
+    def job(number: int, tick: Tick) -> dict[str, Any]:
+        path = tmp_path / f"{number}"
+        attempts = len(path.read_text()) if path.exists() else 0
+        path.write_text("x" * (attempts + 1))
+        if number == 0 or attempts < 2:  # job 1 dies twice while it starts
+            os.kill(os.getpid(), signal.SIGKILL)
+        tick(0, 0)
+        tick(2, 0)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    outcomes = list(run_on_ray(job, [0, 1], 0, lambda made, failed: None, tmp_path, cluster.address))
+    assert sorted(outcomes, key=lambda lost: lost.number) == [Lost(0), Lost(1, (2, 2, 2))]
+
+
 @pytest.mark.parametrize("error", [UserError("no such method"), OSError(errno.ENOSPC, "No space left", "/full/s.tar")])
-def test_an_exception_in_a_job_ends_the_build_with_its_type(cluster: Any, error: Exception) -> None:
+def test_an_exception_in_a_job_ends_the_build_with_its_type(cluster: Any, error: Exception, tmp_path: Path) -> None:
     def job(number: int, tick: Tick) -> dict[str, Any]:
         if number == 0:
             raise error
@@ -109,7 +125,7 @@ def test_an_exception_in_a_job_ends_the_build_with_its_type(cluster: Any, error:
 
     start = time.monotonic()
     with pytest.raises(type(error)) as caught:
-        list(run_on_ray(job, list(range(9)), 2, lambda made, failed: None, cluster.address))
+        list(run_on_ray(job, list(range(9)), 2, lambda made, failed: None, tmp_path, cluster.address))
     assert type(caught.value) is type(error)
     assert str(caught.value) == str(error)
     assert getattr(caught.value, "filename", None) == getattr(error, "filename", None)
@@ -130,10 +146,10 @@ def test_progress_is_reported_during_a_job_and_workers_limits_the_running_jobs(c
 
     def progress(made: int, failed: int) -> None:
         told.append(made)
-        assert len(list(tmp_path.iterdir())) <= 1
+        assert len(list(tmp_path.glob("[01]"))) <= 1
 
     node = cluster.add_node(**NODE)
-    assert list(run_on_ray(job, [0, 1], 1, progress, cluster.address)) == [{}, {}]
+    assert list(run_on_ray(job, [0, 1], 1, progress, tmp_path, cluster.address)) == [{}, {}]
     cluster.remove_node(node)
     assert sum(told) == 30
     assert len(told) >= 4
@@ -142,8 +158,8 @@ def test_progress_is_reported_during_a_job_and_workers_limits_the_running_jobs(c
 def test_a_node_with_other_versions_or_another_disk_ends_the_build(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(directory: Path | None) -> None:
-        list(run_on_ray(lambda number, tick: {}, [0], 1, lambda made, failed: None, cluster.address, directory))
+    def run(directory: Path) -> None:
+        list(run_on_ray(lambda number, tick: {}, [0], 1, lambda made, failed: None, directory, cluster.address))
 
     host = socket.gethostname()
     run(tmp_path)
@@ -156,17 +172,18 @@ def test_a_node_with_other_versions_or_another_disk_ends_the_build(
     with monkeypatch.context() as patch:
         patch.setattr(ray_engine, "version", lambda name: "0.9" if name == "numba" else ray_engine_version(name))
         with pytest.raises(UserError, match=r"has numba .*, but the build was started with 0.9; install the latter"):
-            run(None)
+            run(tmp_path)
     monkeypatch.setattr(ray_engine, "__version__", "9.9")
     with pytest.raises(UserError, match=r"has texturegen .*, but the build was started with 9.9"):
-        run(None)
+        run(tmp_path)
 
 
 ray_engine_version = ray_engine.version
 
 
 def connect(address: str | None) -> None:
-    list(run_on_ray(lambda number, tick: {}, [0], 1, lambda made, failed: None, address))
+    nowhere = Path("nowhere")  # the cluster is looked for first
+    list(run_on_ray(lambda number, tick: {}, [0], 1, lambda made, failed: None, nowhere, address))
 
 
 def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
