@@ -25,14 +25,16 @@ def run_in_processes(
     """Run jobs in `workers` spawned processes (None: one per CPU), or, with 0, one after the other in this process.
 
     Each worker is a process pool of its own, so that the death of one (killed, out of memory) interrupts no other job
-    and shows which job it had. That job is tried again in a new process, up to ATTEMPTS times.
+    and shows which job it had. That job is tried again in a new process until ATTEMPTS workers have died on it, or as
+    many before its first tick.
     """
     if workers is None:
         workers = count_cpus()
     if workers == 0:
 
         def tick(made: int, failed: int) -> bool:
-            progress(made, failed)
+            if made or failed:
+                progress(made, failed)
             return True
 
         yield from (job(number, tick) for number in numbers)
@@ -41,6 +43,7 @@ def run_in_processes(
     waiting, idle = deque(numbers), [_Worker() for _ in range(min(workers, len(numbers)))]
     running: dict[Future, tuple[_Worker, int]] = {}
     deaths: defaultdict[int, list[int]] = defaultdict(list)
+    failed_starts: Counter[int] = Counter()
     all_workers = list(idle)
     seen: Counter[str] = Counter()
     try:
@@ -60,11 +63,16 @@ def run_in_processes(
                     worker.close()
                     idle.append(_Worker())
                     all_workers.append(idle[-1])
-                    made, failed = worker.made.value - worker.before[0], worker.failed.value - worker.before[1]
+                    ticks, made, failed = worker.since_submit()
                     progress(-made, -failed)  # lost with the worker: the shard starts again
-                    deaths[number].append(made)
+                    if ticks:
+                        deaths[number].append(made)
+                    else:
+                        failed_starts[number] += 1
                     if len(deaths[number]) == ATTEMPTS:
                         yield Lost(number, tuple(deaths[number]))
+                    elif failed_starts[number] == ATTEMPTS:
+                        yield Lost(number)
                     else:
                         waiting.append(number)
                 else:
@@ -109,12 +117,22 @@ class _Worker:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # fork is unsafe beside the threads of OpenCV and Arrow
-        self.made, self.failed, self.stop = (context.RawValue("q", 0) for _ in range(3))
-        self._pool = ProcessPoolExecutor(1, context, _start_worker, ((self.made, self.failed, self.stop),))
-        self.before = 0, 0
+        self.ticks, self.made, self.failed, self.stop = (context.RawValue("q", 0) for _ in range(4))
+        shared = self.ticks, self.made, self.failed, self.stop
+        self._pool = ProcessPoolExecutor(1, context, _start_worker, (shared,))
+        self._before = self._counts()
+
+    def _counts(self) -> tuple[int, int, int]:
+        return self.ticks.value, self.made.value, self.failed.value
+
+    def since_submit(self) -> tuple[int, int, int]:
+        """Return the ticks, textures and failed images of the last job."""
+        ticks, made, failed = self._before
+        now = self._counts()
+        return now[0] - ticks, now[1] - made, now[2] - failed
 
     def submit(self, job: Job, number: int) -> Future:
-        self.before = self.made.value, self.failed.value
+        self._before = self._counts()
         with _hold_ctrl_c():  # a new process inherits the mask: the terminal's Ctrl-C is for this one
             return self._pool.submit(_call, job, number)
 
@@ -132,7 +150,7 @@ def _start_worker(values: tuple[Any, ...]) -> None:
     os.environ["NUMBA_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sets the stop flag instead
     _shared[:] = values
-    stop = values[2]
+    stop = values[3]
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -151,9 +169,10 @@ def _start_worker(values: tuple[Any, ...]) -> None:
 
 
 def _call(job: Job, number: int) -> dict[str, Any] | None:
-    made_so_far, failed_so_far, stop = _shared
+    ticks, made_so_far, failed_so_far, stop = _shared
 
     def tick(made: int, failed: int) -> bool:
+        ticks.value += 1
         made_so_far.value += made
         failed_so_far.value += failed
         return not stop.value

@@ -34,6 +34,20 @@ def die(directory: Path, victim: int, deaths: int, number: int, tick: Tick) -> d
     return {"number": number}
 
 
+def die_starting(directory: Path, starts: int, deaths: int, number: int, tick: Tick) -> dict[str, Any]:
+    """Kill this process before the first tick the first `starts` times, then at the second image `deaths` times."""
+    path = directory / f"attempt-{number}"
+    attempts = len(path.read_text()) if path.exists() else 0
+    path.write_text("x" * (attempts + 1))
+    if attempts < starts:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tick(0, 0)
+    tick(2, 0)
+    if attempts < starts + deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"number": number}
+
+
 def fail(number: int, tick: Tick) -> dict[str, Any]:
     if number == 2:
         raise OSError(28, "No space left on device", "out")
@@ -76,6 +90,23 @@ def test_only_the_job_that_always_kills_its_worker_is_lost(tmp_path: Path) -> No
     assert [o for o in outcomes if isinstance(o, Lost)] == [Lost(1, (2,) * ATTEMPTS)]
     assert sorted(o["number"] for o in outcomes if not isinstance(o, Lost)) == [0, 2, 3]
     assert told.made == 9
+
+
+@pytest.mark.parametrize(
+    ("starts", "deaths", "outcome"),
+    [
+        (ATTEMPTS - 1, ATTEMPTS - 1, {"number": 4}),
+        (ATTEMPTS - 1, ATTEMPTS, Lost(4, (2,) * ATTEMPTS)),  # deaths during the start say nothing about the image
+        (ATTEMPTS, 0, Lost(4)),
+    ],
+)
+def test_deaths_before_the_first_tick_are_counted_separately(
+    starts: int, deaths: int, outcome: object, tmp_path: Path
+) -> None:
+    told = Told()
+    job = partial(die_starting, tmp_path, starts, deaths)
+    assert list(run_in_processes(job, [4], 1, told, tmp_path)) == [outcome]
+    assert told.made == (2 if isinstance(outcome, dict) else 0)
 
 
 def test_an_exception_in_a_job_stops_the_others(tmp_path: Path) -> None:
