@@ -1,10 +1,12 @@
 """The commands as a user types them: output, error messages, exit statuses."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -229,7 +231,7 @@ def test_a_folder_with_bad_files_is_built_without_them(image_folder: Path, tmp_p
     assert status == 3
     assert "10 images, 10 textures, 1 failed" in stdout
     assert "failed: cats-truncated" in stderr
-    assert "ignored 1 file without an image extension\n" in stderr
+    assert "ignored 1 file without an image extension: cats/notes.txt\n" in stderr
     assert stderr.splitlines()[-1].startswith("error: 1 image")
     assert call("texturegen", "verify", out)[0] == 0
     again = call("texturegen", "build", "--dataset", "folder", "--root", image_folder, "--out", out)
@@ -253,6 +255,125 @@ def test_control_characters_in_file_names_are_escaped(image_folder: Path, tmp_pa
     assert status == 3
     assert all(line.isprintable() for line in (stdout + stderr).splitlines())
     assert r"cats/x\x1b[2J\n.jpg: the file is empty" in stderr
+
+
+def make_pictures(folder: bytes, count: int = 4) -> None:
+    os.makedirs(folder, exist_ok=True)
+    for i in range(count):
+        image = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+        with open(folder + b"/%d.png" % i, "wb") as f:
+            f.write(cv2.imencode(".png", image)[1])
+
+
+def test_class_names_that_are_not_utf8_are_shown_with_a_replacement(tmp_path: Path) -> None:
+    for name in (b"chat", b"fen\xeatre"):
+        make_pictures(os.fsencode(tmp_path) + b"/in/" + name)
+    out, run = tmp_path / "s", tmp_path / "r"
+    assert call("texturegen", "build", "--dataset", "folder", "--root", tmp_path / "in", "--out", out)[0] == 0
+    assert json.loads((out / "build.json").read_text())["source"]["classes"] == ["chat", "fen\ufffdtre"]
+    assert call("texturegen", "preview", out, "-o", tmp_path / "p.png")[0] == 0
+    train = ["--shards", out, "--out", run, "--epochs", 0, *TRAIN, "--batch-size", 4]
+    assert call("sacl-train", *train)[0] == 0
+    assert call("sacl-eval", "embed", "--run", run, "--images", out)[0] == 0
+    make_pictures(os.fsencode(tmp_path) + b"/in/fen\xebtre")
+    message = refused("texturegen", "build", "--dataset", "folder", "--root", tmp_path / "in", "--out", tmp_path / "t")
+    assert "the names of several folders are not UTF-8" in message
+
+
+@pytest.mark.parametrize("name", [b"donn\xe9es", b"file:x", b"s3:y"])
+def test_paths_that_arrow_would_misread(tmp_path: Path, name: bytes) -> None:
+    make_pictures(os.fsencode(tmp_path) + b"/in/a")
+    (tmp_path / "in" / "a" / "bad.png").write_bytes(b"")
+    build = [BIN / "texturegen", "build", "--dataset", "folder", "--root", "in", "--workers", "1", "--out", name]
+    for arguments, status in (
+        (build, 3),
+        (build, 3),
+        ([*build, "--retry-failed"], 3),
+        ([BIN / "texturegen", "verify", name], 0),
+        ([BIN / "texturegen", "info", name], 0),
+        ([BIN / "texturegen", "repair", name, "--root", "in"], 0),
+        ([BIN / "texturegen", "split", name, "--share", "0.5", "-o", name + b"3"], 0),
+    ):
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True)
+        assert done.returncode == status, done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_files_rewritten_during_a_build_are_failed_images(tmp_path: Path) -> None:
+    make_pictures(os.fsencode(tmp_path) + b"/in", 60)
+    command = [BIN / "texturegen", "build", "--dataset", "folder", "--root", "in", "--per-image", "8", "--workers", "1"]
+    command += ["--shard-size", "10", "--out", "s"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "s" / "parts" / "recipe.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    for i in (58, 59):
+        (tmp_path / "in" / f"{i}.png").write_bytes((tmp_path / "in" / "0.png").read_bytes() + b"\n" * (i - 57))
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 3, stderr
+    assert re.search(r"58\.png: had \d+ bytes when the images were listed and has \d+ now; restore it", stderr)
+    assert "error: 2 images failed" in stderr
+    message = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
+    assert "the data set's images differ" in message
+
+
+def test_a_link_that_leads_nowhere_is_named(shapes_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    for out in (tmp_path / "link", tmp_path / "link" / "s"):
+        for command in (
+            ["texturegen", "build", "--dataset", "shapes", "--limit", "3"],
+            ["sacl-train", "--shards", str(shapes_shards), *TRAIN],
+        ):
+            message = refused(*command, "--out", out)
+            assert f"{tmp_path / 'link'} is a link to nowhere, which does not exist; create that directory" in message
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':\n    "])
+def test_a_script_needs_a_main_guard(tmp_path: Path, guard: str) -> None:
+    build = "texturegen.build(texturegen.Recipe('shapes', limit=4), 's', workers=2)\n"
+    (tmp_path / "script.py").write_text(f"import texturegen\n{guard}{build}")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if guard:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        assert done.stderr.count("Traceback") == 1
+        assert 'must do so below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+
+
+def test_a_script_on_stdin_builds_with_workers(tmp_path: Path) -> None:
+    script = "import texturegen\ntexturegen.build(texturegen.Recipe('shapes', limit=4), 's', workers=1)\n"
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+INTERRUPT = """
+import os, signal, threading
+threading.Timer(float(os.environ.pop("INTERRUPT_AFTER")), os.kill, (os.getpid(), signal.SIGINT)).start()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["texturegen", "build", "--dataset", "shapes", "--limit", "5", "--out", "s"],
+        ["texturegen", "verify", "shards"],
+        ["sacl-train", "--shards", "shards", "--out", "r"],
+        ["sacl-eval", "embed", "--run", "r", "--images", "shards"],
+        ["sacl-export", "r"],
+    ],
+)
+def test_ctrl_c_while_a_command_starts(shapes_shards: Path, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
+    (tmp_path / "shards").symlink_to(shapes_shards)
+    for delay in (0.03, 0.05, 0.07, 0.1):  # after Python itself has started
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "INTERRUPT_AFTER": str(delay)}
+        done = subprocess.run(
+            [BIN / command[0], *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
 
 
 def test_a_full_disk_is_one_line_and_the_build_can_resume(tmp_path: Path) -> None:
@@ -319,12 +440,14 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(shapes_shards: Path, t
 def test_wrong_training_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train = ["sacl-train", "--out", out, *TRAIN]
-    assert "hold no textures" in refused(*train, "--shards", shapes_test_shards, "--texture-role", "negative")
+    assert "have no textures" in refused(*train, "--shards", shapes_test_shards, "--texture-role", "negative")
     assert "batch_size is 100" in refused(*train, "--shards", shapes_shards, "--batch-size", 100)
     assert "no shards here" in refused(*train, "--shards", tmp_path)
     assert "did you mean 'se_resnet50'" in refused(*train, "--shards", shapes_shards, "--encoder", "se_resnet5")
     assert "did you mean 'epochs'" in refused(*train, "--shards", shapes_shards, "--set", "epoch=3")
     assert "nowhere.toml" in refused(*train, "--shards", shapes_shards, "--config", "nowhere.toml")
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfepochs = 3\r\n")  # as Windows' Notepad saves it
+    assert "epochs = 3" in call(*train, "--shards", shapes_shards, "--config", tmp_path / "bom.toml", "--dry-run")[1]
     assert "cuda:7" in refused(*train, "--shards", shapes_shards, "--device", "cuda:7")
     copy = Path(shutil.copytree(shapes_shards, tmp_path / "copy"))
     data = (copy / "shard-000001.tar").read_bytes()

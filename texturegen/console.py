@@ -63,14 +63,8 @@ class FriendlyCommand(click.Command):
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        for name in ("stdout", "stderr"):
-            # None if the parent process has closed the stream, as some services do; messages are then dropped.
-            if getattr(sys, name) is None:
-                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-            # A path that is not UTF-8, or not in the terminal's encoding, is printed with escapes.
-            with contextlib.suppress(AttributeError):  # a stream that a test put there
-                getattr(sys, name).reconfigure(errors="backslashreplace")
         try:
+            _prepare_streams()
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
             error.show()
@@ -107,6 +101,16 @@ class FriendlyGroup(FriendlyCommand, click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        # None if the parent process has closed the stream, as some services do; messages are then dropped.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        # A path that is not UTF-8, or not in the terminal's encoding, is printed with escapes.
+        with contextlib.suppress(AttributeError):  # a stream that a test put there
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,15 +1,18 @@
-"""The `sacl-eval` command. Commands import torch when they run, so `--help` answers at once."""
+"""The `sacl-eval` command. torch is imported only when a command runs, so `--help` is fast."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
+from texturegen.system.interrupts import exit_on_interrupt
 
-from texturegen import __version__
-from texturegen.console import FriendlyGroup, warn
-from texturegen.storage.atomic import write_atomically
+with exit_on_interrupt():
+    import click
+
+    from texturegen import __version__
+    from texturegen.console import FriendlyGroup, warn
+    from texturegen.storage.atomic import write_atomically
 
 IMAGES = "Shards, a folder of class folders, or DATASET:SPLIT."
 POSITIVE = click.FloatRange(0, min_open=True)
@@ -18,14 +21,14 @@ PATH = click.Path(path_type=Path)
 
 Option = Callable[[Any], Any]
 
-run_option = click.option("--run", required=True, type=PATH, help="Run of `sacl-train`, or a checkpoint in it.")
+run_option = click.option("--run", required=True, type=PATH, help="Directory of `sacl-train`, or a checkpoint in it.")
 train_option = click.option("--train", "--shards", "train", required=True, help=f"Labelled training images. {IMAGES}")
 tests_option = click.option(
     "--test", "--test-shards", "tests", required=True, multiple=True, help="Labelled test images; may be repeated."
 )
 test_option = click.option("--test", "--test-shards", "test", required=True, help="Labelled test images.")
 root_option = click.option("--root", type=PATH, help="Directory of the DATASET's files.")
-size_option = click.option("--size", type=COUNT, help="Side in pixels to which images outside shards are resized.")
+size_option = click.option("--size", type=COUNT, help="Resize images that are not in shards to this side, in pixels.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 destroy_option = click.option("--destroy", is_flag=True, help="Also score the test images with shuffled cells (4x4).")
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the random numbers.")
@@ -88,7 +91,7 @@ def eval_main() -> None:
 def knn(**options: Any) -> None:
     """Weighted k-nearest-neighbour classification.
 
-    Wu et al. 2018, section 3.4. A row of figures for each k.
+    Wu et al. 2018, section 3.4. One row of figures per k.
     """
     _evaluate("knn", **options)
 
@@ -131,7 +134,8 @@ def ridge(**options: Any) -> None:
 def shape_bias(run: Path, output: Path | None, **options: Any) -> None:
     """Shape bias of a linear probe on cue-conflict stimuli.
 
-    Geirhos et al. 2019. Scored are the stimuli whose shape and texture are both among the training images' classes.
+    Geirhos et al. 2019. Only stimuli with both shape and texture among the training classes are
+    scored.
     """
     from sacl_train.evaluate.shape_bias import evaluate_shape_bias
 
@@ -177,7 +181,7 @@ def corruption(run: Path, output: Path | None, **options: Any) -> None:
     default=(0.01, 0.1, 1.0),
     multiple=True,
     show_default=True,
-    help="Share of the labels, above 0 and at most 1; may be repeated.",
+    help="Fraction of the labels, above 0 and at most 1; may be repeated.",
 )
 @click.option("--epochs", default=30, show_default=True, type=COUNT, help="Passes over the training images.")
 @click.option("--lr", default=0.01, show_default=True, type=POSITIVE, help="Initial learning rate of the encoder.")
@@ -228,7 +232,7 @@ def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> N
     rows = []
     for query in figures["queries"]:
         first, *_ = neighbours = query["neighbours"]
-        same_class = sum(other["class"] == query["class"] for other in neighbours)
+        same_class = sum(neighbour["class"] == query["class"] for neighbour in neighbours)
         nearest = [first["key"], first["class"], f"{first['cosine']:.3f}"]
         rows.append([query["key"], query["class"], *nearest, f"{same_class} of {len(neighbours)}"])
     heads = ["query", "class", "nearest", "class", "cosine", "neighbours of its class"]
@@ -250,15 +254,15 @@ def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
     figures = evaluate_shortcut(run, shards, device)
     labels = {
         "told_apart": "accuracy, textures against images (chance 50 %)",
-        "one_direction": "share of texture similarity due to one direction",
-        "own_share": "share due to being the image's own texture",
+        "one_direction": "texture similarity explained by one direction",
+        "own_share": "explained by being the image's own texture",
         "own_texture": "cosine of an image to its own texture",
         "other_textures": "cosine of an image to other textures",
         "other_images": "cosine of an image to other images",
     }
-    shares = ("told_apart", "one_direction", "own_share")
+    fractions = ("told_apart", "one_direction", "own_share")
     rows = [
-        [label, _percent(figures[key]) if key in shares else f"{figures[key]:.3f}"]
+        [label, _percent(figures[key]) if key in fractions else f"{figures[key]:.3f}"]
         for key, label in labels.items()
         if key in figures
     ]
@@ -269,9 +273,9 @@ def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
 @click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--out", required=True, type=PATH, help="HTML file to write.")
 def report(runs: tuple[Path, ...], out: Path) -> None:
-    """Write one HTML file about RUNS; it needs no network.
+    """Write an HTML report of RUNS that works offline.
 
-    Curves, the figures of all probes side by side, pictures, maps and settings.
+    The report shows curves, the figures of all probes side by side, images, maps and settings.
     """
     from sacl_train.report.page import write_page
 
@@ -285,7 +289,7 @@ def _evaluate(probe: str, run: Path, tests: tuple[str, ...], output: Path | None
     trained, planned = figures["trained_epochs"], figures["planned_epochs"]
     above = [f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs"]
     if trained < planned:
-        warn(f"{run} is not finished: {trained} of {planned} epochs")
+        warn(f"{run} is not finished: trained for {trained} of {planned} epochs")
     if "sweep" in figures:
         tried = ", ".join(f"{rate:g}: {accuracy:.1%}" for rate, accuracy in figures["sweep"].items())
         above.append(f"learning rate {figures['chosen_lr']:g}, chosen on held-out training images ({tried})")
@@ -326,11 +330,11 @@ def _finish(
 
 
 def _beside(run: Path, name: str) -> Path:
-    """Return RUN/NAME, or for a checkpoint such as RUN/best.pt the same with `-best` before the suffix."""
+    """Return RUN/NAME; for a checkpoint such as RUN/best.pt, with `-best` inserted before the suffix."""
     from sacl_train.training.checkpoint import directory_of, is_checkpoint
 
-    mark, path = f"-{run.stem}" if is_checkpoint(run) else "", Path(name)
-    return directory_of(run) / f"{path.stem}{mark}{path.suffix}"
+    path, checkpoint = Path(name), f"-{run.stem}" if is_checkpoint(run) else ""
+    return directory_of(run) / f"{path.stem}{checkpoint}{path.suffix}"
 
 
 def _percent(value: float | None, places: int = 1) -> str:

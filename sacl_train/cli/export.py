@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-import click
+from texturegen.system.interrupts import exit_on_interrupt
 
-from texturegen import __version__
-from texturegen.console import FriendlyCommand
+with exit_on_interrupt():
+    import click
+
+    from texturegen import __version__
+    from texturegen.console import FriendlyCommand
 
 
 @click.command(cls=FriendlyCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,7 +21,7 @@ from texturegen.console import FriendlyCommand
 def export_main(run: Path, form: str, out: Path | None) -> None:
     """Write the encoder of RUN for other programs.
 
-    RUN is a run of `sacl-train`, or a checkpoint in it. A model card is written beside the encoder.
+    RUN is a directory of `sacl-train`, or a checkpoint in it. A model card is written next to the encoder.
     """
     from sacl_train.export import export
 

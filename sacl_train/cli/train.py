@@ -1,4 +1,4 @@
-"""The `sacl-train` command. It imports torch when it runs, so `--help` answers at once."""
+"""The `sacl-train` command. torch is imported only when the command runs, so `--help` is fast."""
 
 import os
 import shlex
@@ -6,19 +6,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
+from texturegen.system.interrupts import exit_on_interrupt
 
-from sacl_train.methods import METHODS
-from sacl_train.nets import ENCODERS
-from texturegen import __version__
-from texturegen.console import FriendlyCommand, read_pairs
+with exit_on_interrupt():
+    import click
+
+    from sacl_train.methods import METHODS
+    from sacl_train.nets import ENCODERS
+    from texturegen import __version__
+    from texturegen.console import FriendlyCommand, read_pairs
 
 HELP = {"help_option_names": ["-h", "--help"]}
 PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=FriendlyCommand, context_settings=HELP)
-@click.option("--shards", required=True, help="Directory or address of shards, from `texturegen build`.")
+@click.option("--shards", required=True, help="Directory or URL of shards from `texturegen build`.")
 @click.option("--out", required=True, type=PATH, help="Directory of the run.")
 @click.option("--config", type=PATH, help="TOML file of settings.")
 @click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; overrides --config.")
@@ -30,9 +33,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--order", help="global: shuffle all samples; shards: read shard by shard  [default: global]")
 @click.option("--cache", help="Decoded images in memory: auto, ram or none  [default: auto]")
 @click.option("--precision", help="fp32, bf16 or fp16  [default: fp32]")
-@click.option("--compile/--no-compile", default=None, help="Compile the networks by torch.compile  [default: no]")
+@click.option("--compile/--no-compile", default=None, help="Compile the networks with torch.compile  [default: no]")
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: cuda if it is available, else cpu]")
-@click.option("--seed", type=int, help="Seed of the weights, the order and the views  [default: 0]")
+@click.option("--seed", type=int, help="Seed of the weights, the sample order and the views  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.")
 @click.version_option(__version__)
 def train_main(

@@ -1,20 +1,8 @@
 """The `texturegen` command. Commands import what they need when they run, so `--help` loads no NumPy."""
 
-import click
+from texturegen.system.interrupts import exit_on_interrupt
 
-from texturegen import __version__
-from texturegen.cli import build, shards, texture
-from texturegen.console import FriendlyGroup
+with exit_on_interrupt():
+    from texturegen.cli.group import main
 
-
-@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-def main() -> None:
-    """Synthesise texture images (hard negatives) from the images of a data set.
-
-    Images and textures are written together as WebDataset shards.
-    """
-
-
-for command in (*build.COMMANDS, *texture.COMMANDS, *shards.COMMANDS):
-    main.add_command(command)
+__all__ = ["main"]

@@ -15,6 +15,7 @@ from texturegen.errors import UserError
 from texturegen.sources import SOURCES
 from texturegen.system.threads import count_cpus
 
+MAX_IGNORED = 3  # ignored files that are named
 FAILED_IMAGES = 3  # exit status of a build that finished without some of the images
 
 
@@ -232,14 +233,18 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
         event = "finished" if result.missing is None else "part"
         failures = [{"key": key, "error": error} for key, error in result.failures]
         missing = result.missing or 0
-        emit(event, out=str(out), **counts, missing_shards=missing, seconds=result.seconds, failures=failures)
+        figures = {**counts, "missing_shards": missing, "seconds": result.seconds}
+        emit(event, out=str(out), **figures, failures=failures, ignored_files=list(result.ignored))
     else:
         print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
     if result.missing is not None:
         others = f"{plural(result.missing, 'shard')} of other parts missing" if result.missing else "all shards exist"
         print(f"{others}; when all parts have ended: texturegen finish {out}", file=sys.stderr)
     if counts.get("ignored"):
-        print(f"ignored {plural(counts['ignored'], 'file')} without an image extension", file=sys.stderr)
+        names = ", ".join(map(escape_controls, result.ignored[:MAX_IGNORED]))
+        more = ", ..." if counts["ignored"] > MAX_IGNORED else ""
+        named = f": {names}{more}" if names else ""
+        print(f"ignored {plural(counts['ignored'], 'file')} without an image extension{named}", file=sys.stderr)
     for key, error in result.failures:
         print(f"failed: {key}: {escape_controls(error)}", file=sys.stderr)
     if counts["failed"]:

@@ -1,4 +1,4 @@
-"""Locks on files and directories. The operating system releases them when their process ends, however it ends."""
+"""Locks on files and directories, which the operating system releases when their process ends in any way."""
 
 import errno
 import os
@@ -8,33 +8,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from texturegen.errors import BusyError
+from texturegen.errors import BusyError, UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: locking is unavailable: concurrent processes are not detected
+except ImportError:  # on Windows locking is unavailable, and concurrent processes are not detected
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".texturegen.lock"  # hidden, and named after this package: it cannot be a user's own file
+LOCK = ".texturegen.lock"  # hidden and named after this package, so that it is never a user's own file
 MAX_ATTEMPTS = 100
 
 
 def acquire(path: Path, shared: bool = False, location: Path | None = None, activity: str = "building") -> IO[str]:
     """Lock a file until the returned file object is closed or the process ends.
 
-    On file systems without locks the call succeeds without a lock.
+    On file systems that do not support locks, the call succeeds without locking.
 
     Parameters
     ----------
     path : Path
-        The lock file; created if missing, in an existing directory. It contains one line that identifies the last
-        process to lock it.
+        The lock file, in an existing directory; created if missing. It contains one line, which identifies the last
+        process that locked it.
     shared : bool
-        Any number of processes may hold a shared lock at once, as long as none holds an exclusive one.
+        Acquire a shared lock, which any number of processes may hold while none holds an exclusive one.
     location : Path, optional
-        What the lock guards, for the error message. Default: the directory of `path`.
+        Path that the lock protects, for the error message. Default: the directory of `path`.
     activity : str
-        What this process does there, for the error message of others: "building", "training".
+        Activity of this process ("building", "training"), for the error message of other processes.
 
     Returns
     -------
@@ -44,8 +44,8 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
     Raises
     ------
     BusyError
-        Another process holds the lock. The message names the last process to take it, which may have ended while
-        others still share the lock.
+        Another process holds the lock. The message names the last process that acquired it, which may have ended while
+        others still share it.
     """
     location = location or path.parent
     for _ in range(MAX_ATTEMPTS):
@@ -67,7 +67,7 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
             f.write(f"process {os.getpid()} on {socket.gethostname()} is {activity}\n")
             f.flush()
             return f
-        # The last holder removed the file after it was opened here. The next process will create a new one, so this
+        # The last holder removed the file after it was opened here. The next process would create a new one, so this
         # lock would exclude no other process.
         f.close()
     raise BusyError(f"{location}: other processes keep starting and stopping there; run the same command again")
@@ -76,19 +76,18 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
 class DirectoryLock:
     """Lock on a directory, as a context manager.
 
-    The lock is a hidden file in the directory. The holder of an exclusive lock removes the file on exit, and with it
-    any directory that it created and left empty. Holders of a shared lock leave the file in place, because the others
-    still rely on it. A directory that this process cannot write to (a read-only mount) is not locked: nothing in it can
-    change.
+    The lock is a hidden file in the directory. The holder of an exclusive lock removes the file on exit, together with
+    a directory that it created and left empty. Other holders of a shared lock still need the file, so it stays. A
+    directory that this process cannot write to (on a read-only mount) is not locked, because it cannot change.
 
     Parameters
     ----------
     directory : Path
         The directory to lock.
     activity : str
-        What this process does there, for the error message of others: "building", "repairing".
+        Activity of this process ("building", "repairing"), for the error message of other processes.
     shared : bool
-        Take a shared lock, see `acquire`.
+        Acquire a shared lock, see `acquire`.
     create : bool
         Create the directory, and its parents, if missing.
     name : str
@@ -103,8 +102,10 @@ class DirectoryLock:
     ------
     BusyError
         Another process holds the lock.
+    UserError
+        The directory is a link that leads nowhere, with `create`.
     OSError
-        The directory is missing (with `create` False), is not a directory, or cannot be created.
+        The directory is missing and `create` is False, cannot be created, or is not a directory.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class DirectoryLock:
 
     def __enter__(self) -> "DirectoryLock":
         if self.create:
+            _refuse_dangling_link(self.directory)
             self._created = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         for attempt in range(MAX_ATTEMPTS):
             if self.create:
@@ -129,7 +131,7 @@ class DirectoryLock:
                 self._file = acquire(self.directory / self.name, self.shared, self.directory, self.activity)
                 break
             except FileNotFoundError:
-                # Another process removed the directory, which it had created and left empty, after the mkdir above.
+                # After the mkdir above, another process removed the directory, which it had created and left empty.
                 if not self.create or attempt == MAX_ATTEMPTS - 1:
                     raise
             except OSError as error:
@@ -142,7 +144,7 @@ class DirectoryLock:
         if self._file is None:
             return
         if not self.shared:
-            # Removed while it is still locked: see `acquire` on processes that have opened it already.
+            # Removed while still locked, because other processes may have opened it already (see `acquire`).
             with suppress(OSError):
                 (self.directory / self.name).unlink()
         self._file.close()
@@ -150,6 +152,15 @@ class DirectoryLock:
         for directory in self._created:
             with suppress(OSError):  # usually not empty
                 directory.rmdir()
+
+
+def _refuse_dangling_link(directory: Path) -> None:
+    for path in (directory, *directory.parents):
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                f"{directory}: {path} is a link to {os.readlink(path)}, which does not exist; create that directory, or "
+                "choose another"
+            )
 
 
 def _is_same_file(f: IO[str], path: Path) -> bool:

@@ -147,7 +147,7 @@ def test_an_image_beside_its_mask_has_to_be_chosen(tmp_path: Path, encode: Encod
     png, jpg = encode("L", "PNG"), encode("RGB", "JPEG")
     write_tar(tmp_path / "a.tar", [("a.jpg", jpg), ("a.png", png), ("a.cls", b"0"), ("b.jpg", jpg), ("b.webp", png)])
     write_tar(tmp_path / "b.tar", [("c.jpg", jpg), ("c.png", png), ("c.other.png", png)])
-    with pytest.raises(ImageError, match=r"a: a\.tar: has several images; choose png or jpg with --source-option image="):
+    with pytest.raises(ImageError, match=r"a: a\.tar: has several images; choose png or jpg with --source-option"):
         open_tars(tmp_path)[0]
     source = open_tars(tmp_path, image="jpg")
     assert [(source[i].data, source[i].members) for i in (0, 1)] == [

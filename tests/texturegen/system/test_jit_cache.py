@@ -10,14 +10,17 @@ import pytest
 from texturegen.system import jit_cache
 from texturegen.system.jit_cache import _private_directory, ensure_cache_directory
 
+# Permission bits do not bind root, so the system call by which Numba, and we, try a directory is made to fail.
 SCRIPT = """
-import texturegen.system.jit_cache as jit_cache
-jit_cache._can_write = lambda directory: False  # permission bits do not bind root
-import os
-from numba.core.caching import _UserProvidedCacheLocator, _CacheImpl
-_CacheImpl._locator_classes = [_UserProvidedCacheLocator]  # the only place where Numba can write
+import os, tempfile
+create = tempfile.TemporaryFile
+def refuse_elsewhere(dir=None, **options):
+    if not str(dir).startswith(os.environ["TMPDIR"]):
+        raise PermissionError(13, "Permission denied", dir)
+    return create(dir=dir, **options)
+tempfile.TemporaryFile = refuse_elsewhere
 from texturegen.texture.kernels.rand import derive
-print(derive._cache.cache_path.startswith(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"])
+print(os.environ["NUMBA_CACHE_DIR"], derive.stats.cache_path)
 """
 
 
@@ -26,8 +29,10 @@ def test_kernels_are_cached_in_a_private_temporary_directory(tmp_path: Path) -> 
     environment.pop("NUMBA_CACHE_DIR", None)
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
     assert done.stderr == ""
-    assert done.stdout.split() == ["True", str(tmp_path / f"texturegen-{os.getuid()}")]
-    assert (tmp_path / f"texturegen-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    directory = tmp_path / f"texturegen-{os.getuid()}"
+    chosen, used = map(Path, done.stdout.split())
+    assert (chosen, used.parent) == (directory, directory)
+    assert directory.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_writable_place_is_left_to_numba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from texturegen.builds.engines.base import ATTEMPTS, POLL_SECONDS, Job, Lost, Outcome, Progress, Stopped
+from texturegen.errors import UserError
+from texturegen.system.main_module import hide_missing_main, is_call_unguarded
 from texturegen.system.threads import count_cpus
 
 STOP_SECONDS = 1.0  # how long a job may run after it was asked to stop
@@ -40,6 +42,11 @@ def run_in_processes(
         yield from (job(number, tick) for number in numbers)
         return
 
+    if is_call_unguarded():
+        raise UserError(
+            'a script that builds with workers must do so below `if __name__ == "__main__":`, because each worker '
+            "process imports the script; add that line, or build with workers=0"
+        )
     waiting, idle = deque(numbers), [_Worker() for _ in range(min(workers, len(numbers)))]
     running: dict[Future, tuple[_Worker, int]] = {}
     deaths: defaultdict[int, list[int]] = defaultdict(list)
@@ -133,7 +140,8 @@ class _Worker:
 
     def submit(self, job: Job, number: int) -> Future:
         self._before = self._counts()
-        with _hold_ctrl_c():  # a new process inherits the mask: the terminal's Ctrl-C is for this one
+        # A new process inherits the mask of `_hold_ctrl_c`: the terminal's Ctrl-C is for this one.
+        with hide_missing_main(), _hold_ctrl_c():
             return self._pool.submit(_call, job, number)
 
     def close(self) -> None:
