@@ -430,7 +430,7 @@ def test_a_checkpoint_keeps_the_layout_of_earlier_versions(shapes_shards: Path, 
         "shards_place": str(shapes_shards),
         "image_size": (32, 32),
     }
-    assert list(saved) == list(layout)
+    assert list(saved) == [*layout, "torch_threads"]  # recorded since; a checkpoint without it is resumed
     assert saved["running"].keys() == layout["running"].keys()
     assert {**saved["running"]["sums"]}.keys() >= {"loss", "embedding_std", "online_top1"}
     expected = torch.load(last, weights_only=True)["method"]
@@ -489,6 +489,85 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bits(shapes_shards: Path, t
         assert len(ours) == len(theirs)
         for mine, its in zip(ours, theirs, strict=True):
             assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its
+
+
+TWO_THREADS = """
+import json, os, signal, sys
+import torch
+import sacl_train.training.loop as loop
+from sacl_train.config import load_config
+
+settings, shards, kill_at, *runs = json.loads(sys.argv[1])
+assert torch.get_num_threads() == 2
+save = loop.save_checkpoint
+
+def save_and_die(run, checkpoint, *more):
+    save(run, checkpoint, *more)
+    if checkpoint["step"] == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.save_checkpoint = save_and_die
+for run in runs:
+    loop.train(load_config(None, settings), shards, run)
+"""
+
+
+@pytest.mark.slow
+def test_two_torch_threads_give_the_same_bits_twice_and_after_a_kill(tmp_path: Path) -> None:
+    """At a size that torch divides among threads; elsewhere the tests run with one."""
+    build(Recipe("shapes", limit=128, size=32), tmp_path / "s")
+    settings = {**TINY, "width": 16, "batch_size": 64, "epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9}
+
+    def run(code: int, kill_at: int | None, *names: str) -> None:
+        runs = [str(tmp_path / name) for name in names]
+        given = json.dumps([settings, str(tmp_path / "s"), kill_at, *runs])
+        command = [sys.executable, "-c", TWO_THREADS, given]
+        # Passive: threads that spin while they wait take minutes on a busy machine.
+        environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+
+    run(0, None, "whole", "again")
+    run(-signal.SIGKILL, 3, "killed")  # in the middle of the second epoch
+    run(0, None, "killed")
+    states = [load_checkpoint(tmp_path / name) for name in ("whole", "again", "killed")]
+    assert [state and (state["step"], state["torch_threads"]) for state in states] == [(4, 2)] * 3
+    for part in ("method", "optimizer"):
+        first, *others = (torch.utils._pytree.tree_leaves(state[part]) for state in states)
+        for other in others:
+            for ours, theirs in zip(first, other, strict=True):
+                assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+
+def test_a_run_resumed_with_another_number_of_torch_threads_warns(
+    shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 2, "knn_every": 0, "keep": 9, "save_every": 2}
+    train(tiny(**settings), shapes_shards, tmp_path)
+    newest = max(tmp_path.glob("checkpoint-*.pt"))
+    threads = torch.get_num_threads()
+
+    def resume(recorded: int | None) -> str:
+        newest.unlink()
+        before = max(tmp_path.glob("checkpoint-*.pt"))
+        content = torch.load(before, weights_only=True)
+        content.pop("torch_threads", None)
+        torch.save(content if recorded is None else {**content, "torch_threads": recorded}, before)
+        capsys.readouterr()
+        train(tiny(**settings), shapes_shards, tmp_path)
+        return capsys.readouterr().err
+
+    assert "torch threads" not in resume(None)  # a checkpoint from before the number was recorded
+    assert "torch threads" not in resume(threads)
+    (line,) = [line for line in resume(threads + 3).splitlines() if "torch threads" in line]
+    assert f"resumed with {threads} torch threads after {threads + 3}" in line
+    assert line.endswith(f"OMP_NUM_THREADS={threads + 3} gives the same bits")
+    newest.unlink()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    train(tiny(**settings), shapes_shards, tmp_path)
+    assert "torch threads" in capsys.readouterr().err
+    train(tiny(**settings), shapes_shards, tmp_path)  # nothing is left to train
+    assert "torch threads" not in capsys.readouterr().err
 
 
 def test_unlabelled_images_train_without_a_knn_score(image_folder: Path, tmp_path: Path) -> None:
