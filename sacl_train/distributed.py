@@ -1,7 +1,7 @@
-"""Several processes as one trainer: gathered keys, averaged gradients, BatchNorm over all of them.
+"""Data-parallel training: gathered keys, averaged gradients and synchronised BatchNorm.
 
-`torchrun` starts the processes; without it there is one, and everything here does nothing. All processes hold the same
-weights, and a batch of N images on R processes gives the loss and the gradients of one process with all N.
+Processes are started by `torchrun`; in a single process, these functions do nothing. All processes hold the same
+weights, and N images spread over R processes give the loss and the gradients of one process with all N.
 """
 
 import os
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def process_rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process; 0 if there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first_started() -> bool:
-    """Return True in the first of torchrun's processes, before they have joined too, and in a single process."""
+    """Return True in torchrun's process of rank 0, even before `join_processes`, and in a single process."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -33,9 +33,9 @@ def count_processes() -> int:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes that torchrun started, and make `device`, this process's own, the current one.
+    """Join the process group of torchrun and make `device` the current CUDA device of this process.
 
-    The back end is NCCL on CUDA and Gloo on CPUs. Without torchrun there is nothing to join.
+    The back end is NCCL on CUDA and Gloo on CPUs. Without torchrun no group is created.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -43,7 +43,7 @@ def join_processes(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     cuda = device.type == "cuda"
-    # With a device_id NCCL connects now, and barriers know which device to use.
+    # With a device_id, NCCL connects immediately, and barriers know which device to use.
     dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
         yield device
@@ -62,14 +62,14 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """Return the rows of all processes like `gather`; the gradient of a row is the sum over all processes' losses."""
+    """Return the rows of all processes like `gather`; the gradient of a row sums over all processes' losses."""
     if count_processes() == 1:
         return x
     return _Gather.apply(x)
 
 
 class _Gather(torch.autograd.Function):
-    """Replaces torch.distributed.nn's, which returns wrong results on Gloo for gradients that are not contiguous."""
+    """All-gather with gradient; torch.distributed.nn's is wrong on Gloo if the gradient is not contiguous."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ def average(values: Tensor) -> Tensor:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes.
 
-    All gradients travel in one buffer whose layout never changes. DistributedDataParallel rearranges its buffers after
-    the first step, so a resumed run would add in another order than one that was never stopped.
+    All gradients are averaged in one buffer with a fixed layout. DistributedDataParallel rearranges its buffers after
+    the first step, so a resumed run would sum in a different order from one that was never stopped.
     """
     if count_processes() == 1:
         return
@@ -123,7 +123,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
-    """Make every BatchNorm in `module` take its statistics over all processes; the state dict's names stay."""
+    """Make every BatchNorm in `module` use statistics over all processes; the keys of the state dict do not change."""
     if count_processes() == 1:
         return
     for name, child in module.named_children():
@@ -167,16 +167,16 @@ def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / std per channel over all processes, with equal batches each (Ioffe & Szegedy 2015, algorithm 1)."""
+    """(x - mean) / std per channel over all processes, which have equal batches (Ioffe & Szegedy 2015, algorithm 1)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
         dims = [d for d in range(x.dim()) if d != 1]
-        keep = (1, -1) + (1,) * (x.dim() - 2)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
         mean = average(x.mean(dims))
-        variance = average((x - mean.view(keep)).square().mean(dims))  # two passes: E[x^2] - E[x]^2 would cancel
+        variance = average((x - mean.view(shape)).square().mean(dims))  # two passes: E[x^2] - E[x]^2 would cancel
         scale = (variance + eps).rsqrt()
-        y = (x - mean.view(keep)) * scale.view(keep)
+        y = (x - mean.view(shape)) * scale.view(shape)
         ctx.save_for_backward(y, scale)
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance, x.numel() // x.shape[1] * count_processes()
@@ -185,6 +185,6 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None]:
         y, scale = ctx.saved_tensors
         dims = [d for d in range(y.dim()) if d != 1]
-        keep = (1, -1) + (1,) * (y.dim() - 2)
+        shape = (1, -1) + (1,) * (y.dim() - 2)
         means = average(torch.stack([gradient.mean(dims), (gradient * y).mean(dims)]))
-        return (gradient - means[0].view(keep) - y * means[1].view(keep)) * scale.view(keep), None
+        return (gradient - means[0].view(shape) - y * means[1].view(shape)) * scale.view(shape), None

@@ -1,4 +1,4 @@
-"""Export of a run's encoder in formats that other programs read, with a model card beside it."""
+"""Export of a run's encoder to formats of other programs, with a model card."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ FORMATS = {"safetensors": "safetensors", "torchvision": "pth", "timm": "pth", "o
 
 
 def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
-    """Write the encoder of a run to a file, and a model card beside it (the same name with .md).
+    """Write the encoder of a run to a file, and a model card to the same name with the suffix .md.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
         "safetensors": weights and settings, from which `load_exported` rebuilds the encoder. "torchvision": a state
         dict for its `resnet18`, 34, 50 or 101 (strict=False, without `fc`); attention "none" only. "timm": a state dict
         for its `resnet50`, `seresnet50`, ... (strict=False); see `nets.weights`. "onnx": a graph from normalised images
-        float (N, 3, H, W) to features (N, C), for any N, H and W.
+        float (N, 3, H, W) to features (N, C), with dynamic N, H and W.
     out : str, Path or None
         A file, or a directory in which to write encoder-FORMAT.EXT (encoder-best-FORMAT.EXT for RUN/best.pt). None:
         RUN.
@@ -63,11 +63,11 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
     encoder = encoder.cpu().to(memory_format=torch.contiguous_format)
     out = Path(out) if out is not None else directory_of(run)
     if out.is_dir():
-        mark = f"{run.stem}-" if is_checkpoint(run) else ""
-        out = out / f"encoder-{mark}{form}.{FORMATS[form]}"
+        checkpoint = f"{run.stem}-" if is_checkpoint(run) else ""
+        out = out / f"encoder-{checkpoint}{form}.{FORMATS[form]}"
     if out.suffix == ".md":
         raise UserError(
-            f"{out}: this is the model card's name; choose another --out, such as {out.stem}.{FORMATS[form]}"
+            f"{out}: this name is reserved for the model card; choose another --out, such as {out.stem}.{FORMATS[form]}"
         )
     content: bytes | dict[str, torch.Tensor]
     if form == "safetensors":
@@ -103,7 +103,7 @@ def load_exported(path: str | Path) -> Encoder:
     Raises
     ------
     UserError
-        If the file is missing, damaged or of another origin.
+        If the file is missing, damaged or not written by `export`.
 
     Examples
     --------
@@ -130,7 +130,7 @@ def load_exported(path: str | Path) -> Encoder:
 
 def _describe(config: Config, encoder: Encoder) -> dict[str, Any]:
     """Return the arguments of `build_encoder`, the feature dimensions and the normalisation."""
-    # The stem is read from the network: in the config it may be "auto".
+    # The stem is read from the network, because in the config it may be "auto".
     first = encoder.conv1
     stem = {7: "imagenet"}.get(first.kernel_size[0], "cifar" if first.stride[0] == 1 else "cifar-stride2")
     arguments = {"name": config.encoder, "stem": stem, "attention": config.attention, "placement": config.placement}
@@ -140,11 +140,11 @@ def _describe(config: Config, encoder: Encoder) -> dict[str, Any]:
 
 
 def _foreign_weights(encoder: Encoder, config: Config, form: str) -> dict[str, torch.Tensor]:
-    """Return the state dict in the layout of torchvision or timm; raise UserError if they have no such model."""
+    """Return the state dict in the layout of torchvision or timm; raise UserError if the library has no such model."""
     about = _describe(config, encoder)["arguments"]
-    fits = config.encoder not in ("se_resnet20", "se_resnet8") and config.placement == "standard"
-    fits = fits and config.attention in (("none",) if form == "torchvision" else ("none", "se"))
-    if not fits:
+    is_supported = config.encoder not in ("se_resnet20", "se_resnet8") and config.placement == "standard"
+    is_supported = is_supported and config.attention in (("none",) if form == "torchvision" else ("none", "se"))
+    if not is_supported:
         raise UserError(
             f"{form} has no model like this encoder ({', '.join(f'{k} {v}' for k, v in about.items())}); "
             "use --format safetensors or onnx"
@@ -172,7 +172,7 @@ def _make_onnx(encoder: Encoder, config: Config) -> bytes:
 
 
 def _card(run: Path, out: Path, form: str, config: Config, encoder: Encoder, epochs: int) -> str:
-    """Return the model card: what the encoder is, its data, figures and settings, all from the run's own files."""
+    """Return the model card: the encoder, its data, figures and settings, all from the run's own files."""
     about = _describe(config, encoder)
     lines = [
         f"# {out.name}\n",
@@ -211,15 +211,15 @@ def _scores(run: Path) -> dict[Path, dict[str, Any]]:
 def _data(run: Path) -> list[str]:
     """Describe the training data, from build.json of the shards.
 
-    The shards are looked for where the run was trained and where its figures name them, and identified by their digest.
+    Looks for shards with the run's digest at the location used in training, then at the locations in the run's figures.
     """
     state = load_checkpoint(directory_of(run))
     assert state is not None
-    places = [state.get("shards_place")]
-    places += [figures.get(key) for figures in _scores(run).values() for key in ("train", "shards")]
-    for place in dict.fromkeys(place for place in places if place):
+    locations = [state.get("shards_place")]
+    locations += [figures.get(key) for figures in _scores(run).values() for key in ("train", "shards")]
+    for location in dict.fromkeys(location for location in locations if location):
         try:
-            shards = open_shards(place)
+            shards = open_shards(location)
         except (UserError, OSError):
             continue
         if shards.digest == state["shards"]:

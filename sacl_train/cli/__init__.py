@@ -1,1 +1,1 @@
-"""The commands `sacl-train`, `sacl-eval` and `sacl-export`."""
+"""The `sacl-train`, `sacl-eval` and `sacl-export` commands."""

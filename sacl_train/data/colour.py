@@ -21,7 +21,7 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Scale the contrast: factor 0 is the image's mean grey, 1 leaves it unchanged."""
-    # In two steps: torch divides the single long sum of a lone image among threads, and so rounds it differently.
+    # In a batch of one, torch splits one long sum among threads, which rounds differently; two short sums avoid that.
     mean = to_grey(x).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
     return _blend(x, mean, factor)
 
@@ -32,10 +32,10 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue by `shift`, a fraction of the colour circle from -0.5 to 0.5; saturation and value stay."""
+    """Rotate the hue by `shift`, a fraction of the colour circle, -0.5 to 0.5; saturation and value do not change."""
     red, green, blue = x.unbind(dim=1)
     value, chroma = x.amax(dim=1), x.amax(dim=1) - x.amin(dim=1)  # (N, H, W)
-    divisor = torch.where(chroma > 0, chroma, 1)  # a grey pixel has no hue, and its chroma of 0 makes any hue right
+    divisor = torch.where(chroma > 0, chroma, 1)  # grey pixels: the chroma is 0, so the hue does not matter
     hue = torch.where(
         value == red,
         (green - blue) / divisor,
@@ -49,13 +49,13 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Blur with a Gaussian of standard deviation `sigma` pixels, (N,), mirrored at the edges.
+    """Blur with a Gaussian of standard deviation `sigma` pixels, (N,), with reflection padding.
 
-    The window has 2 * radius + 1 pixels a side; radius must be below H and W.
+    The window is 2 * radius + 1 pixels wide and high; radius must be below H and W.
     """
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)[:, :, None, None, None]  # rows sum to 1
-    # A sum of shifted images: the rounding of a grouped convolution depends on the number of groups.
+    # The rounding of a grouped convolution depends on the number of groups, so shifted images are summed instead.
     for dim, sides in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
         padded = F.pad(x, sides, mode="reflect")
         total = padded.narrow(dim, 0, x.shape[dim]) * kernel[:, 0]

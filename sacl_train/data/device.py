@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALIGNMENT = 8  # bytes of the largest number type
+ALIGNMENT = 8  # bytes; the size of the largest dtype
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Return arrays as tensors on `device`.
 
-    To CUDA all arrays go in a single copy from page-locked memory, because a copy from pageable memory waits until the
-    device has done all queued work. On the CPU the tensors share the arrays' memory.
+    A copy from pageable memory waits for all work queued on the device, so for CUDA all arrays are packed into
+    page-locked memory and copied at once. On the CPU the tensors share the arrays' memory.
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
@@ -22,9 +22,9 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
 
 
 def fetch_async(values: Tensor) -> Callable[[], list[float]]:
-    """Start to copy `values`, 1-d, to the host, and return the function that waits for the copy and returns them.
+    """Start copying `values`, 1-d, to the host; return a function that waits for the copy and returns the list.
 
-    It waits for work queued before this call only; on CUDA `values.tolist()` waits for everything queued by then.
+    The function waits only for work queued before the copy; on CUDA, `values.tolist()` waits for all queued work.
     """
     if values.device.type != "cuda":
         return values.tolist
@@ -41,39 +41,39 @@ def fetch_async(values: Tensor) -> Callable[[], list[float]]:
 
 
 def pack(arrays: Sequence[np.ndarray], pin: bool = False) -> Tensor:
-    """Return the bytes of arrays one after the other, each aligned: uint8 (B,), page-locked with `pin`."""
+    """Concatenate the bytes of arrays, each aligned, into a buffer uint8 (B,), page-locked if `pin` is True."""
     offsets = _offsets(arrays)
-    # torch keeps page-locked memory for the next buffer of this size once the copy from it is done.
+    # torch caches page-locked memory and reuses it once the copy from it has finished.
     buffer = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=pin)
-    into = buffer.numpy()
+    target = buffer.numpy()
     for start, array in zip(offsets, arrays, strict=False):
-        into[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        target[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return buffer
 
 
 def unpack(buffer: Tensor, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-    """Return views of a buffer that `pack` made of `arrays`, with their types and shapes."""
+    """Return views into a buffer packed from `arrays`, with their dtypes and shapes."""
     return [
-        buffer[start : start + array.nbytes].view(_type_of(array.dtype)).view(array.shape)
+        buffer[start : start + array.nbytes].view(_torch_dtype(array.dtype)).view(array.shape)
         for start, array in zip(_offsets(arrays), arrays, strict=False)
     ]
 
 
 @lru_cache(maxsize=64)
 def constant(values: tuple[float, ...] | tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Return constants as a tensor on `device`, copied there once: float32, or int64 for tuples. Do not write to it."""
-    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training afterwards
-        whole = all(isinstance(value, tuple) for value in values)
-        return torch.tensor(values, dtype=torch.int64 if whole else torch.float32, device=device)
+    """Return a cached tensor of constants on `device`: float32, or int64 for tuples of int. Do not modify it."""
+    with torch.inference_mode(False):  # an inference tensor could not be used in training later
+        is_integer = all(isinstance(value, tuple) for value in values)
+        return torch.tensor(values, dtype=torch.int64 if is_integer else torch.float32, device=device)
 
 
 def _offsets(arrays: Sequence[np.ndarray]) -> list[int]:
-    """Return the offset of each array in bytes, and the length of all."""
+    """Return the offset of each array in bytes, followed by the total length."""
     offsets = [0]
     for array in arrays:
         offsets.append(-(-(offsets[-1] + array.nbytes) // ALIGNMENT) * ALIGNMENT)
     return offsets
 
 
-def _type_of(kind: np.dtype) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, kind)).dtype
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

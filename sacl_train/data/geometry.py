@@ -1,6 +1,6 @@
 """Geometric augmentation as matrices, so that an image is resampled only once.
 
-A matrix maps a point of the view to the point of the image that it shows, both in the coordinates of `grid_sample`:
+A matrix maps a point of the view to its source point in the image, both in the coordinates of `grid_sample`:
 (x, y, 1), with -1 and 1 at the outer edges of the outermost pixels. A @ B applies A to the image, then B to the result.
 All arguments are per sample, float (N,); all results are (N, 3, 3).
 """
@@ -18,7 +18,7 @@ def crop_matrix(top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Ten
 
 
 def flip_matrix(flip: Tensor) -> Tensor:
-    """Mirror left and right where `flip`, bool (N,), is True."""
+    """Mirror images horizontally where `flip`, bool (N,), is True."""
     zero, one = torch.zeros(len(flip)), torch.ones(len(flip))
     return _affine(torch.where(flip, -1.0, 1.0), zero, zero, zero, one, zero)
 
@@ -35,24 +35,24 @@ def translation_matrix(right: Tensor, down: Tensor) -> Tensor:
     return _affine(one, zero, -2 * right, zero, one, -2 * down)
 
 
-def compose(first: Tensor, then: Tensor) -> Tensor:
-    """Return first @ then, (N, 3, 3). A library's matrix product would round differently for another N."""
-    products = first[:, :, :, None] * then[:, None, :, :]  # (N, row, k, column)
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """Return first @ second, (N, 3, 3), with rounding that does not depend on N, unlike a library's matrix product."""
+    products = first[:, :, :, None] * second[:, None, :, :]  # (N, row, k, column)
     return products[:, :, 0] + products[:, :, 1] + products[:, :, 2]
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Resample float images (N, C, H, W) by matrices (N, 3, 3): bilinear, mirrored beyond the edges."""
-    # No antialiasing: a crop is never larger than its view, so no image is shrunk.
+    """Resample float images (N, C, H, W) by matrices (N, 3, 3): bilinear, with reflection padding."""
+    # A crop is never larger than its view, so nothing is downsampled and antialiasing is not needed.
     grid = _grid(matrices, *images.shape[-2:])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _grid(matrices: Tensor, height: int, width: int) -> Tensor:
-    """Return the point of the image for each pixel of the view, (N, H, W, 2), as F.affine_grid does.
+    """Return the source point of each pixel of the view, (N, H, W, 2), as F.affine_grid does.
 
-    affine_grid multiplies a matrix for every pixel. Adding one part per row and one per column is six times as fast on
-    a CPU and rounds in the same way in any batch.
+    affine_grid multiplies a matrix for every pixel. Adding a term per row and a term per column is six times as fast on
+    a CPU, and the rounding does not depend on the batch.
     """
     across, down = (
         (2 * torch.arange(side, device=matrices.device, dtype=matrices.dtype) + 1) / side - 1  # centres of the pixels

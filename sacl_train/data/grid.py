@@ -61,8 +61,8 @@ def combine(features: Tensor, n: int, cells: int) -> Tensor:
     """
     by_cell = features.unflatten(0, (n * n, -1))  # (n*n, N, C)
     subsets = constant(tuple(combinations(range(n * n), cells)), features.device)  # (A, cells)
-    # The gradient of by_cell[subsets] is added up by several threads in an order that differs from call to call, so two
-    # equal runs would drift apart. The gradient of an embedding has a fixed order, the one of a single thread.
+    # The gradient of by_cell[subsets] is summed by several threads in an order that varies from call to call, so two
+    # identical runs would diverge. F.embedding sums its gradient in a fixed order.
     chosen = F.embedding(subsets, by_cell.flatten(1))  # (A, cells, N*C)
     return chosen.unflatten(2, by_cell.shape[1:]).mean(dim=1)  # (A, cells, N, C) -> (A, N, C)
 
@@ -70,7 +70,7 @@ def combine(features: Tensor, n: int, cells: int) -> Tensor:
 def check_grid(n: int, height: int, width: int) -> None:
     """Raise UserError unless images of height x width pixels split into n x n equal cells."""
     if n < 1:
-        raise UserError(f"the grid needs at least one cell a side, not {n}")
+        raise UserError(f"the grid needs at least one cell per side, not {n}")
     if min(height, width) < n:
         raise UserError(f"images of {height}x{width} pixels are smaller than the {n}x{n} grid")
     if height % n or width % n:

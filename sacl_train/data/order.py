@@ -1,7 +1,7 @@
-"""The order of an epoch's samples, and each process's share of a batch, as pure functions.
+"""The order of an epoch's samples and the division of a batch among processes, as pure functions.
 
-Every process plans the whole epoch before it begins, from the manifest alone. So all processes have the same number of
-batches, whatever the lengths of the shards.
+Every process plans the whole epoch in advance from the manifest alone. All processes therefore have the same number of
+batches, even if shards differ in length.
 """
 
 import numpy as np
@@ -12,18 +12,18 @@ ORDERS = ("global", "shards")
 REMAINDERS = ("drop", "wrap")
 
 
-def epoch_order(numbers: np.ndarray, seed: int, epoch: int, order: str = "global", buffer: int = 4096) -> np.ndarray:
-    """Return the order of an epoch's samples: a permutation that depends on the arguments alone.
+def epoch_order(shards: np.ndarray, seed: int, epoch: int, order: str = "global", buffer: int = 4096) -> np.ndarray:
+    """Return the order of an epoch's samples: a permutation determined by the arguments.
 
     Parameters
     ----------
-    numbers : ndarray, int (N,)
-        Number of the shard that holds each sample.
+    shards : ndarray, int (N,)
+        Index of the shard of each sample.
     seed, epoch : int
-        What the permutation is drawn from.
+        Seed of the run and index of the epoch.
     order : str
         "global" shuffles all samples. "shards" takes whole shards in random order and delays each sample by up to
-        `buffer` places, as a shuffle buffer of that size would, so that reads stay close together.
+        `buffer` positions, as a shuffle buffer of that size would, so that reads stay close together.
     buffer : int
         Size of that shuffle buffer.
 
@@ -45,12 +45,12 @@ def epoch_order(numbers: np.ndarray, seed: int, epoch: int, order: str = "global
         raise UserError(f"unknown order '{order}'{nearest(order, ORDERS)}; known: {', '.join(ORDERS)}")
     random = np.random.default_rng([seed, epoch])
     if order == "global":
-        return random.permutation(len(numbers))
-    shards = np.unique(numbers)
-    turn = np.empty(int(shards.max(initial=0)) + 1, np.int64)
-    turn[shards] = random.permutation(len(shards))
-    by_shard = np.argsort(turn[numbers], kind="stable")
-    return by_shard[np.argsort(np.arange(len(numbers)) + random.uniform(0, buffer, len(numbers)), kind="stable")]
+        return random.permutation(len(shards))
+    present = np.unique(shards)
+    turn = np.empty(int(present.max(initial=0)) + 1, np.int64)  # shard -> its position in the order of shards
+    turn[present] = random.permutation(len(present))
+    by_shard = np.argsort(turn[shards], kind="stable")
+    return by_shard[np.argsort(np.arange(len(shards)) + random.uniform(0, buffer, len(shards)), kind="stable")]
 
 
 def count_batches(samples: int, batch_size: int, remainder: str = "drop") -> int:
@@ -64,30 +64,30 @@ def count_batches(samples: int, batch_size: int, remainder: str = "drop") -> int
 
 
 def split_batch(
-    places: np.ndarray, numbers: np.ndarray | None, rank: int, ranks: int, accumulate: int = 1
+    positions: np.ndarray, shards: np.ndarray | None, rank: int, ranks: int, accumulate: int = 1
 ) -> np.ndarray:
-    """Return the share of one process in a batch.
+    """Return the part of a batch that one process trains on.
 
-    Piece a of all processes together is always the a-th part of the batch, so which images are contrasted with each
-    other does not depend on the number of processes.
+    The a-th pieces of all processes together are always the a-th piece of the batch, so the number of processes does
+    not change which images are contrasted with each other.
 
     Parameters
     ----------
-    places : ndarray, int (B,)
-        The batch's places in the epoch; B is a multiple of ranks * accumulate.
-    numbers : ndarray, int (B,), or None
-        Number of each sample's shard, to give every process samples that lie close together; None keeps the order.
+    positions : ndarray, int (B,)
+        Positions of the batch's samples in the epoch; B is a multiple of ranks * accumulate.
+    shards : ndarray, int (B,), or None
+        Index of each sample's shard, used to give every process samples of few shards; None keeps the order.
     rank, ranks : int
-        The process, and how many there are.
+        Index of the process, and number of processes.
     accumulate : int
-        Pieces that the batch is processed in.
+        Number of pieces of the batch, for gradient accumulation.
 
     Returns
     -------
     ndarray, int (B / ranks,)
         `accumulate` equal pieces, one after the other.
     """
-    pieces = places.reshape(accumulate, -1)
-    if numbers is not None:
-        pieces = np.take_along_axis(pieces, np.argsort(numbers.reshape(accumulate, -1), axis=1, kind="stable"), 1)
+    pieces = positions.reshape(accumulate, -1)
+    if shards is not None:
+        pieces = np.take_along_axis(pieces, np.argsort(shards.reshape(accumulate, -1), axis=1, kind="stable"), 1)
     return pieces.reshape(accumulate, ranks, -1)[:, rank].reshape(-1)

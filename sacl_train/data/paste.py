@@ -1,6 +1,6 @@
-"""Paste textures into the middle of their images, over the object; the border stays that of the photograph.
+"""Paste textures into the middle of their images, over the object; the border of the photograph stays.
 
-A negative that is synthetic everywhere can be told apart by any of its pixels; most of this one's border is real.
+A fully synthetic negative can be recognised from any of its pixels; here most of the border is real.
 """
 
 import numpy as np
@@ -10,16 +10,16 @@ from torch import Tensor
 from sacl_train.data.device import to_device
 from sacl_train.data.draws import uniform
 
-# Shares of the image's side.
+# Fractions of the image's side.
 HALF_SIDE = (0.3, 0.4)  # smallest and largest half side of the box
-MAX_OFFSET = 0.05  # of the box's centre from the image's
+MAX_OFFSET = 0.05  # distance of the box's centre from the image's
 SOFT_EDGE = 0.06  # width of the box's soft edge
 
-WORDS = range(0x900, 0x904)  # words of `draws`: half height, half width, centre down, centre right
+WORDS = range(0x900, 0x904)  # words of `draws`: half height and half width of the box, vertical and horizontal offset
 
 
 def paste_inside(images: Tensor, textures: Tensor, states: np.ndarray) -> Tensor:
-    """Return the images with a box in the middle that shows a texture.
+    """Return the images with a texture pasted into a box in the middle.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def paste_inside(images: Tensor, textures: Tensor, states: np.ndarray) -> Tensor
     centres = [0.5 + MAX_OFFSET * (2 * draw - 1) for draw in draws[2:]]
     inside = []
     for half, centre, side in zip(halves, centres, (height, width), strict=True):
-        place = (torch.arange(side, device=images.device) + 0.5)[None] / side
-        inside.append(((half - (place - centre).abs()) / SOFT_EDGE + 0.5).clamp(0, 1))  # (N, side)
+        coordinate = (torch.arange(side, device=images.device) + 0.5)[None] / side
+        inside.append(((half - (coordinate - centre).abs()) / SOFT_EDGE + 0.5).clamp(0, 1))  # (N, side)
     mask = torch.minimum(inside[0][:, :, None], inside[1][:, None, :])[:, None, None]
     return (images[:, None] + mask * (textures.float() - images[:, None])).round().to(torch.uint8)

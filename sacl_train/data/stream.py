@@ -1,4 +1,4 @@
-"""Read shards into uint8 batches: an order per epoch, decoded by threads ahead of the consumer."""
+"""Stream shards as uint8 batches: shuffled per epoch, decoded by threads ahead of the consumer."""
 
 import os
 import threading
@@ -18,28 +18,34 @@ from texturegen.errors import DamagedError, UserError, nearest
 from texturegen.shards import Shards
 from texturegen.system.threads import count_cpus
 
-# "image" uint8 (N, 3, H, W), "index" int64 (N,): numbers of the samples in the shards, and, if the plan has textures,
+# "image" uint8 (N, 3, H, W), "index" int64 (N,): indices of the samples in the shards, and, if the plan has textures,
 # "texture" uint8 (N, P, 3, H, W).
 Batch = dict[str, torch.Tensor]
 
 CACHES = ("auto", "ram", "none")
-TEXTURE_CHOICE = 1 << 16  # the purpose, among a sample's random numbers, of choosing one of its textures
-SPARE_BYTES = 64 << 20  # of remote shards, kept beside the blocks of the shuffle buffer
-MAX_WARNINGS = 10  # damaged samples that are named on stderr; RUN/damaged.txt names all
+TEXTURE_CHOICE = 1 << 16  # purpose in `Draws.of` for the choice of one of a sample's textures
+SPARE_BYTES = 64 << 20  # of remote shards, cached in addition to the blocks of the shuffle buffer
+MAX_WARNINGS = 10  # damaged samples named on stderr; RUN/damaged.txt lists all
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the samples of an epoch become the batches of one process; see `Config` for the settings of these names.
+    """How the samples of an epoch are batched for one process.
 
     Attributes
     ----------
-    batch_size : images of all processes together.
-    seed : of the order and of the choice of textures.
-    textures : "one" of each sample's K textures, chosen anew in each epoch, "all" of them, or "none".
-    order, shuffle_buffer, remainder : see `order.epoch_order` and `order.count_batches`.
-    rank, ranks : number of this process, and how many there are.
-    accumulate : pieces that a batch is processed in.
+    batch_size : int
+        Images per batch, over all processes.
+    seed : int
+        Seed of the order and of the choice of textures.
+    textures : str
+        "one": a random one of each sample's K textures, different in each epoch; "all" of them; or "none".
+    order, shuffle_buffer, remainder
+        See `order.epoch_order` and `order.count_batches`.
+    rank, ranks : int
+        Index of this process, and number of processes.
+    accumulate : int
+        Number of pieces of a batch, for gradient accumulation.
     """
 
     batch_size: int
@@ -56,37 +62,36 @@ class Plan:
 class Stream:
     """Batches of one shard directory, for one process.
 
-    A batch (see `Batch`) has its pixels channels last in memory, as an image file has. An epoch depends on the plan and
-    its number alone, so the state of the stream is a number of batches: a resumed run gets the batches it would have
-    had, and on another number of processes the rest of the same samples.
+    The pixels of a batch (see `Batch`) are channels-last in memory. An epoch is determined by the plan and its index;
+    the only state of the stream is the number of batches read. A resumed run gets the batches that it would have had,
+    or, with another number of processes, the rest of the same samples.
 
-    A sample whose bytes are damaged is named in a warning, and another sample of the epoch replaces it, the same one in
-    every run.
+    A damaged sample is named in a warning and replaced by another sample of the epoch, the same one in every run.
 
     Parameters
     ----------
     shards : Shards
         The data.
     plan : Plan
-        How batches are made of it.
+        How samples are batched.
     threads : int or None
-        Threads that decode; None takes this process's share of the CPUs.
+        Decoding threads; None: see `default_threads`.
     cache : str
         "ram" decodes each image once and keeps it as uint8; "auto" does so if all fit into `cache_gb`; "none" decodes
         again in every epoch. Each process keeps all images.
     cache_gb : float or None
-        Size of that cache; None is half of the available memory (see `memory`).
+        Size limit of that cache; None: half of the available memory (see `memory`).
     bad_share : float
-        Share of the samples that may be damaged, 0 to 1.
+        Fraction of the samples that may be damaged, 0 to 1.
     pin : bool
-        Put batches into page-locked memory, for asynchronous copies to CUDA.
+        Allocate batches in page-locked memory, for asynchronous copies to CUDA.
 
     Raises
     ------
     UserError
-        If the images differ in size, the plan asks for textures that the shards do not have, the batch does not divide
-        among the processes, or the cache is too small for "ram"; while reading, if more samples are damaged than
-        `bad_share` allows.
+        If the images differ in size, the plan asks for textures that the shards do not have, the batch cannot be
+        divided evenly among the processes, or the cache is too small for "ram"; while reading, if more samples
+        are damaged than `bad_share` allows.
 
     Examples
     --------
@@ -109,37 +114,39 @@ class Stream:
     ) -> None:
         if plan.textures != "none" and shards.textures_per_image == 0:
             raise UserError(
-                f"{shards.directory}: these shards hold no textures (--per-image 0); build some with "
+                f"{shards.directory}: these shards have no textures (--per-image 0); build some with "
                 "`texturegen build`, or train with --set texture_source=patch-shuffle or --texture-role none"
             )
         if plan.batch_size % (plan.ranks * plan.accumulate):
             raise UserError(
-                f"batch_size {plan.batch_size} does not divide by {plan.ranks} processes times "
+                f"batch_size {plan.batch_size} is not divisible by {plan.ranks} processes times "
                 f"accumulate {plan.accumulate}; set it to a multiple of {plan.ranks * plan.accumulate}"
             )
         if cache not in CACHES:
             raise UserError(f"unknown cache '{cache}'{nearest(cache, CACHES)}; known: {', '.join(CACHES)}")
         self.shards, self.plan, self.threads, self.pin = shards, plan, threads or default_threads(), pin
-        self._damaged: dict[int, str] = {}  # number of each damaged sample -> what is wrong
+        self._damaged: dict[int, str] = {}  # index of each damaged sample -> error message
         self._damaged_lock = threading.Lock()  # decoding threads add to it
         self._max_damaged = bad_share * len(shards)
         if plan.order == "shards" and len(shards):
-            each = sum(shard["bytes"] for shard in shards.build["shards"]) / len(shards)
-            shards.enable_block_cache(round(2 * each * (plan.shuffle_buffer + plan.batch_size)) + SPARE_BYTES)
+            bytes_per_sample = sum(shard["bytes"] for shard in shards.build["shards"]) / len(shards)
+            shards.enable_block_cache(
+                round(2 * bytes_per_sample * (plan.shuffle_buffer + plan.batch_size)) + SPARE_BYTES
+            )
         self._steps = count_batches(len(shards), plan.batch_size, plan.remainder)
         # The cache holds a sample's image and its K textures side by side: (1 + K, H, W, 3).
-        held = shards.textures_per_image if plan.textures != "none" else 0
+        cached_textures = shards.textures_per_image if plan.textures != "none" else 0
         height, width = shards.image_size()
-        self._shape = (1 + held, height, width, 3)
+        self._shape = (1 + cached_textures, height, width, 3)
         self._cache: np.ndarray | None = None
         if cache == "none":
             return
         size = len(shards) * np.prod(self._shape) / 1e9
         limit = cache_budget() / 1e9 if cache_gb is None else cache_gb
         if cache == "ram" and size > limit:
-            allowed = "cache_gb is" if cache_gb is not None else "half of the memory available to this process is"
+            limit_name = "cache_gb is" if cache_gb is not None else "half of the memory available to this process is"
             raise UserError(
-                f"cache ram: the pixels take {size:.1f} GB, but {allowed} {limit:.2g} GB; set cache_gb higher, or "
+                f"cache ram: the pixels take {size:.1f} GB, but {limit_name} {limit:.2g} GB; set cache_gb higher, or "
                 "cache none"
             )
         if size <= limit:
@@ -148,92 +155,99 @@ class Stream:
 
     @property
     def cached(self) -> bool:
-        """True if decoded pixels are kept."""
+        """True if decoded pixels are kept in memory."""
         return self._cache is not None
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
+        """Return the number of batches per epoch."""
         return self._steps
 
-    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch `number`, without the first `skip`."""
-        plan, numbers = self.plan, self.shards.numbers
-        order = epoch_order(numbers, plan.seed, number, plan.order, plan.shuffle_buffer)
+    def epoch(self, index: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch `index`, from batch `skip` on."""
+        plan, shards = self.plan, self.shards.numbers
+        order = epoch_order(shards, plan.seed, index, plan.order, plan.shuffle_buffer)
 
         def load(step: int) -> Batch:
-            places = np.arange(step * plan.batch_size, (step + 1) * plan.batch_size) % len(order)
-            near = numbers[order[places]] if plan.order == "shards" else None
-            places = split_batch(places, near, plan.rank, plan.ranks, plan.accumulate)
-            # Replacements come from half an epoch away, so no batch holds a sample twice.
-            return self._load(order[places], number, lambda i: np.roll(order, -(places[i] + len(order) // 2)))
+            positions = np.arange(step * plan.batch_size, (step + 1) * plan.batch_size) % len(order)
+            batch_shards = shards[order[positions]] if plan.order == "shards" else None
+            positions = split_batch(positions, batch_shards, plan.rank, plan.ranks, plan.accumulate)
+            # Replacements are taken half an epoch away, so no batch holds a sample twice.
+            return self._load(order[positions], index, lambda i: np.roll(order, -(positions[i] + len(order) // 2)))
 
-        return self._ahead(load, range(skip, self._steps))
+        return self._prefetch(load, range(skip, self._steps))
 
     def in_order(self, indices: np.ndarray | None = None) -> Iterator[Batch]:
-        """Yield every sample once, in the order of `indices`, by default the shards' own.
+        """Yield every sample once, in the order of `indices`, by default the order in the shards.
 
-        The last batch may be smaller. Damaged samples are left out; "index" says which samples a batch has.
+        The last batch may be smaller. Damaged samples are left out; "index" lists the samples of a batch.
         """
         samples = np.arange(len(self.shards)) if indices is None else indices
         size = self.plan.batch_size
-        return self._ahead(lambda at: self._load(samples[at : at + size], 0, None), range(0, len(samples), size))
+        return self._prefetch(
+            lambda start: self._load(samples[start : start + size], 0, None), range(0, len(samples), size)
+        )
 
-    def _ahead(self, load: Callable[[int], Batch], parts: range) -> Iterator[Batch]:
+    def _prefetch(self, load: Callable[[int], Batch], arguments: range) -> Iterator[Batch]:
+        """Yield load(argument) for each argument, with a few loads running ahead on threads."""
         pool = ThreadPoolExecutor(self.threads)  # OpenCV's decoders release the GIL
-        ahead: deque[Future[Batch]] = deque()
+        pending: deque[Future[Batch]] = deque()
         try:
-            for part in parts:
-                ahead.append(pool.submit(load, part))
-                if len(ahead) > self.threads + 1:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            for argument in arguments:
+                pending.append(pool.submit(load, argument))
+                if len(pending) > self.threads + 1:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _load(self, indices: np.ndarray, epoch: int, others: Callable[[int], np.ndarray] | None) -> Batch:
-        """Decode samples into a new batch; the first readable one of others(i) replaces the i-th if it is damaged."""
-        side = self._shape[1:]
-        drawn = {"none": 0, "one": 1}.get(self.plan.textures, self._shape[0] - 1)  # P
-        # torch keeps page-locked memory for the next batch once the copy from it is done.
-        images = torch.empty((len(indices), *side), dtype=torch.uint8, pin_memory=self.pin)
-        textures = torch.empty((len(indices), drawn, *side), dtype=torch.uint8, pin_memory=self.pin)
+    def _load(self, indices: np.ndarray, epoch: int, replacements: Callable[[int], np.ndarray] | None) -> Batch:
+        """Decode samples into a new batch.
+
+        If the i-th sample is damaged, the first readable one of replacements(i) is used; without `replacements` the
+        sample is left out.
+        """
+        pixel_shape = self._shape[1:]
+        texture_count = {"none": 0, "one": 1}.get(self.plan.textures, self._shape[0] - 1)  # P
+        # torch caches page-locked memory and reuses it once the copy from it has finished.
+        images = torch.empty((len(indices), *pixel_shape), dtype=torch.uint8, pin_memory=self.pin)
+        textures = torch.empty((len(indices), texture_count, *pixel_shape), dtype=torch.uint8, pin_memory=self.pin)
         first = self._choose(indices, epoch)
-        taken: list[int] = []
+        loaded: list[int] = []
         if self._cache is not None and self._cached[indices].all() and not self._damaged.keys() & set(indices.tolist()):
             images.numpy()[:] = self._cache[indices, 0]
-            for number in range(drawn):
-                textures.numpy()[:, number] = self._cache[indices, np.add(first, 1 + number)]
+            for k in range(texture_count):
+                textures.numpy()[:, k] = self._cache[indices, np.add(first, 1 + k)]
             return self._as_batch(images, textures, indices.tolist())
         for i, index in enumerate(indices.tolist()):
-            into = images[len(taken)].numpy(), textures[len(taken)].numpy()
-            if self._read(index, first[i], *into):
-                taken.append(index)
-            elif others is not None:
-                candidates = others(i)
-                firsts = self._choose(candidates, epoch)
-                pairs = zip(candidates.tolist(), firsts, strict=True)
-                taken.append(next(n for n, chosen in pairs if self._read(n, chosen, *into)))
-        return self._as_batch(images, textures, taken)
+            targets = images[len(loaded)].numpy(), textures[len(loaded)].numpy()
+            if self._read(index, first[i], *targets):
+                loaded.append(index)
+            elif replacements is not None:
+                candidates = replacements(i)
+                pairs = zip(candidates.tolist(), self._choose(candidates, epoch), strict=True)
+                loaded.append(next(n for n, texture in pairs if self._read(n, texture, *targets)))
+        return self._as_batch(images, textures, loaded)
 
-    def _as_batch(self, images: torch.Tensor, textures: torch.Tensor, taken: list[int]) -> Batch:
-        """Make a batch of the first len(taken) of images (N, H, W, 3) and textures (N, P, H, W, 3)."""
-        batch = {"image": images[: len(taken)].permute(0, 3, 1, 2), "index": torch.tensor(taken, dtype=torch.int64)}
+    def _as_batch(self, images: torch.Tensor, textures: torch.Tensor, loaded: list[int]) -> Batch:
+        """Make a batch of the samples `loaded` from the start of images (N, H, W, 3) and textures (N, P, H, W, 3)."""
+        count = len(loaded)
+        batch = {"image": images[:count].permute(0, 3, 1, 2), "index": torch.tensor(loaded, dtype=torch.int64)}
         if textures.shape[1]:
-            batch["texture"] = textures[: len(taken)].permute(0, 1, 4, 2, 3)
+            batch["texture"] = textures[:count].permute(0, 1, 4, 2, 3)
         return batch
 
     def _choose(self, indices: np.ndarray, epoch: int) -> list[int]:
-        """Return the first texture to read of each sample: a random one for "one", else number 0."""
-        held = self._shape[0] - 1
-        if self.plan.textures != "one" or held < 2:
+        """Return the index of the first texture to read for each sample: random for "one", else 0."""
+        count = self._shape[0] - 1
+        if self.plan.textures != "one" or count < 2:
             return [0] * len(indices)
-        return (uniform(Draws(self.plan.seed, epoch, indices).of(TEXTURE_CHOICE), 0) * held).astype(int).tolist()
+        return (uniform(Draws(self.plan.seed, epoch, indices).of(TEXTURE_CHOICE), 0) * count).astype(int).tolist()
 
     def _read(self, index: int, first: int, image: np.ndarray, textures: np.ndarray) -> bool:
-        """Read a sample's image into (H, W, 3) and its textures from `first` on into (P, H, W, 3).
+        """Read a sample's image into `image` (H, W, 3) and its textures from `first` on into `textures` (P, H, W, 3).
 
-        Return False if it is damaged.
+        Return False if the sample is damaged.
         """
         if index in self._damaged:
             return False
@@ -241,8 +255,8 @@ class Stream:
             if self._cache is None:
                 sample = self.shards[index]
                 image[:] = sample.image
-                for number, into in enumerate(textures, first):
-                    into[:] = sample.texture(number)
+                for k, target in enumerate(textures, first):
+                    target[:] = sample.texture(k)
                 return True
             if not self._cached[index]:
                 sample = self.shards[index]
@@ -258,53 +272,53 @@ class Stream:
         return True
 
     def damaged(self) -> dict[int, str]:
-        """Return the damaged samples found so far: number -> what is wrong."""
+        """Return the damaged samples found so far: index -> error message."""
         with self._damaged_lock:
             return dict(self._damaged)
 
     def add_damaged(self, damaged: dict[int, str]) -> None:
-        """Add the damaged samples that other processes found; UserError if they are more than `bad_share` together."""
+        """Add the damaged samples of other processes; raise DamagedError if the total exceeds `bad_share`."""
         with self._damaged_lock:
             self._damaged.update(damaged)
-            self._refuse_too_many()
+            self._check_damaged()
 
     def recheck(self, damaged: dict[int, str]) -> None:
-        """Add samples that an earlier session found damaged, except those that were repaired since."""
-        for index, fault in damaged.items():
+        """Add the damaged samples of an earlier session, except those that have been repaired."""
+        for index, message in damaged.items():
             try:
                 sample = self.shards[index]
                 _ = sample.image, sample.textures if self._shape[0] > 1 else None
             except UserError:
-                self._damaged[index] = fault
+                self._damaged[index] = message
 
-    def _note_damaged(self, index: int, fault: str) -> None:
+    def _note_damaged(self, index: int, message: str) -> None:
         with self._damaged_lock:
-            self._damaged[index] = fault
-            self._refuse_too_many()
+            self._damaged[index] = message
+            self._check_damaged()
             count = len(self._damaged)
         if count <= MAX_WARNINGS:
-            last = "; further damaged samples are only counted" if count == MAX_WARNINGS else ""
-            warn(f"skipped: {fault}{last}")
+            note = "; further damaged samples are only counted" if count == MAX_WARNINGS else ""
+            warn(f"skipped: {message}{note}")
 
-    def _refuse_too_many(self) -> None:
+    def _check_damaged(self) -> None:
         if len(self._damaged) > self._max_damaged:
             raise DamagedError(
-                f"{self.shards.directory}: {len(self._damaged)} damaged samples of {len(self.shards)} are more than "
-                f"bad_share allows; the last: {list(self._damaged.values())[-1]}. Run `texturegen repair` to rebuild "
-                "their shards"
+                f"{self.shards.directory}: {len(self._damaged)} of {len(self.shards)} samples are damaged, more than "
+                f"bad_share allows; the last one: {list(self._damaged.values())[-1]}; run `texturegen repair` to "
+                "rebuild their shards"
             )
 
 
 def default_threads() -> int:
-    """Return this process's share of the CPUs, at least 1: torchrun's processes of a machine divide them."""
+    """Return the number of CPUs divided by the number of torchrun's processes on this machine, at least 1."""
     return max(1, count_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def channel_statistics(shards: Shards, at_most: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, of pixels in 0..1.
 
-    They are taken over up to `at_most` images, evenly over the set. Damaged images are left out; if all of them are
-    damaged, the last one's UserError is raised.
+    Uses up to `at_most` images, evenly spaced over the set. Damaged images are skipped; if all are damaged, the error
+    of the last one is raised.
     """
     picked = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), at_most)).astype(int))
     sums, count = np.zeros((2, 3)), 0

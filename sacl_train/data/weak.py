@@ -2,7 +2,7 @@
 
 "Chosen at random from a search space of common augmentations": a policy is a list of operations, each with a
 probability. The geometric operations of a view are composed into one matrix, and the image is resampled once. The
-parameters of a sample are hashed from (seed, epoch, sample, view) on the CPU: they are the same in any batch, in any
+parameters of a sample are hashed from (seed, epoch, sample, view) on the CPU, so they are the same in any batch, in any
 process and on every device.
 """
 
@@ -21,16 +21,17 @@ from sacl_train.data.device import constant, to_device
 from sacl_train.data.draws import uniform
 from texturegen.errors import UserError, nearest
 
-CHUNK = 128 * 32 * 32  # pixels that a CPU processes at once
+CHUNK = 128 * 32 * 32  # pixels per image plane that a CPU processes at once
 
 
 class GeometricOp(Protocol):
-    """A geometric operation: it draws a matrix per sample, see `geometry`.
+    """A geometric operation, which draws a matrix per sample; see `geometry`.
 
     Attributes
     ----------
-    STREAM : the operation's own range of words for `draws.uniform`. STREAM itself decides whether the operation is
-        applied to a sample; its parameters use STREAM + 1 and on. So no operation depends on the others' numbers.
+    STREAM : int
+        First of the operation's words for `draws.uniform`. STREAM itself decides whether the operation is applied to a
+        sample, and its parameters use STREAM + 1 onwards, so operations are independent of each other.
     """
 
     STREAM: ClassVar[int]
@@ -42,13 +43,16 @@ class GeometricOp(Protocol):
 
 @dataclass(frozen=True)
 class Adjustment:
-    """A photometric change of some of a batch's images.
+    """A photometric change of selected images of a batch.
 
     Attributes
     ----------
-    adjust : maps float images (n, 3, H, W) in 0 to 1 and amounts float32 (n,) to changed images.
-    rows : int64 (n,), ascending: the rows of the batch that it changes.
-    amounts : float32 (n,), one for each of these rows.
+    adjust : callable
+        Maps float images (n, 3, H, W) in 0 to 1 and amounts float32 (n,) to changed images.
+    rows : ndarray int64 (n,)
+        Rows of the batch to change, ascending.
+    amounts : ndarray float32 (n,)
+        Strength of the change for each row.
     """
 
     adjust: Callable[[Tensor, Tensor], Tensor]
@@ -57,7 +61,7 @@ class Adjustment:
 
 
 class ColourOp(Protocol):
-    """A photometric operation: it draws the changes of the selected rows; STREAM as in `GeometricOp`."""
+    """A photometric operation, which draws changes of the selected rows; STREAM as in `GeometricOp`."""
 
     STREAM: ClassVar[int]
 
@@ -68,7 +72,7 @@ class ColourOp(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """Operations in order, each with the probability that it is applied to a sample; geometry comes first."""
+    """Operations in order, each with its probability of being applied to a sample; geometry comes first."""
 
     geometry: tuple[tuple[GeometricOp, float], ...] = ()
     colour: tuple[tuple[ColourOp, float], ...] = ()
@@ -91,15 +95,15 @@ def make_policy(
         "mocov2": crop, flip, colour jitter (p = 0.8), grey, blur (p = 0.5); Chen et al. 2020, for the baselines.
         "colour-geometric": geometric, then mocov2's colour jitter and grey. "none": normalisation only.
     crop_scale : tuple of float
-        Smallest and largest area of the crop, as a share of the image.
+        Smallest and largest area of the crop, as a fraction of the image.
     degrees : float
-        Maximum rotation to either side.
+        Maximum rotation in either direction, in degrees.
     shift : float
-        Maximum translation in any direction, as a share of the view's side.
+        Maximum translation along each axis, as a fraction of the view's side.
     jitter : tuple of float
         Strengths of brightness, contrast and saturation, 0 to 1, and the maximum shift of the hue, 0 to 0.5.
     grey : float
-        Probability of grey.
+        Probability of greyscale.
 
     Raises
     ------
@@ -128,7 +132,7 @@ class WeakAugment:
     policy : Policy or str
         A policy, or the name of one; UserError if it is unknown.
     mean, std : sequence of float
-        Per channel, of pixels in 0 to 1.
+        Normalisation per channel, for pixels in 0 to 1.
 
     Examples
     --------
@@ -144,7 +148,9 @@ class WeakAugment:
         self.std = std
 
     def __call__(self, images: Tensor, states: np.ndarray, geometric: np.ndarray | None = None) -> Tensor:
-        """Return a view of each image; on a CPU its bits depend on the image's pixels and state alone.
+        """Return a view of each image.
+
+        On a CPU, a view depends only on the image and its state, bit for bit, not on the rest of the batch.
 
         Parameters
         ----------
@@ -152,7 +158,7 @@ class WeakAugment:
         states : ndarray, uint64 (N,)
             Random states: `Draws.of(number of the view)`.
         geometric : ndarray, uint64 (N,), or None
-            States that the geometry is drawn from instead, to show two images with the same geometry.
+            States that the geometry is drawn from, to give two images the same geometry; None: `states`.
 
         Returns
         -------
@@ -175,11 +181,12 @@ class WeakAugment:
             rows = np.flatnonzero(uniform(states, photometric.STREAM) < probability)
             changes += photometric.changes(states, rows, height, width)
         matrices = self._matrices(geometric, height, width)
-        sent, *places = to_device([matrices, *_arrays(changes)], images.device)  # all random numbers in one copy
+        # One copy to the device for all random numbers.
+        device_matrices, *adjustments = to_device([matrices, *_arrays(changes)], images.device)
         views = _to_float(images)
         if len(matrices):
-            views = geometry.warp(views, sent)
-        return _standardise(_changed(views, changes, places), self.mean, self.std)
+            views = geometry.warp(views, device_matrices)
+        return _standardise(_apply_changes(views, changes, adjustments), self.mean, self.std)
 
     def _matrices(self, states: np.ndarray, height: int, width: int) -> np.ndarray:
         """Return the composed geometric operations, float32 (N, 3, 3); (0, 3, 3) if the policy has none."""
@@ -200,7 +207,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 class Crop:
     """Random resized crop: uniform area, log-uniform aspect ratio (Szegedy et al. 2015 §6).
 
-    A side longer than the image's is cut to it. torchvision draws again instead, which takes a loop over samples.
+    A side longer than the image's is clipped to it. torchvision redraws instead, which needs a loop over samples.
     """
 
     STREAM: ClassVar[int] = 0x100
@@ -211,7 +218,7 @@ class Crop:
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform(states, self.STREAM + 1).astype(float)
         low, high = np.log(self.ratio)
         ratio = np.exp(low + (high - low) * uniform(states, self.STREAM + 2).astype(float))
-        ratio *= height / width  # of the box in pixels -> of the fractions below
+        ratio *= height / width  # from the aspect ratio in pixels to that of the fractions below
         crop_width = np.minimum(np.sqrt(area * ratio), 1)
         crop_height = np.minimum(np.sqrt(area / ratio), 1)
         top = uniform(states, self.STREAM + 3) * (1 - crop_height)
@@ -221,7 +228,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Flip:
-    """Horizontal flip of every sample that the policy selects."""
+    """Horizontal flip; the policy selects the samples."""
 
     STREAM: ClassVar[int] = 0x200
 
@@ -243,7 +250,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Translation:
-    """Translation, uniform in -shift to shift in both directions, as a share of the view's sides."""
+    """Translation, uniform in -shift to shift in both directions, as a fraction of the view's sides."""
 
     STREAM: ClassVar[int] = 0x400
     shift: float = 0.1
@@ -258,7 +265,7 @@ class Translation:
 class ColourJitter:
     """Brightness, contrast and saturation by factors in 1 +- strength, and a hue shift in +-hue, all uniform.
 
-    Each sample has its own random order of the four.
+    The four are applied in a random order, drawn per sample.
     """
 
     STREAM: ClassVar[int] = 0x500
@@ -274,16 +281,15 @@ class ColourJitter:
             (colour.adjust_saturation, 1, self.saturation),
             (colour.adjust_hue, 0, self.hue),
         )
-        # Sorting four random numbers gives a random order.
-        numbers = range(len(steps))
-        order = np.argsort([uniform(states[rows], self.STREAM + 10 + i) for i in numbers], axis=0)  # (4, n)
+        # The argsort of random numbers is a random permutation.
+        order = np.argsort([uniform(states[rows], self.STREAM + 10 + i) for i in range(len(steps))], axis=0)  # (4, n)
         changes = []
-        for place in numbers:
-            for number, (adjust, centre, strength) in enumerate(steps):
-                now = rows[order[place] == number]
-                if strength and len(now):
-                    amounts = _between(states[now], self.STREAM + 1 + number, centre - strength, centre + strength)
-                    changes.append(Adjustment(adjust, now, amounts))
+        for position in range(len(steps)):
+            for step, (adjust, centre, strength) in enumerate(steps):
+                selected = rows[order[position] == step]
+                if strength and len(selected):
+                    amounts = _between(states[selected], self.STREAM + 1 + step, centre - strength, centre + strength)
+                    changes.append(Adjustment(adjust, selected, amounts))
         return changes
 
 
@@ -299,7 +305,7 @@ class Grey:
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian blur; its standard deviation is uniform in `sigma`, in pixels of a 224-pixel image, and scales with it.
+    """Gaussian blur; the standard deviation is uniform in `sigma`, in pixels at 224 px, and scales with the image.
 
     Images of up to 64 pixels are not blurred: SimCLR omits blur on CIFAR-10 (Chen et al. 2020, B.9).
     """
@@ -312,26 +318,26 @@ class Blur:
         if side <= 64:
             return []
         sigma = _between(states[rows], self.STREAM + 1, *self.sigma) * np.float32(side / 224)
-        radius = math.ceil(3 * self.sigma[1] * side / 224)  # 0.3 % of a Gaussian lies beyond 3 sigma
+        radius = math.ceil(3 * self.sigma[1] * side / 224)  # beyond 3 sigma is only 0.3 % of a Gaussian
         return [Adjustment(partial(colour.gaussian_blur, radius=radius), rows, sigma)]
 
 
 def change(x: Tensor, changes: Sequence[Adjustment]) -> Tensor:
-    """Apply changes in order to float images (N, 3, H, W) in 0 to 1; a change of some rows only is made in place."""
-    return _changed(x, changes, to_device(_arrays(changes), x.device))
+    """Apply changes in order to float images (N, 3, H, W) in 0 to 1; changes of some rows only are made in place."""
+    return _apply_changes(x, changes, to_device(_arrays(changes), x.device))
 
 
 def _arrays(changes: Sequence[Adjustment]) -> list[np.ndarray]:
-    return [array for change in changes for array in (change.rows, change.amounts)]
+    return [array for adjustment in changes for array in (adjustment.rows, adjustment.amounts)]
 
 
-def _changed(x: Tensor, changes: Sequence[Adjustment], sent: Sequence[Tensor]) -> Tensor:
-    """Apply changes whose `_arrays` are on x's device as `sent`."""
-    for one, rows, amounts in zip(changes, sent[::2], sent[1::2], strict=True):
+def _apply_changes(x: Tensor, changes: Sequence[Adjustment], tensors: Sequence[Tensor]) -> Tensor:
+    """Apply changes in order; `tensors` are their `_arrays` on the device of x."""
+    for adjustment, rows, amounts in zip(changes, tensors[::2], tensors[1::2], strict=True):
         if len(rows) == len(x):
-            x = one.adjust(x, amounts)
+            x = adjustment.adjust(x, amounts)
         elif len(rows):
-            x.index_copy_(0, rows, one.adjust(x.index_select(0, rows), amounts).contiguous())
+            x.index_copy_(0, rows, adjustment.adjust(x.index_select(0, rows), amounts).contiguous())
     return x
 
 
@@ -354,7 +360,7 @@ def _to_float(images: Tensor) -> Tensor:
 
 
 def _standardise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalise in place: callers own `x`, and a copy of the batch would cost more than the arithmetic."""
-    for values, move in ((mean, x.sub_), (std, x.div_)):
-        move(constant(tuple(values), x.device)[:, None, None])
+    """Normalise in place, because a copy of the batch would cost more than the arithmetic."""
+    for values, operation in ((mean, x.sub_), (std, x.div_)):
+        operation(constant(tuple(values), x.device)[:, None, None])
     return x

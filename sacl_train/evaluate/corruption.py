@@ -1,7 +1,7 @@
 """Error under common corruptions (Hendrycks & Dietterich 2019, "Benchmarking neural network robustness").
 
 The corruptions come from the package imagecorruptions, which uses the paper's constants for ImageNet. On images smaller
-than 224 px they are harder than CIFAR-10-C, so figures are comparable only at the same size.
+than 224 px they are harder than those of CIFAR-10-C, so figures are comparable only at the same size.
 """
 
 import warnings
@@ -59,15 +59,15 @@ def evaluate_corruption(
     Returns
     -------
     dict
-        The figures and how they were measured, ready for JSON; errors are in 0..1. "clean_error": on the uncorrupted
-        images. "errors": corruption -> an error per severity. "mean_error": mean of all of these.
+        The figures and how they were measured, JSON-serialisable; errors are in 0..1. "clean_error": error on the
+        uncorrupted images. "errors": corruption -> an error per severity. "mean_error": mean of all these errors.
 
     Raises
     ------
     MissingError
         If the package imagecorruptions is not installed.
     UserError
-        If the images are smaller than 32 px, or as in `probe.evaluate`.
+        If the images are smaller than 32 px, and in the cases of `probe.evaluate`.
     """
     corruptions = load_corruptions()
     subject = load_subject(run, train, device, root, size)
@@ -75,13 +75,13 @@ def evaluate_corruption(
     if min(test_set.size) < MIN_SIDE:
         raise UserError(f"{test}: images of {test_set.size} px; the corruptions need at least {MIN_SIDE} px (--size)")
     classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
-    numbers = np.flatnonzero(test_set.labels >= 0)
+    indices = np.flatnonzero(test_set.labels >= 0)
     if images is not None:
-        numbers = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(images, len(numbers))).astype(int))]
+        indices = indices[np.unique(np.linspace(0, len(indices) - 1, min(images, len(indices))).astype(int))]
     labels = torch.from_numpy(test_set.labels)
 
     def error(change: Change | None) -> float:
-        values, read = extract_features(subject.encoder, test_set, subject.config, subject.device, numbers, change)
+        values, read = extract_features(subject.encoder, test_set, subject.config, subject.device, indices, change)
         return (classify(values).argmax(1) != labels[read]).float().mean().item()
 
     progress = Progress(len(corruptions) * len(severities), "corruptions")
@@ -101,7 +101,7 @@ def evaluate_corruption(
         **subject.about(),
         "set": str(test),
         "split": test_set.split,
-        "images": len(numbers),
+        "images": len(indices),
         "severities": list(severities),
         "clean_error": clean,
         "mean_error": float(np.mean(list(errors.values()))),
@@ -139,32 +139,32 @@ def load_corruptions() -> dict[str, Corruption]:
     return {name: bind(name) for name in get_corruption_names("common")}
 
 
-def _corrupt_batch(corrupt: Corruption, severity: int, images: Tensor, numbers: np.ndarray) -> Tensor:
+def _corrupt_batch(corrupt: Corruption, severity: int, images: Tensor, indices: np.ndarray) -> Tensor:
     """Corrupt images uint8 (N, 3, H, W) with indices int64 (N,); return the same shape."""
     results = []
     with _seeded() as seed, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for image, number in zip(images.permute(0, 2, 3, 1).numpy(), numbers.tolist(), strict=True):
-            seed((number * 8 + severity) % 2**32)
+        for image, index in zip(images.permute(0, 2, 3, 1).numpy(), indices.tolist(), strict=True):
+            seed((index * 8 + severity) % 2**32)
             results.append(corrupt(np.ascontiguousarray(image), severity).astype(np.uint8))
     return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
 
 
 @contextmanager
 def _seeded() -> Iterator[Callable[[int], None]]:
-    """Yield a function that seeds all random numbers of the package: NumPy's global state and its fresh generators.
+    """Yield a function that seeds all random numbers of the package: NumPy's global state and new generators.
 
     NumPy's global state is restored afterwards.
     """
-    state, default_rng, current = np.random.get_state(), np.random.default_rng, 0  # noqa: NPY002
+    state, default_rng, current_seed = np.random.get_state(), np.random.default_rng, 0  # noqa: NPY002
 
-    def seed(number: int) -> None:
-        nonlocal current
-        np.random.seed(number)  # noqa: NPY002
-        current = number
+    def seed(value: int) -> None:
+        nonlocal current_seed
+        np.random.seed(value)  # noqa: NPY002
+        current_seed = value
 
-    def seeded_rng(given: Any = None) -> np.random.Generator:
-        return default_rng(current if given is None else given)
+    def seeded_rng(seed: Any = None) -> np.random.Generator:
+        return default_rng(current_seed if seed is None else seed)
 
     np.random.default_rng = seeded_rng  # type: ignore[assignment]
     try:

@@ -1,4 +1,4 @@
-"""Features of a set as Parquet, with a map in the plane and a sheet of nearest neighbours."""
+"""Features of a set as Parquet, with a two-dimensional map and a sheet of nearest neighbours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ from texturegen.storage.atomic import write_atomically
 from texturegen.storage.image import encode_png
 
 MAPS = ("pca", "tsne")
-QUERIES, NEIGHBOURS = 10, 8  # default number of rows of the sheet, and neighbours in each
-GAP, MIN_SIDE = 4, 64  # pixels between the images of the sheet; images are enlarged to this side
+QUERIES, NEIGHBOURS = 10, 8  # default number of queries (rows of the sheet), and neighbours of each
+GAP, MIN_SIDE = 4, 64  # pixels: gap between the images of the sheet; smaller images are enlarged to at least this side
 
 
 def embed(
@@ -51,7 +51,7 @@ def embed(
     device : str
         "auto", "cpu", "cuda", "cuda:1", ...
     method : str
-        How x and y are computed: "pca", or "tsne" (needs scikit-learn).
+        Method for x and y: "pca", or "tsne" (needs scikit-learn).
     seed : int
         Seed of t-SNE.
     queries : sequence of str
@@ -60,7 +60,7 @@ def embed(
     Returns
     -------
     dict
-        What was done, ready for JSON. "queries": "key", "class" and "neighbours" of each query, nearest first.
+        A summary, JSON-serialisable. "queries": "key", "class" and "neighbours" of each query, nearest first.
 
     Raises
     ------
@@ -80,18 +80,18 @@ def embed(
     encoder, config, epochs = load_encoder(Path(run))
     torch_device = choose_device(device)
     images = open_images(place, root, size)
-    features, numbers = extract_features(encoder.to(torch_device), images, config, torch_device)
-    if len(numbers) < 2:
+    features, indices = extract_features(encoder.to(torch_device), images, config, torch_device)
+    if len(indices) < 2:
         raise UserError(f"{place}: one image; a map and neighbours need at least 2")
-    keys = [images.key(i) for i in numbers.tolist()]
-    classes = [_class_name(images.classes, label) for label in images.labels[numbers.numpy()].tolist()]
+    keys = [images.key(i) for i in indices.tolist()]
+    classes = [_class_name(images.classes, label) for label in images.labels[indices.numpy()].tolist()]
     picked = _find_queries(keys, queries, str(place))
     neighbours, cosines = find_neighbours(features, picked, NEIGHBOURS)
     points = map_pca(features) if method == "pca" else map_tsne(features, seed)
     values = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().reshape(-1)), features.shape[1])
     columns = {
         "key": pa.array(keys),
-        "label": pa.array(images.labels[numbers.numpy()]),
+        "label": pa.array(images.labels[indices.numpy()]),
         "class": pa.array(classes),
         "x": pa.array(points[:, 0]),
         "y": pa.array(points[:, 1]),
@@ -102,7 +102,8 @@ def embed(
     table = out.with_suffix(".parquet")
     write_atomically(table, lambda file: pq.write_table(pa.table(columns), file))
     sheet = out.with_suffix(".png")
-    write_atomically(sheet, encode_png(draw_neighbours(images, numbers[torch.cat([picked[:, None], neighbours], 1)])))
+    sheet_rows = indices[torch.cat([picked[:, None], neighbours], 1)]
+    write_atomically(sheet, encode_png(draw_neighbours(images, sheet_rows)))
     rows = [
         {
             "key": keys[query],
@@ -123,7 +124,7 @@ def embed(
         "planned_epochs": config.epochs,
         "set": images.place,
         "split": images.split,
-        "images": len(numbers),
+        "images": len(indices),
         "dimensions": features.shape[1],
         "map": method,
         "files": [str(table), str(sheet)],
@@ -191,37 +192,37 @@ def map_tsne(features: Tensor, seed: int = 0) -> np.ndarray:
     return points.astype(np.float32)
 
 
-def draw_neighbours(images: Images, wanted: Tensor) -> np.ndarray:
+def draw_neighbours(images: Images, rows: Tensor) -> np.ndarray:
     """Draw a sheet with one row per query: the query image, then its neighbours.
 
     Parameters
     ----------
     images : Images
         The set.
-    wanted : Tensor int64 (Q, 1 + neighbours)
-        Indices of the images of each row, the query first.
+    rows : Tensor int64 (Q, 1 + neighbours)
+        Indices of the images in each row, the query first.
 
     Returns
     -------
     ndarray uint8 (H, W, 3)
     """
-    order = np.unique(wanted.numpy())
+    order = np.unique(rows.numpy())
     batches = list(images.batches(order))
     pixels = torch.cat([batch["image"] for batch in batches])
-    position = {number: i for i, number in enumerate(torch.cat([batch["index"] for batch in batches]).tolist())}
+    position = {index: i for i, index in enumerate(torch.cat([batch["index"] for batch in batches]).tolist())}
     factor = max(1, -(-MIN_SIDE // pixels.shape[-1]))
-    rows = []
-    for row in wanted.tolist():
-        cells = pixels[[position[number] for number in row]]
+    strips = []
+    for row in rows.tolist():
+        cells = pixels[[position[index] for index in row]]
         cells = cells.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         cells = F.pad(cells, (0, GAP, 0, GAP), value=255)
         query = F.pad(cells[0], (0, 3 * GAP), value=255)
-        rows.append(torch.cat([query, *cells[1:]], -1))
-    return torch.cat(rows, -2).permute(1, 2, 0).contiguous().numpy()
+        strips.append(torch.cat([query, *cells[1:]], -1))
+    return torch.cat(strips, -2).permute(1, 2, 0).contiguous().numpy()
 
 
 def find_neighbours(features: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the nearest neighbours of queries by cosine similarity, the query itself excluded.
+    """Find the nearest neighbours of queries by cosine similarity, excluding the query itself.
 
     Parameters
     ----------
@@ -237,7 +238,7 @@ def find_neighbours(features: Tensor, queries: Tensor, count: int) -> tuple[Tens
     neighbours : Tensor int64 (Q, count)
         Positions in `features`, nearest first.
     cosines : Tensor float (Q, count)
-        Their similarities.
+        Cosine similarities of the neighbours to their query.
     """
     unit = F.normalize(features, dim=1)
     similarity = unit[queries] @ unit.T

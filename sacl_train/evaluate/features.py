@@ -1,4 +1,4 @@
-"""Features of images under a frozen encoder, extracted once and kept in the run's directory for all probes."""
+"""Features of images from a frozen encoder, extracted once and cached in the run's directory for all probes."""
 
 import hashlib
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def extract_features(
     images : Images
         The images.
     config : Config
-        Gives the mean and standard deviation of the normalisation the encoder was trained with.
+        Settings of the run, with the mean and standard deviation for the normalisation.
     device : torch.device
         The encoder's device.
     indices : ndarray int64 (N,) or None
@@ -65,8 +65,8 @@ def extract_features(
     features, read = [], []
     for batch in images.batches(indices, config.threads):
         read.append(batch["index"])
-        shown = batch["image"] if change is None else change(batch["image"], batch["index"].numpy())
-        features.append(encode_images(encoder, shown, config, device))
+        pixels = batch["image"] if change is None else change(batch["image"], batch["index"].numpy())
+        features.append(encode_images(encoder, pixels, config, device))
     if not features:
         raise DamagedError(f"{images.place}: none of the images could be read; check the files or rebuild the shards")
     return torch.cat(features), torch.cat(read)
@@ -95,10 +95,10 @@ def encode_images(encoder: nn.Module, images: Tensor, config: Config, device: to
     """
     assert config.mean is not None
     assert config.std is not None
-    training = encoder.training
+    was_training = encoder.training
     encoder.eval()
     pieces = [encoder(normalise(x.to(device), config.mean, config.std)).float().cpu() for x in images.split(BATCH)]
-    encoder.train(training)
+    encoder.train(was_training)
     result = torch.cat(pieces)
     if not bool(result.isfinite().all()):
         raise UserError("the encoder's features are not finite: training diverged; train again with a lower lr")
@@ -127,8 +127,8 @@ class Features:
 class FeatureStore:
     """Cache of features in RUN/features, by weights, images and change.
 
-    The cache keeps the features of the current weights and of those used before them, so that scoring the newest and
-    the best checkpoint in turn encodes each set only once.
+    The cache keeps the features of the current and of the previously used weights, so that scoring the newest and the
+    best checkpoint in turn encodes each set only once.
 
     Parameters
     ----------
@@ -184,11 +184,11 @@ class FeatureStore:
         return Features(found["values"][keep], labels[keep], found["numbers"][keep])
 
     def _remove_old(self) -> None:
-        """Delete the features of all weights except the current ones and the ones used last before them."""
-        others = [path for path in self.folder.glob("*.safetensors") if not path.name.startswith(self.weights)]
-        if not others:
+        """Delete all features except those of the current and of the previously used weights."""
+        old = [path for path in self.folder.glob("*.safetensors") if not path.name.startswith(self.weights)]
+        if not old:
             return
-        last = max(others, key=lambda path: path.stat().st_mtime_ns).name.split("-")[0]
-        for path in others:
-            if not path.name.startswith(last):
+        previous = max(old, key=lambda path: path.stat().st_mtime_ns).name.split("-")[0]
+        for path in old:
+            if not path.name.startswith(previous):
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning of the encoder with a linear layer, on a share of the labels (Chen et al. 2020, section 4.2 and B.5)."""
+"""Fine-tuning of the encoder with a linear layer, on a fraction of the labels (Chen et al. 2020, sections 4.2, B.5)."""
 
 import copy
 from pathlib import Path
@@ -32,7 +32,7 @@ def evaluate_finetune(
     shares: tuple[float, ...] = SHARES,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Fine-tune a run's encoder on each share of the labels and score it on test sets. The run is not changed.
+    """Fine-tune a run's encoder on fractions of the labels and score it on test sets. The run is not changed.
 
     Parameters
     ----------
@@ -41,20 +41,20 @@ def evaluate_finetune(
     tests : list of str or Path
         Labelled test sets; see `images.open_images`.
     shares : tuple of float
-        Shares of the labelled training images, each above 0 and at most 1.
+        Fractions of the labelled training images, each above 0 and at most 1.
     **settings
         Settings of `finetune`.
 
     Returns
     -------
     dict
-        The figures and how they were measured, ready for JSON. "test" has a row per share and test set, with "top1" in
-        0..1 and "train_images".
+        The figures and how they were measured, JSON-serialisable. "test" has a row per share and test set, with "top1"
+        in 0..1 and "train_images".
 
     Raises
     ------
     UserError
-        If a share is out of range, or as in `probe.evaluate`.
+        If a share is out of range, and in the cases of `probe.evaluate`.
 
     Examples
     --------
@@ -76,14 +76,14 @@ def evaluate_finetune(
                 model, images, subject.config, subject.device, np.flatnonzero(images.labels >= 0)
             )
             labels = torch.from_numpy(images.labels)[read]
-            hit = (scores.argmax(1) == labels).float().mean().item()
-            found = {"set": images.place, "split": images.split, "share": share, "train_images": len(picked)}
-            rows.append({**found, "images": len(labels), "top1": hit})
+            accuracy = (scores.argmax(1) == labels).float().mean().item()
+            about = {"set": images.place, "split": images.split, "share": share, "train_images": len(picked)}
+            rows.append({**about, "images": len(labels), "top1": accuracy})
     return {"probe": "finetune", "settings": settings, **subject.about(), "test": rows}
 
 
 def choose_share(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
-    """Choose a share of the labelled images of each class, at least one per class.
+    """Choose a fraction of the labelled images of each class, at least one per class.
 
     A smaller share is a subset of a larger one with the same seed.
 
@@ -92,9 +92,9 @@ def choose_share(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     labels : ndarray int64 (N,)
         Classes; -1 for an image without a label.
     share : float
-        Above 0, at most 1.
+        Fraction to choose, above 0 and at most 1.
     seed : int
-        Determines the choice.
+        Seed of the choice.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def finetune(
     batch_size : int
         Images per batch, at least 2.
     seed : int
-        Determines the order of the batches, crops and flips.
+        Seed of the order of the batches, the crops and the flips.
 
     Returns
     -------
@@ -153,19 +153,19 @@ def finetune(
     ]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     weak = _crops(config)
-    pixels, numbers = _read(images, picked, config.threads)
-    labels = torch.from_numpy(images.labels)[numbers]
+    pixels, indices = _read(images, picked, config.threads)
+    labels = torch.from_numpy(images.labels)[indices]
     random = np.random.default_rng(seed)
-    batches = -(-len(numbers) // batch_size)
+    batches = -(-len(indices) // batch_size)
     progress = Progress(epochs * batches, "batches")
     try:
         for epoch in range(epochs):
             model.train()
-            for i, chosen in enumerate(np.array_split(random.permutation(len(numbers)), batches)):
+            for i, chosen in enumerate(np.array_split(random.permutation(len(indices)), batches)):
                 for group in optimizer.param_groups:
                     group["lr"] = cosine_lr(epoch * batches + i, epochs * batches, group["base"])
                 if len(chosen) > 1:  # BatchNorm needs two images
-                    states = Draws(seed, epoch, numbers[chosen].numpy()).of(0)
+                    states = Draws(seed, epoch, indices[chosen].numpy()).of(0)
                     logits = model(weak(pixels[chosen].to(device), states))
                     loss = F.cross_entropy(logits, labels[chosen].to(device))
                     optimizer.zero_grad()
@@ -186,10 +186,10 @@ def _crops(config: Config) -> WeakAugment:
 
 def _read(images: Images, picked: np.ndarray, threads: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Read images into memory: uint8 (N, 3, H, W) and their indices int64 (N,). Damaged images are skipped."""
-    pixels, numbers = torch.empty((len(picked), 3, *images.size), dtype=torch.uint8), picked.copy()
+    pixels, indices = torch.empty((len(picked), 3, *images.size), dtype=torch.uint8), picked.copy()
     count = 0
     for batch in images.batches(picked, threads):
         read = len(batch["index"])
-        pixels[count : count + read], numbers[count : count + read] = batch["image"], batch["index"].numpy()
+        pixels[count : count + read], indices[count : count + read] = batch["image"], batch["index"].numpy()
         count += read
-    return pixels[:count], torch.from_numpy(numbers[:count])
+    return pixels[:count], torch.from_numpy(indices[:count])

@@ -17,8 +17,8 @@ from texturegen.errors import ImageError, UserError
 from texturegen.shards import Shards, open_shards
 from texturegen.sources import SOURCES, Item, Source, open_source
 
-BATCH = 256  # images of a batch
-MAX_PENDING = 64  # images being read at once
+BATCH = 256  # images per batch
+MAX_PENDING = 64  # images read ahead
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
@@ -30,17 +30,17 @@ class Images(Protocol):
     Attributes
     ----------
     place : str
-        Location, as the user wrote it.
+        Location, as given by the user.
     split : str or None
         Split of the data set.
     classes : list of str
-        Names by label; empty if the set has none.
+        Class names, in the order of the labels; empty if the set has none.
     size : tuple of int
         (H, W) in pixels.
     digest : str
         Changes when the images change.
     labels : ndarray int64 (N,)
-        -1 for an image without a label.
+        Class of each image; -1 for an image without a label.
     textures : ndarray int64 (N,) or None
         Texture class of each image; only the sets `shapes` have it.
     """
@@ -57,14 +57,14 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def key(self, number: int) -> str:
-        """Return the name of an image."""
+    def key(self, index: int) -> str:
+        """Return the key of an image."""
         ...
 
     def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
         """Yield batches of up to 256 images: "image" uint8 (n, 3, H, W) and "index" int64 (n,).
 
-        Images come in the order of `indices`, all by default. Damaged images are skipped with a warning.
+        Images are in the order of `indices`; by default all are read. Damaged images are skipped with a warning.
         """
         ...
 
@@ -77,7 +77,7 @@ class ShardImages:
     shards : Shards
         Opened shards.
     bad_share : float
-        Share of damaged images above which reading fails with UserError, 0..1.
+        Fraction of damaged images, 0..1, above which reading raises UserError.
     """
 
     place: str
@@ -97,15 +97,15 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def key(self, number: int) -> str:
-        return self.shards.keys[number]
+    def key(self, index: int) -> str:
+        return self.shards.keys[index]
 
     def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
         return Stream(self.shards, Plan(BATCH), threads, "none", bad_share=self.bad_share).in_order(indices)
 
 
 class SourceImages:
-    """The images of a data set's own files; see `Images`. The constructor reads all of them to find their labels.
+    """The images of a data set's own files; see `Images`. The constructor reads all of them for labels and sizes.
 
     Parameters
     ----------
@@ -128,27 +128,31 @@ class SourceImages:
         self.damaged: dict[int, str] = {}
         items = list(self._read(np.arange(len(source)), _describe, None))
         labels = np.full(len(source), -1)
-        for number, (label, _, _) in items:
-            labels[number] = label
+        for index, (label, _, _) in items:
+            labels[index] = label
         self.labels = labels
         if self.damaged:
             first = next(iter(self.damaged.values()))
             warn(f"{place}: skipped {plural(len(self.damaged), 'unreadable image')}; the first is {first}")
         sizes = sorted({size for _, (_, _, size) in items})
-        if len(sizes) != 1:
-            found = f"images of {len(sizes)} sizes, {sizes[0]} to {sizes[-1]}" if sizes else "there are no images"
-            raise UserError(f"{place}: {found}, and a batch needs one size; give one with --size")
+        if not sizes:
+            raise UserError(f"{place}: no readable images; check the location and the files")
+        if len(sizes) > 1:
+            raise UserError(
+                f"{place}: images of {len(sizes)} sizes, {sizes[0]} to {sizes[-1]}, but a batch needs one size; resize "
+                "them with --size"
+            )
         self.size = sizes[0]
         self.textures: np.ndarray | None = None
-        textures = {number: texture for number, (_, texture, _) in items}
+        textures = {index: texture for index, (_, texture, _) in items}
         if len(textures) == len(source) and None not in textures.values():
             self.textures = np.array([textures[i] for i in range(len(source))])
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def key(self, number: int) -> str:
-        return self.source.key(number)
+    def key(self, index: int) -> str:
+        return self.source.key(index)
 
     def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
         order = np.arange(len(self)) if indices is None else indices
@@ -156,22 +160,22 @@ class SourceImages:
             read = list(self._read(order[start : start + BATCH], lambda item: item.image, threads))
             if read:
                 images = torch.from_numpy(np.stack([image for _, image in read])).permute(0, 3, 1, 2)
-                yield {"image": images, "index": torch.tensor([number for number, _ in read])}
+                yield {"image": images, "index": torch.tensor([index for index, _ in read])}
 
-    def _read(self, order: np.ndarray, take: Callable[[Item], T], threads: int | None) -> Iterator[tuple[int, T]]:
-        """Yield (index, take(item)) in the order of `order`; damaged images go into `damaged` instead."""
+    def _read(self, order: np.ndarray, extract: Callable[[Item], T], threads: int | None) -> Iterator[tuple[int, T]]:
+        """Yield (index, extract(item)) in the order of `order`; record damaged images in `damaged` instead."""
 
-        def read(number: int) -> T | None:
+        def read(index: int) -> T | None:
             try:
-                return take(self.source[number])
+                return extract(self.source[index])
             except ImageError as error:
-                self.damaged[number] = str(error)
+                self.damaged[index] = str(error)
                 return None
 
         pending: deque[tuple[int, Future[T | None]]] = deque()
         with ThreadPoolExecutor(threads or default_threads()) as pool:
-            for number in order.tolist():
-                pending.append((number, pool.submit(read, number)))
+            for index in order.tolist():
+                pending.append((index, pool.submit(read, index)))
                 if len(pending) > MAX_PENDING:
                     earliest, future = pending.popleft()
                     if (found := future.result()) is not None:
@@ -192,12 +196,12 @@ def open_images(place: str | Path, root: str | Path | None = None, size: int | N
     root : str, Path or None
         Directory of the data set's files.
     size : int or None
-        Side in pixels to which images are resized; does not apply to shards.
+        Resize images to this side in pixels; ignored for shards.
 
     Raises
     ------
     UserError
-        If `place` is none of these, or the images differ in size.
+        If nothing is found at `place`, or the images differ in size.
 
     Examples
     --------

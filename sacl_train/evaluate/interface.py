@@ -1,4 +1,4 @@
-"""The interface between `probe` and the probes it can fit."""
+"""The interface between `probe` and the probes that it fits."""
 
 from typing import Any, Protocol
 
@@ -19,6 +19,6 @@ class Probe(Protocol):
     def __call__(self, features: Tensor, labels: Tensor, *args: Any, **settings: Any) -> dict[str, Classifier]:
         """Fit on features float (M, C) and labels int64 (M,), 0 or above.
 
-        Returns a classifier per variant: "k=20", "k=200" of kNN; "" for a probe with one variant.
+        Returns a classifier per variant: "k=20", "k=200" for kNN; "" for a probe with one variant.
         """
         ...

@@ -40,14 +40,14 @@ def fit_knn(features: Tensor, labels: Tensor, k: Sequence[int] = (20, 200), tau:
     >>> classifiers["k=1"](torch.tensor([[0.1, 0.9, 0.2]])).argmax(1)
     tensor([1])
     """
-    return {f"k={number}": partial(knn_predict, features, labels, k=number, tau=tau) for number in k}
+    return {f"k={count}": partial(knn_predict, features, labels, k=count, tau=tau) for count in k}
 
 
 def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, tau: float = 0.07) -> Tensor:
     """Return the votes of the k most similar bank features for each class.
 
-    A neighbour votes exp((cosine - largest cosine) / tau). Subtracting the query's largest cosine keeps the order of
-    the classes and prevents overflow.
+    A neighbour votes exp((cosine - largest cosine) / tau). Subtracting the query's largest cosine prevents
+    overflow and does not change the order of the classes.
 
     Parameters
     ----------

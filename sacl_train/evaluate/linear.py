@@ -9,7 +9,7 @@ from sacl_train.evaluate.interface import Classifier
 from sacl_train.training.optim import cosine_lr
 
 RATES = (0.03, 0.1, 0.3, 0.9, 2.7, 8.1)  # learning rates of the sweep
-HELD_OUT = 0.1  # share of the training images that the sweep is scored on
+HELD_OUT = 0.1  # fraction of the training images that the sweep is scored on
 
 
 def fit_linear(
@@ -18,7 +18,8 @@ def fit_linear(
     """Train a linear classifier of features.
 
     Features are standardised per dimension by the training set's mean and standard deviation. A linear layer can
-    represent this affine map itself, so the probe is no stronger or weaker, and one learning rate suits every encoder.
+    represent this affine map itself, so standardising makes the probe neither stronger nor weaker; it lets one learning
+    rate suit every encoder.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def fit_linear(
     epochs, lr, batch_size : int, float, int
         SACL section 3.2: 200 epochs, learning rate 0.9 with cosine decay, batches of 128.
     seed : int
-        Determines the order of the batches.
+        Seed of the order of the batches.
 
     Returns
     -------
@@ -72,7 +73,8 @@ def sweep_rates(
 ) -> dict[float, float]:
     """Return the held-out accuracy of `fit_linear` at each learning rate of `RATES`.
 
-    A tenth of the training images is held out; the test set is not used. Refit at the best rate on all training images.
+    A tenth of the training images is held out; the test set is not used. The caller then fits again on all
+    training images at the best rate.
 
     Parameters
     ----------

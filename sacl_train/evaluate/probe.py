@@ -28,7 +28,7 @@ SHUFFLED_CELLS = 4  # cells per side of a shuffled image
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: the encoder of a run, and the labelled images that a classifier is trained on.
+    """The encoder to evaluate and the labelled images that classifiers are fitted on.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Subject:
     epochs : int
         Epochs that the encoder has been trained for.
     device : torch.device
-        Where features are computed.
+        Device that computes the features.
     store : FeatureStore
         Cache of the encoder's features.
     train : Images
@@ -60,7 +60,7 @@ class Subject:
     features: Features
 
     def about(self) -> dict[str, Any]:
-        """Return what every probe's figures begin with, ready for JSON."""
+        """Return the fields common to the figures of all probes, JSON-serialisable."""
         return {
             "run": str(self.run),
             "method": self.config.method,
@@ -93,7 +93,7 @@ def load_subject(
     Raises
     ------
     UserError
-        If there is no checkpoint in `run`, or no label in `train`.
+        If there is no checkpoint in `run`, or no image in `train` has a label.
     """
     encoder, config, epochs = load_encoder(Path(run))
     torch_device = choose_device(device)
@@ -111,20 +111,20 @@ def open_test(place: str | Path, subject: Subject, root: str | Path | None = Non
     place : str or Path
         The test images; see `images.open_images`.
     subject : Subject
-        Its training images give the classes and the size that the test set must have.
+        The test set must have the classes and the image size of its training images.
     root, size
-        As in `images.open_images`. size None: the training images' size, if they are square.
+        As in `images.open_images`. If size is None, the training images' size is used, provided that they are square.
 
     Raises
     ------
     UserError
-        If there are no labels, or the classes or the size differ.
+        If no image has a label, or the classes or the image size differ.
     """
     train = subject.train
     side = train.size[0] if train.size[0] == train.size[1] else None
     test = require_labels(open_images(place, root, size or side))
     if test.classes != train.classes:
-        raise UserError(f"{place}: its classes {test.classes} are not those of {train.place}, {train.classes}")
+        raise UserError(f"{place}: its classes {test.classes} differ from those of {train.place}, {train.classes}")
     if test.size != train.size:
         raise UserError(
             f"{place}: images of {test.size} px, but {train.size} px in {train.place}; build both with the same --size"
@@ -163,9 +163,9 @@ def evaluate(
     Returns
     -------
     dict
-        The figures and how they were measured, ready for JSON. "test" has a row per test set and variant (each k of
+        The figures and how they were measured, JSON-serialisable. "test" has a row per test set and variant (each k of
         kNN): "top1"; "top5" if there are more than five classes; "texture_decisions" if the images have a
-        `texture_label` (the sets `shapes`), the share of predictions that follow the texture; "destroyed" with
+        `texture_label` (the sets `shapes`), the fraction of predictions that follow the texture; "destroyed" with
         `destroy`, the top-1 accuracy on shuffled images. All are in 0..1. "sweep" and "chosen_lr" with lr="sweep".
 
     Raises
@@ -186,8 +186,8 @@ def evaluate(
     sweep: dict[str, Any] = {}
     fit_settings = dict(settings)
     if probe == "linear" and settings.get("lr") == "sweep":
-        others = {key: value for key, value in settings.items() if key != "lr"}
-        accuracies = sweep_rates(features, labels, **others)
+        sweep_settings = {key: value for key, value in settings.items() if key != "lr"}
+        accuracies = sweep_rates(features, labels, **sweep_settings)
         fit_settings["lr"] = max(accuracies, key=lambda rate: accuracies[rate])
         sweep = {"sweep": accuracies, "chosen_lr": fit_settings["lr"]}
     classifiers = PROBES[probe](features, labels, **fit_settings)
@@ -213,7 +213,7 @@ def shuffle_cells(images: Tensor, samples: np.ndarray) -> Tensor:
     images : Tensor uint8 (N, C, H, W)
         The images.
     samples : ndarray int64 (N,)
-        Their indices, which determine the order of the cells.
+        Their indices, which seed the order of the cells.
 
     Returns
     -------
@@ -223,23 +223,23 @@ def shuffle_cells(images: Tensor, samples: np.ndarray) -> Tensor:
     return shuffle_patches(images, Draws(0, 0, samples).of(0), (side, side))
 
 
-def score(images: Images, scores: Tensor, of: Features) -> dict[str, Any]:
-    """Return the figures of one classifier on one test set, as `evaluate` describes them.
+def score(images: Images, scores: Tensor, features: Features) -> dict[str, Any]:
+    """Return the figures of one classifier on one test set; see `evaluate`.
 
     Parameters
     ----------
     images : Images
         The test set.
     scores : Tensor float (N, classes)
-        The classifier's scores of the images in `of`.
-    of : Features
+        The classifier's scores for the images of `features`.
+    features : Features
         Features of the labelled images of the set.
     """
-    hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == of.labels[:, None]
-    figures: dict[str, Any] = {"images": len(of.labels), "top1": hit[:, 0].float().mean().item()}
+    hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == features.labels[:, None]
+    figures: dict[str, Any] = {"images": len(features.labels), "top1": hit[:, 0].float().mean().item()}
     if scores.shape[1] > 5:
         figures["top5"] = hit.any(1).float().mean().item()
     if images.textures is not None:
-        follows = scores.argmax(1) == torch.from_numpy(images.textures)[of.numbers]
-        figures["texture_decisions"] = follows.float().mean().item()
+        follows_texture = scores.argmax(1) == torch.from_numpy(images.textures)[features.numbers]
+        figures["texture_decisions"] = follows_texture.float().mean().item()
     return figures

@@ -10,11 +10,11 @@ from sacl_train.evaluate.images import ShardImages
 from sacl_train.evaluate.knn import knn_accuracy
 from texturegen.shards import Shards
 
-MAX_IMAGES = 2500  # training images that are encoded: a fifth as queries, the rest as bank
+MAX_IMAGES = 2500  # training images to encode: a fifth as queries, the rest as the bank
 
 
 def quick_knn(encoder: nn.Module, shards: Shards, config: Config, device: torch.device) -> float | None:
-    """Return the kNN top-1 accuracy (0..1) of training images among other training images.
+    """Return the kNN top-1 accuracy (0..1) on training images, with other training images as the bank.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def quick_knn(encoder: nn.Module, shards: Shards, config: Config, device: torch.
     shards : Shards
         The training set.
     config : Config
-        Gives the normalisation and the seed.
+        Settings of the run, with the normalisation and the seed.
     device : torch.device
         The encoder's device.
 

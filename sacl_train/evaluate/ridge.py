@@ -1,4 +1,4 @@
-"""Ridge regression onto the classes in closed form: a linear probe that takes seconds."""
+"""Ridge regression onto one-hot labels in closed form: a linear probe that takes seconds."""
 
 import torch
 from torch import Tensor

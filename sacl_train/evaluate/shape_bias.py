@@ -1,7 +1,8 @@
 """Shape bias on cue-conflict stimuli (Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture").
 
-A stimulus has the shape of one class and the texture of another; the bias is measured by which of the two a classifier
-predicts. Stimuli are files CLASS/SHAPE<k>-TEXTURE<k>.EXT, as the authors publish them (toolbox model-vs-human).
+A stimulus has the shape of one class and the texture of another; the bias measures how often a classifier predicts the
+shape rather than the texture. Stimuli are files CLASS/SHAPE<k>-TEXTURE<k>.EXT, as the authors publish them (toolbox
+model-vs-human).
 """
 
 import re
@@ -23,8 +24,8 @@ CATEGORIES = (
     *("chair", "clock", "dog", "elephant", "keyboard", "knife", "oven", "truck"),
 )
 
-# Class of CIFAR-10, STL-10 or ImageNet-100 -> category, where the names differ. For ImageNet the paper assigns WordNet
-# ids to categories (section 2.4); listed are those among the hundred classes.
+# Class of CIFAR-10, STL-10 or ImageNet-100 -> category, where the names differ. The paper assigns WordNet ids to
+# categories (section 2.4); this lists the ids that are in ImageNet-100.
 CATEGORY_BY_CLASS = {
     "automobile": "car",
     "ship": "boat",
@@ -46,9 +47,9 @@ STIMULUS = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")
 
 
 def shape_bias(decisions: list[str], shapes: list[str], textures: list[str]) -> dict[str, Any]:
-    """Return the shares of decisions for the shape and for the texture, and the shape bias.
+    """Return the shape bias, and the fractions of decisions for the shape and for the texture.
 
-    Stimuli whose shape and texture are of the same class are left out.
+    Stimuli with shape and texture of the same class are left out.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def shape_bias(decisions: list[str], shapes: list[str], textures: list[str]) -> 
     -------
     dict
         "stimuli"; "shape_decisions", "texture_decisions" and "bias" in 0..1, or None if undefined; the bias is the
-        share of shape decisions among those for shape or texture (section 3). "classes": the same for the stimuli of
+        fraction of shape decisions among those for shape or texture (section 3). "classes": the same for the stimuli of
         each shape.
 
     Examples
@@ -93,13 +94,13 @@ def read_stimuli(directory: Path, side: int) -> tuple[np.ndarray, list[str], lis
     directory : Path
         Files CLASS/SHAPE<k>-TEXTURE<k>.EXT; others are ignored.
     side : int
-        Side in pixels to which they are resized.
+        Resize stimuli to this side in pixels.
 
     Returns
     -------
     images : ndarray uint8 (N, side, side, 3)
     shapes, textures : list of str
-        Categories of their shapes and textures.
+        Categories of the shapes and the textures.
 
     Raises
     ------
@@ -118,7 +119,7 @@ def read_stimuli(directory: Path, side: int) -> tuple[np.ndarray, list[str], lis
             textures.append(match[2])
     if not images:
         raise MissingError(
-            f"{directory}: no stimuli here; they are files like CLASS/cat7-bottle2.png of the categories "
+            f"{directory}: no stimuli found; expected files like CLASS/cat7-bottle2.png of the categories "
             f"{', '.join(CATEGORIES)}"
         )
     return np.stack(images), shapes, textures
@@ -127,7 +128,7 @@ def read_stimuli(directory: Path, side: int) -> tuple[np.ndarray, list[str], lis
 def categorise(scores: torch.Tensor, classes: list[str]) -> list[str]:
     """Return the predicted category of each stimulus.
 
-    The probability of a category is the mean over its classes (section 2.4); classes outside the categories are
+    The probability of a category is the mean over its classes (section 2.4); classes without a category are
     ignored.
 
     Parameters
@@ -162,7 +163,7 @@ def evaluate_shape_bias(
 ) -> dict[str, Any]:
     """Return the shape bias of a linear probe on a run's encoder.
 
-    Scored are the stimuli whose shape and texture are both among the classes of the training images.
+    Only stimuli with both shape and texture among the classes of the training images are scored.
 
     Parameters
     ----------
@@ -177,12 +178,12 @@ def evaluate_shape_bias(
     Returns
     -------
     dict
-        The figures of `shape_bias` and how they were measured, ready for JSON.
+        The figures of `shape_bias` and how they were measured, JSON-serialisable.
 
     Raises
     ------
     UserError
-        If no stimulus can be scored, or as in `probe.evaluate`.
+        If no stimulus can be scored, and in the cases of `probe.evaluate`.
     """
     subject = load_subject(run, train, device, root, size)
     classes = subject.train.classes
@@ -196,9 +197,9 @@ def evaluate_shape_bias(
             )
         found = subject.store.get(conflict)
         decisions = [classes[i] for i in classify(found.values).argmax(1).tolist()]
-        of_shape = [classes[i] for i in found.labels.tolist()]
-        of_texture = [classes[i] for i in conflict.textures[found.numbers.numpy()].tolist()]
-        return {**about, **shape_bias(decisions, of_shape, of_texture)}
+        shape_names = [classes[i] for i in found.labels.tolist()]
+        texture_names = [classes[i] for i in conflict.textures[found.numbers.numpy()].tolist()]
+        return {**about, **shape_bias(decisions, shape_names, texture_names)}
     images, shapes, textures = read_stimuli(Path(stimuli), min(subject.train.size))
     known = {CATEGORY_BY_CLASS.get(name, name) for name in classes}
     picked = [i for i in range(len(images)) if {shapes[i], textures[i]} <= known]

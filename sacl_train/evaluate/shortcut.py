@@ -1,7 +1,8 @@
 """Test for a shortcut: does one direction, "is synthetic", separate all textures from all photographs?
 
-If it does, a contrastive loss discounts its texture negatives at no cost: their similarities drop together, whatever
-the images show, and the negatives teach nothing. Measured on the encoder's features and the projector's embeddings.
+If it does, a contrastive loss can discount its texture negatives at no cost: one direction lowers all their
+similarities, whatever the images show, and the negatives teach nothing. The test uses the encoder's features and the
+projector's embeddings.
 """
 
 from pathlib import Path
@@ -30,7 +31,8 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     """Measure how a run's networks separate images from their textures.
 
     Uses up to 2000 images, evenly spaced over the shards, and the first texture of each. Embeddings are L2-normalised
-    outputs of the projector, computed with batch statistics, as in training; methods without a projector have none.
+    outputs of the projector, computed with batch statistics, as in training; methods without a projector
+    have no embeddings.
 
     Parameters
     ----------
@@ -44,10 +46,9 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     Returns
     -------
     dict
-        The figures and how they were measured, ready for JSON. "told_apart": accuracy (0..1; chance is 0.5) of a linear
-        classifier, images against textures, on features of held-out images (a half). Of the embeddings: "own_texture",
-        "other_textures" and "other_images", the mean cosine of an image to those; "one_direction" and "own_share", see
-        `explain_similarities`.
+        The figures and how they were measured, JSON-serialisable. "told_apart": accuracy (0..1; chance is 0.5) of
+        a linear classifier that separates images from textures by their features, on a held-out half. The other figures
+        are those of `explain_similarities` on the embeddings.
 
     Raises
     ------
@@ -57,23 +58,23 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     method, config, epochs = load_method(Path(run))
     torch_device = choose_device(device)
     method = method.to(torch_device)
-    opened = open_shards(shards)
-    if not opened.textures_per_image:
-        raise UserError(f"{shards}: no textures here; build shards with --per-image 1")
-    if len(opened) < 2:
-        raise UserError(f"{shards}: {plural(len(opened), 'image')}; the comparison needs at least 2")
+    dataset = open_shards(shards)
+    if not dataset.textures_per_image:
+        raise UserError(f"{shards}: these shards have no textures; build shards with --per-image 1")
+    if len(dataset) < 2:
+        raise UserError(f"{shards}: {plural(len(dataset), 'image')}; the comparison needs at least 2")
     assert config.mean is not None
     assert config.std is not None
-    picked = np.unique(np.linspace(0, len(opened) - 1, min(MAX_IMAGES, len(opened))).astype(int))
+    picked = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_IMAGES, len(dataset))).astype(int))
     features: dict[str, list[Tensor]] = {"image": [], "texture": []}
     embeddings: dict[str, list[Tensor]] = {"image": [], "texture": []}
     project = getattr(method, "projector", None)
     for module in method.modules():
         if isinstance(module, _BatchNorm):
-            module.momentum = 0.0  # passes in train mode must not change the running statistics of eval mode
-    # Batches of equal size: embeddings depend on the statistics of their batch.
-    for numbers in np.array_split(picked, -(-len(picked) // MAX_BATCH)):
-        samples = [opened[i] for i in numbers.tolist()]
+            module.momentum = 0.0  # forward passes in train mode must not change the running statistics
+    # Embeddings depend on the statistics of their batch, so all batches have the same size (within one image).
+    for indices in np.array_split(picked, -(-len(picked) // MAX_BATCH)):
+        samples = [dataset[i] for i in indices.tolist()]
         for name, pixels in (
             ("image", [sample.image for sample in samples]),
             ("texture", [sample.texture(0) for sample in samples]),
@@ -107,7 +108,7 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
 def tell_apart(images: Tensor, textures: Tensor) -> float:
     """Return the accuracy of a ridge classifier that separates images from textures.
 
-    Every second pair fits the classifier; the others are scored.
+    The classifier is fitted on every second pair and scored on the others.
 
     Parameters
     ----------
@@ -122,8 +123,8 @@ def tell_apart(images: Tensor, textures: Tensor) -> float:
     values = torch.stack([images, textures], 1)  # keeps an image and its texture in the same half
     labels = torch.tensor([0, 1]).expand(len(values), 2)
     classify = fit_ridge(values[::2].flatten(0, 1), labels[::2].flatten())[""]
-    hit = classify(values[1::2].flatten(0, 1)).argmax(1) == labels[1::2].flatten()
-    return hit.float().mean().item()
+    is_correct = classify(values[1::2].flatten(0, 1)).argmax(1) == labels[1::2].flatten()
+    return is_correct.float().mean().item()
 
 
 def explain_similarities(images: Tensor, textures: Tensor) -> dict[str, float]:
@@ -137,26 +138,25 @@ def explain_similarities(images: Tensor, textures: Tensor) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        "own_texture", "other_textures", "other_images": mean cosine of an image to those. The other two are shares
-        (0..1) of the sum of squares of the similarities to textures, minus the mean similarity to other images:
-        "one_direction" is explained by the direction from the mean image to the mean texture alone, "own_share" by a
-        texture belonging to the image.
+        "own_texture", "other_textures", "other_images": mean cosine of an image to its own texture, to other textures
+        and to other images. "one_direction", "own_share": subtract the mean similarity to other images from the
+        similarities to textures; these are the fractions (0..1) of the sum of squares that are explained by the
+        direction from the mean image to the mean texture alone, and by a texture being the image's own.
     """
-    others = ~torch.eye(len(images), dtype=torch.bool)
-    between = images @ images.T
-    level = between[others].mean()
-    excess = images @ textures.T - level  # similarity to a texture above that to another photograph
+    off_diagonal = ~torch.eye(len(images), dtype=torch.bool)
+    baseline = (images @ images.T)[off_diagonal].mean()
+    excess = images @ textures.T - baseline  # similarity to a texture beyond that to another image
     direction = F.normalize(textures.mean(0) - images.mean(0), dim=0)
     centre = images.mean(0)
     along = (images @ direction)[:, None] * ((textures - centre) @ direction)[None, :]
-    margin = excess.diagonal().mean() - excess[others].mean()
+    margin = excess.diagonal().mean() - excess[off_diagonal].mean()
     residual = (excess - along).square().sum()
     own = torch.diag(torch.full((len(images),), float(margin)))
     total = excess.square().sum()
     return {
-        "own_texture": (excess.diagonal().mean() + level).item(),
-        "other_textures": (excess[others].mean() + level).item(),
-        "other_images": level.item(),
+        "own_texture": (excess.diagonal().mean() + baseline).item(),
+        "other_textures": (excess[off_diagonal].mean() + baseline).item(),
+        "other_images": baseline.item(),
         "one_direction": (1 - residual / total).item(),
         "own_share": (1 - (excess - own).square().sum() / total).item(),
     }

@@ -17,14 +17,14 @@ __all__ = ["METHODS", "Entry", "Method", "find_method"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What the registry knows about a method without importing its module, which would load torch.
+    """Registry entry of a method. Its module, and with it torch, is imported only by `load`.
 
     Attributes
     ----------
     location : str
         "module:class" inside this package.
     help : str
-        Description of the method in a few words.
+        Short description of the method.
     """
 
     location: str

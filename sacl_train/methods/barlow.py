@@ -43,7 +43,7 @@ class BarlowSettings:
 
 
 class BarlowTwins(Method):
-    """One network; each dimension of one view's embedding should correlate only with itself in the other view's."""
+    """One network; each embedding dimension of one view should correlate only with the same dimension of the other."""
 
     Settings = BarlowSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -56,8 +56,8 @@ class BarlowTwins(Method):
         self.projector = deep_mlp(encoder.out_features, settings.projector_hidden, settings.projector_out)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        """Yield the loss of eq. 1 as one term. The batch's textures are not read."""
+        """Yield the loss of eq. 1 as one term. Textures in the batch are ignored."""
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]  # (N, D)
-        first, second = (gather_with_gradient(view) for view in z)
+        first, second = (gather_with_gradient(embeddings) for embeddings in z)
         loss, metrics = cross_correlation(first, second, self.settings.redundancy)
         yield loss, {**metrics, "embedding_std": embedding_std(first.detach())}

@@ -25,7 +25,7 @@ class BYOLSettings:
     Attributes
     ----------
     momentum, momentum_schedule
-        m of the target's moving average, from 0.996 up to 1 along a cosine; see `ema.momentum_at`.
+        m of the target's moving average; rises from 0.996 to 1 along a cosine by default. See `ema.momentum_at`.
     projector_hidden, projector_out, predictor_hidden : int
         Widths of the heads.
     texture_role : str
@@ -61,7 +61,10 @@ class BYOL(Method):
         self.target_projector = make_target(self.projector)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        """Yield two terms, eq. 2 with either view as the query; `losses.negative_cosine` instead of 2 + 2 times it."""
+        """Yield one term for each view as the query (eq. 2).
+
+        The terms use `losses.negative_cosine`; eq. 2 is 2 + 2 times that value.
+        """
         views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
         keys = [self._keys(view) for view in views]
         std = embedding_std(gather(keys[0]))

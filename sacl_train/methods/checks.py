@@ -8,10 +8,10 @@ from sacl_train.nets.ema import SCHEDULES
 from texturegen.errors import UserError, nearest
 
 NEGATIVE_ROLES = ("negative", "none")
-NO_ROLES = ("none", "negative", "instance", "positive")
+ALL_ROLES = ("none", "negative", "instance", "positive")
 CHOICES = {"scope": SCOPES, "texture_view": TEXTURE_VIEWS, "momentum_schedule": SCHEDULES}
 COUNTS = ("projector_hidden", "projector_out", "predictor_hidden", "queue", "negatives", "images")  # at least 1
-SHARES = ("momentum", "weight")  # 0..1
+FRACTIONS = ("momentum", "weight")  # 0..1
 
 
 def check_settings(settings: Any, roles: tuple[str, ...]) -> None:
@@ -20,23 +20,23 @@ def check_settings(settings: Any, roles: tuple[str, ...]) -> None:
     Parameters
     ----------
     settings : dataclass
-        The method's settings. A count may be None: its default then depends on something else.
+        The method's settings. A count may be None, which stands for a default that depends on other settings.
     roles : tuple of str
         The values that the method accepts as texture_role.
     """
-    given = vars(settings)
-    check_choice("texture_role", given["texture_role"], roles)
+    values = vars(settings)
+    check_choice("texture_role", values["texture_role"], roles)
     for name, choices in CHOICES.items():
-        if name in given:
-            check_choice(name, given[name], choices)
+        if name in values:
+            check_choice(name, values[name], choices)
     for name in COUNTS:
-        if given.get(name) is not None and given[name] < 1:
-            raise UserError(f"{name} is {given[name]}; it must be at least 1")
-    for name in SHARES:
-        if name in given and not 0 <= given[name] <= 1:
-            raise UserError(f"{name} is {given[name]}; it must be between 0 and 1")
-    if "tau" in given and not given["tau"] > 0:
-        raise UserError(f"tau is {given['tau']}; it must be above 0")
+        if values.get(name) is not None and values[name] < 1:
+            raise UserError(f"{name} is {values[name]}; it must be at least 1")
+    for name in FRACTIONS:
+        if name in values and not 0 <= values[name] <= 1:
+            raise UserError(f"{name} is {values[name]}; it must be between 0 and 1")
+    if "tau" in values and not values["tau"] > 0:
+        raise UserError(f"tau is {values['tau']}; it must be above 0")
 
 
 def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
@@ -46,7 +46,7 @@ def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_settings_without_negatives(settings: Any, method: str) -> None:
-    """Check the settings of a method without negatives, which must refuse textures.
+    """Raise UserError unless the settings are valid for a method without negatives, which cannot use textures.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def check_settings_without_negatives(settings: Any, method: str) -> None:
     method : str
         Name of the method, for the error.
     """
-    check_settings(settings, NO_ROLES)
+    check_settings(settings, ALL_ROLES)
     if settings.texture_role != "none":
         raise UserError(
             f"texture_role '{settings.texture_role}' does not apply to {method}, which has no negatives; use "

@@ -20,12 +20,12 @@ def info_nce(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each query against its own key, among all keys and the texture keys (SACL eq. 10).
 
-    Per query p = p[a, i], with cosine similarities (eq. 8), averaged over A and N::
+    The result is the mean over A and N of the loss of query p = p[a, i], with cosine similarities (eq. 8)::
 
         -log( exp(p.z_i / tau) / (sum_b exp(p.z_b / tau) + sum_b w_ib sum_k exp(alpha p.t_bk / tau)) )
 
-    All similarities are computed in float32 (float64 if given so), also under autocast; with TF32 enabled, CUDA rounds
-    the products to TF32. With M = 1 and no textures there are no negatives: the loss is 0, and so is its gradient.
+    All similarities are computed in float32 (float64 for float64 input), even under autocast; with TF32 enabled, CUDA
+    rounds the products to TF32. With M = 1 and no textures there are no negatives, and loss and gradient are 0.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def info_nce(
         logits = cosines / tau
         stats = {"positive_similarity": positive.mean()}
         if len(z) > 1:
-            others = combinations * images * (len(z) - 1)
-            stats["negative_similarity"] = (cosines.sum() - positive.sum()) / others
+            negative_count = combinations * images * (len(z) - 1)
+            stats["negative_similarity"] = (cosines.sum() - positive.sum()) / negative_count
         if t is not None:
             t = _unit(t)
             own = torch.einsum("and,nkd->ank", p, t[first : first + images])  # (A, N, P)
@@ -116,9 +116,9 @@ def bank_nce(
     with torch.autocast(q.device.type, enabled=False):
         q, z, bank = _unit(q), _unit(z), _unit(bank)
         positive = (q * z).sum(1, keepdim=True)  # (N, 1)
-        against = q @ bank.T  # (N, K)
-        logits = torch.cat([positive, against], dim=1) / tau
-        stats = {"positive_similarity": positive.mean(), "negative_similarity": against.mean()}
+        negatives = q @ bank.T  # (N, K)
+        logits = torch.cat([positive, negatives], dim=1) / tau
+        stats = {"positive_similarity": positive.mean(), "negative_similarity": negatives.mean()}
         if t is not None:
             textures, stats["texture_similarity"] = _texture_cosines(q, _unit(t), scope, first)
             logits = torch.cat([logits, alpha * textures / tau], dim=1)
@@ -139,7 +139,8 @@ def pirl_nce(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Noise-contrastive loss of PIRL against a memory bank (Misra & van der Maaten 2020, eq. 3, 4).
 
-    -log h(own) - sum of log(1 - h(other)) over the other images' features, h a softmax over all of them.
+    The loss is -log h(own) - sum log(1 - h(other)), summed over the features of other images; h is the softmax over all
+    candidates.
 
     Parameters
     ----------
@@ -150,7 +151,7 @@ def pirl_nce(
     bank : Tensor (K, D)
         Features drawn from the bank as negatives.
     same : Tensor bool (N, K)
-        True where a drawn feature is the image's own and must be masked.
+        True where a feature drawn from the bank belongs to the image itself and must be masked.
     t, tau, alpha, scope, first
         As in `info_nce`.
 
@@ -164,13 +165,13 @@ def pirl_nce(
         positive = (v * own).sum(1, keepdim=True)  # (N, 1)
         negatives = v @ bank.T  # (N, K)
         logits = torch.cat([positive, negatives.masked_fill(same, -torch.inf)], dim=1) / tau
-        others = negatives.masked_fill(same, 0).sum() / (~same).sum()
-        stats = {"positive_similarity": positive.mean(), "negative_similarity": others}
+        mean_negative = negatives.masked_fill(same, 0).sum() / (~same).sum()
+        stats = {"positive_similarity": positive.mean(), "negative_similarity": mean_negative}
         if t is not None:
             textures, stats["texture_similarity"] = _texture_cosines(v, _unit(t), scope, first)
             logits = torch.cat([logits, alpha * textures / tau], dim=1)
         log_h = F.log_softmax(logits, dim=1)
-        # h is clamped below 1: a negative with all of the probability would make the loss infinite.
+        # A negative that takes all the probability would make the loss infinite, so h is clamped below 1.
         h = log_h[:, 1:].exp().clamp(max=1 - torch.finfo(log_h.dtype).eps)
         loss = (-log_h[:, 0] - torch.log1p(-h).sum(1)).mean()
     return loss, {name: value.detach() for name, value in stats.items()}
@@ -210,14 +211,14 @@ def nt_xent(
         images, total = z.shape[1], all_views.shape[1]
         cosines = z.flatten(0, 1) @ all_views.flatten(0, 1).T  # (2N, 2M)
         rows = torch.arange(2 * images, device=z.device)
-        mine = first + torch.arange(images, device=z.device)
-        own, other = torch.cat([mine, mine + total]), torch.cat([mine + total, mine])  # (2N,)
-        positive = cosines[rows, other]
-        logits = (cosines / tau).index_put((rows, own), cosines.new_full((), -torch.inf))
+        index = first + torch.arange(images, device=z.device)  # columns of this process's first views
+        itself, partner = torch.cat([index, index + total]), torch.cat([index + total, index])  # (2N,)
+        positive = cosines[rows, partner]
+        logits = (cosines / tau).index_put((rows, itself), cosines.new_full((), -torch.inf))
         stats = {"positive_similarity": positive.mean()}
         if total > 1:
-            rest = cosines.sum() - positive.sum() - cosines[rows, own].sum()
-            stats["negative_similarity"] = rest / (2 * images * (2 * total - 2))
+            negative_sum = cosines.sum() - positive.sum() - cosines[rows, itself].sum()
+            stats["negative_similarity"] = negative_sum / (2 * images * (2 * total - 2))
         if t is not None:
             cosines_to_textures, similarities = zip(
                 *(_texture_cosines(view, _unit(keys), scope, first) for view, keys in zip(z, t, strict=True)),
@@ -225,7 +226,7 @@ def nt_xent(
             )
             stats["texture_similarity"] = torch.stack(similarities).mean()
             logits = torch.cat([logits, alpha * torch.cat(cosines_to_textures) / tau], dim=1)
-        loss = F.cross_entropy(logits, other)
+        loss = F.cross_entropy(logits, partner)
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
@@ -286,8 +287,8 @@ def embedding_std(z: Tensor) -> Tensor:
 
     The standard deviation over the batch of the L2-normalised embeddings, averaged over dimensions, times sqrt(D): unit
     vectors without a preferred direction have 1/sqrt(D) in each dimension. It detects embeddings that have become
-    constant. It does not detect a collapse in front of a BatchNorm, which amplifies the remaining noise; a kNN score at
-    chance level does.
+    constant. It misses a collapse before a BatchNorm, because BatchNorm amplifies the remaining noise; a kNN score at
+    chance level reveals that one.
 
     Parameters
     ----------
@@ -302,10 +303,10 @@ def embedding_std(z: Tensor) -> Tensor:
 
 
 def _texture_cosines(q: Tensor, t: Tensor, scope: str, first: int) -> tuple[Tensor, Tensor]:
-    """Return the cosines of queries to texture keys, and their mean to the queries' own textures (0-d).
+    """Return the cosines of queries to texture keys, and the mean cosine to each query's own textures (0-d).
 
-    q: unit vectors (N, D). t: unit vectors (M, P, D); query i belongs to the textures first + i. The cosines are (N,
-    P), to the own textures, for scope "own", else (N, M*P).
+    q: unit vectors (N, D). t: unit vectors (M, P, D), where t[first + i] are the textures of query i. The cosines are
+    (N, P) for scope "own", else (N, M*P).
     """
     _check_scope(scope)
     if scope == "own":

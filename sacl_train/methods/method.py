@@ -15,7 +15,7 @@ LossTerm = tuple[Tensor, dict[str, Tensor]]
 
 
 class Method(nn.Module):
-    """Base class of the training methods: networks, the loss of a batch, and what follows the optimizer's step.
+    """Base class of the training methods: the networks, the loss of a batch, and the update after an optimizer step.
 
     A method is constructed as Method(encoder, weak, image_size, settings), with image_size (H, W) in pixels. The
     optimizer updates the parameters that require a gradient; a checkpoint holds the state_dict.
@@ -30,7 +30,7 @@ class Method(nn.Module):
 
     # A frozen dataclass with a default for every field; `texture_role` is one of the fields.
     Settings: ClassVar[type[Any]]
-    # Settings of `Config` for which the method's paper uses other values than SACL.
+    # Overrides of `Config` defaults, where the method's paper differs from SACL.
     defaults: ClassVar[dict[str, Any]] = {}
     encoder: Encoder
     weak: WeakAugment
@@ -55,7 +55,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> LossTerm:
-        """Return the whole loss of a batch and its metrics, with "loss" among them.
+        """Return the total loss of a batch and its metrics, which include "loss".
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class Method(nn.Module):
 
 
 def merge(terms: list[LossTerm]) -> dict[str, Tensor]:
-    """Return the metrics of a batch from those of its terms: the sum of the losses as "loss", the mean of all others.
+    """Merge the metrics of a batch's terms: "loss" is the sum of the losses, every other metric is a mean.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """MoCo v2 (Chen et al. 2020, "Improved baselines with momentum contrastive learning"; He et al. 2020, algorithm 1).
 
 Batch statistics are computed over all processes. The paper shuffles samples between processes instead (He et al. 2020,
-section 3.3), which has no effect with a single one.
+section 3.3), which has no effect in a single process.
 """
 
 from collections.abc import Iterator
@@ -90,8 +90,8 @@ class MoCoV2(Method):
         if settings.texture_role == "negative":
             textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, [query])[0]
         q = self.projector(self.encoder(self.weak(batch["image"], query)))
-        how = (settings.tau, settings.alpha, settings.scope, process_rank() * len(keys))
-        loss, metrics = bank_nce(q, keys, self.queue, textures, *how)
+        loss_settings = (settings.tau, settings.alpha, settings.scope, process_rank() * len(keys))
+        loss, metrics = bank_nce(q, keys, self.queue, textures, *loss_settings)
         yield loss, {**metrics, "embedding_std": embedding_std(gather(keys))}
         self._enqueue(gather(keys))
 
@@ -108,8 +108,8 @@ class MoCoV2(Method):
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest keys by the newest, keys (N, D); the queue is a ring buffer."""
+        """Replace the oldest keys in the queue, a ring buffer, by `keys` (N, D)."""
         keys = F.normalize(keys.float(), dim=1)[-len(self.queue) :].to(self.queue.dtype)
-        places = (self.queue_at + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue.index_copy_(0, places, keys)
+        slots = (self.queue_at + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue.index_copy_(0, slots, keys)
         self.queue_at.copy_((self.queue_at + len(keys)) % len(self.queue))

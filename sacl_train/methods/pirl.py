@@ -1,6 +1,6 @@
 """PIRL (Misra & van der Maaten 2020, "Self-supervised learning of pretext-invariant representations"), with the jigsaw.
 
-The features of an image and of its jigsaw (nine cells in random order, each encoded on its own) should both be close
+The features of an image and of its jigsaw (nine cells in random order, each encoded separately) should both be close
 to a moving average of the image's features in earlier epochs. Colour jitter is applied to the whole view, not per cell.
 """
 
@@ -24,9 +24,9 @@ from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
 
-SIDE = 3  # cells per side
+SIDE = 3  # cells per side of the image
 CROP = 64 / 85  # side of a crop, as a fraction of the cell's (section 3.4)
-ROWS, COLUMNS, ORDER = 0xA00, 0xB00, 0xC00  # random streams of `draws`: positions of the crops, order of the cells
+ROWS, COLUMNS, ORDER = 0xA00, 0xB00, 0xC00  # words of `draws`: row and column of each crop, order of the cells
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class PIRLSettings:
     Attributes
     ----------
     negatives : int
-        Negatives drawn from the memory bank at each step; the whole bank if it is not larger.
+        Negatives drawn from the memory bank at each step; a smaller bank is used as a whole.
     tau : float
         Temperature.
     weight : float
-        lambda of eq. 5: weight of the jigsaw's loss; the image's own loss has 1 - weight.
+        lambda of eq. 5, the weight of the jigsaw's loss; the image's own loss is weighted by 1 - lambda.
     bank_momentum : float
         Momentum of the features in the bank, 0 <= bank_momentum < 1.
     projector_out : int
@@ -52,8 +52,8 @@ class PIRLSettings:
     alpha, scope
         See `losses.info_nce`.
     texture_view : str
-        See `textures.keys_for_queries`. With "query" a jigsaw is compared with whole textures that have the geometry of
-        the view it was cut from.
+        See `textures.keys_for_queries`. With "query", a jigsaw is compared with whole textures that share the geometry
+        of the view it was cut from.
     """
 
     negatives: int = 32000
@@ -95,39 +95,39 @@ class PIRL(Method):
         self.settings, self.weak, self.encoder = settings, weak, encoder
         out = settings.projector_out
         self.projector = nn.Linear(encoder.out_features, out)  # f
-        self.cell_projector = nn.Linear(encoder.out_features, out)  # g, for each cell; then for the nine together
-        self.jigsaw_projector = nn.Linear(SIDE * SIDE * out, out)
+        self.cell_projector = nn.Linear(encoder.out_features, out)  # g, first part: each cell
+        self.jigsaw_projector = nn.Linear(SIDE * SIDE * out, out)  # g, second part: the nine cells concatenated
         self.register_buffer("bank", F.normalize(torch.randn(settings.images, out), dim=1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._done = 0  # `steps` on the host: reading the tensor would wait for the device
-        self.register_load_state_dict_post_hook(lambda method, _: setattr(method, "_done", int(method.steps)))
+        self._steps_done = 0  # a copy of `steps` on the host, because reading the tensor would wait for the device
+        self.register_load_state_dict_post_hook(lambda method, _: setattr(method, "_steps_done", int(method.steps)))
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the losses of the image and of its jigsaw (eq. 5), then update the bank."""
         settings = self.settings
-        numbers, drawn = to_device([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
+        indices, negatives = to_device([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
         textures: list[Tensor] | list[None] = [None, None]  # for the image and for the jigsaw
         if settings.texture_role == "negative":
             queries = [draws.of(view) for view in (0, 1)]
             textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, queries)
-        own, bank = self.bank[numbers], self.bank[drawn]
-        same = drawn[None, :] == numbers[:, None]  # (N, K): an image is not its own negative
+        own, bank = self.bank[indices], self.bank[negatives]
+        same = negatives[None, :] == indices[:, None]  # (N, K): an image is not its own negative
 
-        how = (settings.tau, settings.alpha, settings.scope, process_rank() * len(numbers))
+        loss_settings = (settings.tau, settings.alpha, settings.scope, process_rank() * len(indices))
         image = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
         std = embedding_std(gather(image.detach()))
         for weight, view, t in (
             (1 - settings.weight, lambda: image, textures[0]),
             (settings.weight, lambda: self._jigsaw(batch, draws), textures[1]),
         ):
-            loss, metrics = pirl_nce(view(), own, bank, same, t, *how)
+            loss, metrics = pirl_nce(view(), own, bank, same, t, *loss_settings)
             yield weight * loss, {**metrics, "embedding_std": std}
-        self._remember(gather(numbers), gather(image.detach()))
+        self._update_bank(gather(indices), gather(image.detach()))
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Count the step, so that the next one draws other negatives."""
+        """Count the step; the count seeds the draw of the next step's negatives."""
         self.steps += 1
-        self._done += 1
+        self._steps_done += 1
         return {}
 
     def _jigsaw(self, batch: dict[str, Tensor], draws: Draws) -> Tensor:
@@ -142,7 +142,7 @@ class PIRL(Method):
         count = len(self.bank)
         if self.settings.negatives >= count:
             return np.arange(count)
-        state = mix(mix(np.zeros(1, np.uint64), seed), self._done)
+        state = mix(mix(np.zeros(1, np.uint64), seed), self._steps_done)
         drawn = mix(state, np.arange(self.settings.negatives)) % np.uint64(count)
         return drawn.astype(np.int64)
 
@@ -152,27 +152,27 @@ class PIRL(Method):
         return self.projector(self.encoder(x))
 
     @torch.no_grad()
-    def _remember(self, numbers: Tensor, features: Tensor) -> None:
+    def _update_bank(self, indices: Tensor, features: Tensor) -> None:
         """Update the bank: m <- momentum m + (1 - momentum) f, normalised (section 3.3, after Wu et al. 2018).
 
-        numbers: int64 (N,), indices in the bank; features: (N, D).
+        indices: int64 (N,), rows of the bank; features: (N, D).
         """
         m = self.settings.bank_momentum
         fresh = F.normalize(features.to(self.bank.dtype), dim=1)
-        self.bank[numbers] = F.normalize(m * self.bank[numbers] + (1 - m) * fresh, dim=1)
+        self.bank[indices] = F.normalize(m * self.bank[indices] + (1 - m) * fresh, dim=1)
 
 
 def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
     """Cut images into 3x3 cells and return a random crop of each, in random order (section 3.4).
 
-    Rows and columns that the 3x3 cells do not cover, at the bottom and right, are dropped.
+    Rows at the bottom and columns at the right that the 3x3 cells do not cover are dropped.
 
     Parameters
     ----------
     x : Tensor (N, C, H, W)
         Images.
     states : ndarray uint64 (N,)
-        Random states of positions and order.
+        Random states for the positions of the crops and the order of the cells.
 
     Returns
     -------
@@ -182,15 +182,15 @@ def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
     sides = [length // SIDE for length in x.shape[-2:]]
     crops = [max(round(CROP * side), 1) for side in sides]
     order = np.stack([mix(states, ORDER + i) for i in range(cells)], 1).argsort(1)  # (N, 9): cell at each position
-    drawn = []
-    for stream, side, crop, cell in (
+    starts = []
+    for word, side, crop, cell in (
         (ROWS, sides[0], crops[0], order // SIDE),
         (COLUMNS, sides[1], crops[1], order % SIDE),
     ):
-        offset = np.stack([uniform(states, stream + i) for i in range(cells)], 1) * (side - crop + 1)
-        drawn.append(cell * side + offset.astype(np.int64))
-    starts = to_device(drawn, x.device)
-    rows = starts[0][:, :, None] + torch.arange(crops[0], device=x.device)  # (N, 9, h)
-    columns = starts[1][:, :, None] + torch.arange(crops[1], device=x.device)  # (N, 9, w)
+        offset = np.stack([uniform(states, word + i) for i in range(cells)], 1) * (side - crop + 1)
+        starts.append(cell * side + offset.astype(np.int64))
+    row_starts, column_starts = to_device(starts, x.device)
+    rows = row_starts[:, :, None] + torch.arange(crops[0], device=x.device)  # (N, 9, h)
+    columns = column_starts[:, :, None] + torch.arange(crops[1], device=x.device)  # (N, 9, w)
     image = torch.arange(len(x), device=x.device)[:, None, None, None]
     return x.permute(0, 2, 3, 1)[image, rows[:, :, :, None], columns[:, :, None, :]].permute(0, 1, 4, 2, 3)

@@ -44,11 +44,11 @@ class SACLSettings:
         See `losses.info_nce`.
     texture_role : str
         "negative": textures are additional negatives, as the abstract says. "positive": an image's texture is its key,
-        as section 2.1 says literally. "instance": textures are negatives and anchors too; two views of a texture are a
+        as section 2.1 literally says. "instance": textures are negatives and anchors too; two views of a texture are a
         positive pair and all images its negatives (not in the paper). "none": no textures (Fast-MoCo).
     texture_view : str
-        "own": the weak view of a texture has random numbers of its own. "query": it has the geometry of the query that
-        it is compared with (Ge et al. 2021), which encodes the textures twice.
+        "own": draw a texture's weak view independently. "query": give it the geometry of the query that it is compared
+        with (Ge et al. 2021); the textures are then encoded twice.
     projector_hidden, projector_out, predictor_hidden : int
         Widths of the heads; choose smaller ones for a small encoder.
 
@@ -112,8 +112,8 @@ class SACL(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield L(p1, z2) / 2 and L(p2, z1) / 2 (algorithm 1).
 
-        The metrics are the statistics of `losses.info_nce` and "embedding_std", of the keys. With several processes
-        each has N images of its own; keys and textures are gathered from all of them.
+        The metrics are the statistics of `losses.info_nce` and the "embedding_std" of the keys. Each process has its
+        own N images; keys and textures are gathered from all processes.
 
         Parameters
         ----------
@@ -135,10 +135,10 @@ class SACL(Method):
         if role == "instance":
             yield from self._with_instances(batch, draws, views)
             return
-        textures: list[Tensor | None] = [None, None]  # of each query: (M, P, D), M = N times the processes
+        textures: list[Tensor | None] = [None, None]  # for each query view: (M, P, D), M = N times the processes
         if role != "none":
             textures = [*keys_for_queries(self._keys, self.weak, batch, draws, self.settings.texture_view, states)]
-        # All keys are computed first, so that the loop can free the first term before it asks for the second.
+        # All keys are computed before the first term, so the loop can free that term before it asks for the second.
         sides: list[tuple[int, Tensor, Tensor | None]]  # index of the query view, its keys, its texture negatives
         if role == "positive":
             # Each of an image's P textures serves once as its key; the negatives are the other images' textures.
@@ -157,7 +157,8 @@ class SACL(Method):
     def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[LossTerm]:
         """Yield the four terms of texture role "instance", each weighted by a quarter.
 
-        Two contrast images with images and textures, two contrast textures with textures and images.
+        In two terms, the queries and keys are images and the textures are negatives; in the other two, images and
+        textures swap roles.
         """
         settings = self.settings
         if batch.get("texture") is not None and batch["texture"].shape[1] > 1:

@@ -31,8 +31,8 @@ class SimCLRSettings:
     projector_out : int
         D, dimensions of an embedding.
     texture_role : str
-        "none", or "negative": the batch's textures are additional negatives of both views, with a gradient through
-        them.
+        "none", or "negative": the batch's textures are additional negatives of both views, and gradients flow
+        through their embeddings.
     alpha, scope
         See `losses.info_nce`.
     texture_view : str
@@ -73,8 +73,9 @@ class SimCLR(Method):
         z = self._project(views).unflatten(0, (2, -1))  # (2, N, D)
         textures: list[Tensor] | None = None
         if settings.texture_role == "negative":
-            how = (settings.texture_view, states, gather_with_gradient)
-            textures = keys_for_queries(self._project, self.weak, batch, draws, *how)  # (M, P, D) for each view
+            textures = keys_for_queries(
+                self._project, self.weak, batch, draws, settings.texture_view, states, gather_with_gradient
+            )  # (M, P, D) for each view
         all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
         loss, metrics = nt_xent(z, all_views, textures, settings.tau, settings.alpha, settings.scope, first)

@@ -39,7 +39,7 @@ class SimSiamSettings:
 
 
 class SimSiam(Method):
-    """Each view predicts the projection of the other one, with a stop-gradient on the projection."""
+    """Each view predicts the projection of the other view, with a stop-gradient on the projection."""
 
     Settings = SimSiamSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
@@ -53,8 +53,8 @@ class SimSiam(Method):
         self.predictor = predictor(settings.projector_out, settings.predictor_hidden)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        # One forward pass per view: BatchNorm normalises each view by its own statistics, as in algorithm 1.
         """Yield the symmetric loss of eq. 2 as one term."""
+        # Each view has its own forward pass, so that BatchNorm uses its statistics alone, as in algorithm 1.
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]
         std = embedding_std(gather(z[0]))
         sides = [negative_cosine(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]

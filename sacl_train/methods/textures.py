@@ -11,7 +11,7 @@ from sacl_train.distributed import gather as gather_keys
 from texturegen.errors import UserError
 
 TEXTURE_VIEWS = ("own", "query")
-FIRST, SECOND = 2, 0x40000  # purposes of `draws` of texture 0: first and second view; texture k adds k
+FIRST, SECOND = 2, 0x40000  # purposes in `Draws.of` for the first and second view of texture 0; texture k adds k
 
 
 def texture_views(
@@ -28,7 +28,7 @@ def texture_views(
     draws : Draws
         The random numbers of the batch's N samples.
     geometric : ndarray uint64 (N,) or None
-        States whose geometry the views take over; None: geometry of their own.
+        States that the geometry of the views is drawn from; None: the views' own states.
     second : bool
         Return another view of the same textures.
 
@@ -73,9 +73,9 @@ def texture_keys(
     -------
     Tensor (N, P, D)
     """
-    shown = texture_views(weak, batch, draws, geometric)
-    # Textures are encoded in a pass of their own: mixed with photographs, both would share BatchNorm statistics.
-    return encode(shown).unflatten(0, (len(batch["image"]), -1))
+    views = texture_views(weak, batch, draws, geometric)
+    # Photographs and textures in one pass would share BatchNorm statistics, so textures are encoded separately.
+    return encode(views).unflatten(0, (len(batch["image"]), -1))
 
 
 def keys_for_queries(
@@ -87,16 +87,16 @@ def keys_for_queries(
     queries: Sequence[np.ndarray],
     gather: Callable[[Tensor], Tensor] = gather_keys,
 ) -> list[Tensor]:
-    """Return, for each view that serves as the query, the texture keys it is compared with.
+    """Return the texture keys for each query view.
 
     Parameters
     ----------
     encode, weak, batch, draws
         As in `texture_keys`.
     texture_view : str
-        "own": the views of the textures have random numbers of their own; all queries share the same keys. "query":
-        they have the geometry of the query (Ge et al. 2021), so that only content distinguishes them; the textures are
-        encoded once per query.
+        "own": draw the views of the textures independently of the queries, which all share the same keys. "query": give
+        them the geometry of the query (Ge et al. 2021), so that only content distinguishes the two; the textures are
+        then encoded once per query.
     queries : sequence of ndarray uint64 (N,)
         States of the query views.
     gather : callable

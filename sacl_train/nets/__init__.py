@@ -19,13 +19,16 @@ _LOCATIONS = {"ATTENTION": "attention", "PLACEMENTS": "attention", "Encoder": "e
 
 @dataclass(frozen=True)
 class Entry:
-    """An encoder in the registry, before its module, and torch, are loaded.
+    """Registry entry of an encoder. Its module, and with it torch, is imported only by `load`.
 
     Attributes
     ----------
-    location : "module:name" of its class or function, inside this package.
-    blocks : blocks per stage.
-    width : channels of the first stage, for the encoders whose width can be set.
+    location : str
+        "module:name" of its class or function, inside this package.
+    blocks : int or tuple of int
+        Blocks per stage.
+    width : int or None
+        Default number of channels of the first stage; None if the encoder has a fixed width.
     """
 
     location: str
@@ -33,7 +36,7 @@ class Entry:
     width: int | None = None
 
     def load(self) -> "Callable[..., Encoder]":
-        """Import the encoder's module and return its constructor, with the number of blocks set."""
+        """Import the encoder's module and return its constructor with `blocks` bound."""
         module, name = self.location.split(":")
         build: Callable[..., Encoder] = getattr(import_module(f"{__name__}.{module}"), name)
         return partial(build, self.blocks)

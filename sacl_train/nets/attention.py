@@ -74,7 +74,7 @@ def _cbam(channels: int) -> nn.Module:
 
 def _global_context(channels: int) -> nn.Module:
     """One attention map shared by all positions, added through a bottleneck (Cao et al. 2019, figure 4d)."""
-    # At least 8 inner channels: layer norm over one channel outputs a constant, over two only a sign.
+    # At least 8 inner channels: layer norm over one channel is constant, and over two it keeps only a sign.
     return GlobalContext(channels, fuse_add=True, fuse_scale=False, rd_channels=max(channels // REDUCTION, 8))
 
 
@@ -83,8 +83,8 @@ def _non_local(channels: int) -> nn.Module:
     return NonLocalAttn(channels, rd_channels=max(channels // 2, 1))
 
 
-# The registry: name -> module for a block of C channels. None: nothing inside the blocks ("abn" is one branch of the
-# whole encoder, see `branch`).
+# The registry: name -> module for a block of C channels. None: no module inside the blocks ("abn" is one branch
+# of the whole encoder, see `branch`).
 ATTENTION: dict[str, Callable[[int], nn.Module] | None] = {
     "se": SqueezeExcitation,
     "cbam": _cbam,

@@ -21,7 +21,7 @@ class _AttentionBlock(nn.Module):
     Attributes
     ----------
     se : nn.Module
-        The attention, of any kind; named as in timm. nn.Identity until `add_attention` sets it.
+        The attention module of any kind; the name `se` is timm's. nn.Identity until `add_attention` sets it.
     placement : str
         One of `attention.PLACEMENTS`.
     """
@@ -108,14 +108,14 @@ class Stage(nn.Sequential):
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     """Keep BatchNorm's running statistics unchanged: the recomputation must not update them a second time."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)]
-    before = [(norm.momentum, norm.state_dict()["num_batches_tracked"].clone()) for norm in norms]
+    saved = [(norm.momentum, norm.state_dict()["num_batches_tracked"].clone()) for norm in norms]
     for norm in norms:
-        # The statistics stay on: without them BatchNorm saves fewer tensors, and checkpoint compares their number.
+        # With running statistics switched off, BatchNorm would save fewer tensors, and `checkpoint` would refuse that.
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
+        for norm, (momentum, batches) in zip(norms, saved, strict=True):
             norm.momentum = momentum
             norm.state_dict()["num_batches_tracked"].copy_(batches)
 
@@ -138,9 +138,10 @@ def add_attention(stages: list[Stage], kind: str, placement: str) -> None:
     make = ATTENTION[kind]
     if make is None:
         return
-    for number, stage in enumerate(stages):
-        for index, block in enumerate(stage):
-            if kind == "nonlocal" and not (len(stages) - 3 <= number < len(stages) - 1 and index % 2 == 1):
+    for stage_index, stage in enumerate(stages):
+        for block_index, block in enumerate(stage):
+            is_before_last = len(stages) - 3 <= stage_index < len(stages) - 1
+            if kind == "nonlocal" and not (is_before_last and block_index % 2 == 1):
                 continue
             assert isinstance(block, BasicBlock | Bottleneck)
             norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2

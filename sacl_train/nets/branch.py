@@ -7,7 +7,7 @@ MAX_MAPS = 1000  # the paper has one map for each of ImageNet's 1000 classes
 
 
 class AttentionBranch(nn.Module):
-    """Weight feature maps by an attention map that a stage of its own computes from them: x -> (1 + m(x)) x.
+    """Weight feature maps by an attention map m that a separate stage computes from them: x -> (1 + m(x)) x.
 
     The paper's branch also has a classifier, trained with labels. Contrastive training has no labels, so the map is
     learnt from the contrastive loss alone.
@@ -17,7 +17,7 @@ class AttentionBranch(nn.Module):
     stage : nn.Module
         Maps (N, C, H, W) to (N, channels, H, W): a copy of the encoder's last stage, at stride 1.
     channels : int
-        Channels that `stage` returns.
+        Output channels of `stage`.
     """
 
     def __init__(self, stage: nn.Module, channels: int) -> None:

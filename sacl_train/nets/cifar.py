@@ -1,7 +1,7 @@
 """The CIFAR family of small ResNets (He et al. 2016, section 4.2) with attention (SE in Hu et al. 2018, section 4.1).
 
 Depth 6n + 2: a stem, three stages of n two-layer blocks with w, 2w and 4w channels, and global average pooling.
-Shortcuts that change the width are the paper's option A (subsample, then pad with zero channels): no parameters.
+Shortcuts that change the width use the paper's option A, which has no parameters: subsample, then append zero channels.
 """
 
 import torch.nn.functional as F

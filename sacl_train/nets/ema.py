@@ -44,10 +44,10 @@ def update_target(target: nn.Module, online: nn.Module, m: float) -> None:
         raise ValueError(f"m must be between 0 and 1, not {m}")
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - m)  # one kernel for all tensors
     by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):
-        copies, originals = by_dtype.setdefault(mine.dtype, ([], []))
-        copies.append(mine)
-        originals.append(theirs)
+    for buffer, original in zip(target.buffers(), online.buffers(), strict=True):
+        copies, originals = by_dtype.setdefault(buffer.dtype, ([], []))
+        copies.append(buffer)
+        originals.append(original)
     for copies, originals in by_dtype.values():
         torch._foreach_copy_(copies, originals)
 

@@ -7,12 +7,12 @@ from sacl_train.nets.branch import AttentionBranch
 
 
 class Encoder(nn.Module):
-    """A network from images float (N, 3, H, W), of any H and W that survive its strides, to features (N, out_features).
+    """A network from images float (N, 3, H, W), H and W large enough for its strides, to features (N, out_features).
 
     Attributes
     ----------
     out_features : int
-        Dimensions of a feature.
+        Dimensions of a feature vector.
     """
 
     out_features: int
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def new_last_stage(self) -> Stage:
-        """Return a new stage of the last one's architecture, at stride 1."""
+        """Return a new stage with the architecture of the last one, but stride 1."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,6 +51,6 @@ class Encoder(nn.Module):
 
 def init_convolutions(module: nn.Module) -> None:
     """Initialise all convolutions for ReLU, by fan-out, as torchvision's ResNets do (He et al. 2015, eq. 14)."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")

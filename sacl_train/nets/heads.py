@@ -7,7 +7,7 @@ def projector(features: int, hidden: int = 2048, out: int = 2048) -> nn.Sequenti
     """Return the projection head g: (M, features) -> (M, out) (SACL section 3.2; Chen & He 2021, section 3).
 
     Three linear layers with BN after each and ReLU after the first two. The linear layers have no bias, because BN
-    would subtract it again.
+    would cancel it.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def predictor(features: int = 2048, hidden: int = 512) -> nn.Sequential:
     Parameters
     ----------
     features, hidden : int
-        Dimensions of the input and output, and of the bottleneck.
+        Dimensions of the input and output, and of the bottleneck between them.
     """
     return nn.Sequential(
         nn.Linear(features, hidden, bias=False),

@@ -1,7 +1,7 @@
 """Encoders derived from torchvision's ResNet v1.5 (He et al. 2016; SACL section 2.3).
 
-Parameter names are torchvision's. The state dict of a plain ResNet therefore loads with strict=False: only attention
-is missing, and only the classifier `fc.*` is unexpected.
+Parameter names are torchvision's, so the state dict of a plain ResNet loads with strict=False: only the attention
+modules are missing, and only the classifier `fc.*` is unexpected.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ class ResNetEncoder(Encoder, ResNet):
         self.fc = nn.Identity()
         self.conv1, self.maxpool = build_stem(stem, 64)
         self.abn = nn.Identity()
-        for number in range(1, 5):
-            setattr(self, f"layer{number}", Stage(*getattr(self, f"layer{number}")))
+        for i in range(1, 5):
+            setattr(self, f"layer{i}", Stage(*getattr(self, f"layer{i}")))
 
     def stages(self) -> list[Stage]:
         return [self.layer1, self.layer2, self.layer3, self.layer4]

@@ -5,11 +5,11 @@ from torch import nn
 from texturegen.errors import UserError, nearest
 
 STEMS = ("imagenet", "cifar", "cifar-stride2")
-MAX_SMALL_IMAGE = 64  # pixels; a stem of stride 4 would leave too little of a grid cell of such an image
+MAX_SMALL_IMAGE = 64  # pixels; in smaller images, a stem of stride 4 would shrink a grid cell too much
 
 
 def choose_stem(stem: str, image_size: int | None) -> str:
-    """Return `stem`, with "auto" resolved by the side of the images.
+    """Return `stem`, with "auto" resolved by the image size.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def choose_stem(stem: str, image_size: int | None) -> str:
     Raises
     ------
     UserError
-        If the name is unknown, or "auto" has no image size.
+        If the name is unknown, or `stem` is "auto" and `image_size` is None.
     """
     if stem == "auto":
         if image_size is None:

@@ -11,7 +11,7 @@ def timm_weights(encoder: Encoder) -> dict[str, Tensor]:
     """Return an encoder's state dict for the timm model of the same architecture.
 
     timm's model is `seresnet50` for se_resnet50 and `resnet50` for attention "none". Load the dict with strict=False:
-    the classifier `fc.*` is missing. Supported are the imagenet stem with attention "none", or with "se" in standard
+    the classifier `fc.*` is missing. The encoder must have the imagenet stem and attention "none", or "se" in standard
     placement.
 
     timm's SE layers are 1x1 convolutions with a bias, which is zero here. timm also rounds the inner width of SE up to

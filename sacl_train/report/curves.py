@@ -1,4 +1,4 @@
-"""Training curves as a picture."""
+"""Training curves as an image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,15 @@ class Panel:
     Attributes
     ----------
     title : str
-        Short title, which fits above the plot.
+        Short title above the plot.
     caption : str
-        What the plot shows, for the HTML report.
+        Caption of the plot in the HTML report.
     unit : str
         Label of the vertical axis; values are multiplied by 100 if it is "%".
     keys : tuple of str
-        Metrics of metrics.jsonl, a curve each.
+        Metrics of metrics.jsonl, one curve each.
     limits : tuple of float or None
-        Range of the vertical axis; None: that of the values.
+        Range of the vertical axis; None: chosen from the values.
     """
 
     title: str
@@ -70,7 +70,7 @@ LABELS = {
 
 
 def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a PNG with the training curves by epoch. Metrics that the run lacks are left out.
+    """Write a PNG of the training curves by epoch. Metrics that are missing from the run are left out.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     rows : list of dict
         The rows of metrics.jsonl.
     """
-    from matplotlib.figure import Figure  # pyplot would need a display and global state
+    from matplotlib.figure import Figure  # unlike pyplot, needs no display and has no global state
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(13, 3), layout="constrained")

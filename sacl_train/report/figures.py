@@ -1,4 +1,4 @@
-"""The figures of a probe's JSON as a flat list, for tables, and the versions that produced them."""
+"""Figures from a probe's JSON as a flat table, and the command and versions that produced them."""
 
 import shlex
 import sys
@@ -8,14 +8,14 @@ from typing import Any
 
 from texturegen import __version__
 
-# Figure of a row of "test" -> its label.
+# Key in a row of "test" -> label.
 _TEST_FIGURES = {
     "top1": "top-1",
     "top5": "top-5",
     "texture_decisions": "texture decisions",
     "destroyed": "top-1 on shuffled cells",
 }
-# Figure of a whole probe -> its label.
+# Key of a whole probe -> label.
 _FIGURES = {
     "bias": "bias",
     "shape_decisions": "shape decisions",
@@ -35,7 +35,7 @@ def provenance(program: str) -> dict[str, Any]:
     Parameters
     ----------
     program : str
-        Name of the command, with which the arguments of this process are combined.
+        Name of the command, to which the arguments of this process are added.
     """
     versions = {"sacl": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in PACKAGES:
@@ -45,14 +45,14 @@ def provenance(program: str) -> dict[str, Any]:
 
 
 def flatten(probe: str, figures: dict[str, Any]) -> dict[str, float]:
-    """Return the figures of a probe by a descriptive label.
+    """Return the figures of a probe, keyed by descriptive labels.
 
     Parameters
     ----------
     probe : str
-        Name of the probe, the start of every label.
+        Name of the probe, the prefix of every label.
     figures : dict
-        What `sacl-eval` wrote for it.
+        The JSON that `sacl-eval` wrote for it.
 
     Returns
     -------
@@ -79,9 +79,9 @@ def flatten(probe: str, figures: dict[str, Any]) -> dict[str, float]:
 
 
 def name_set(test: dict[str, Any], tests: list[dict[str, Any]]) -> str:
-    """Return a name for a test set that tells it from the others.
+    """Return a name that distinguishes a test set from the others.
 
-    That is its split, with the location if another set has the same split; a set without splits has its location.
+    The name is the split, with the location if another set has the same split, or the location if there is no split.
 
     Parameters
     ----------
@@ -90,7 +90,8 @@ def name_set(test: dict[str, Any], tests: list[dict[str, Any]]) -> str:
     tests : list of dict
         All rows.
     """
-    split, place = test["split"], test.get("set")
+    split, location = test["split"], test.get("set")
     if not split:
-        return str(place)
-    return f"{split} ({place})" if any(t["split"] == split and t.get("set") != place for t in tests) else str(split)
+        return str(location)
+    is_shared = any(other["split"] == split and other.get("set") != location for other in tests)
+    return f"{split} ({location})" if is_shared else str(split)

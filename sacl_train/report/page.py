@@ -1,7 +1,7 @@
-"""The HTML report of one or several runs: a single file that needs no network. `report.html` is its template.
+"""The HTML report of one or several runs: a single file that works offline. `report.html` is its template.
 
-It shows the files in the runs' directories: metrics.jsonl, what `sacl-eval` wrote (eval-*.json, embedding.parquet and
-embedding.png), sheet.png and config.toml. The report says which of them are missing.
+It is made from the files in the runs' directories: config.toml, metrics.jsonl, sheet.png, and the output of `sacl-eval`
+(eval-*.json, embedding.parquet and embedding.png). Missing output of `sacl-eval` is mentioned in the report.
 """
 
 import base64
@@ -23,9 +23,9 @@ from texturegen.storage.atomic import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SETTINGS = ("method", "encoder", "attention", "weak", "texture_role", "epochs", "batch_size", "lr", "seed")
-MAX_POINTS = 2000  # of a map
-DASHES = ("solid", "dash", "dot")  # curves of one run in one chart
-# Okabe & Ito 2008 and three more: distinct to colour-blind readers, on light and dark backgrounds.
+MAX_POINTS = 2000  # per map
+DASHES = ("solid", "dash", "dot")  # one for each metric of a chart
+# Okabe & Ito 2008 and more; colour-blind readers can distinguish them on light and dark backgrounds.
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),
     *("#56b4e9", "#9467bd", "#8c8c8c", "#b8a400", "#a0522d"),
@@ -42,11 +42,11 @@ class _Run:
     config : dict
         config.toml, parsed.
     config_text : str
-        config.toml.
+        Text of config.toml.
     rows : list of dict
         Rows of metrics.jsonl.
     figures : dict
-        Probe -> what `sacl-eval` wrote.
+        Name of the probe -> the JSON that `sacl-eval` wrote.
     """
 
     directory: Path
@@ -128,7 +128,7 @@ def write_page(directories: list[Path], out: Path) -> Path:
 
 
 def _short_names(directories: list[Path]) -> list[str]:
-    """Return the shortest ends of the paths that differ from each other."""
+    """Return the shortest suffixes of the paths, of equal length, that are unique."""
     paths = [directory.resolve().parts for directory in directories]
     for length in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-length:]) for parts in paths]
@@ -183,9 +183,9 @@ def _training_section(runs: Mapping[str, _Run], charts: list[_Chart]) -> str:
 
 
 def _traces(panel: Panel, runs: Mapping[str, _Run]) -> list[dict[str, Any]]:
-    """Return a Plotly trace for each run and metric of a panel; colours tell runs apart, dashes metrics."""
+    """Return a Plotly trace for each run and metric of a panel; the colour identifies the run, the dash the metric."""
     traces = []
-    for number, (name, run) in enumerate(runs.items()):
+    for index, (name, run) in enumerate(runs.items()):
         for dash, key in zip(DASHES, panel.keys, strict=False):
             if points := panel.points(run.rows, key):
                 traces.append(
@@ -194,7 +194,7 @@ def _traces(panel: Panel, runs: Mapping[str, _Run]) -> list[dict[str, Any]]:
                         "y": [y for _, y in points],
                         "name": escape(name if len(panel.keys) == 1 else f"{name}: {LABELS[key]}"),
                         "mode": "lines+markers",
-                        "line": {"color": _colour(number), "dash": dash},
+                        "line": {"color": _colour(index), "dash": dash},
                         "marker": {"size": 5},
                     }
                 )
@@ -214,9 +214,9 @@ def _probes_section(runs: Mapping[str, _Run]) -> str:
     corruptions = {name: _mean_errors(run.figures.get("corruption", {})) for name, run in runs.items()}
     biases = {name: _shape_biases(run.figures.get("shape-bias", {})) for name, run in runs.items()}
     tables = [
-        f"<h2>Probes</h2>{note}{_table_of_shares('figure', values)}",
-        _titled("Error by corruption, mean over the severities", _table_of_shares("corruption", corruptions)),
-        _titled("Shape bias, by the shape of the stimulus", _table_of_shares("shape", biases)),
+        f"<h2>Probes</h2>{note}{_percent_table('figure', values)}",
+        _titled("Error by corruption, mean over the severities", _percent_table("corruption", corruptions)),
+        _titled("Shape bias, by the shape of the stimulus", _percent_table("shape", biases)),
     ]
     return "".join(tables)
 
@@ -242,15 +242,15 @@ def _pictures_section(name: str, run: _Run, charts: list[_Chart]) -> str:
         parts.append(_figure(element, caption))
     else:
         command = f"sacl-eval embed --run {escape(str(run.directory))}"
-        parts.append(f"<p class='note'>There is no map; <code>{command}</code> makes one.</p>")
+        parts.append(f"<p class='note'>There is no map yet; create one with <code>{command}</code>.</p>")
     if table.is_file() and neighbours.is_file():
         caption = "Each row: an image and its nearest neighbours by cosine similarity of the features, nearest first."
         parts.append(_figure(_image(neighbours, caption), caption))
     return "\n".join(parts)
 
 
-def _read_map(path: Path, identity: str) -> _Chart:
-    """Read the map that `sacl-eval embed` wrote; a trace per class."""
+def _read_map(path: Path, chart_id: str) -> _Chart:
+    """Read the map written by `sacl-eval embed`; one trace per class."""
     import pyarrow.parquet as pq
 
     from texturegen.storage.arrow import open_for_arrow
@@ -260,7 +260,7 @@ def _read_map(path: Path, identity: str) -> _Chart:
     table = table.take(picked)
     classes = np.array(table["class"].to_pylist())
     traces = []
-    for number, name in enumerate(sorted(set(classes.tolist()))):
+    for index, name in enumerate(sorted(set(classes.tolist()))):
         part = table.take(np.flatnonzero(classes == name))
         traces.append(
             {
@@ -269,11 +269,11 @@ def _read_map(path: Path, identity: str) -> _Chart:
                 "text": [escape(key) for key in part["key"].to_pylist()],
                 "name": escape(name),
                 "mode": "markers",
-                "marker": {"size": 5, "color": _colour(number), "opacity": 0.8},
+                "marker": {"size": 5, "color": _colour(index), "opacity": 0.8},
                 "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
             }
         )
-    return _Chart(identity, traces)
+    return _Chart(chart_id, traces)
 
 
 def _settings_section(runs: Mapping[str, _Run]) -> str:
@@ -306,8 +306,8 @@ def _titled(title: str, table: str) -> str:
     return f"<h3>{escape(title)}</h3>{table}" if table else ""
 
 
-def _table_of_shares(head: str, runs: Mapping[str, dict[str, float]]) -> str:
-    """Return a table of shares in per cent with a column per run, or "" if no run has any."""
+def _percent_table(head: str, runs: Mapping[str, dict[str, float]]) -> str:
+    """Return a table of fractions in per cent, with a column per run; "" if there are none."""
     labels = dict.fromkeys(label for values in runs.values() for label in values)
     rows = [
         [label, *(f"{100 * values[label]:.1f}" if label in values else "-" for values in runs.values())]
@@ -322,5 +322,5 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]

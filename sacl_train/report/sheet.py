@@ -1,4 +1,4 @@
-"""A sheet of training images, their textures and two weak views of each: what the network sees."""
+"""A sheet of training images with their textures and two weak views: the input of the network."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +13,8 @@ from texturegen.shards import Shards
 from texturegen.storage.atomic import write_atomically
 from texturegen.storage.image import encode_png
 
-ROWS, COLUMNS = 8, 3  # images of the sheet
-GAP, MIN_SIDE = 4, 64  # pixels between images; images are enlarged to this side
+ROWS, COLUMNS = 8, 3  # of images on the sheet
+GAP, MIN_SIDE = 4, 64  # pixels: gap between images; smaller images are enlarged to at least this side
 
 
 def draw_views(path: Path, shards: Shards, weak: WeakAugment) -> None:
@@ -32,18 +32,17 @@ def draw_views(path: Path, shards: Shards, weak: WeakAugment) -> None:
         The augmentation.
     """
     picked = np.unique(np.linspace(0, len(shards) - 1, min(ROWS * COLUMNS, len(shards))).astype(int))
-    samples, good = [], []
+    samples, readable = [], []
     for i in picked.tolist():
-        with suppress(UserError):  # training reports damaged samples
+        with suppress(UserError):  # damaged samples are reported during training
             sample = shards[i]
             assert sample.image.size + sample.textures.size  # decodes both
             samples.append(sample)
-            good.append(i)
+            readable.append(i)
     if not samples:
         return
-    picked = np.array(good)
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
-    draws = Draws(0, 0, picked)
+    draws = Draws(0, 0, np.array(readable))
     mean, std = (torch.tensor(values)[:, None, None] for values in (weak.mean, weak.std))
     columns = [images]
     if shards.textures_per_image:

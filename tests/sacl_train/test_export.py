@@ -38,7 +38,7 @@ def tiny(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return make(shapes_shards, out, encoder="se_resnet8", width=4, stem="cifar-stride2", attention="cbam")
 
 
-def test_safetensors_suffice_to_rebuild_the_encoder(tiny: tuple[Path, torch.Tensor]) -> None:
+def test_safetensors_suffice_to_rebuild_encoder(tiny: tuple[Path, torch.Tensor]) -> None:
     run, features = tiny
     path = export(run, "safetensors")
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_safetensors_suffice_to_rebuild_the_encoder(tiny: tuple[Path, torch.Tens
     assert "- knn, k=20, test: top-1: 25.00%\n  by `sacl-eval knn ...`" in card
 
 
-def test_export_into_a_directory_is_atomic(
+def test_export_into_directory_is_atomic(
     tiny: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = tiny
@@ -72,11 +72,11 @@ def test_export_into_a_directory_is_atomic(
     assert CliRunner().invoke(export_main, [str(run), "--out", str(tmp_path)]).exit_code == 1
     assert (tmp_path / "encoder-safetensors.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(UserError, match="this is the model card's name"):
+    with pytest.raises(UserError, match="this name is reserved for the model card"):
         export(run, "safetensors", tmp_path / "x.md")
 
 
-def test_the_card_describes_the_data_if_the_shards_are_available(
+def test_card_describes_data_if_shards_are_available(
     shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = tmp_path / "shards"
@@ -100,7 +100,7 @@ def test_the_card_describes_the_data_if_the_shards_are_available(
         assert f"- {line}\n" in card
 
 
-def test_a_checkpoint_has_figures_and_exports_of_its_own(shapes_shards: Path, tmp_path: Path) -> None:
+def test_checkpoint_has_its_own_figures_and_exports(shapes_shards: Path, tmp_path: Path) -> None:
     run, _ = make(shapes_shards, tmp_path / "run", encoder="se_resnet8", width=4, stem="cifar-stride2")
     best = run / "best.pt"
     shutil.copy(next(run.glob("checkpoint-*.pt")), best)
@@ -121,7 +121,7 @@ def test_a_checkpoint_has_figures_and_exports_of_its_own(shapes_shards: Path, tm
     assert "`sacl-eval` has not been run on it" in (run / "encoder-safetensors.md").read_text()
 
 
-def test_test_sets_of_the_same_split_have_different_labels() -> None:
+def test_test_sets_of_same_split_have_different_labels() -> None:
     tests = [{"set": place, "split": "test", "top1": top1} for place, top1 in (("a", 0.2), ("b", 0.4))]
     assert flatten("knn", {"test": tests}) == {"knn, test (a): top-1": 0.2, "knn, test (b): top-1": 0.4}
     assert flatten("knn", {"test": tests[:1]}) == {"knn, test: top-1": 0.2}
@@ -149,7 +149,7 @@ def test_weights_load_into_other_libraries(form: str, attention: str, shapes_sha
         torch.testing.assert_close(theirs.eval()(IMAGES), features, rtol=1e-4, atol=1e-5)
 
 
-def test_an_encoder_that_does_not_fit_a_format_is_refused(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+def test_encoder_that_does_not_fit_format_is_refused(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     run, _ = tiny
     with pytest.raises(UserError, match=r"torchvision has no model like this encoder \(name se_resnet8.*safetensors"):
         export(run, "torchvision")

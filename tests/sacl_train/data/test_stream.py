@@ -1,4 +1,4 @@
-"""The stream of batches: each sample at most once per epoch, reproducible order, exact pixels, damaged samples."""
+"""Stream of batches: each sample at most once per epoch, reproducible order, exact pixels, damaged samples."""
 
 import shutil
 import threading
@@ -20,7 +20,7 @@ from texturegen.storage.ranges import Remote
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_an_epoch_gives_whole_batches_of_distinct_samples(shapes_shards: Path, cache_gb: float) -> None:
+def test_epoch_gives_whole_batches_of_distinct_samples(shapes_shards: Path, cache_gb: float) -> None:
     shards = open_shards(shapes_shards)
     stream = Stream(shards, Plan(10, seed=3, textures="all"), cache_gb=cache_gb)
     for epoch in (0, 1):  # the second is served from the cache where there is one
@@ -35,7 +35,7 @@ def test_an_epoch_gives_whole_batches_of_distinct_samples(shapes_shards: Path, c
                 np.testing.assert_array_equal(batch["texture"][i].permute(0, 2, 3, 1), sample.textures)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch(shapes_shards: Path) -> None:
+def test_order_is_function_of_seed_and_epoch(shapes_shards: Path) -> None:
     def order(seed: int, epoch: int) -> list[int]:
         stream = Stream(open_shards(shapes_shards), Plan(16, seed))
         return np.concatenate([batch["index"] for batch in stream.epoch(epoch)]).tolist()
@@ -54,7 +54,7 @@ def test_in_order_gives_every_sample_once_without_textures_unless_asked(shapes_s
 
 
 def test_shards_without_textures_are_refused(shapes_test_shards: Path) -> None:
-    with pytest.raises(UserError, match="these shards hold no textures"):
+    with pytest.raises(UserError, match="these shards have no textures"):
         Stream(open_shards(shapes_test_shards), Plan(4, textures="one"))
 
 
@@ -63,11 +63,11 @@ def test_images_of_different_sizes_are_refused(image_folder: Path, tmp_path: Pat
 
     cv2.imwrite(str(image_folder / "cats" / "large.png"), photo[:64, :48])
     build(Recipe("folder"), tmp_path / "s", root=str(image_folder))
-    with pytest.raises(UserError, match=r"images of 2 sizes.* build with --size"):
+    with pytest.raises(UserError, match=r"images have 2 sizes.* build with --size"):
         Stream(open_shards(tmp_path / "s"), Plan(4))
 
 
-def test_channel_statistics_are_those_of_the_pixels(shapes_shards: Path) -> None:
+def test_channel_statistics_are_those_of_pixels(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     pixels = np.concatenate([sample.image.reshape(-1, 3) for sample in shards]) / 255
     mean, std = channel_statistics(shards)
@@ -83,7 +83,7 @@ def three_textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
-def test_one_texture_is_drawn_anew_each_epoch_or_all_are_given(three_textures: Path, cache: str) -> None:
+def test_one_texture_is_drawn_per_epoch_or_all_are_used(three_textures: Path, cache: str) -> None:
     shards = open_shards(three_textures)
     expected = [shards[i].textures for i in range(len(shards))]
     chosen: dict[int, list[int]] = {i: [] for i in range(len(shards))}
@@ -106,7 +106,7 @@ def test_one_texture_is_drawn_anew_each_epoch_or_all_are_given(three_textures: P
 
 @pytest.mark.parametrize("order", ["global", "shards"])
 @pytest.mark.parametrize("remainder", ["drop", "wrap"])
-def test_processes_together_read_what_one_reads(shapes_shards: Path, order: str, remainder: str) -> None:
+def test_ranks_together_read_the_batches_of_one_process(shapes_shards: Path, order: str, remainder: str) -> None:
     shards = open_shards(shapes_shards)
 
     def read(rank: int, ranks: int, skip: int = 0) -> list[torch.Tensor]:
@@ -138,7 +138,7 @@ def damage(shards: Path, out: Path, which: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
-def test_a_damaged_sample_is_replaced_counted_and_named(
+def test_damaged_sample_is_replaced_counted_and_reported(
     shapes_shards: Path, tmp_path: Path, cache: str, capsys: pytest.CaptureFixture
 ) -> None:
     bad = damage(shapes_shards, tmp_path / "s", [3, 41])
@@ -164,14 +164,14 @@ def test_a_damaged_sample_is_replaced_counted_and_named(
     assert list(chain(*(batch["index"].tolist() for batch in in_order))) == [i for i in range(64) if i not in bad]
 
 
-def test_too_many_damaged_samples_stop_the_stream(shapes_shards: Path, tmp_path: Path) -> None:
+def test_too_many_damaged_samples_stop_stream(shapes_shards: Path, tmp_path: Path) -> None:
     damage(shapes_shards, tmp_path / "s", [3, 41])
-    with pytest.raises(UserError, match=r"damaged samples of 64 are more than bad_share allows.*texturegen repair"):
+    with pytest.raises(UserError, match=r"of 64 samples are damaged, more than bad_share allows.*texturegen repair"):
         list(Stream(open_shards(tmp_path / "s"), Plan(16), bad_share=0.02).epoch(0))
     assert len(list(Stream(open_shards(tmp_path / "s"), Plan(16), bad_share=2 / 64).epoch(0))) == 4
 
 
-def test_a_replacement_has_its_own_texture(three_textures: Path, tmp_path: Path) -> None:
+def test_replacement_has_its_own_texture(three_textures: Path, tmp_path: Path) -> None:
     damage(three_textures, tmp_path / "s", [3])
     stream, twice = Stream(open_shards(tmp_path / "s"), Plan(8, textures="one"), bad_share=0.05), 0
     for epoch in range(6):
@@ -183,7 +183,7 @@ def test_a_replacement_has_its_own_texture(three_textures: Path, tmp_path: Path)
     assert twice == 6
 
 
-def test_ten_damaged_samples_are_named_at_most(shapes_shards: Path, capsys: pytest.CaptureFixture) -> None:
+def test_at_most_ten_damaged_samples_are_reported(shapes_shards: Path, capsys: pytest.CaptureFixture) -> None:
     stream = Stream(open_shards(shapes_shards), Plan(16), bad_share=1)
     for number in range(12):
         stream._note_damaged(number, f"sample {number}")
@@ -192,7 +192,7 @@ def test_ten_damaged_samples_are_named_at_most(shapes_shards: Path, capsys: pyte
     assert "sample 9; further damaged samples are only counted" in said
 
 
-def test_statistics_are_of_images_spread_over_the_set_that_can_be_read(shapes_shards: Path, tmp_path: Path) -> None:
+def test_statistics_use_readable_images_spread_over_the_set(shapes_shards: Path, tmp_path: Path) -> None:
     def mean(*indices: int) -> np.ndarray:
         return np.mean([open_shards(shapes_shards)[i].image / 255 for i in indices], axis=(0, 1, 2))
 
@@ -204,7 +204,7 @@ def test_statistics_are_of_images_spread_over_the_set_that_can_be_read(shapes_sh
         channel_statistics(open_shards(tmp_path / "both"), 2)
 
 
-def test_a_cache_that_is_too_small_is_refused_or_left_out(shapes_shards: Path) -> None:
+def test_too_small_cache_is_refused_or_skipped(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     assert Stream(shards, Plan(16), cache="auto").cached
     assert not Stream(shards, Plan(16), cache="auto", cache_gb=1e-4).cached
@@ -213,10 +213,10 @@ def test_a_cache_that_is_too_small_is_refused_or_left_out(shapes_shards: Path) -
         Stream(shards, Plan(16), cache="ram", cache_gb=1e-4)
 
 
-def test_a_batch_that_does_not_divide_is_refused(shapes_shards: Path) -> None:
+def test_indivisible_batch_is_refused(shapes_shards: Path) -> None:
     for ranks, accumulate in ((3, 2), (2, 3)):
         with pytest.raises(
-            UserError, match=f"batch_size 16 does not divide by {ranks} processes times accumulate {accumulate}"
+            UserError, match=f"batch_size 16 is not divisible by {ranks} processes times accumulate {accumulate}"
         ):
             Stream(open_shards(shapes_shards), Plan(16, ranks=ranks, accumulate=accumulate))
 
@@ -251,18 +251,18 @@ def test_remote_shards_in_shard_order_are_read_in_blocks(shapes_shards: Path, mo
         memory.rm("/blocks", recursive=True)
 
 
-def test_the_share_of_damaged_samples_is_that_of_all_processes(shapes_shards: Path) -> None:
+def test_fraction_of_damaged_samples_is_over_all_processes(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     streams = [Stream(shards, Plan(16, rank=rank, ranks=2), bad_share=0.02) for rank in (0, 1)]  # one of 64
     for number, stream in enumerate(streams):
         stream._note_damaged(number, f"sample {number}")
     both = {**streams[0].damaged(), **streams[1].damaged()}
     for stream in streams:
-        with pytest.raises(UserError, match="2 damaged samples of 64 are more than bad_share allows"):
+        with pytest.raises(UserError, match="2 of 64 samples are damaged, more than bad_share allows"):
             stream.add_damaged(both)
 
 
-def test_the_cache_may_use_half_of_the_available_memory(
+def test_cache_may_use_half_of_available_memory(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = open_shards(shapes_shards)
@@ -278,7 +278,7 @@ def test_the_cache_may_use_half_of_the_available_memory(
         Stream(shards, Plan(16), cache="ram")
 
 
-def test_available_memory_respects_the_system_and_the_container(tmp_path: Path) -> None:
+def test_available_memory_respects_system_and_container(tmp_path: Path) -> None:
     proc, group = tmp_path / "meminfo", tmp_path / "group"
     proc.write_text("MemTotal:  4000 kB\nMemFree:  100 kB\nMemAvailable:    2000 kB\n")
     assert available_memory(proc, [group]) == 2000 * 1024
@@ -299,7 +299,7 @@ def test_available_memory_respects_the_system_and_the_container(tmp_path: Path) 
     assert available_memory(tmp_path / "none", []) > 0
 
 
-def test_cached_batches_are_those_that_are_decoded(tmp_path: Path) -> None:
+def test_cached_batches_equal_decoded_batches(tmp_path: Path) -> None:
     build(Recipe("shapes", limit=24, per_image=3), tmp_path / "shards")
     shards = open_shards(tmp_path / "shards")
     for textures in ("one", "all", "none"):
@@ -325,7 +325,7 @@ def test_damaged_samples_can_be_read_while_threads_find_more(shapes_shards: Path
     assert len(stream.damaged()) == 100_000
 
 
-def test_the_smallest_limit_of_all_control_groups_holds_in_both_versions(tmp_path: Path) -> None:
+def test_smallest_control_group_limit_applies(tmp_path: Path) -> None:
     proc = tmp_path / "meminfo"
     proc.write_text("MemAvailable:    2000 kB\n")
     task, job, old = (tmp_path / name for name in ("task", "job", "old"))

@@ -34,7 +34,7 @@ def run(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_knn_equals_a_slow_vote() -> None:
+def test_knn_equals_slow_vote() -> None:
     generator = torch.Generator().manual_seed(0)
     bank, queries = torch.randn(30, 5, generator=generator), torch.randn(7, 5, generator=generator)
     labels = torch.randint(0, 4, (30,), generator=generator)
@@ -50,7 +50,7 @@ def test_knn_equals_a_slow_vote() -> None:
         assert votes == pytest.approx(expected, rel=1e-4)
 
 
-def test_knn_of_a_bank_on_itself_is_perfect_with_one_neighbour() -> None:
+def test_knn_on_its_own_bank_is_perfect() -> None:
     bank = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))  # more than one chunk
     labels = torch.arange(600) % 3
     assert knn_accuracy(bank, labels, bank, labels, k=1) == 1.0
@@ -63,7 +63,7 @@ def test_knn_of_a_bank_on_itself_is_perfect_with_one_neighbour() -> None:
         knn_predict(bank, labels, bank, k=0)
 
 
-def test_linear_fits_linear_labels_and_not_noise() -> None:
+def test_linear_fits_linear_labels_but_not_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     features = 1e-3 * torch.randn(600, 10, generator=generator) + 5  # far from standardised
     labels = features[:, :3].argmax(1)
@@ -99,7 +99,7 @@ def test_features_are_of_whole_normalised_images_in_eval_mode(run: Path, shapes_
 
 
 @pytest.mark.parametrize(("probe", "settings"), [("knn", {"k": (5,)}), ("linear", {"epochs": 5})])
-def test_a_probe_scores_every_test_set(
+def test_probe_scores_every_test_set(
     run: Path, shapes_shards: Path, shapes_test_shards: Path, probe: str, settings: dict
 ) -> None:
     figures = evaluate(probe, run, shapes_shards, [shapes_test_shards, shapes_shards], "cpu", **settings)
@@ -113,7 +113,7 @@ def test_a_probe_scores_every_test_set(
     json.dumps(figures)
 
 
-def test_texture_decisions_count_predictions_of_the_texture_class(shapes_test_shards: Path) -> None:
+def test_texture_decisions_count_predictions_of_texture_class(shapes_test_shards: Path) -> None:
     test = open_images(shapes_test_shards)
     assert test.textures is not None
     labels = torch.from_numpy(test.labels)
@@ -124,12 +124,12 @@ def test_texture_decisions_count_predictions_of_the_texture_class(shapes_test_sh
     assert (by_shape["top1"], by_shape["texture_decisions"]) == (1, 0)
 
 
-def test_errors_name_the_set_that_cannot_be_scored(
+def test_errors_name_set_that_cannot_be_scored(
     run: Path, shapes_shards: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     build(Recipe("folder", per_image=0), tmp_path / "named", root=str(image_folder))
     build(Recipe("folder", per_image=0), tmp_path / "flat", root=str(image_folder / "cats"))
-    with pytest.raises(UserError, match=r"its classes .* are not those of"):
+    with pytest.raises(UserError, match=r"its classes .* differ from those of"):
         evaluate("knn", run, shapes_shards, [tmp_path / "named"], "cpu")
     with pytest.raises(UserError, match="no labelled images"):
         evaluate("knn", run, tmp_path / "flat", [shapes_shards], "cpu")
@@ -141,7 +141,7 @@ def test_errors_name_the_set_that_cannot_be_scored(
         evaluate("knn", run, shapes_shards, ["shapes:test"], "cpu", size=16)
 
 
-def test_ridge_is_least_squares_with_a_penalty() -> None:
+def test_ridge_is_least_squares_with_penalty() -> None:
     generator = torch.Generator().manual_seed(0)
     x, q = torch.randn(40, 6, generator=generator), torch.randn(5, 6, generator=generator)
     labels = torch.randint(0, 3, (40,), generator=generator)
@@ -155,9 +155,7 @@ def test_ridge_is_least_squares_with_a_penalty() -> None:
     np.testing.assert_allclose(scores.numpy(), b @ weights + centre, atol=1e-6)
 
 
-def test_shuffled_images_are_scored_beside_the_whole_ones(
-    run: Path, shapes_shards: Path, shapes_test_shards: Path
-) -> None:
+def test_shuffled_images_are_scored_too(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:
     plain = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu")["test"][0]
     both = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu", destroy=True)["test"][0]
     again = evaluate("ridge", run, shapes_shards, [shapes_test_shards], "cpu", destroy=True)["test"][0]
@@ -171,7 +169,7 @@ def test_shuffled_images_are_scored_beside_the_whole_ones(
     assert torch.equal(shuffled.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
 
 
-def test_the_sweep_scores_every_rate_on_a_tenth_of_the_training_images() -> None:
+def test_sweep_scores_every_rate_on_tenth_of_training_images() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(400, 10, generator=generator)
     labels = features[:, :3].argmax(1)
@@ -182,7 +180,7 @@ def test_the_sweep_scores_every_rate_on_a_tenth_of_the_training_images() -> None
     assert all((accuracy * held) == pytest.approx(round(accuracy * held), abs=1e-4) for accuracy in found.values())
 
 
-def test_the_sweep_does_not_train_on_held_out_images() -> None:
+def test_sweep_does_not_train_on_held_out_images() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 400, generator=generator)  # enough dimensions to memorise any labels
     labels = torch.randint(0, 4, (200,), generator=generator)
@@ -191,7 +189,7 @@ def test_the_sweep_does_not_train_on_held_out_images() -> None:
     assert max(sweep_rates(features, labels, epochs=30, batch_size=50).values()) <= 0.5
 
 
-def test_linear_has_cosine_decay_and_a_seeded_order(
+def test_linear_has_cosine_decay_and_seeded_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sacl_train.evaluate import linear
@@ -211,7 +209,7 @@ def test_linear_has_cosine_decay_and_a_seeded_order(
     assert not torch.equal(fit_linear(features, labels, 3, 0.4, 20, seed=2)[""](features), first)
 
 
-def test_a_sweep_reports_the_chosen_rate(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:
+def test_sweep_reports_chosen_rate(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:
     figures = evaluate("linear", run, shapes_shards, [shapes_test_shards], "cpu", epochs=3, lr="sweep")
     assert figures["chosen_lr"] in RATES
     assert figures["sweep"][figures["chosen_lr"]] == max(figures["sweep"].values())
@@ -219,7 +217,7 @@ def test_a_sweep_reports_the_chosen_rate(run: Path, shapes_shards: Path, shapes_
     assert figures["test"] == chosen["test"]
 
 
-def test_files_and_their_shards_give_the_same_figures(
+def test_files_and_their_shards_give_same_figures(
     run: Path, shapes_shards: Path, shapes_test_shards: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     build(Recipe("shapes", split="conflict", per_image=0), tmp_path / "conflict")
@@ -234,7 +232,7 @@ def test_files_and_their_shards_give_the_same_figures(
     assert (folder.labels[batches[0]["index"].numpy()] >= 0).all()
 
 
-def test_features_are_cached_until_the_weights_change(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_features_are_cached_until_weights_change(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images = open_images(shapes_shards)
     first = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
@@ -252,7 +250,7 @@ def test_features_are_cached_until_the_weights_change(run: Path, shapes_shards: 
     assert torch.equal(FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images).values, other.values)
 
 
-def test_the_cache_keeps_features_of_the_last_two_checkpoints(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_cache_keeps_features_of_last_two_checkpoints(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images, files = open_images(shapes_shards), []
     for scale in (1.0, 1.5, 0.5):
@@ -264,9 +262,7 @@ def test_the_cache_keeps_features_of_the_last_two_checkpoints(run: Path, shapes_
     assert set((tmp_path / "features").iterdir()) == set(files[1:])
 
 
-def test_the_cache_distinguishes_changes_of_the_images_and_normalisation(
-    run: Path, shapes_shards: Path, tmp_path: Path
-) -> None:
+def test_cache_depends_on_images_and_normalisation(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images = open_images(shapes_shards)
     store = FeatureStore(tmp_path, encoder, config, torch.device("cpu"))
@@ -277,7 +273,7 @@ def test_the_cache_distinguishes_changes_of_the_images_and_normalisation(
     assert torch.equal(store.get(images).values, whole.values)
 
 
-def test_unlabelled_images_are_left_out_of_the_features(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_features_exclude_unlabelled_images(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     encoder, config, _ = load_encoder(run)
     images = ShardImages(open_shards(shapes_shards))
     images.labels = images.labels.copy()

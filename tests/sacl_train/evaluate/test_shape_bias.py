@@ -28,7 +28,7 @@ from texturegen.errors import UserError
 SMALL = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "projector_hidden": 16, "projector_out": 16}
 
 
-def test_shape_bias_equals_a_count_by_hand() -> None:
+def test_shape_bias_equals_manual_count() -> None:
     shapes = ["cat", "cat", "cat", "dog", "dog", "cat"]
     textures = ["dog", "dog", "dog", "cat", "cat", "cat"]  # the last is not in conflict
     decisions = ["cat", "dog", "car", "dog", "dog", "cat"]
@@ -47,7 +47,7 @@ def test_shape_bias_equals_a_count_by_hand() -> None:
     assert shape_bias(["car"], ["cat"], ["dog"])["bias"] is None
 
 
-def test_a_category_is_the_mean_of_its_classes() -> None:
+def test_category_is_mean_of_its_classes() -> None:
     # Two dogs of .3 and .1 against a cat of .25: the mean of the dogs is .2. Cheese is not a category.
     scores = torch.tensor([[0.3, 0.1, 0.25, 0.35]]).log()
     assert categorise(scores, ["n02086240", "n02086910", "n02123045", "cheese"]) == ["cat"]
@@ -56,14 +56,14 @@ def test_a_category_is_the_mean_of_its_classes() -> None:
         categorise(scores, ["a", "b", "c", "dog"])
 
 
-def test_imagenet_ids_are_among_the_hundred_classes() -> None:
+def test_imagenet_ids_are_among_hundred_classes() -> None:
     hundred = (Path(texturegen.sources.__file__).parent / "imagenet100.txt").read_text().split()
     assert {name for name in CATEGORY_BY_CLASS if name.startswith("n0")} <= set(hundred)
     assert set(CATEGORY_BY_CLASS.values()) <= set(CATEGORIES)
 
 
-def test_the_error_of_a_folder_without_stimuli_shows_their_names(image_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no stimuli here; they are files like CLASS/cat7-bottle2.png"):
+def test_error_of_folder_without_stimuli_shows_their_names(image_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no stimuli found; expected files like CLASS/cat7-bottle2.png"):
         read_stimuli(image_folder, 32)
 
 
@@ -87,13 +87,13 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
     return root / "run", root / "shards", root / "stimuli"
 
 
-def test_a_probe_that_predicts_shapes_has_a_bias_of_one(two_classes: tuple[Path, Path, Path]) -> None:
+def test_probe_that_predicts_shapes_has_bias_of_one(two_classes: tuple[Path, Path, Path]) -> None:
     figures = evaluate_shape_bias(*two_classes, device="cpu", epochs=20)
     assert figures["stimuli"] == 6
     assert figures["shape_decisions"] == figures["bias"] == 1
 
 
-def test_the_command_prints_and_writes_the_bias(two_classes: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_command_prints_and_writes_bias(two_classes: tuple[Path, Path, Path], tmp_path: Path) -> None:
     options = [
         text for pair in zip(("--run", "--shards", "--stimuli"), map(str, two_classes), strict=True) for text in pair
     ]
@@ -103,9 +103,7 @@ def test_the_command_prints_and_writes_the_bias(two_classes: tuple[Path, Path, P
     assert json.loads((tmp_path / "f.json").read_text())["classes"]["dog"]["stimuli"] == 3
 
 
-def test_the_conflict_split_of_shapes_serves_as_stimuli(
-    shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path
-) -> None:
+def test_conflict_split_of_shapes_can_be_stimuli(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
     settings = {**SMALL, "predictor_hidden": 8, "epochs": 0, "texture_role": "none", "batch_size": 4, "device": "cpu"}
     train(load_config(None, settings), shapes_shards, tmp_path)
     figures = evaluate_shape_bias(tmp_path, shapes_shards, shapes_test_shards, "cpu", epochs=5)
@@ -126,7 +124,7 @@ def _two_folders(root: Path) -> Path:
     return root / "images"
 
 
-def test_read_stimuli_reads_the_published_set(shared_data: Path) -> None:
+def test_read_stimuli_reads_published_set(shared_data: Path) -> None:
     images, shapes, textures = read_stimuli(shared_data / "cue-conflict", 32)
     assert images.shape == (1280, 32, 32, 3)
     assert {shapes.count(c) for c in CATEGORIES} == {80}

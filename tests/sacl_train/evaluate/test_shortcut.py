@@ -19,14 +19,14 @@ from texturegen.errors import UserError
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
 
 
-def test_tell_apart_separates_shifted_textures_and_not_identically_distributed_ones() -> None:
+def test_tell_apart_separates_only_shifted_textures() -> None:
     random = torch.Generator().manual_seed(0)
     images, textures = (torch.randn(400, 8, generator=random) for _ in range(2))
     assert tell_apart(images, textures + 20 * torch.eye(8)[0]) == 1
     assert 0.4 < tell_apart(images, textures) < 0.6
 
 
-def test_one_direction_explains_a_common_shift_and_not_instances() -> None:
+def test_one_direction_explains_common_shift_only() -> None:
     random = torch.Generator().manual_seed(0)
     base = F.normalize(torch.randn(200, 64, generator=random), dim=1)
     aside = torch.zeros(64)
@@ -41,7 +41,7 @@ def test_one_direction_explains_a_common_shift_and_not_instances() -> None:
     assert instances["other_images"] == pytest.approx(0, abs=0.01)
 
 
-def test_evaluate_shortcut_measures_a_run(
+def test_evaluate_shortcut_measures_run(
     shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(load_config(None, RUN), shapes_shards, tmp_path / "run")
@@ -51,14 +51,14 @@ def test_evaluate_shortcut_measures_a_run(
     assert -1 <= figures["other_textures"] <= figures["own_texture"] <= 1
     monkeypatch.setattr(shortcut, "MAX_BATCH", 63)  # 64 images: the last batch would have a single image
     assert evaluate_shortcut(tmp_path / "run", shapes_shards, "cpu")["told_apart"] == figures["told_apart"]
-    with pytest.raises(UserError, match="no textures here"):
+    with pytest.raises(UserError, match="these shards have no textures"):
         evaluate_shortcut(tmp_path / "run", shapes_test_shards, "cpu")
     build(Recipe("shapes", limit=1), tmp_path / "one")
     with pytest.raises(UserError, match="1 image; the comparison needs at least 2"):
         evaluate_shortcut(tmp_path / "run", tmp_path / "one", "cpu")
 
 
-def test_the_command_prints_a_table(shapes_shards: Path, tmp_path: Path) -> None:
+def test_command_prints_table(shapes_shards: Path, tmp_path: Path) -> None:
     train(load_config(None, RUN), shapes_shards, tmp_path / "run")
     options = ["--run", str(tmp_path / "run"), "--shards", str(shapes_shards), "--device", "cpu"]
     done = CliRunner().invoke(eval_main, ["shortcut", *options])
