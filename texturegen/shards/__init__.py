@@ -1,4 +1,4 @@
-"""Shards: the contract between texture builds and everybody who reads them."""
+"""The shard format: write, read, verify, merge and split shard directories."""
 
 from texturegen.shards.merge import merge, split
 from texturegen.shards.reader import Sample, Shards, open_shards

@@ -1,4 +1,4 @@
-"""build.json: read it, and check everything in it that can be checked without the manifest."""
+"""Read build.json, and check all of it that does not need the manifest."""
 
 import json
 import re
@@ -17,26 +17,26 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_build(directory: str | Path) -> dict[str, Any]:
-    """Return the content of build.json of a directory or URL.
+    """Return the content of build.json in a directory or at a URL.
 
     Raises
     ------
-    MissingError : there is no build.json, so the build is not finished or there is none.
-    DamagedError : the file is not JSON, lacks a value, or its values contradict each other.
-    UserError : it has another format, or cannot be read.
+    MissingError : there is no build.json, so there is no finished build.
+    DamagedError : the file is not JSON, lacks a value, or contradicts itself.
+    UserError : the file cannot be read, or has a format that this version does not read.
     """
     return load_build(open_directory(directory))
 
 
 def load_build(files: Directory) -> dict[str, Any]:
-    """Return the content of build.json of an open directory. Raises what `read_build` raises."""
+    """Return the content of build.json in an open directory; raises the same exceptions as `read_build`."""
     data = files.fetch(BUILD)
     if data is not None:
         return _parse(data, files.locate(BUILD))
-    place = files.locate("").rstrip("/")
+    directory = files.locate("").rstrip("/")
     if files.exists(PARTS):
-        raise MissingError(f"{place}: this build is not finished; run the same `texturegen build` again")
-    raise MissingError(f"{place}: no shards here ({BUILD} is missing); make some with `texturegen build`")
+        raise MissingError(f"{directory}: this build is not finished; run the same `texturegen build` again")
+    raise MissingError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
 
 
 def check_size(path: Path, size: int) -> None:
@@ -45,15 +45,13 @@ def check_size(path: Path, size: int) -> None:
 
 
 def compare_size(file: str, found: int | None, size: int) -> None:
-    """Do the same for a shard whose size, None if it is missing, is known."""
+    """Raise as `check_size` does; `found` is the size of the file, or None if it is missing."""
     if found is None:
-        raise MissingError(
-            f"{file}: missing; `texturegen repair` makes it again from the data set, or copy it from elsewhere"
-        )
+        raise MissingError(f"{file}: missing; rebuild it from the data set with `texturegen repair`, or copy it again")
     if found != size:
         raise DamagedError(
-            f"{file}: {found} bytes where {size} were written; "
-            "`texturegen repair` makes it again from the data set (`texturegen verify` lists all damage)"
+            f"{file}: {found} bytes, but {size} were written; list all damage with `texturegen verify`, or rebuild the "
+            "shard from the data set with `texturegen repair`"
         )
 
 
@@ -79,12 +77,12 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _find_fault(build: dict[str, Any]) -> str | None:
-    """Return what is wrong with the values; KeyError or TypeError for one that is missing or inside another type."""
+    """Return the first fault, or None; raises KeyError or TypeError if a value or its parent is missing."""
     if type(build["format"]) is not int:
         return "format is not a number"
     textures, classes, shards = build["recipe"]["per_image"], build["source"]["classes"], build["shards"]
     if not _is_count(textures) or textures >= _MAX_TEXTURES:
-        return "recipe.per_image is not a count"
+        return "recipe.per_image is not a valid count"
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return "source.classes is not a list of names"
     if not _is_sha256(build["manifest_sha256"]):
@@ -97,18 +95,18 @@ def _find_fault(build: dict[str, Any]) -> str | None:
         if not _is_sha256(shard["sha256"]):
             return f"the sha256 of {shard['name']} is not a SHA-256"
         if not all(_is_count(shard[count]) for count in ("bytes", *COUNTS)):
-            return f"a count or the bytes of {shard['name']} is not a count"
+            return f"bytes or a count of {shard['name']} is not a non-negative integer"
     for count in COUNTS:
         total = build["counts"][count]
         if not _is_count(total):
-            return f"counts.{count} is not a count"
+            return f"counts.{count} is not a non-negative integer"
         if total != (found := sum(shard[count] for shard in shards)):
             return f"counts.{count} is {total}, but the shards add up to {found}"
     if build["counts"]["textures"] != build["counts"]["samples"] * textures:
         return f"counts.textures is not counts.samples times {textures}"
     items = build["source"].get("items")
     if items is not None and items != build["counts"]["samples"] + build["counts"]["failed"]:
-        return f"source.items is {printable(str(items))}, but counts has another number of images"
+        return f"source.items is {printable(str(items))}, but samples and failed in counts add up to another number"
     return None
 
 

@@ -29,7 +29,7 @@ MAX_SHOWN = 60  # characters of a filter in a message
 
 
 def rows_that_pass(text: str, table: pa.Table) -> pa.ChunkedArray:
-    """Return a boolean per row of a manifest: whether it meets a condition.
+    """Evaluate a condition on every row of a manifest.
 
     Parameters
     ----------
@@ -41,12 +41,12 @@ def rows_that_pass(text: str, table: pa.Table) -> pa.ChunkedArray:
     Returns
     -------
     pyarrow.ChunkedArray
-        bool (N,), without nulls.
+        bool (rows,), without nulls; True where the condition holds.
 
     Raises
     ------
     UserError
-        The text is not a condition on columns of the table; the message gives the position.
+        The text is not a condition on columns of the table; the message gives the position of the error.
 
     Examples
     --------
@@ -66,12 +66,12 @@ def rows_that_pass(text: str, table: pa.Table) -> pa.ChunkedArray:
         raise UserError(f"invalid filter {text!r}{where} ({error.msg}); {ALLOWED}") from None
     except UserError:
         raise
-    except (ValueError, RecursionError, MemoryError):  # null bytes; thousands of brackets
+    except (ValueError, RecursionError, MemoryError):  # null bytes, or nesting too deep for the parser
         raise UserError(f"invalid filter {text[:MAX_SHOWN]!r}...; {ALLOWED}") from None
 
 
 class _Filter:
-    """Evaluation of a parsed condition on a table; errors name the part of the text."""
+    """Evaluate a parsed condition on a table; errors quote the part of the text concerned."""
 
     def __init__(self, text: str, table: pa.Table) -> None:
         self.text, self.table = text, table
@@ -158,8 +158,8 @@ class _Filter:
         return ast.get_source_segment(self.text, node) or "?"
 
     def fault(self, node: ast.expr, reason: str) -> UserError:
-        place = node.col_offset + 1 if node.lineno == 1 else f"{node.col_offset + 1} of line {node.lineno}"
-        return UserError(f"filter: {self.part(node)!r} at character {place} {reason}")
+        position = node.col_offset + 1 if node.lineno == 1 else f"{node.col_offset + 1} of line {node.lineno}"
+        return UserError(f"filter: {self.part(node)!r} at character {position} {reason}")
 
 
 def _is_none(node: ast.expr) -> bool:

@@ -1,12 +1,12 @@
-"""Read and validate the manifest: the rules for a valid row live here, for reader, verify and merge alike.
+"""Read and validate the manifest. The reader, verify and merge share the rules for a valid row that are defined here.
 
-`check_rows` checks every row once, vectorised, and says where each member lies. A tar of ours is determined by the
-sizes of its members (headers of one block, data padded to blocks, no gaps), so the manifest's offsets can be checked
-without the tar: no offset leads out of its shard, and no two members overlap. Reading a sample needs no further checks.
+`check_rows` checks all rows at once, vectorised, and returns the offset and size of every member. The members' sizes
+determine the layout of a tar (headers of one block, data padded to whole blocks, no gaps), so offsets are checked
+without opening the tar: every member is inside its shard, and no two overlap. Reading a sample needs no further checks.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,31 +31,33 @@ from texturegen.storage.image import MAX_PIXELS
 from texturegen.storage.names import KEY_SEGMENTS, printable
 from texturegen.storage.tar import BLOCK, end_of_tar
 
-# What `check_rows` needs; the other columns record how each texture was made.
+# The columns that `check_rows` needs; the others record how each texture was made.
 COLUMNS = ["key", "shard", "index", "label", "width", "height", "status", "meta", "members"]
-COLUMNS += [f"{member}_{what}" for member in ("image", "texture") for what in ("ext", "offset", "size", "sha256")]
-MAX_IMAGE_BYTES = 6 * MAX_PIXELS  # of an image without compression, with 16 bits per channel
-MAX_NAMED = 20  # rows named for each kind of fault
-# A row repeats the columns of its image.
+COLUMNS += [f"{member}_{field}" for member in ("image", "texture") for field in ("ext", "offset", "size", "sha256")]
+MAX_IMAGE_BYTES = 6 * MAX_PIXELS  # uncompressed, 16 bits per channel
+MAX_NAMED = 20  # rows named per kind of fault
+# These columns describe the image, so they are equal in all rows of a sample.
 _IMAGE_COLUMNS = ["key", "shard", "label", "width", "height", "meta", "texture_ext"]
 _IMAGE_COLUMNS += ["image_ext", "image_offset", "image_size", "image_sha256"]
 
 
-class Rows:
-    """Where the members of each sample lie, in order.
-
-    What indexing touches per sample is in memoryviews, which give Python numbers four times as fast as NumPy arrays.
+class SampleIndex:
+    """Keys, labels, image sizes and byte extents of all samples, in order.
 
     Attributes
     ----------
-    keys : list of N texts.
-    labels, widths, heights : int64 (N,).
-    numbers : int32 (N,), the shard's number in `files`.
-    places : int64 (N, 1 + K, 2), offset and size of the image and of each texture.
-    ranges : int64 (N, 2), first byte and end of all members of the sample.
-    metas : pyarrow text (N,), JSON.
-    members : pyarrow list (N,) of {ext, offset, size}: "cls" and what was passed through.
-    files : path or URL of each shard.
+    keys : list of str, length N.
+    labels : int64 (N,), -1 for unlabelled samples.
+    widths, heights : int64 (N,), in pixels.
+    shard_ids : int32 (N,), index into `files` of the sample's shard.
+    extents : int64 (N, 1 + K, 2), offset and size in bytes of the image and of each texture.
+    ranges : int64 (N, 2), start and end of the byte range that spans all members of the sample.
+    metas : pyarrow string (N,), JSON.
+    members : pyarrow list (N,) of {ext, offset, size}: "cls" and the passed-through members.
+    files : list of str, path or URL of each shard.
+    stride : int, entries per sample in `extents_view`.
+    labels_view, widths_view, heights_view, shard_ids_view, extents_view : flat memoryviews of these arrays. A
+        memoryview returns a Python int four times as fast as a NumPy array does.
     """
 
     def __init__(
@@ -64,56 +66,56 @@ class Rows:
         labels: np.ndarray,
         widths: np.ndarray,
         heights: np.ndarray,
-        numbers: np.ndarray,
-        places: np.ndarray,
+        shard_ids: np.ndarray,
+        extents: np.ndarray,
         ranges: np.ndarray,
         metas: pa.Array,
         members: pa.Array,
         files: list[str],
     ) -> None:
-        self.keys, self.labels, self.widths, self.heights, self.numbers = keys, labels, widths, heights, numbers
-        self.places, self.ranges, self.metas, self.members, self.files = places, ranges, metas, members, files
-        self.stride = 2 * places.shape[1]
-        self.label, self.number, self.width, self.height, self.place = (
-            memoryview(cast(Any, array.reshape(-1))) for array in (labels, numbers, widths, heights, places)
+        self.keys, self.labels, self.widths, self.heights, self.shard_ids = keys, labels, widths, heights, shard_ids
+        self.extents, self.ranges, self.metas, self.members, self.files = extents, ranges, metas, members, files
+        self.stride = 2 * extents.shape[1]
+        self.labels_view, self.widths_view, self.heights_view, self.shard_ids_view, self.extents_view = (
+            memoryview(cast(Any, array.reshape(-1))) for array in (labels, widths, heights, shard_ids, extents)
         )
 
-    def select(self, row: int) -> "Rows":
-        """Return the sample `row` by itself, in copies: a pickled slice would carry the whole array."""
-        part = slice(row, row + 1)
-        labels, widths, heights, places, ranges = (
-            array[part].copy() for array in (self.labels, self.widths, self.heights, self.places, self.ranges)
+    def select(self, i: int) -> "SampleIndex":
+        """Return an index of sample `i` alone. It is a copy, because pickling a slice would pickle the whole array."""
+        one = slice(i, i + 1)
+        labels, widths, heights, extents, ranges = (
+            array[one].copy() for array in (self.labels, self.widths, self.heights, self.extents, self.ranges)
         )
-        metas, members = (pa.array(array[part].to_pylist(), array.type) for array in (self.metas, self.members))
-        file, number = self.files[self.number[row]], np.zeros(1, np.int32)
-        return Rows(self.keys[part], labels, widths, heights, number, places, ranges, metas, members, [file])
+        metas, members = (pa.array(array[one].to_pylist(), array.type) for array in (self.metas, self.members))
+        files, shard_ids = [self.files[self.shard_ids_view[i]]], np.zeros(1, np.int32)
+        return SampleIndex(self.keys[one], labels, widths, heights, shard_ids, extents, ranges, metas, members, files)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.keys, self.labels, self.widths, self.heights, self.numbers, self.places, self.ranges)
-        return Rows, (*parts, self.metas, self.members, self.files)
+        arrays = (self.labels, self.widths, self.heights, self.shard_ids, self.extents, self.ranges)
+        return SampleIndex, (self.keys, *arrays, self.metas, self.members, self.files)
 
 
 def read_manifest(source: Any, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
-    """Read the manifest and check that the file is sound.
+    """Read the manifest and check that the file is valid Parquet with the manifest's schema.
 
     Parameters
     ----------
     source : a path or an Arrow file.
-    columns : None is all.
-    group : a row group to read by itself; None is all.
+    columns : names of the columns to read; None reads all.
+    group : index of the only row group to read; None reads all.
 
     Raises
     ------
-    DamagedError : it cannot be read, or has other columns; the message does not name the file.
+    DamagedError : the file cannot be read, or has another schema; the message does not name the file.
     """
     try:
         file = pq.ParquetFile(open_for_arrow(source) if isinstance(source, Path) else source)
         if not file.schema_arrow.equals(MANIFEST_SCHEMA):
-            raise DamagedError("its columns are not those of a manifest")
+            raise DamagedError("its schema is not that of a manifest")
         table = file.read(columns) if group is None else file.read_row_group(group, columns)
         table.validate(full=True)  # damage can leave invalid UTF-8 and decreasing list offsets
         return table
-    # Besides ArrowException, Arrow raises UnicodeDecodeError for column names, and the errors of codecs.
+    # Arrow raises UnicodeDecodeError for invalid column names, and OSError or ValueError for damaged compressed data.
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DamagedError):
             raise
@@ -122,7 +124,7 @@ def read_manifest(source: Any, columns: list[str] | None = None, group: int | No
 
 
 def parse_meta(text: str) -> dict[str, Any] | None:
-    """Return the object that a row's `meta` holds; None if it is not a JSON object."""
+    """Parse a row's `meta`; return None if it is not a JSON object."""
     try:
         meta = json.loads(text)
     except (ValueError, RecursionError):
@@ -131,18 +133,20 @@ def parse_meta(text: str) -> dict[str, Any] | None:
 
 
 def group_samples(table: pa.Table, textures: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each sample together, in order; a failed image is one row by itself.
+    """Yield the list of rows of each sample, in order; a failed image is a list of one row.
+
+    `check_rows` has checked that the rows of a sample are adjacent and in the order of `index`, so this function does
+    not check it again.
 
     Parameters
     ----------
-    table : rows of `Shards.manifest`, whole samples of them: `check_rows` has found that a sample's rows are adjacent
-        and in the order of `index`, so nothing is checked again here.
+    table : rows of `Shards.manifest`, with either all rows of a sample or none.
     textures : K, textures per image.
     """
     sample: list[dict[str, Any]] = []
     for batch in table.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
-            if row["status"] != "ok":
+            if has_failed(row):
                 yield [row]
                 continue
             sample.append(row)
@@ -151,14 +155,26 @@ def group_samples(table: pa.Table, textures: int) -> Iterator[list[dict[str, Any
                 sample = []
 
 
+def has_failed(row: Mapping[str, Any]) -> bool:
+    """Return True for the row of an image that failed and is in no shard."""
+    return bool(row["status"] != "ok")
+
+
+def is_ok(table: pa.Table) -> np.ndarray:
+    """Return bool (N,): True for the rows of samples that are in shards, False for failed images."""
+    return pc.fill_null(pc.equal(table["status"], "ok"), False).to_numpy().astype(bool)
+
+
 def select_ok(table: pa.Table) -> pa.Table:
-    """Return the rows of samples that are in shards; the table itself if no image failed, because a filter copies."""
-    is_ok = _is_ok(table)
-    return table if is_ok.all() else table.filter(pa.array(is_ok))
+    """Return the rows of samples that are in shards."""
+    ok = is_ok(table)
+    return table if ok.all() else table.filter(pa.array(ok))  # filter copies even if it keeps all rows
 
 
-def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tuple[Rows | None, list[str]]:
+def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tuple[SampleIndex | None, list[str]]:
     """Check the manifest's rows against each other and against build.json.
+
+    `meta` is only checked for nulls, because parsing it would take longer than all other checks.
 
     Parameters
     ----------
@@ -168,106 +184,111 @@ def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tupl
 
     Returns
     -------
-    The samples, or None if any row is invalid; and the faults, one sentence each, starting with the key of the sample
-    concerned. A total that contradicts build.json is a fault too. `meta` is only checked for nulls: parsing it would
-    take longer than all other checks.
+    index : the samples; None if any row is invalid.
+    faults : one sentence per fault. The fault of a row starts with the sample's key; a total that contradicts
+        build.json is a fault too.
     """
-    check = _Checks(table)
+    checks = _Checks(table)
     textures: int = build["recipe"]["per_image"]
-    is_ok = _is_ok(table)
-    check.status(is_ok)
-    ok = table if is_ok.all() else table.filter(pa.array(is_ok))
-    check.counts(ok, build, len(table) - len(ok))
-    check.table = ok
-    numbers = check.values(textures, [shard["name"] for shard in build["shards"]])
-    if check.faults:
-        return None, check.faults + check.totals
+    is_ok_row = is_ok(table)
+    checks.check_status(is_ok_row)
+    ok = select_ok(table)
+    checks.check_counts(ok, build, len(table) - len(ok))
+    checks.table = ok
+    shard_ids = checks.check_values(textures, [shard["name"] for shard in build["shards"]])
+    if checks.faults:
+        return None, checks.faults + checks.totals
     per_sample = max(textures, 1)
-    check.adjacent(textures, np.flatnonzero(is_ok))
-    if check.faults:
-        return None, check.faults + check.totals
+    checks.check_grouping(textures, np.flatnonzero(is_ok_row))
+    if checks.faults:
+        return None, checks.faults + checks.totals
     first = ok.take(np.arange(0, len(ok), per_sample)) if per_sample > 1 else ok
-    check.table, numbers = first, numbers[::per_sample]
-    check.order(numbers, build)
-    members = check.members()
-    if check.faults or members is None:
-        return None, check.faults + check.totals
-    places = np.empty((len(first), 1 + textures, 2), np.int64)
-    for at, what in enumerate(("offset", "size")):
-        places[:, 0, at] = _numbers(first, f"image_{what}")
+    checks.table, shard_ids = first, shard_ids[::per_sample]
+    checks.check_order(shard_ids, build)
+    members = checks.check_members()
+    if checks.faults or members is None:
+        return None, checks.faults + checks.totals
+    extents = np.empty((len(first), 1 + textures, 2), np.int64)
+    for axis, field in enumerate(("offset", "size")):
+        extents[:, 0, axis] = _to_numpy(first, f"image_{field}")
         if textures:
-            places[:, 1:, at] = _numbers(ok, f"texture_{what}").reshape(len(first), textures)
-    ranges = check.layout(numbers, places, members, build)
-    if check.faults:
-        return None, check.faults + check.totals
-    rows = Rows(
+            extents[:, 1:, axis] = _to_numpy(ok, f"texture_{field}").reshape(len(first), textures)
+    ranges = checks.check_layout(shard_ids, extents, members, build)
+    if checks.faults:
+        return None, checks.faults + checks.totals
+    index = SampleIndex(
         first["key"].to_pylist(),
-        _numbers(first, "label").copy(),  # Arrow's own memory is read-only
-        _numbers(first, "width").astype(np.int64),
-        _numbers(first, "height").astype(np.int64),
-        numbers.astype(np.int32),
-        places,
+        _to_numpy(first, "label").copy(),  # Arrow's own memory is read-only
+        _to_numpy(first, "width").astype(np.int64),
+        _to_numpy(first, "height").astype(np.int64),
+        shard_ids.astype(np.int32),
+        extents,
         ranges,
         _combine_chunks(first, "meta"),
         members,
         files,
     )
-    return rows, check.totals
+    return index, checks.totals
 
 
 class _Checks:
-    """Conditions on the rows of `table`; a row that does not meet one becomes a fault."""
+    """Checks of the rows of `table`, which collect a fault for each invalid row."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self.faults: list[str] = []  # of rows
-        self.totals: list[str] = []  # contradictions between all rows and build.json
+        self.faults: list[str] = []  # about single rows
+        self.totals: list[str] = []  # contradictions between the totals of all rows and build.json
 
     def require(self, condition: Any, fault: str | Callable[[int], str], rows: np.ndarray | None = None) -> None:
-        """Add a fault for each false entry of `condition` (null counts as true); `rows` maps entries to rows."""
+        """Add a fault for each False entry of `condition`; null counts as True. `rows` maps entries to rows."""
         if isinstance(condition, np.ndarray):
             bad = np.flatnonzero(~condition)
         else:
             bad = np.flatnonzero(~pc.fill_null(condition, True).to_numpy(zero_copy_only=False).astype(bool))
         if not len(bad):
             return
-        places = np.unique(bad if rows is None else rows[bad])
-        named = [f"{self._name(row)}: {fault if isinstance(fault, str) else fault(row)}" for row in places[:MAX_NAMED]]
-        self.faults += dict.fromkeys(named)  # all rows of a sample share its image's faults
-        if len(places) > MAX_NAMED:
-            self.faults.append(f"{len(places) - MAX_NAMED} more rows have the same fault as {self._name(places[0])}")
+        bad_rows = np.unique(bad if rows is None else rows[bad])
+        named = [
+            f"{self._name(row)}: {fault if isinstance(fault, str) else fault(row)}" for row in bad_rows[:MAX_NAMED]
+        ]
+        self.faults += dict.fromkeys(named)  # without duplicates: the rows of a sample repeat the faults of its image
+        if len(bad_rows) > MAX_NAMED:
+            more = len(bad_rows) - MAX_NAMED
+            self.faults.append(f"{more} more rows have the same fault as {self._name(bad_rows[0])}")
 
     def _name(self, row: int) -> str:
         key = self.table["key"][int(row)].as_py()
         return f"row {row}" if key is None else printable(key)
 
-    def status(self, is_ok: np.ndarray) -> None:
+    def check_status(self, is_ok_row: np.ndarray) -> None:
         status = self.table["status"]
-        known = pc.is_in(status, value_set=pa.array(["ok", "failed"]))
-        self.require(known, "its status is neither ok nor failed")
-        if not is_ok.all():
-            failed = ~is_ok
+        is_known = pc.is_in(status, value_set=pa.array(["ok", "failed"]))
+        self.require(is_known, "its status is neither ok nor failed")
+        if not is_ok_row.all():
+            failed = ~is_ok_row
             self.require(~failed | pc.is_valid(self.table["key"]).to_numpy(), "it has no key")
             for column in ("shard", "index"):
-                absent = pc.is_null(self.table[column]).to_numpy()
-                self.require(~failed | absent, f"its status is failed, but {column} is not null")
+                is_absent = pc.is_null(self.table[column]).to_numpy()
+                self.require(~failed | is_absent, f"its status is failed, but {column} is not null")
 
-    def counts(self, ok: pa.Table, build: dict[str, Any], failed: int) -> None:
+    def check_counts(self, ok: pa.Table, build: dict[str, Any], failed: int) -> None:
         textures: int = build["recipe"]["per_image"]
         samples, rest = divmod(len(ok), max(textures, 1))
         if rest:
-            self.faults.append(f"{len(ok)} rows of samples, which is not a multiple of {textures} textures per image")
+            self.faults.append(
+                f"{len(ok)} rows with status ok, which is not a multiple of {textures} textures per image"
+            )
         found = {"samples": samples, "textures": len(ok) - ok["index"].null_count, "failed": failed}
         for name in COUNTS:
             if not rest and found[name] != build["counts"][name]:
                 self.totals.append(f"{found[name]} {name}, but {BUILD} counts {build['counts'][name]}")
 
-    def values(self, textures: int, shards: list[str]) -> np.ndarray:
-        """Check each value by itself; return the number of each row's shard, int64."""
+    def check_values(self, textures: int, shards: list[str]) -> np.ndarray:
+        """Check each value by itself; return the index of each row's shard, int64 (rows,)."""
         table = self.table
-        sides = ["image", "texture"] if textures else ["image"]
+        kinds = ["image", "texture"] if textures else ["image"]
         required = ["key", "shard", "label", "width", "height", "meta", *(["index"] if textures else [])]
-        required += [f"{side}_{what}" for side in sides for what in ("ext", "offset", "size", "sha256")]
+        required += [f"{kind}_{field}" for kind in kinds for field in ("ext", "offset", "size", "sha256")]
         for column in required:
             if table[column].null_count:
                 self.require(pc.is_valid(table[column]), f"it has no {column}")
@@ -278,12 +299,12 @@ class _Checks:
         self.require(pc.greater_equal(table["label"], -1), "its label is less than -1")
         for side in ("width", "height"):
             self.require(pc.greater(table[side], 0), f"its {side} is not positive")
-        for side in sides:
-            known = pc.is_in(table[f"{side}_ext"], value_set=pa.array(IMAGE_EXTENSIONS), skip_nulls=True)
-            known = pc.or_(known, pc.is_null(table[f"{side}_ext"]))
-            self.require(known, f"the {side}'s extension is none of {', '.join(IMAGE_EXTENSIONS)}")
-            is_small = pc.less_equal(table[f"{side}_size"], MAX_IMAGE_BYTES)
-            self.require(is_small, f"the {side} has more than {MAX_IMAGE_BYTES} bytes")
+        for kind in kinds:
+            is_known = pc.is_in(table[f"{kind}_ext"], value_set=pa.array(IMAGE_EXTENSIONS), skip_nulls=True)
+            is_known = pc.or_(is_known, pc.is_null(table[f"{kind}_ext"]))
+            self.require(is_known, f"the {kind}'s extension is not one of {', '.join(IMAGE_EXTENSIONS)}")
+            is_small = pc.less_equal(table[f"{kind}_size"], MAX_IMAGE_BYTES)
+            self.require(is_small, f"the {kind} has more than {MAX_IMAGE_BYTES} bytes")
         found = pc.index_in(table["shard"], value_set=pa.array(shards, pa.string()))
         if found.null_count > table["shard"].null_count:
             self.require(
@@ -292,17 +313,17 @@ class _Checks:
             )
         return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
-    def adjacent(self, textures: int, places: np.ndarray) -> None:
-        """Check that the rows of each sample are adjacent. `places`: row numbers in the full manifest."""
+    def check_grouping(self, textures: int, positions: np.ndarray) -> None:
+        """Check that the rows of each sample are adjacent. `positions` : int64, index of each row in the manifest."""
         table, per_sample = self.table, max(textures, 1)
         rows = np.arange(len(table))
         if not textures:
-            self.require(pc.is_null(table["index"]), "it has a texture, and recipe.per_image is 0")
+            self.require(pc.is_null(table["index"]), "it has a texture, but recipe.per_image is 0")
             return
         first = rows - rows % per_sample
-        broken = (_numbers(table, "index") != rows % per_sample) | (places - places[first] != rows % per_sample)
-        if broken.any():  # all that follow are broken too
-            self.require(rows != np.argmax(broken), "its rows are not those of one sample, in the order of index")
+        broken = (_to_numpy(table, "index") != rows % per_sample) | (positions - positions[first] != rows % per_sample)
+        if broken.any():  # only the first is named, because it shifts all that follow
+            self.require(rows != np.argmax(broken), "its rows are not adjacent in the order of index")
             return
         if per_sample == 1 or not len(rows):
             return
@@ -310,12 +331,12 @@ class _Checks:
         for column in (_combine_chunks(table, name) for name in _IMAGE_COLUMNS):
             is_same &= pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
         is_same |= rows[1:] % per_sample == 0
-        self.require(is_same, "its rows disagree on the image", first[1:])
+        self.require(is_same, "its rows describe different images", first[1:])
         has_members = _list_lengths(_combine_chunks(table, "members")) > 0
-        self.require(~has_members | (rows == first), "it has members in another row than the first")
+        self.require(~has_members | (rows == first), "a row other than its first lists members")
 
-    def order(self, numbers: np.ndarray, build: dict[str, Any]) -> None:
-        """Check keys and shards of the samples."""
+    def check_order(self, shard_ids: np.ndarray, build: dict[str, Any]) -> None:
+        """Check that keys are unique, that shards are in order, and how many samples each shard has."""
         keys = _combine_chunks(self.table, "key")
         if pc.count_distinct(keys).as_py() != len(keys):
             counts = keys.value_counts()
@@ -323,26 +344,28 @@ class _Checks:
             is_first = np.zeros(len(keys), bool)
             is_first[pc.index_in(repeated, value_set=keys).to_numpy()] = True
             self.require(~is_first, "appears more than once")
-        self.require(np.append(True, np.diff(numbers) >= 0)[: len(numbers)], "is listed after samples of a later shard")
-        for shard, found in zip(build["shards"], np.bincount(numbers, minlength=len(build["shards"])), strict=True):
+        self.require(
+            np.append(True, np.diff(shard_ids) >= 0)[: len(shard_ids)], "is listed after samples of a later shard"
+        )
+        for shard, found in zip(build["shards"], np.bincount(shard_ids, minlength=len(build["shards"])), strict=True):
             if found != shard["samples"] or found * build["recipe"]["per_image"] != shard["textures"]:
                 self.totals.append(
                     f"{found} samples of {shard['name']}, but {BUILD} counts {shard['samples']} and "
                     f"{shard['textures']} textures"
                 )
 
-    def members(self) -> pa.Array | None:
-        """Check the column `members`; return it as {ext, offset, size}, or None."""
+    def check_members(self) -> pa.Array | None:
+        """Check the column `members`; return it as lists of {ext, offset, size}, or None if there are faults."""
         column = _combine_chunks(self.table, "members")
-        values = column.flatten()  # those of the rows alone, without the values of nulls
+        values = column.flatten()  # unlike `.values`, leaves out values under nulls
         parents = pc.list_parent_indices(column).to_numpy().astype(np.int64)
-        parts = {what: pc.struct_field(values, [what]) for what in ("ext", "offset", "size", "sha256")}
-        for what, part in parts.items():
-            if part.null_count:
-                self.require(pc.is_valid(part), f"one of its members has no {what}", parents)
+        fields = {name: pc.struct_field(values, [name]) for name in ("ext", "offset", "size", "sha256")}
+        for name, field in fields.items():
+            if field.null_count:
+                self.require(pc.is_valid(field), f"one of its members has no {name}", parents)
         if self.faults:
             return None
-        ext = parts["ext"]
+        ext = fields["ext"]
         is_label = pc.equal(ext, "cls").to_numpy(zero_copy_only=False)
         is_plain = pc.match_substring_regex(ext, f"^({MEMBER.pattern})$").to_numpy(zero_copy_only=False)
         is_reserved = pc.match_substring_regex(ext, f"^({RESERVED.pattern})$").to_numpy(zero_copy_only=False)
@@ -351,7 +374,7 @@ class _Checks:
         )
         lengths = np.bincount(parents, minlength=len(column))
         labels = np.bincount(parents[is_label], minlength=len(column))
-        self.require(labels == 1, "it must have exactly one member cls")
+        self.require(labels == 1, "it must have exactly one cls member")
         key_lengths = pc.binary_length(_combine_chunks(self.table, "key")).to_numpy()
         is_short = key_lengths[parents] + 1 + pc.binary_length(ext).to_numpy() <= MAX_NAME
         self.require(is_short, f"one of its members has a name of more than {MAX_NAME} characters", parents)
@@ -360,31 +383,33 @@ class _Checks:
             self.require(
                 is_after | (parents[1:] != parents[:-1]), "its members are not sorted by extension", parents[1:]
             )
-        fields = [ext.dictionary_encode(), parts["offset"], parts["size"]]
+        kept = [ext.dictionary_encode(), fields["offset"], fields["size"]]
         ends = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
-        return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(fields, ["ext", "offset", "size"]))
+        return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(kept, ["ext", "offset", "size"]))
 
-    def layout(self, numbers: np.ndarray, places: np.ndarray, members: pa.Array, build: dict[str, Any]) -> np.ndarray:
-        """Check that each member lies where those before it end; return the first byte and end of each sample."""
-        samples, fixed = len(places), places.shape[1]
+    def check_layout(
+        self, shard_ids: np.ndarray, extents: np.ndarray, members: pa.Array, build: dict[str, Any]
+    ) -> np.ndarray:
+        """Check that each member starts where the previous one ends; return `SampleIndex.ranges`."""
+        samples, fixed = len(extents), extents.shape[1]
         lengths = _list_lengths(members)
         counts = fixed + lengths
         starts = np.cumsum(counts) - counts
         sample_of = np.repeat(np.arange(samples), counts)
         offsets, sizes = (np.empty(len(sample_of), np.int64) for _ in range(2))
-        at = starts[:, None] + np.arange(fixed)
-        within = np.ones(len(sample_of), bool)
-        within[at.reshape(-1)] = False
-        for values, what, column in ((offsets, "offset", 0), (sizes, "size", 1)):
-            values[at] = places[..., column]
-            values[within] = members.values.field(what).to_numpy()
-        shard_of = numbers[sample_of]
+        images = starts[:, None] + np.arange(fixed)  # positions of images and textures among all members
+        is_listed = np.ones(len(sample_of), bool)  # the others come from the column `members`
+        is_listed[images.reshape(-1)] = False
+        for values, field, axis in ((offsets, "offset", 0), (sizes, "size", 1)):
+            values[images] = extents[..., axis]
+            values[is_listed] = members.values.field(field).to_numpy()
+        shard_of = shard_ids[sample_of]
         bounds = np.array([shard["bytes"] for shard in build["shards"]], np.int64)
         bound = bounds[shard_of]
         is_inside = (offsets >= BLOCK) & (sizes >= 0) & (offsets <= bound) & (sizes <= bound - offsets)
         self.require(
             is_inside,
-            lambda row: f"a member is placed outside the shard {build['shards'][numbers[row]]['name']}",
+            lambda row: f"a member is outside the shard {build['shards'][shard_ids[row]]['name']}",
             sample_of,
         )
         if self.faults:
@@ -405,10 +430,6 @@ class _Checks:
         return np.stack([offsets[starts], offsets[last] + sizes[last]], 1)
 
 
-def _is_ok(table: pa.Table) -> np.ndarray:
-    return pc.fill_null(pc.equal(table["status"], "ok"), False).to_numpy().astype(bool)
-
-
 def _list_lengths(column: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
 
@@ -419,5 +440,5 @@ def _combine_chunks(table: pa.Table, column: str) -> pa.Array:
     return whole if isinstance(whole, pa.Array) else pa.array([], table.schema.field(column).type)
 
 
-def _numbers(table: pa.Table, column: str) -> np.ndarray:
+def _to_numpy(table: pa.Table, column: str) -> np.ndarray:
     return table[column].to_numpy()

@@ -1,7 +1,7 @@
-"""Merge shard directories, or split one by a filter or a share. Nothing is decoded or encoded.
+"""Merge shard directories, or split one by a filter or a fraction, without decoding or encoding anything.
 
-Members are copied from the places that the manifest gives, and their checksums are compared. A sample keeps all its
-textures, and the order of samples stays.
+Members are copied by the manifest's offsets, and their checksums are compared on the way. Samples keep their order and
+all their textures.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from texturegen.errors import UserError
 from texturegen.shards.filter import rows_that_pass
+from texturegen.shards.manifest import is_ok
 from texturegen.shards.pending import PendingDirectory, Progress
 from texturegen.shards.publish import find_repeated_key
 from texturegen.shards.reader import Shards
@@ -30,7 +30,7 @@ def merge(
     shard_size: int | None = None,
     progress: Progress = lambda samples: None,
 ) -> dict[str, int]:
-    """Copy the samples of several shard directories, one after the other, to a new one.
+    """Concatenate the samples of several shard directories in a new one.
 
     The manifest rows of failed images are copied too.
 
@@ -41,7 +41,7 @@ def merge(
     out : str or Path
         The new directory: missing, or empty.
     shard_size : int, optional
-        Samples per shard, at least 1. Default: that of the first input.
+        Samples per shard, at least 1. Default: the shard size of the first input.
     progress : callable
         Called with 1 after each sample.
 
@@ -57,7 +57,8 @@ def merge(
     BusyError
         Another process is writing `out`.
     UserError
-        An input is not finished, classes or textures per image differ, two inputs share a key, or `out` holds files.
+        An input is not finished, the inputs differ in classes or textures per image or have a key in common, or `out`
+        is not empty.
 
     Examples
     --------
@@ -103,7 +104,7 @@ def split(
 ) -> list[dict[str, int]]:
     """Copy some samples of a shard directory to a new one, and the others to a second one.
 
-    Both new directories appear, or neither.
+    Either both new directories are created or neither is.
 
     Parameters
     ----------
@@ -112,17 +113,17 @@ def split(
     out : str or Path
         The new directory for the chosen samples: missing, or empty.
     rest : str or Path, optional
-        The new directory for the other samples. Default: they are not copied.
+        The new directory for the other samples. Default: do not copy them.
     where : str, optional
         A condition on manifest rows, such as "completeness < 12" (see `rows_that_pass`). A sample is chosen if all its
-        rows meet the condition; the row of a failed image is treated as a sample.
+        rows meet the condition. The row of a failed image counts as a sample.
     share : float, optional
-        Instead of `where`: choose this share of the samples, between 0 and 1, to the nearest sample. Those whose keys
-        have the smallest hashes are chosen, so the choice does not depend on their order. Failed images go to `out`.
+        Instead of `where`: the fraction of samples to choose, between 0 and 1, rounded to the nearest sample. Keys with
+        the smallest hashes are chosen, so the choice does not depend on the order. Failed images go to `out`.
     seed : int
         Seed of the hash for `share`.
     shard_size : int, optional
-        Samples per shard, at least 1. Default: that of the input.
+        Samples per shard, at least 1. Default: the shard size of the input.
     progress : callable
         Called with 1 after each sample.
 
@@ -138,7 +139,7 @@ def split(
     BusyError
         Another process is writing one of the new directories.
     UserError
-        The input is not finished, the filter is invalid, one side would have no sample, or `out` or `rest` holds files.
+        The input is not finished, the filter is invalid, `out` or `rest` is not empty or would hold no sample.
 
     Examples
     --------
@@ -151,57 +152,58 @@ def split(
         raise UserError("split needs either a filter or a share")
     shards = Shards(directory)
     if where is not None:
-        chosen = _whole_samples(shards, rows_that_pass(where, shards.manifest).to_numpy())
+        chosen = _choose_by_filter(shards, rows_that_pass(where, shards.manifest).to_numpy())
         derived: dict[str, Any] = {"operation": "split", "filter": where}
     else:
         assert share is not None
         if not 0 < share < 1:
             raise UserError(f"--share is {share}; it must be between 0 and 1")
-        chosen = _choose_share(shards, share, seed)
+        chosen = _choose_by_hash(shards, share, seed)
         derived = {"operation": "split", "share": share, "seed": seed}
     if rest is not None and os.path.realpath(rest) == os.path.realpath(out):
         raise UserError(f"{out}: --out and --rest must differ")
     targets = [(out, chosen, "out")]
     if rest is not None:
         targets.append((rest, ~chosen, "rest"))
-    is_ok = pc.equal(shards.manifest["status"], "ok").to_numpy()
     for target, rows, part in targets:
-        if not (rows & is_ok).any():
-            number = "none" if part == "out" else "all"
-            raise UserError(f"{target}: would hold no images, because {number} of the {len(shards)} images are chosen")
+        if not (rows & is_ok(shards.manifest)).any():
+            chosen_count = "none" if part == "out" else "all"
+            raise UserError(
+                f"{target}: would hold no images, because {chosen_count} of the {len(shards)} images are chosen"
+            )
     with ExitStack() as stack:
-        made = []
+        pending = []
         for target, rows, part in targets:
             new = stack.enter_context(PendingDirectory(Path(target), [shards], shard_size, {**derived, "part": part}))
             new.copy(shards, rows, progress)
-            made.append(new)
-        for new in made:
+            pending.append(new)
+        for new in pending:
             new.complete()
-        for new in made:
+        for new in pending:
             new.rename()
-        for new in made:
+        for new in pending:
             new.keep()
-    return [new.counts for new in made]
+    return [new.counts for new in pending]
 
 
-def _whole_samples(shards: Shards, passed: np.ndarray) -> np.ndarray:
-    """Return `passed` with all rows of a sample set to False if one of them is."""
-    is_ok = np.flatnonzero(pc.equal(shards.manifest["status"], "ok").to_numpy())
+def _choose_by_filter(shards: Shards, passes: np.ndarray) -> np.ndarray:
+    """Return bool (rows,): True for all rows of a sample if all of them pass, and for failed images that pass."""
+    ok = is_ok(shards.manifest)
     per_sample = max(shards.textures_per_image, 1)
-    whole = passed.copy()
-    whole[is_ok] = np.repeat(passed[is_ok].reshape(-1, per_sample).all(1), per_sample)
-    return whole
+    chosen = passes.copy()
+    chosen[ok] = np.repeat(passes[ok].reshape(-1, per_sample).all(1), per_sample)
+    return chosen
 
 
-def _choose_share(shards: Shards, share: float, seed: int) -> np.ndarray:
-    """Return a bool per manifest row: True for failed images and for the samples with the smallest hashes."""
+def _choose_by_hash(shards: Shards, fraction: float, seed: int) -> np.ndarray:
+    """Return bool (rows,): True for failed images and for the samples whose keys have the smallest hashes."""
     keys = [f"{seed}/{key}".encode() for key in shards.keys]
     order = sorted(range(len(keys)), key=lambda i: hashlib.blake2b(keys[i], digest_size=16).digest())
     chosen = np.zeros(len(keys), bool)
-    chosen[order[: int(share * len(keys) + 0.5)]] = True
-    is_ok = pc.equal(shards.manifest["status"], "ok").to_numpy()
-    rows = np.ones(len(is_ok), bool)
-    rows[is_ok] = np.repeat(chosen, max(shards.textures_per_image, 1))
+    chosen[order[: int(fraction * len(keys) + 0.5)]] = True
+    ok = is_ok(shards.manifest)
+    rows = np.ones(len(ok), bool)
+    rows[ok] = np.repeat(chosen, max(shards.textures_per_image, 1))
     return rows
 
 
@@ -210,7 +212,7 @@ def _refuse_repeated_keys(opened: list[Shards]) -> None:
     if repeated is not None:
         holders = [str(shards.directory) for shards in opened for _ in range(shards.keys.count(repeated))]
         raise UserError(
-            f"the key {repeated!r} is in {' and in '.join(holders[:2])}, but must be unique in a merged directory: "
+            f"the key {repeated!r} is in both {' and '.join(holders[:2])}, but must be unique in a merged directory; "
             "leave samples out with `texturegen split`"
         )
 

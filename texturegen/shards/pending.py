@@ -1,7 +1,7 @@
-"""A shard directory made from samples of others, which appears whole or not at all.
+"""Atomic creation of a shard directory from the samples of others.
 
-Samples are copied into OUT.partial, which is locked; when everything is complete it is renamed to OUT. A process that
-is killed leaves OUT.partial, and the next run of the same command replaces it.
+Samples are copied to OUT.partial, which is locked, and renamed to OUT when it is complete. A killed process leaves
+OUT.partial, and the next run of the same command replaces it.
 """
 
 import errno
@@ -20,23 +20,23 @@ import pyarrow as pa
 from texturegen import __version__
 from texturegen.errors import DamagedError, UserError
 from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS
-from texturegen.shards.manifest import group_samples
+from texturegen.shards.manifest import group_samples, has_failed
 from texturegen.shards.publish import publish
 from texturegen.shards.reader import Shards
 from texturegen.shards.writer import ShardWriter
 from texturegen.storage.lock import LOCK, DirectoryLock
 
 RECORDED = ("numpy", "pyarrow")  # packages whose versions build.json records
-FINGERPRINT = "copied"  # stands in the stats of shards that no recipe describes
-MARK = "copied"  # file in OUT.partial/parts/ that tells a copy from an unfinished build
-PLACES = [f"{member}_{column}" for member in ("image", "texture") for column in ("ext", "size", "sha256")]
+FINGERPRINT = "copied"  # in the stats of shards that no recipe describes
+MARK = "copied"  # file in OUT.partial/parts/ that distinguishes a copy from an unfinished build
+_MEMBER_COLUMNS = [f"{member}_{column}" for member in ("image", "texture") for column in ("ext", "size", "sha256")]
 _OWN_FILE = re.compile(rf"shard-\d+\.tar(\.[0-9a-f]+\.tmp)?|({re.escape(MANIFEST)}|{re.escape(BUILD)})(\..*\.tmp)?")
 
 Progress = Callable[[int], object]
 
 
 class PendingDirectory:
-    """A new shard directory, as a context manager; without `keep` it is removed on exit.
+    """A new shard directory, as a context manager, which removes it on exit unless `keep` was called.
 
     Parameters
     ----------
@@ -45,26 +45,26 @@ class PendingDirectory:
     inputs : list of Shards
         The directories to copy from.
     shard_size : int or None
-        Samples per shard. None: that of the first input.
+        Samples per shard; None for the shard size of the first input.
     derived : dict
-        How the directory was made, for build.json.
+        The operation and its options, for build.json.
 
     Raises
     ------
     BusyError
         Another process is writing the same directory.
     UserError
-        `out` or OUT.partial holds files, or `out` lies in one of the inputs.
+        `out` or OUT.partial is not empty, or `out` is inside one of the inputs.
     """
 
     def __init__(self, out: Path, inputs: list[Shards], shard_size: int | None, derived: dict[str, Any]) -> None:
         recipes = [shards.build["recipe"] for shards in inputs]
         self.inputs = inputs
-        self.out = Path(os.path.realpath(out))  # if it is a link, the directory that it leads to is replaced
+        self.out = Path(os.path.realpath(out))  # of a symbolic link, the target is replaced
         self.partial = self.out.with_name(f"{self.out.name}.partial")
         for shards in inputs:
             if Path(os.path.realpath(shards.directory)) in (self.out, *self.out.parents):
-                raise UserError(f"{out}: lies in {shards.directory}; choose a directory elsewhere")
+                raise UserError(f"{out}: is inside the input {shards.directory}; choose a directory outside it")
         self.shard_size = recipes[0]["shard_size"] if shard_size is None else shard_size
         if self.shard_size < 1:
             raise UserError(f"--shard-size is {self.shard_size}; it must be at least 1")
@@ -103,7 +103,7 @@ class PendingDirectory:
             shutil.rmtree(self.out / PARTS, ignore_errors=True)
             self._held.close()
         else:
-            # An interrupt can come right after the rename.
+            # An interrupt right after the rename leaves the directory at its final path.
             self._discard(self.out if self._renaming and not self.partial.exists() else self.partial)
 
     def copy(self, shards: Shards, rows: np.ndarray, progress: Progress) -> None:
@@ -114,21 +114,23 @@ class PendingDirectory:
         shards : Shards
             The input.
         rows : bool (N,)
-            The rows of its manifest to copy: all rows of a sample, or none.
+            The rows of its manifest to copy; all rows of a sample or none.
         progress : callable
             Called with 1 after each sample.
         """
-        known = {shard["name"] for shard in shards.build["shards"]}
+        listed = {shard["name"] for shard in shards.build["shards"]}
         opened: dict[str, IO[bytes]] = {}
         try:
             for sample in group_samples(shards.manifest.filter(pa.array(rows)), shards.textures_per_image):
-                if sample[0]["status"] != "ok":
+                if has_failed(sample[0]):
                     self._current().add_row(**sample[0])
                     continue
                 name = sample[0]["shard"]
                 if name not in opened:
-                    if name not in known:
-                        raise DamagedError(f"{shards.directory}: {MANIFEST} names a shard {name!r} that {BUILD} lacks")
+                    if name not in listed:
+                        raise DamagedError(
+                            f"{shards.directory}: {MANIFEST} names the shard {name!r}, which {BUILD} does not list"
+                        )
                     for file in opened.values():
                         file.close()
                     opened = {name: open(shards.directory / name, "rb")}  # noqa: SIM115 - closed above or below
@@ -141,7 +143,7 @@ class PendingDirectory:
                 file.close()
 
     def complete(self) -> None:
-        """Write manifest and build.json."""
+        """Write the manifest and build.json."""
         self._commit()
         is_merge = len(self.inputs) > 1
         ignored = sum(shards.build["counts"].get("ignored", 0) for shards in self.inputs) if is_merge else 0
@@ -161,13 +163,15 @@ class PendingDirectory:
         self.counts = publish(self.partial, description, self.stats, ignored, RECORDED, derived=self.derived)
 
     def rename(self) -> None:
-        """Give the directory its final name; until `keep` it is still removed on exit."""
+        """Rename the directory to `out`; it is still removed on exit unless `keep` follows."""
         self._renaming = True
         try:
             os.replace(self.partial, self.out)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise UserError(f"{self.out}: another process wrote into it meanwhile; choose another --out") from None
+                raise UserError(
+                    f"{self.out}: another process wrote files there during the copy; choose another --out"
+                ) from None
             raise
         self._lock.directory = self.out
 
@@ -176,28 +180,30 @@ class PendingDirectory:
         self._kept = True
 
     def _discard(self, directory: Path) -> None:
-        """Remove the directory, which is at its first or its final path, and release the lock."""
+        """Remove the directory at its temporary or final path, and release the lock."""
         self._lock.directory = directory
         try:
             self._remove(directory)
         finally:
             self._held.close()
-        with suppress(OSError):  # removed with the lock, as a rule
+        with suppress(OSError):  # usually removed with the lock
             directory.rmdir()
 
     def _require_empty(self) -> None:
-        """Raise UserError if the directory, or its place, holds anything but what a killed copy left."""
+        """Raise UserError if `out` is not empty, or OUT.partial holds other files than those of a killed copy."""
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UserError(f"{self.out}: exists and is not empty; choose another --out, or remove it")
         names = {entry.name for entry in self.partial.iterdir()} - {LOCK}
         parts = self.partial / PARTS
-        of_copy = names == {PARTS} and parts.is_dir() and not any(parts.iterdir())
-        of_copy |= (parts / MARK).is_file() and all(_OWN_FILE.fullmatch(name) for name in names - {PARTS})
-        if names and not of_copy:
-            raise UserError(f"{self.partial}: exists and is not empty, but is needed for writing {self.out}; remove it")
+        is_copy = names == {PARTS} and parts.is_dir() and not any(parts.iterdir())
+        is_copy |= (parts / MARK).is_file() and all(_OWN_FILE.fullmatch(name) for name in names - {PARTS})
+        if names and not is_copy:
+            raise UserError(
+                f"{self.partial}: exists and is not empty, but {self.out} is written there first; remove it"
+            )
 
     def _remove(self, directory: Path) -> None:
-        """Remove all files but the lock: first what marks the directory as finished, last what marks it as a copy."""
+        """Remove all files but the lock: build.json first, so that it never looks finished, and MARK last."""
         parts = directory / PARTS
         (directory / BUILD).unlink(missing_ok=True)
         for path in directory.iterdir():
@@ -221,14 +227,14 @@ class PendingDirectory:
 
 
 def common_values(trees: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return, for each name in any of the dicts, the value on which all agree, or None."""
+    """Return the union of the dicts' keys, with the common value of each, or None where the dicts differ."""
     names = sorted({name for tree in trees for name in tree})
     first = trees[0]
     return {name: first.get(name) if all(t.get(name) == first.get(name) for t in trees) else None for name in names}
 
 
 def _copy_sample(writer: ShardWriter, f: IO[bytes], rows: list[dict[str, Any]]) -> None:
-    """Append one sample, its bytes read from the open shard `f` and compared with the manifest's checksums."""
+    """Append one sample from the open shard `f`, and compare its bytes with the manifest's checksums."""
     first = rows[0]
     length = os.fstat(f.fileno()).st_size
 
@@ -242,28 +248,28 @@ def _copy_sample(writer: ShardWriter, f: IO[bytes], rows: list[dict[str, Any]]) 
     textured = [row for row in rows if row["index"] is not None]
     textures = [read(row["texture_offset"], row["texture_size"]) for row in textured]
     members = {member["ext"]: read(member["offset"], member["size"]) for member in first["members"] or []}
-    members.pop("cls", None)  # written by the writer
+    members.pop("cls", None)  # the writer makes its own
     texture_ext = textured[0]["texture_ext"] if textured else "png"
     try:
-        places = writer.add(first["key"], image, first["image_ext"], textures, first["label"], texture_ext, members)
+        written = writer.add(first["key"], image, first["image_ext"], textures, first["label"], texture_ext, members)
     except ValueError as error:
         raise DamagedError(f"{f.name}: {error}; `texturegen verify` lists all faults") from None
-    sums = [{member["ext"]: member["sha256"] for member in row["members"] or []} for row in (first, places[0])]
-    for row, place in zip(rows, places, strict=True):
-        if any(row[column] != place.get(column) for column in PLACES) or sums[0] != sums[1]:
+    sums = [{member["ext"]: member["sha256"] for member in row["members"] or []} for row in (first, written[0])]
+    for row, columns in zip(rows, written, strict=True):
+        if any(row[column] != columns.get(column) for column in _MEMBER_COLUMNS) or sums[0] != sums[1]:
             raise _damaged(f, first["key"])
-        writer.add_row(**{**row, **place})
+        writer.add_row(**{**row, **columns})
 
 
 def _damaged(f: IO[bytes], key: str) -> DamagedError:
     return DamagedError(
-        f"{f.name}: {key}: its bytes differ from the manifest's checksums; nothing was written: `texturegen verify` "
-        "lists all faults, `texturegen repair` rebuilds the shard"
+        f"{f.name}: {key}: its bytes differ from the manifest's checksums, so nothing was written; list all faults "
+        "with `texturegen verify`, or rebuild the shard with `texturegen repair`"
     )
 
 
 def _describe(shards: Shards) -> dict[str, Any]:
-    """Return what build.json records of an input."""
+    """Return the entry of an input in build.json."""
     content = shards.build
     description = {name: content[name] for name in ("manifest_sha256", "recipe", "source", "versions")}
     if "derived" in content:

@@ -1,6 +1,6 @@
-"""Finish a shard directory: join the rows of its shards into the manifest and write build.json.
+"""Finish a shard directory: write the manifest from the rows of its shards, then build.json.
 
-Builds and merges both end here. Until build.json is written, readers treat the directory as unfinished.
+Builds and merges both call this. Readers treat a directory without build.json as unfinished.
 """
 
 import platform
@@ -31,16 +31,16 @@ def publish(
 ) -> dict[str, int]:
     """Write the manifest and then build.json of a directory whose shards are all committed.
 
-    DIR/parts/ is left in place; the caller removes it when nothing needs it any more.
+    DIR/parts/ is left in place for the caller to remove.
 
     Parameters
     ----------
     directory : Path
-        Holds the tars, and in parts/ the rows of each.
+        Directory with the tars, and with their rows in parts/.
     description : mapping
         `format`, `recipe`, `source` and `texturegen` for build.json.
     shards : sequence of mapping
-        What `ShardWriter.commit` returned for each shard, in order.
+        Return value of `ShardWriter.commit` for each shard, in order.
     ignored : int
         Files of the data set that were skipped because they are not images.
     packages : sequence of str
@@ -69,12 +69,12 @@ def publish(
 
 
 def count(shards: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the samples, textures and failed images of several shards together."""
+    """Return the total samples, textures and failed images of several shards."""
     return {name: sum(stats[name] for stats in shards) for name in COUNTS}
 
 
 def find_repeated_key(keys: pa.Array | pa.ChunkedArray) -> str | None:
-    """Return a key that occurs more than once in an array of strings; None if there is none."""
+    """Return a key that occurs more than once in an array of strings, or None."""
     if pc.count_distinct(keys).as_py() == len(keys):
         return None
     counts = keys.value_counts()
@@ -83,7 +83,7 @@ def find_repeated_key(keys: pa.Array | pa.ChunkedArray) -> str | None:
 
 
 def join_manifests(parts: Sequence[Path], f: IO[bytes]) -> None:
-    """Write one manifest from the rows of all shards, a shard at a time: memory does not grow with the data set."""
+    """Write one manifest from the rows of all shards, one shard at a time to keep memory constant."""
     with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
         for part in parts:
             manifest.write_table(pq.read_table(open_for_arrow(part)))

@@ -1,7 +1,7 @@
-"""Read a finished shard directory: random access to the members, by the manifest's offsets.
+"""Read a finished shard directory with random access, by the manifest's offsets.
 
-Nothing is unpickled or executed, and no path comes from a tar: only the files that `build.json` names are opened, in
-the directory itself. `manifest.check_rows` validates every offset when a directory is opened.
+The reader never unpickles or executes data and never uses a path from a tar: it opens only the files that `build.json`
+names, in the directory itself. `manifest.check_rows` validates every offset when a directory is opened.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import pyarrow as pa
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, compare_size, load_build, read_build
 from texturegen.shards.layout import MANIFEST
-from texturegen.shards.manifest import COLUMNS, Rows, check_rows, parse_meta, read_manifest
+from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, parse_meta, read_manifest
 from texturegen.shards.store import LocalStore, RemoteStore, Store
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
@@ -27,14 +27,14 @@ __all__ = ["Sample", "Shards", "check_size", "open_shards", "read_build"]
 
 
 class Sample:
-    """One image with its textures. Bytes are read, pixels decoded and metadata parsed on use.
+    """One image with its textures. Bytes are read, pixels decoded and metadata parsed on access.
 
     Attributes
     ----------
     key : str
         Unique name of the image in its data set; may contain "/".
     label : int
-        Class number, -1 if the data set has none.
+        Class index, -1 if the image has no label.
     meta : dict
         Source-specific metadata (`shapes`: shape, texture, texture_label, split).
     shard : str
@@ -55,47 +55,47 @@ class Sample:
     ((32, 32, 3), (1, 32, 32, 3))
     """
 
-    __slots__ = ("_bytes", "_image", "_row", "_rows", "_textures")
+    __slots__ = ("_bytes", "_i", "_image", "_index", "_textures")
 
-    def __init__(self, rows: Rows, row: int, ranges: Ranges) -> None:
-        self._rows, self._row, self._bytes = rows, row, ranges
+    def __init__(self, index: SampleIndex, i: int, ranges: Ranges) -> None:
+        self._index, self._i, self._bytes = index, i, ranges
         self._image: np.ndarray | None = None
         self._textures: np.ndarray | None = None
 
     @property
     def key(self) -> str:
-        return self._rows.keys[self._row]
+        return self._index.keys[self._i]
 
     @property
     def label(self) -> int:
-        return self._rows.label[self._row]
+        return self._index.labels_view[self._i]
 
     @property
     def shard(self) -> str:
-        return self._rows.files[self._rows.number[self._row]]
+        return self._index.files[self._index.shard_ids_view[self._i]]
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Parsed on each use; DamagedError if it is not a JSON object."""
-        return _meta(self._rows, self._row)
+        """Parsed on each access; DamagedError if it is not a JSON object."""
+        return _meta(self._index, self._i)
 
     @property
     def image_bytes(self) -> bytes:
-        rows, row = self._rows, self._row
-        at = row * rows.stride
-        return self._bytes.read(rows.number[row], rows.place[at], rows.place[at + 1])
+        index, i = self._index, self._i
+        at = i * index.stride
+        return self._bytes.read(index.shard_ids_view[i], index.extents_view[at], index.extents_view[at + 1])
 
     @property
     def texture_bytes(self) -> tuple[bytes, ...]:
-        rows, row = self._rows, self._row
-        number, place, read = rows.number[row], rows.place, self._bytes.read
-        at = row * rows.stride
-        return tuple([read(number, place[i], place[i + 1]) for i in range(at + 2, at + rows.stride, 2)])
+        index, i = self._index, self._i
+        shard, extents, read = index.shard_ids_view[i], index.extents_view, self._bytes.read
+        at = i * index.stride
+        return tuple([read(shard, extents[j], extents[j + 1]) for j in range(at + 2, at + index.stride, 2)])
 
     @property
     def members(self) -> dict[str, bytes]:
-        number, members = self._rows.number[self._row], self._rows.members[self._row].as_py()
-        return {m["ext"]: self._bytes.read(number, m["offset"], m["size"]) for m in members if m["ext"] != "cls"}
+        shard, members = self._index.shard_ids_view[self._i], self._index.members[self._i].as_py()
+        return {m["ext"]: self._bytes.read(shard, m["offset"], m["size"]) for m in members if m["ext"] != "cls"}
 
     @property
     def image(self) -> np.ndarray:
@@ -108,7 +108,7 @@ class Sample:
     def textures(self) -> np.ndarray:
         """uint8 (K, H, W, 3) RGB, decoded once; K is 0 for shards built with `--per-image 0`."""
         if self._textures is None:
-            decoded = [self._decode(i) for i in range(1, self._rows.stride // 2)]
+            decoded = [self._decode(i) for i in range(1, self._index.stride // 2)]
             if len(decoded) == 1:
                 self._textures = decoded[0][None]
             elif decoded:
@@ -127,20 +127,20 @@ class Sample:
         DamagedError
             The bytes are damaged.
         """
-        if not 0 <= number < self._rows.stride // 2 - 1:
-            raise IndexError(f"texture {number} of {self._rows.stride // 2 - 1}")
+        if not 0 <= number < self._index.stride // 2 - 1:
+            raise IndexError(f"texture {number} of {self._index.stride // 2 - 1}")
         return self._decode(1 + number)
 
     def _decode(self, member: int) -> np.ndarray:
         """Return the image (member 0) or a texture (1 .. K)."""
-        rows, row = self._rows, self._row
-        at = row * rows.stride + 2 * member
-        data = self._bytes.read(rows.number[row], rows.place[at], rows.place[at + 1])
+        index, i = self._index, self._i
+        at = i * index.stride + 2 * member
+        data = self._bytes.read(index.shard_ids_view[i], index.extents_view[at], index.extents_view[at + 1])
         try:
             image = decode_member(data)
         except UserError as error:
             raise self._fault(member, str(error)) from None
-        shape = rows.height[row], rows.width[row], 3
+        shape = index.heights_view[i], index.widths_view[i], 3
         if image.shape != shape:
             height, width, _ = image.shape
             raise self._fault(member, f"is {width}x{height} pixels, but the manifest records {shape[1]}x{shape[0]}")
@@ -155,33 +155,33 @@ class Sample:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The sample's own bytes are pickled, so the receiver does not need the directory.
-        start, end = self._rows.ranges[self._row].tolist()
-        data = self._bytes.read(self._rows.number[self._row], start, end - start)
-        return Sample, (self._rows.select(self._row), 0, Chunk(data, start))
+        start, end = self._index.ranges[self._i].tolist()
+        data = self._bytes.read(self._index.shard_ids_view[self._i], start, end - start)
+        return Sample, (self._index.select(self._i), 0, Chunk(data, start))
 
 
 class Shards:
     """A finished shard directory as a sequence of samples, in the data set's order.
 
-    A local member is one read; a remote sample is one request, and iteration prefetches a few MB. Any number of threads
-    may read; a pickled object reopens the files where it is loaded.
+    A local member takes one read. A remote sample takes one request, and iteration fetches a few MB ahead. The object
+    is thread-safe, and can be pickled: the copy opens the files again.
 
     Attributes
     ----------
     directory : Path or str
         The directory, or its URL.
     manifest : pyarrow.Table
-        One row per texture, failed images included, read on first use; docs/shards.md describes the columns.
+        One row per texture and one per failed image, read on first access; docs/shards.md describes the columns.
     build : dict
         Content of `build.json`: recipe, source, counts, versions, shards.
     keys : list of str
-        Of the samples, in order.
+        Keys of the samples, in order.
     labels, widths, heights : ndarray
         int64 (N,); widths and heights in pixels.
     numbers : ndarray
-        int32 (N,), the shard that holds each sample, ascending.
+        int32 (N,), index of the shard that holds each sample, ascending.
     textures_per_image : int
-        K, the same for every sample.
+        K, equal for all samples.
 
     Examples
     --------
@@ -194,7 +194,7 @@ class Shards:
     64
     """
 
-    directory: Any  # Path | str; Any spares code that only handles local directories a cast
+    directory: Any  # Path | str; Any, so that code for local directories alone needs no cast
 
     def __init__(self, directory: str | Path) -> None:
         self._files = open_directory(directory)
@@ -206,17 +206,17 @@ class Shards:
         files = [self._files.locate(name) for name in names]
         for file, found, size in zip(files, self._files.sizes(names), sizes, strict=True):
             compare_size(file, found, size)
-        rows, faults = check_rows(table, self.build, files)
-        if rows is None or faults:
+        index, faults = check_rows(table, self.build, files)
+        if index is None or faults:
             raise self._damaged(faults[0])
-        self._rows = rows
+        self._index = index
         self._store: Store = (
-            RemoteStore(self._files, names, sizes, rows.numbers, rows.ranges)
+            RemoteStore(self._files, names, sizes, index.shard_ids, index.ranges)
             if isinstance(self._files, Remote)
-            else LocalStore(files, sizes, len(rows.keys))
+            else LocalStore(files, sizes, len(index.keys))
         )
-        self.keys, self.labels = rows.keys, rows.labels
-        self.widths, self.heights, self.numbers = rows.widths, rows.heights, rows.numbers
+        self.keys, self.labels = index.keys, index.labels
+        self.widths, self.heights, self.numbers = index.widths, index.heights, index.shard_ids
         self.textures_per_image: int = self.build["recipe"]["per_image"]
 
     @cached_property
@@ -230,7 +230,7 @@ class Shards:
 
     @property
     def digest(self) -> str:
-        """SHA-256 that changes with any byte of the shards, in hexadecimal."""
+        """SHA-256 in hexadecimal, which changes with any byte of the shards."""
         return hashlib.sha256("".join(shard["sha256"] for shard in self.build["shards"]).encode()).hexdigest()
 
     def image_size(self) -> tuple[int, int]:
@@ -238,24 +238,24 @@ class Shards:
         sizes = np.unique(np.stack([self.heights, self.widths], 1), axis=0).tolist()
         if len(sizes) != 1:
             ends = f"{tuple(sizes[0])} to {tuple(sizes[-1])}" if sizes else ""
-            found = "there are no images" if not sizes else f"images of {len(sizes)} sizes, {ends}"
+            found = "there are no images" if not sizes else f"images have {len(sizes)} sizes, {ends}"
             raise UserError(
-                f"{self.directory}: {found}, and a batch needs one size; build with --size to resize them all"
+                f"{self.directory}: {found}, but a batch needs images of one size; build with --size to resize them all"
             )
         return sizes[0][0], sizes[0][1]
 
     def enable_block_cache(self, max_bytes: int) -> None:
         """Fetch remote samples in blocks from now on, through an LRU cache of at most `max_bytes`.
 
-        For an order in which samples that lie close together are read soon after each other: one request then serves
-        hundreds of small samples. Nothing changes for local shards.
+        Use it when neighbouring samples are read soon after each other: one request then serves hundreds of small
+        samples. It has no effect on local shards.
         """
         if isinstance(self._store, RemoteStore):
             self._store.enable_block_cache(max_bytes)
 
     def metas(self) -> list[dict[str, Any]]:
-        """Return the `.meta` of every sample, without reading the tars; DamagedError if one is not a JSON object."""
-        return [_meta(self._rows, row) for row in range(len(self))]
+        """Return `Sample.meta` of every sample without reading the tars; DamagedError if one is not a JSON object."""
+        return [_meta(self._index, i) for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -266,14 +266,14 @@ class Shards:
             raise IndexError(f"sample {i} of {count} in {self.directory}")
         if i < 0:
             i += count
-        return Sample(self._rows, i, self._store.sample(i))
+        return Sample(self._index, i, self._store.sample(i))
 
     def __iter__(self) -> Iterator[Sample]:
-        rows = self._rows
-        return (Sample(rows, i, ranges) for i, ranges in enumerate(self._store.samples()))
+        index = self._index
+        return (Sample(index, i, ranges) for i, ranges in enumerate(self._store.samples()))
 
     def _read_manifest(self, columns: list[str] | None) -> pa.Table:
-        """Read the manifest and compare its SHA-256 with build.json: a single flipped bit can change a label."""
+        """Read the manifest. A single flipped bit can change a label, so its SHA-256 is compared with build.json."""
         source: Any
         try:
             if isinstance(self._files, Remote):
@@ -312,19 +312,19 @@ def open_shards(directory: str | Path) -> Shards:
     Parameters
     ----------
     directory : str or Path
-        A directory, or a URL (s3://bucket/train, gs://...) that fsspec reads with the driver installed for it.
+        A directory, or a URL (s3://bucket/train, gs://...) for which an fsspec driver is installed.
 
     Returns
     -------
     Shards
-        It has a length, indexing and iteration over `Sample`, and the `manifest`.
+        A sequence of `Sample`, with the `manifest` and the content of build.json.
 
     Raises
     ------
     MissingError
         The directory or one of its files is missing, the build is not finished, or the URL's driver is not installed.
     DamagedError
-        The manifest, build.json or the size of a shard is wrong.
+        The manifest, build.json or a shard's size is wrong.
     UserError
         The directory has another format, or cannot be read.
 
@@ -339,11 +339,11 @@ def open_shards(directory: str | Path) -> Shards:
     return Shards(directory)
 
 
-def _meta(rows: Rows, row: int) -> dict[str, Any]:
-    meta = parse_meta(rows.metas[row].as_py())
+def _meta(index: SampleIndex, i: int) -> dict[str, Any]:
+    meta = parse_meta(index.metas[i].as_py())
     if meta is None:
         raise DamagedError(
-            f"{rows.files[rows.number[row]]}: {rows.keys[row]}: the manifest's meta is not a JSON object; "
+            f"{index.files[index.shard_ids_view[i]]}: {index.keys[i]}: the manifest's meta is not a JSON object; "
             "`texturegen verify` lists all damage"
         )
     return meta

@@ -1,4 +1,4 @@
-"""The bytes of samples, from local shards or remote ones, one by one or in order."""
+"""Access to the bytes of samples in local or remote shards, one by one or in order."""
 
 import threading
 from collections import OrderedDict, deque
@@ -13,21 +13,21 @@ from texturegen.errors import MissingError
 from texturegen.storage.ranges import Chunk, LocalFiles, Ranges, Remote
 
 BLOCK = 4 << 20  # bytes per request when samples are read in order
-READ_AHEAD = 3  # requests under way at once
+READ_AHEAD = 3  # concurrent requests
 
 
 class Store(Protocol):
-    """The bytes of all samples of a directory. Any number of threads may read."""
+    """Thread-safe access to the bytes of all samples of a directory."""
 
     def sample(self, index: int) -> Ranges:
-        """Return what reads the members of sample `index`, by their places in its shard."""
+        """Return a reader for the members of sample `index`, by their offsets in its shard."""
 
     def samples(self) -> Iterator[Ranges]:
-        """Yield the same for every sample in order."""
+        """Yield the reader of every sample in order."""
 
 
 class LocalStore:
-    """Local shards: nothing is read before a member is asked for."""
+    """Local shards, which are read on access to a member."""
 
     def __init__(self, files: list[str], sizes: list[int], samples: int) -> None:
         self.files, self.count = LocalFiles(files, sizes), samples
@@ -40,50 +40,48 @@ class LocalStore:
 
 
 class RemoteStore:
-    """Remote shards: a sample is one request for its range; in order, many samples are one request.
+    """Remote shards: one request per sample, or one per BLOCK of samples when they are read in order.
 
     Parameters
     ----------
-    names, sizes : of the shards.
-    numbers : (N,), the shard of each sample.
-    ranges : (N, 2), its first byte and its end.
+    names, sizes : file name and size in bytes of each shard.
+    shard_ids : (N,), index of the shard of each sample.
+    ranges : (N, 2), start and end of the sample's byte range.
     """
 
     def __init__(
-        self, remote: Remote, names: list[str], sizes: list[int], numbers: np.ndarray, ranges: np.ndarray
+        self, remote: Remote, names: list[str], sizes: list[int], shard_ids: np.ndarray, ranges: np.ndarray
     ) -> None:
-        self.remote, self.names, self.sizes, self.numbers, self.ranges = remote, names, sizes, numbers, ranges
+        self.remote, self.names, self.sizes, self.shard_ids, self.ranges = remote, names, sizes, shard_ids, ranges
         self._cache: BlockCache | None = None
 
     def enable_block_cache(self, max_bytes: int) -> None:
-        """Fetch single samples in blocks from now on, and keep up to `max_bytes` of the blocks used last."""
+        """Fetch single samples in blocks from now on, through an LRU cache of at most `max_bytes`."""
         self._cache = BlockCache(self.remote, max_bytes)
 
     def sample(self, index: int) -> Chunk:
-        number, (start, end) = int(self.numbers[index]), self.ranges[index].tolist()
+        shard, (start, end) = int(self.shard_ids[index]), self.ranges[index].tolist()
         if self._cache is not None:
-            return self._cache.read(self.names[number], start, end, self.sizes[number])
-        return Chunk(_fetch(self.remote, self.names[number], start, end), start)
+            return self._cache.read(self.names[shard], start, end, self.sizes[shard])
+        return Chunk(_fetch(self.remote, self.names[shard], start, end), start)
 
     def samples(self) -> Iterator[Chunk]:
         pool = ThreadPoolExecutor(READ_AHEAD)
         ahead: deque[tuple[list[tuple[int, int]], Future[bytes]]] = deque()
         try:
-            for number, places in _runs(self.numbers, self.ranges):
-                start, end = places[0][0], places[-1][1]
-                ahead.append((places, pool.submit(_fetch, self.remote, self.names[number], start, end)))
+            for shard, run in _runs(self.shard_ids, self.ranges):
+                start, end = run[0][0], run[-1][1]
+                ahead.append((run, pool.submit(_fetch, self.remote, self.names[shard], start, end)))
                 if len(ahead) == READ_AHEAD:
-                    yield from _parts(*ahead.popleft())
+                    yield from _divide(*ahead.popleft())
             while ahead:
-                yield from _parts(*ahead.popleft())
+                yield from _divide(*ahead.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 class BlockCache:
-    """Blocks of remote files, the ones used last kept, for samples that lie close together and are read soon after
-    each other. A block that several threads want is fetched once.
-    """
+    """Thread-safe LRU cache of blocks of remote files. Threads that need the same block share one request."""
 
     def __init__(self, remote: Remote, max_bytes: int) -> None:
         self.remote, self.max_blocks = remote, max(max_bytes // BLOCK, 2)
@@ -91,27 +89,27 @@ class BlockCache:
         self._lock = threading.Lock()
 
     def read(self, name: str, start: int, end: int, size: int) -> Chunk:
-        """Return the bytes `start` to `end` of a file of `size` bytes. Raises what `Remote.fetch` raises."""
+        """Return the bytes `start` to `end` of a file of `size` bytes; raises the same exceptions as `Remote.fetch`."""
         first = start // BLOCK
-        data = b"".join(self._block(name, number, size) for number in range(first, -(-end // BLOCK)))
+        data = b"".join(self._block(name, i, size) for i in range(first, -(-end // BLOCK)))
         return Chunk(data[start - first * BLOCK : end - first * BLOCK], start)
 
-    def _block(self, name: str, number: int, size: int) -> bytes:
-        key = (name, number)
+    def _block(self, name: str, i: int, size: int) -> bytes:
+        key = (name, i)
         with self._lock:
             block = self._blocks.pop(key, None)
             is_missing = block is None
             if block is None:
                 block = Future()
-            self._blocks[key] = block  # at the end: used last
+            self._blocks[key] = block  # last in the order of eviction
             while len(self._blocks) > self.max_blocks:
                 self._blocks.popitem(last=False)
         if is_missing:
             try:
-                block.set_result(_fetch(self.remote, name, number * BLOCK, min((number + 1) * BLOCK, size)))
+                block.set_result(_fetch(self.remote, name, i * BLOCK, min((i + 1) * BLOCK, size)))
             except BaseException as error:
                 with self._lock:
-                    self._blocks.pop(key, None)  # so that the next read tries again
+                    self._blocks.pop(key, None)  # so that the next read retries
                 block.set_exception(error)
         return block.result()
 
@@ -126,22 +124,24 @@ def _fetch(remote: Remote, name: str, start: int, end: int) -> bytes:
     return data
 
 
-def _runs(numbers: np.ndarray, ranges: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Yield (shard, ranges) of samples that follow each other in one shard and span at most BLOCK bytes."""
-    places: list[tuple[int, int]] = []
-    shard = -1
-    for at in range(0, len(numbers), 4096):  # a million ranges as Python numbers would take 200 MB
-        for number, (start, end) in zip(numbers[at : at + 4096].tolist(), ranges[at : at + 4096].tolist(), strict=True):
-            if places and (number != shard or start < places[-1][1] or end - places[0][0] > BLOCK):
-                yield shard, places
-                places = []
-            shard = number
-            places.append((start, end))
-    if places:
-        yield shard, places
+def _runs(shard_ids: np.ndarray, ranges: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Yield (shard, ranges) for runs of consecutive samples in one shard that span at most BLOCK bytes."""
+    run: list[tuple[int, int]] = []
+    current = -1
+    for at in range(0, len(shard_ids), 4096):  # a million ranges as Python ints would take 200 MB
+        batch = slice(at, at + 4096)
+        for shard, (start, end) in zip(shard_ids[batch].tolist(), ranges[batch].tolist(), strict=True):
+            if run and (shard != current or start < run[-1][1] or end - run[0][0] > BLOCK):
+                yield current, run
+                run = []
+            current = shard
+            run.append((start, end))
+    if run:
+        yield current, run
 
 
-def _parts(places: list[tuple[int, int]], block: Future[bytes]) -> Iterator[Chunk]:
-    data, first = block.result(), places[0][0]
-    for start, end in places:  # copies: a sample that is kept does not keep its block
+def _divide(run: list[tuple[int, int]], block: Future[bytes]) -> Iterator[Chunk]:
+    """Yield the bytes of each sample of a run, as copies, so that a sample in use does not keep its block in memory."""
+    data, first = block.result(), run[0][0]
+    for start, end in run:
         yield Chunk(data[start - first : end - first], start)

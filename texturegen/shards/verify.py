@@ -1,4 +1,4 @@
-"""Check that a shard directory holds exactly what its manifest and build.json say, at the speed of the disk."""
+"""Compare a shard directory with its manifest and build.json, in one pass over the tars."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from texturegen.errors import DamagedError, UserError
 from texturegen.shards.build_json import read_build
 from texturegen.shards.layout import BUILD, MANIFEST
-from texturegen.shards.manifest import COLUMNS, Rows, check_rows, parse_meta, read_manifest, select_ok
+from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, parse_meta, read_manifest, select_ok
 from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
@@ -25,7 +25,7 @@ from texturegen.storage.tar import BLOCK, CHUNK, describe, end_of_tar, find_faul
 from texturegen.system.threads import count_cpus, run_in_threads
 
 _CHECKSUM = "checksum differs from build.json: the file was changed or damaged"
-_PLACE = ("offset", "size", "sha256")
+_EXTENT = ("offset", "size", "sha256")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Report:
     Attributes
     ----------
     faults : dict of str to list of str
-        Name of each file that has any -> a sentence per fault.
+        File name -> one sentence per fault; only files with faults.
     damaged : list of int
-        Numbers of the shards that are missing or whose bytes are not those of the build.
+        Indices of the shards that are missing or whose bytes differ from those that were built.
     """
 
     faults: dict[str, list[str]]
@@ -57,24 +57,24 @@ def verify(
     directory : str or Path
         A finished shard directory.
     progress : callable
-        Called with the number of samples of each shard that has been checked.
+        Called with the sample count of each shard after its check.
     workers : int, optional
-        Threads, each of which checks one shard at a time; by default one per CPU.
+        Number of threads, each of which checks one shard at a time; by default one per CPU.
     deep : bool
         Also decode every image and texture, and compare size, label and checksum of each member with the manifest.
 
     Returns
     -------
     list of str
-        One sentence per fault, which names the file and the key or member; empty if there are none. `open_shards` then
-        opens the directory, and with `deep` it reads every sample to the end.
+        One sentence per fault, which names the file and the key or member. If the list is empty, `open_shards` accepts
+        the directory; with `deep`, every sample can also be decoded.
 
     Raises
     ------
     MissingError
-        There is no finished build in the directory.
+        The directory holds no finished build.
     UserError
-        Its format is another one.
+        This version does not read the directory's format.
 
     Examples
     --------
@@ -98,11 +98,11 @@ def inspect(
     workers: int | None = None,
     deep: bool = False,
 ) -> Report:
-    """Do what `verify` does, with the same parameters and exceptions, and return the faults by file.
+    """Return the faults of a shard directory by file. Parameters and exceptions are those of `verify`.
 
-    Every shard is read once, and its SHA-256 compared with build.json. If that is right its bytes are those of the
-    build, and only the headers of the tar are compared with the manifest. If it is wrong every member is hashed, so
-    that each damaged one is named. No link in a tar is followed, and no path in it opened.
+    Every shard is read once, and its SHA-256 is compared with build.json. If it is equal, only the headers of the tar
+    are compared with the manifest. If it differs, every member is hashed, so that each damaged one is named. Links and
+    paths in a tar are never followed or opened.
     """
     directory = Path(directory)
     faults: dict[str, list[str]] = {}
@@ -111,54 +111,55 @@ def inspect(
     except DamagedError as error:
         return Report({BUILD: [str(error)]}, [])
     listed = [shard["name"] for shard in build["shards"]]
-    table, of_manifest = _read_table(directory / MANIFEST, build["manifest_sha256"])
-    rows = None
+    table, manifest_faults = _read_table(directory / MANIFEST, build["manifest_sha256"])
+    index = None
     if table is not None:
-        rows, found = check_rows(table, build, listed)
-        of_manifest += found
-        of_manifest += [] if rows is None else _find_bad_metas(rows)
-    if of_manifest:
-        faults[MANIFEST] = [f"{directory / MANIFEST}: {fault}" for fault in of_manifest]
-    ok = None if table is None or rows is None else select_ok(table)
+        index, found = check_rows(table, build, listed)
+        manifest_faults += found
+        manifest_faults += [] if index is None else _find_bad_metas(index)
+    if manifest_faults:
+        faults[MANIFEST] = [f"{directory / MANIFEST}: {fault}" for fault in manifest_faults]
+    ok = None if table is None or index is None else select_ok(table)
     per_sample = max(build["recipe"]["per_image"], 1)
-    counting = threading.Lock()
+    progress_lock = threading.Lock()
 
     def check(number: int) -> _Found:
         shard = build["shards"][number]
         members = None
-        if ok is not None and rows is not None:
-            first, end = np.searchsorted(rows.numbers, [number, number + 1]).tolist()
+        if ok is not None and index is not None:
+            first, end = np.searchsorted(index.shard_ids, [number, number + 1]).tolist()
             members = _list_members(ok.slice(first * per_sample, (end - first) * per_sample))
         found = _check_shard(directory / shard["name"], shard, members, deep)
-        with counting:
+        with progress_lock:
             progress(shard["samples"])
         return found
 
     results = run_in_threads(check, len(listed), workers or count_cpus())
-    of_build = [f"{directory / BUILD}: {fault}" for found in results for fault in found.of_build]
-    if of_build:
-        faults[BUILD] = of_build
+    build_faults = [f"{directory / BUILD}: {fault}" for found in results for fault in found.build_faults]
+    if build_faults:
+        faults[BUILD] = build_faults
     for name, result in zip(listed, results, strict=True):
         if result.faults:
             faults[name] = [f"{directory / name}: {fault}" for fault in result.faults]
     for path in sorted(directory.glob("*.tar")):
         if path.name not in listed:
             faults[path.name] = [
-                f"{directory}/{printable(path.name)}: not in build.json, but tools that read *.tar read it; remove it"
+                f"{directory}/{printable(path.name)}: not in build.json, but programs that read *.tar would read it; "
+                "remove it"
             ]
     return Report(faults, [number for number, result in enumerate(results) if result.is_damaged])
 
 
 class _Found(NamedTuple):
-    """What was found in a shard: whether its bytes are not those of the build; its faults; those of build.json."""
+    """Result of the check of one shard."""
 
-    is_damaged: bool
+    is_damaged: bool  # whether its bytes differ from those that were built
     faults: list[str]
-    of_build: list[str]
+    build_faults: list[str]  # faults of build.json that the check has revealed
 
 
 def _read_table(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]:
-    """Return COLUMNS of the manifest, None if it cannot be read, and the faults of the file."""
+    """Return COLUMNS of the manifest, or None if it cannot be read, and the faults of the file."""
     if not path.is_file():
         return None, ["missing; copy it again, or build into a new directory"]
     faults = []
@@ -166,7 +167,7 @@ def _read_table(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]:
         if sha256_of(path) != sha256:
             faults.append(_CHECKSUM)
         table = read_manifest(path, COLUMNS)
-        # `Shards.manifest` reads the other columns too; they are read here a part at a time, and not kept.
+        # `Shards.manifest` reads the other columns too, so they are checked here, one row group at a time.
         others = [name for name in pq.read_schema(open_for_arrow(path)).names if name not in COLUMNS]
         for group in range(pq.read_metadata(open_for_arrow(path)).num_row_groups):
             read_manifest(path, others, group)
@@ -177,42 +178,43 @@ def _read_table(path: Path, sha256: str) -> tuple[pa.Table | None, list[str]]:
         return None, [*faults, f"cannot be read ({reason_of(error)})"]
 
 
-def _find_bad_metas(rows: Rows) -> list[str]:
+def _find_bad_metas(index: SampleIndex) -> list[str]:
     faults = []
-    for start in range(0, len(rows.keys), 4096):
-        for row, text in enumerate(rows.metas.slice(start, 4096).to_pylist(), start):
+    for start in range(0, len(index.keys), 4096):
+        for i, text in enumerate(index.metas.slice(start, 4096).to_pylist(), start):
             if parse_meta(text) is None:
-                faults.append(f"{printable(rows.keys[row])}: its meta is not a JSON object")
+                faults.append(f"{printable(index.keys[i])}: its meta is not a JSON object")
     return faults
 
 
 def _list_members(rows: pa.Table) -> pa.Table:
-    """Return the members of a shard in the tar's order: name, offset, size and sha256; width and height; label.
+    """Return a row per member of a shard, in the tar's order.
 
-    Width and height are null for other members than images, and the label for others than "cls".
+    The columns are name, offset, size, sha256, width and height (null except for images and textures), and label (null
+    except for "cls").
     """
     rows = rows.combine_chunks()
     first = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
     textured = rows.filter(pc.is_valid(rows["index"]))
     members = first["members"].combine_chunks()
     members = members if isinstance(members, pa.Array) else pa.array([], first.schema.field("members").type)
-    passed, parents = members.flatten(), pc.list_parent_indices(members)
+    listed, parents = members.flatten(), pc.list_parent_indices(members)
 
     def table(names: Any, about: pa.Table, prefix: str) -> pa.Table:
-        place = {column: about[f"{prefix}_{column}"] for column in _PLACE}
-        return pa.table({"name": names, **place, "width": about["width"], "height": about["height"]})
+        extent = {column: about[f"{prefix}_{column}"] for column in _EXTENT}
+        return pa.table({"name": names, **extent, "width": about["width"], "height": about["height"]})
 
-    numbers = pc.cast(textured["index"], pa.string())
-    exts = passed.field("ext")
-    # Only what is needed is taken: whole rows would repeat the list of members once for each of them.
+    indices = pc.cast(textured["index"], pa.string())
+    exts = listed.field("ext")
+    # Taking whole rows would repeat the list of members once per member, so only single columns are taken.
     labels = pc.if_else(pc.equal(exts, "cls"), first["label"].combine_chunks().take(parents), None)
     tables = [
         table(_join(first["key"], ".", first["image_ext"]), first, "image"),
-        table(_join(textured["key"], ".texture", numbers, ".", textured["texture_ext"]), textured, "texture"),
+        table(_join(textured["key"], ".texture", indices, ".", textured["texture_ext"]), textured, "texture"),
         pa.table(
             {
                 "name": _join(first["key"].combine_chunks().take(parents), ".", exts),
-                **{column: passed.field(column) for column in _PLACE},
+                **{column: listed.field(column) for column in _EXTENT},
                 "label": labels,
             }
         ),
@@ -242,42 +244,43 @@ def _check_open_shard(f: IO[bytes], length: int, shard: dict[str, Any], members:
     faults = [_CHECKSUM] if is_damaged else []
     if length != shard["bytes"]:
         faults = [_CHECKSUM if is_damaged else "its size differs from build.json"]
-        faults[0] += f" ({length} bytes where {shard['bytes']} were written)"
+        faults[0] += f" ({length} bytes, but {shard['bytes']} were written)"
     if members is None:
         return _Found(is_damaged, faults, [])
-    bad: dict[str, str] = {}  # a member is named once, with the first fault
-    of_tar: list[str] = []
+    member_faults: dict[str, str] = {}  # only the first fault of each member
+    tar_faults: list[str] = []
     if is_damaged:
         written = hashlib.sha256()
-        bad |= dict(_check_members(f, members, deep, written))
-        if is_expected and not bad and written.hexdigest() == sha256:
-            wrong = f"the sha256 of {shard['name']} is wrong: every byte of that shard is as the manifest says"
+        member_faults |= dict(_check_members(f, members, deep, written))
+        if is_expected and not member_faults and written.hexdigest() == sha256:
+            wrong = f"the sha256 of {shard['name']} is wrong, because every byte of that shard agrees with the manifest"
             return _Found(False, [], [f"{wrong}; copy {BUILD} again"])
     elif deep:
-        bad |= dict(_check_members(f, members, deep, None))
+        member_faults |= dict(_check_members(f, members, deep, None))
     if not is_expected:
-        places = zip(members["offset"].to_pylist(), members["size"].to_pylist(), strict=True)
-        expected = dict(zip(names, places, strict=True))
+        extents = zip(members["offset"].to_pylist(), members["size"].to_pylist(), strict=True)
+        expected = dict(zip(names, extents, strict=True))
         for member, fault in find_faults(f, length, expected):
             if member in expected:
-                bad.setdefault(member, fault)
+                member_faults.setdefault(member, fault)
             else:
-                of_tar.append(describe(member, fault))
-    if is_damaged and not bad and not of_tar:
-        faults[0] += "; all members are right, and the damage is between them"
-    return _Found(is_damaged, faults + of_tar + [describe(name, bad[name]) for name in names if name in bad], [])
+                tar_faults.append(describe(member, fault))
+    if is_damaged and not member_faults and not tar_faults:
+        faults[0] += "; all members are intact, and the damage is between them"
+    named = [describe(name, member_faults[name]) for name in names if name in member_faults]
+    return _Found(is_damaged, faults + tar_faults + named, [])
 
 
 def _check_members(f: IO[bytes], members: pa.Table, deep: bool, written: Any) -> Iterator[tuple[str, str]]:
-    """Yield (member, fault) for each member whose bytes are wrong; with `deep` decode images and compare labels too.
+    """Yield (member, fault) for each damaged member; with `deep`, also decode images and compare labels.
 
-    `written` : a hash that gets the bytes of the tar as it was written, with the members' present data.
+    written : hash, updated with the bytes of a tar that the writer would make of the members' present data, or None.
     """
     end = 0
     for batch in members.to_batches(max_chunksize=4096):
         for member in batch.to_pylist():
             name, size = member["name"], member["size"]
-            is_read = deep and (member["width"] is not None or member["label"] is not None)
+            is_decoded = deep and (member["width"] is not None or member["label"] is not None)
             digest, parts, left = hashlib.sha256(), [], size
             if written is not None:
                 written.update(make_header(name, size))
@@ -286,7 +289,7 @@ def _check_members(f: IO[bytes], members: pa.Table, deep: bool, written: Any) ->
                 digest.update(data)
                 if written is not None:
                     written.update(data)
-                if is_read:
+                if is_decoded:
                     parts.append(data)
                 left -= len(data)
             if written is not None:
@@ -294,7 +297,7 @@ def _check_members(f: IO[bytes], members: pa.Table, deep: bool, written: Any) ->
             end = member["offset"] + size + -size % BLOCK
             if digest.digest() != member["sha256"]:
                 yield name, "its bytes differ from those that were written"
-            elif is_read and (fault := _decode(b"".join(parts), member)):
+            elif is_decoded and (fault := _decode(b"".join(parts), member)):
                 yield name, fault
     if written is not None:
         written.update(bytes(end_of_tar(end) - end))
@@ -304,7 +307,7 @@ def _decode(data: bytes, member: dict[str, Any]) -> str | None:
     """Return what is wrong with the content of an image, a texture or a label."""
     if member["width"] is None:
         label = member["label"]
-        return None if data == str(label).encode() else f"it says {printable(data[:20])}, the manifest {label}"
+        return None if data == str(label).encode() else f"is {printable(data[:20])}, but the manifest records {label}"
     try:
         height, width = decode_member(data).shape[:2]
     except UserError as error:

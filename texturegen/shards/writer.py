@@ -1,7 +1,7 @@
-"""Write a shard: it appears whole or not at all, and its bytes are the same on every machine.
+"""Write a shard atomically, with the same bytes on every machine.
 
-Order of a commit: the tar (temporary file, fsync, rename), then its manifest rows, then its stats, which mark the shard
-as finished. The tar is written by Python's tarfile; webdataset's TarWriter would load torch into every build worker.
+A commit writes the tar (temporary file, fsync, rename), then its manifest rows, then its stats, which mark the shard as
+finished. webdataset's TarWriter would load torch into every build worker, so the tar is written by Python's tarfile.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from texturegen.shards.layout import (
     shard_name,
     texture_member,
 )
+from texturegen.shards.manifest import has_failed
 from texturegen.storage.atomic import sha256_of, sync_directory, temporary_name, write_atomically, write_json
 
 
@@ -37,9 +38,9 @@ class ShardWriter:
     Parameters
     ----------
     directory : Path
-        The shard directory; it must hold the directory parts/ when `commit` is called.
+        The shard directory; `commit` needs the subdirectory parts/.
     number : int
-        Number of the shard, from 0.
+        Index of the shard, from 0.
     fingerprint : str
         Identifies the build in the stats file.
 
@@ -75,7 +76,7 @@ class ShardWriter:
         Parameters
         ----------
         key : str
-            Name of the sample, see `layout.KEY`.
+            Name of the sample, which matches `layout.KEY`.
         image : bytes
             The encoded image.
         ext : str
@@ -83,22 +84,22 @@ class ShardWriter:
         textures : list of bytes
             The K encoded textures.
         label : int
-            Class number, -1 for none.
+            Class index, -1 for an unlabelled image.
         texture_ext : str
             Extension of the textures.
         members : mapping of str to bytes, optional
-            Further members to pass through, by extension.
+            Extra members to pass through, by extension.
 
         Returns
         -------
         list of dict
-            Where the members lie in the tar, as manifest columns: one dict per texture, or a single one without
-            textures.
+            Manifest columns with the offsets, sizes and checksums of the members: one dict per texture, or a single one
+            without textures.
 
         Raises
         ------
         ValueError
-            The key, an extension or a member is not allowed. Nothing was written.
+            The key, an extension or a member is not allowed; nothing is written.
         """
         members = members or {}
         if not KEY.fullmatch(key):
@@ -108,28 +109,29 @@ class ShardWriter:
         for name in members:
             if not MEMBER.fullmatch(name) or RESERVED.fullmatch(name) or len(f"{key}.{name}") > tarfile.LENGTH_NAME:
                 raise ValueError(f"{key}: cannot pass through a member with the extension {name!r}")
-        image_place = _columns("image", ext, self._member(f"{key}.{ext}", image))
-        places: list[dict[str, Any]] = [{}]
+        image_columns = _prefix("image", ext, self._append(f"{key}.{ext}", image))
+        rows: list[dict[str, Any]] = [{}]
         if textures:
-            written = [self._member(texture_member(key, i, texture_ext), data) for i, data in enumerate(textures)]
-            places = [{"index": i, **_columns("texture", texture_ext, place)} for i, place in enumerate(written)]
+            written = [self._append(texture_member(key, i, texture_ext), data) for i, data in enumerate(textures)]
+            rows = [{"index": i, **_prefix("texture", texture_ext, columns)} for i, columns in enumerate(written)]
         others = {"cls": str(label).encode(), **members}
-        first = [{"ext": name, **self._member(f"{key}.{name}", data)} for name, data in sorted(others.items())]
+        rows[0]["members"] = [
+            {"ext": name, **self._append(f"{key}.{name}", data)} for name, data in sorted(others.items())
+        ]
         self.samples += 1
-        places[0]["members"] = first
-        return [{"shard": self.name, **image_place, **place} for place in places]
+        return [{"shard": self.name, **image_columns, **columns} for columns in rows]
 
     def add_row(self, **columns: Any) -> None:
         """Append one manifest row; missing columns are null."""
         self._rows.append(columns)
 
     def commit(self, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """Give the shard its final name and write its rows and stats.
+        """Rename the shard to its final name, and write its rows and stats.
 
         Parameters
         ----------
         seconds : mapping of str to float, optional
-            Seconds spent per stage, for the stats.
+            Time spent per stage, recorded in the stats.
 
         Returns
         -------
@@ -140,14 +142,14 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        failed = sum(row["status"] != "ok" for row in self._rows)
+        ok = [row for row in self._rows if not has_failed(row)]
         stats = {
             "name": self.name,
             "sha256": sha256_of(self._temporary),
             "bytes": self._temporary.stat().st_size,
             "samples": self.samples,
-            "textures": sum(row["status"] == "ok" and row.get("index") is not None for row in self._rows),
-            "failed": failed,
+            "textures": sum(row.get("index") is not None for row in ok),
+            "failed": len(self._rows) - len(ok),
             "seconds": dict(seconds or {}),
         }
         os.replace(self._temporary, self.directory / self.name)
@@ -157,8 +159,9 @@ class ShardWriter:
         write_json(stats_file(self.directory, self.number), {"fingerprint": self.fingerprint, **stats})
         return stats
 
-    def _member(self, name: str, data: bytes) -> dict[str, Any]:
-        info = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: independent of machine and time
+    def _append(self, name: str, data: bytes) -> dict[str, Any]:
+        """Append one member; return its offset, size and sha256."""
+        info = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644 on any machine at any time
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
         padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -175,8 +178,8 @@ class ShardWriter:
             self._file.close()
 
 
-def _columns(member: str, ext: str, place: dict[str, Any]) -> dict[str, Any]:
-    return {f"{member}_ext": ext, **{f"{member}_{name}": value for name, value in place.items()}}
+def _prefix(member: str, ext: str, columns: dict[str, Any]) -> dict[str, Any]:
+    return {f"{member}_ext": ext, **{f"{member}_{name}": value for name, value in columns.items()}}
 
 
 def rows_file(directory: Path, number: int) -> Path:

@@ -1,10 +1,10 @@
-"""Tar headers: the one parser of them, and whether a tar is exactly the one that its manifest describes.
+"""Parse tar headers (POSIX ustar), and compare a tar with the members that its manifest lists.
 
-Format: POSIX ustar. `parse_header` reads one block and nothing else, because Python's `tarfile` reads extended headers
-into memory whatever size they claim, and follows them from one to the next. Checking a tar header by header takes some
-30 us per member, so `hash_and_compare` compares thousands of headers at once with the expected ones, while it hashes
-the file; `find_faults` walks the tar only if they differ, to name each difference. No name in a tar is used as a path,
-no link is followed, and nothing is read but blocks of a fixed size.
+Python's `tarfile` reads extended headers of any claimed size into memory and follows chains of them, so `parse_header`
+parses a single block. Checking a tar header by header takes about 30 us per member, so `hash_and_compare` compares
+thousands of headers at once with the expected ones while it hashes the file. Only if they differ, `find_faults` walks
+the tar to report each difference. Names are never used as paths, links are never followed, and all reads have a fixed
+size.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ import numpy as np
 from texturegen.storage.names import printable
 
 BLOCK = tarfile.BLOCKSIZE
-CHUNK = 1 << 18  # bytes read at a time: a multiple of BLOCK that fits the processor's cache
+CHUNK = 1 << 18  # bytes per read; a multiple of BLOCK that fits the CPU cache
 HEADERS_AT_ONCE = 2048
-MAX_UNEXPECTED = 20  # members named that the manifest lacks; a hostile tar may hold millions
+MAX_UNEXPECTED = 20  # unexpected members to report by name, because a hostile tar may contain millions
 
-# The fields of a ustar header that decide what a reader makes of a member.
+# The fields of a ustar header that affect how readers interpret a member.
 _FIELDS = np.dtype(
     {
         "names": ["name", "size", "type", "magic", "prefix"],
@@ -48,7 +48,7 @@ _KINDS = {
 
 
 class Header(NamedTuple):
-    """What a header block says: the name, with undecodable bytes as surrogates; bytes of data; and the type flag."""
+    """Fields of a header block: name (undecodable bytes as surrogates), bytes of data, and type flag."""
 
     name: str
     size: int
@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
 
 def parse_header(block: bytes) -> Header | None:
-    """Parse one header block of 512 bytes; None if its checksum or a number in it is wrong."""
+    """Parse a header block of 512 bytes; return None if its checksum or a number in it is invalid."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError:
@@ -65,35 +65,36 @@ def parse_header(block: bytes) -> Header | None:
 
 
 def make_header(name: str, size: int) -> bytes:
-    """Return the header block that shards have: ustar, a plain file of mode 0644, owner and time 0."""
+    """Return the header block of a member of a shard: a regular ustar file, mode 0644, owner and mtime 0."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def padded(size: int) -> int:
-    """Return the bytes that `size` bytes of data take in a tar."""
+    """Return the size in bytes of a member's data with its padding."""
     return -(-size // BLOCK) * BLOCK
 
 
 def end_of_tar(length: int) -> int:
-    """Return the bytes of a whole tar whose members, with headers and padding, take `length` bytes."""
+    """Return the size in bytes of a tar whose members, with headers and padding, have `length` bytes."""
     return -(-(length + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def hash_and_compare(f: IO[bytes], names: np.ndarray, sizes: np.ndarray) -> tuple[str, bool]:
-    """Read a file once; return its SHA-256, and whether it is exactly a tar of the given members in this order.
+    """Hash a file, and compare it with a tar of the given members in this order, in one pass.
 
     Parameters
     ----------
     f : an unbuffered binary file.
-    names : S100 (M,).
-    sizes : int64 (M,), of the members' data, in bytes.
+    names : S100 (M,), names of the members.
+    sizes : int64 (M,), sizes of their data in bytes.
 
     Returns
     -------
-    The SHA-256 in hexadecimal, and True or False. False may also mean a tar that holds the same members with other
-    modes, owners or times; `find_faults` then finds nothing.
+    sha256 : in hexadecimal.
+    is_equal : False also for a tar of the same members with other modes, owners or times, in which `find_faults` finds
+        nothing.
     """
     ends = np.cumsum(BLOCK - (-sizes // BLOCK) * BLOCK)
     blocks_of_headers = np.append(0, ends[:-1])[: len(ends)] // BLOCK
@@ -105,7 +106,7 @@ def hash_and_compare(f: IO[bytes], names: np.ndarray, sizes: np.ndarray) -> tupl
     is_equal = True
     while count := f.readinto(buffer):  # type: ignore[attr-defined]
         while count % BLOCK and (more := f.readinto(view[count:])):  # type: ignore[attr-defined]
-            count += more  # an unbuffered file may give less than was asked for
+            count += more  # an unbuffered file may return fewer bytes than requested
         digest.update(view[:count])
         if is_equal:
             last = int(np.searchsorted(blocks_of_headers, (done + count) // BLOCK))
@@ -123,7 +124,7 @@ def hash_and_compare(f: IO[bytes], names: np.ndarray, sizes: np.ndarray) -> tupl
 
 
 def find_faults(f: IO[bytes], length: int, expected: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str | None, str]]:
-    """Yield (member, fault) for everything in a tar that differs from what is expected.
+    """Yield (member, fault) for each difference between a tar and the expected members.
 
     Parameters
     ----------
@@ -132,11 +133,12 @@ def find_faults(f: IO[bytes], length: int, expected: Mapping[str, tuple[int, int
 
     Yields
     ------
-    The member is None for a fault of the tar itself. After a damaged header the walk goes on at the next expected one.
+    member : str, or None for a fault of the tar itself.
+    fault : str. After a damaged header, the walk continues at the next expected one.
     """
     headers = np.sort(np.array([offset - BLOCK for offset, _ in expected.values()], np.int64))
     by_header = {offset - BLOCK: name for name, (offset, _) in expected.items()}
-    seen: set[str] = set()  # expected names alone: bounded, however many members the tar holds
+    seen: set[str] = set()  # only expected names, to bound the memory for a tar with any number of members
     unexpected = position = 0
     has_ended = False
     while position + BLOCK <= length:
@@ -148,7 +150,7 @@ def find_faults(f: IO[bytes], length: int, expected: Mapping[str, tuple[int, int
             if (extra := _find_nonzero(f)) is None:
                 break
             if not has_ended:
-                yield None, f"its end mark, at byte {position}, is followed by other bytes"
+                yield None, f"its end-of-archive marker at byte {position} is followed by other bytes"
             has_ended = True
             position = min(extra // BLOCK * BLOCK, resume)
             continue
@@ -157,19 +159,19 @@ def find_faults(f: IO[bytes], length: int, expected: Mapping[str, tuple[int, int
             name = by_header.get(position)
             if name is not None:
                 seen.add(name)
-            yield name, f"its tar header, at byte {position}, is damaged"
+            yield name, f"its tar header at byte {position} is damaged"
             position = resume
             continue
         name, size, kind = header
         fault = None
         if kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            fault = f"{_KINDS.get(kind, 'a member of an unknown kind')}, where only plain files belong"
+            fault = f"{_KINDS.get(kind, 'a member of an unknown kind')}, but only regular files are allowed"
         elif name in seen:
             fault = "a second member of this name"
         elif name in expected and (position + BLOCK, size) != expected[name]:
-            fault = "not where the manifest says"
+            fault = "its offset or size differs from the manifest"
         elif name not in expected:
-            fault = "not in the manifest" + (", and its name leads out of the directory" if _leads_out(name) else "")
+            fault = "not in the manifest" + (", and its name points outside the directory" if _is_outside(name) else "")
         if name in expected:
             seen.add(name)
         elif fault:
@@ -180,7 +182,7 @@ def find_faults(f: IO[bytes], length: int, expected: Mapping[str, tuple[int, int
         data = 0 if kind in WITHOUT_DATA else size
         if position + BLOCK + data > length:
             if is_named:
-                yield name, f"its tar header says {size} bytes, more than the file has"
+                yield name, f"its tar header claims {size} bytes, more than the file has"
             position = resume
             continue
         position += BLOCK + padded(data)
@@ -196,7 +198,7 @@ def describe(member: str | None, fault: str) -> str:
     return fault if member is None else f"{printable(member)}: {fault}"
 
 
-def _leads_out(name: str) -> bool:
+def _is_outside(name: str) -> bool:
     return name.startswith("/") or ".." in name.replace("\\", "/").split("/")
 
 
@@ -221,7 +223,7 @@ def _octal(numbers: np.ndarray, digits: int) -> np.ndarray:
 
 
 def _find_nonzero(f: IO[bytes]) -> int | None:
-    """Return the place of the first byte, from the present position on, that is not zero."""
+    """Return the offset of the first nonzero byte from the current position on."""
     while chunk := f.read(CHUNK):
         stripped = chunk.lstrip(b"\0")
         if stripped:

@@ -1,4 +1,4 @@
-"""Shards made by an attacker: they have no effect on the reader, and verify names them."""
+"""Shards made by an attacker have no effect on the reader, and verify reports them."""
 
 import hashlib
 import io
@@ -53,7 +53,7 @@ HOSTILE: dict[str, Callable[[Path], tuple[tarfile.TarInfo, bytes]]] = {
 
 
 def _append(path: Path, info: tarfile.TarInfo, data: bytes) -> None:
-    """Put a member before the end mark of a tar, whatever its header claims; the padding makes room for a small one."""
+    """Insert a member with any header before the end of a tar; a small one replaces padding."""
     with tarfile.open(path) as tar:
         tar.getmembers()
         end = tar.offset
@@ -63,7 +63,7 @@ def _append(path: Path, info: tarfile.TarInfo, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_member_has_no_effect(shapes_shards: Path, tmp_path: Path, kind: str) -> None:
+def test_hostile_member_has_no_effect_on_reader(shapes_shards: Path, tmp_path: Path, kind: str) -> None:
     copy, canary = Path(shutil.copytree(shapes_shards, tmp_path / "in" / "copy")), tmp_path / "in" / "canary"
     good = open_shards(shapes_shards)
     tar = copy / "shard-000001.tar"
@@ -84,7 +84,7 @@ def test_a_hostile_member_has_no_effect(shapes_shards: Path, tmp_path: Path, kin
     assert not canary.exists()
 
 
-def test_a_tar_with_every_member_twice_is_refused(shapes_shards: Path, tmp_path: Path) -> None:
+def test_duplicated_members_are_refused(shapes_shards: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes_shards, tmp_path / "copy"))
     tar = copy / "shard-000001.tar"
     with tarfile.open(tar) as opened:
@@ -97,7 +97,7 @@ def test_a_tar_with_every_member_twice_is_refused(shapes_shards: Path, tmp_path:
         open_shards(copy)
 
 
-def test_the_pickle_creates_its_file_when_loaded(tmp_path: Path) -> None:
+def test_pickle_payload_creates_its_file_when_loaded(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Evil(tmp_path / "canary")))
     assert (tmp_path / "canary").exists()
 
@@ -125,7 +125,9 @@ def _tiff() -> bytes:
         (b"GIF89a", "not a PNG"),
     ],
 )
-def test_a_bomb_or_another_format_is_named(shapes_shards: Path, tmp_path: Path, data: bytes, fault: str) -> None:
+def test_decompression_bomb_or_other_format_is_reported(
+    shapes_shards: Path, tmp_path: Path, data: bytes, fault: str
+) -> None:
     copy = Path(shutil.copytree(shapes_shards, tmp_path / "copy"))
     row = pq.read_table(copy / MANIFEST).to_pylist()[25]
     tar = bytearray((copy / row["shard"]).read_bytes())
@@ -142,5 +144,5 @@ def test_a_bomb_or_another_format_is_named(shapes_shards: Path, tmp_path: Path, 
         sample.image  # noqa: B018 (decodes)
 
 
-def test_sources_decode_formats_that_shards_do_not_hold() -> None:
+def test_sources_decode_formats_not_allowed_in_shards() -> None:
     assert decode_image(_tiff()).shape == (32, 32, 3)

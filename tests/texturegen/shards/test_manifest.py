@@ -1,7 +1,6 @@
-"""The manifest decides what a valid sample is: `open_shards` reads to the end exactly what `verify` accepts.
+"""`open_shards` reads every sample of exactly those directories that `verify` accepts.
 
-Each case changes a sound directory and reseals it (the checksums in build.json are right again), so that only the
-content decides. Both sides are asked, and must agree.
+Each case changes a valid directory and updates the checksums in build.json, so that only the content can be at fault.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ Change = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight samples in two shards, one of them failed, with two textures and a passed-through member each."""
+    """Seven samples in two shards, each with two textures and an extra member, and one failed image."""
     return make(tmp_path_factory.mktemp("sound") / "s", textures=2)
 
 
@@ -43,7 +42,7 @@ def directory(sound: Path, tmp_path: Path) -> Path:
 
 
 def read_to_the_end(directory: Path) -> str | None:
-    """Read everything that `open_shards` offers; return the error, or None."""
+    """Read every sample and property of a directory; return the error, or None."""
     try:
         shards = open_shards(directory)
         for sample in shards:
@@ -88,7 +87,7 @@ def in_build(edit: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def put_image(data: bytes) -> Change:
-    """Put other bytes in the place of the first texture, which they must fit, under right checksums."""
+    """Overwrite the first texture with other bytes, which must fit, and update all checksums."""
 
     def change(directory: Path) -> None:
         row = pq.read_table(directory / MANIFEST).to_pylist()[0]
@@ -156,7 +155,7 @@ REFUSED: dict[str, Change] = {
     "label differs in a sample": in_row(1, label=7),
     "width 0": in_sample(0, width=0),
     "height negative": in_sample(0, height=-4),
-    "width other than the image's": in_sample(0, width=6),
+    "width differs from the image": in_sample(0, width=6),
     "width differs in a sample": in_row(1, width=6),
     "status unknown": in_row(0, status="fine"),
     "status null": in_row(0, status=None),
@@ -180,17 +179,17 @@ REFUSED: dict[str, Change] = {
     "shard not listed": in_sample(0, shard="shard-000002.tar"),
     "shard leads upwards": in_sample(0, shard="../shard-000000.tar"),
     "shard null": in_row(0, shard=None),
-    "shard is the other one": in_sample(0, shard="shard-000001.tar"),
+    "shard is the second one": in_sample(0, shard="shard-000001.tar"),
     # places
     "offset -2**63": in_sample(0, image_offset=-(2**63)),
     "offset 2**63 - 1": in_row(0, texture_offset=2**63 - 1),
     "offset 0": in_sample(0, image_offset=0),
-    "offset one further": in_row(0, texture_offset=2 * BLOCK + BLOCK + 1),
+    "offset one byte too large": in_row(0, texture_offset=2 * BLOCK + BLOCK + 1),
     "offset null": in_row(0, texture_offset=None),
     "size -1": in_row(0, texture_size=-1),
     "size 2**62": in_row(0, texture_size=2**62),
     "size null": in_sample(0, image_size=None),
-    "texture in the place of the image": rows(lambda rows: rows[0].update(texture_offset=rows[0]["image_offset"])),
+    "texture at the offset of the image": rows(lambda rows: rows[0].update(texture_offset=rows[0]["image_offset"])),
     "sha256 null": in_row(0, texture_sha256=None),
     "image's sha256 differs in a sample": in_row(1, image_sha256=bytes(32)),
     # extensions and members
@@ -209,7 +208,7 @@ REFUSED: dict[str, Change] = {
     "member with WebDataset's name": in_members(0, 1, ext="__url__"),
     "member with too long a name": in_members(0, 1, ext="x" * 97),
     "member twice": in_members(0, 1, ext="cls"),
-    "member sorted wrongly": in_members(0, 1, ext="a"),
+    "members not sorted": in_members(0, 1, ext="a"),
     "label's member missing": in_members(0, 0, ext="clt"),
     "member outside": in_members(0, 1, offset=10**9),
     "member of negative size": in_members(0, 1, size=-3),
@@ -248,7 +247,7 @@ REFUSED: dict[str, Change] = {
     "shard named elsewhere": in_build(lambda build: build["shards"][0].update(name="../s/shard-000000.tar")),
     "shard listed twice": in_build(lambda build: build["shards"].append(build["shards"][0])),
     "shards in another order": in_build(lambda build: build["shards"].reverse()),
-    "a checksum is not one": in_build(lambda build: build["shards"][0].update(sha256="no")),
+    "checksum is not a SHA-256": in_build(lambda build: build["shards"][0].update(sha256="no")),
     "manifest's checksum is missing": in_build(lambda build: build.pop("manifest_sha256")),
     "manifest's checksum differs": in_build(lambda build: build.update(manifest_sha256="0" * 64)),
     "class name is a number": in_build(lambda build: build["source"].update(classes=["x", 1])),
@@ -268,7 +267,7 @@ ACCEPTED: dict[str, Change] = {
     "nothing": lambda directory: None,
     "another position": in_row(0, position=77),
     "label -1 without a class": in_build(lambda build: build["source"].update(classes=[])),
-    "nulls about the making": in_row(0, method=None, seed=None, patches=None, completeness=None),
+    "null method, seed and quality": in_row(0, method=None, seed=None, patches=None, completeness=None),
     "meta with content": in_sample(0, meta='{"a": [1, null], "\u00e9": NaN}'),
     "failed image without a reason": in_row(6, error=None),
     "many row groups": lambda directory: [
@@ -280,33 +279,35 @@ ACCEPTED: dict[str, Change] = {
 }
 # Only the bytes of members reach a reader. What else a tar holds `verify` alone compares.
 VERIFY_ONLY: dict[str, Change] = {
-    "label in the tar": in_sample(0, label=7),
-    "key of another length than in the tar": in_sample(0, key="a/00"),
-    "size one more, in the same padding": rows(lambda rows: rows[0].update(texture_size=rows[0]["texture_size"] + 1)),
-    "member other than in the tar": in_members(0, 1, ext="jsom"),
+    "label differs from the tar": in_sample(0, label=7),
+    "key length differs from the tar": in_sample(0, key="a/00"),
+    "size one byte too large, within the padding": rows(
+        lambda rows: rows[0].update(texture_size=rows[0]["texture_size"] + 1)
+    ),
+    "member name differs from the tar": in_members(0, 1, ext="jsom"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_verify_refuses_the_reader_refuses(directory: Path, case: str) -> None:
+def test_reader_refuses_what_verify_reports(directory: Path, case: str) -> None:
     REFUSED[case](directory)
     assert_agreement(directory, is_accepted=False)
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_what_verify_accepts_the_reader_reads(directory: Path, case: str) -> None:
+def test_reader_reads_what_verify_accepts(directory: Path, case: str) -> None:
     ACCEPTED[case](directory)
     assert_agreement(directory, is_accepted=True)
 
 
 @pytest.mark.parametrize("case", VERIFY_ONLY)
-def test_a_name_or_label_that_contradicts_the_tar_is_found_by_verify(directory: Path, case: str) -> None:
-    """The reader opens no header: it returns the bytes in the place that the manifest gives."""
+def test_only_verify_reports_names_and_labels_that_differ_from_tar(directory: Path, case: str) -> None:
+    """The reader does not read headers: it returns the bytes at the manifest's offset."""
     VERIFY_ONLY[case](directory)
     assert verify(directory, deep=True)
 
 
-def test_the_tables_are_large_enough() -> None:
+def test_case_tables_are_not_truncated() -> None:
     assert len(REFUSED) + len(ACCEPTED) > 100
 
 
@@ -331,7 +332,7 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_random_changes_of_the_manifest_are_judged_alike(directory: Path, seed: int) -> None:
+def test_reader_and_verify_agree_on_random_manifests(directory: Path, seed: int) -> None:
     draw = random.Random(seed)
 
     def edit(rows: list[dict[str, Any]]) -> None:
@@ -366,7 +367,7 @@ def test_random_changes_of_the_manifest_are_judged_alike(directory: Path, seed: 
 
 
 @pytest.mark.parametrize("name", [BUILD, MANIFEST])
-def test_random_bytes_of_a_file_never_end_in_another_exception(directory: Path, name: str) -> None:
+def test_random_bytes_raise_only_user_errors(directory: Path, name: str) -> None:
     whole, draw = (directory / name).read_bytes(), random.Random(0)
     for _ in range(60):
         data = bytearray(whole)
@@ -386,12 +387,12 @@ def test_random_bytes_of_a_file_never_end_in_another_exception(directory: Path, 
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_column_name_that_is_not_utf8_raises_no_other_exception(directory: Path, number: int) -> None:
-    """The name stands in the footer twice: in the schema, and in the place of the column's data."""
+def test_column_name_with_invalid_utf8_is_a_user_error(directory: Path, number: int) -> None:
+    """The footer contains the name twice: in the schema and in the metadata of the column chunk."""
     path = directory / MANIFEST
     data = bytearray(path.read_bytes())
-    places = [at for at in range(len(data)) if data.startswith(b"image_offset", at)]
-    data[places[number]] = 0xFF
+    positions = [at for at in range(len(data)) if data.startswith(b"image_offset", at)]
+    data[positions[number]] = 0xFF
     path.write_bytes(data)
     assert any(f"{path}: checksum differs" in fault for fault in verify(directory))
     with pytest.raises(DamagedError, match=f"{path}: its checksum differs"):
@@ -400,7 +401,7 @@ def test_a_column_name_that_is_not_utf8_raises_no_other_exception(directory: Pat
     assert_agreement(directory)
 
 
-def test_every_fault_is_named_with_its_key(directory: Path) -> None:
+def test_faults_start_with_their_key(directory: Path) -> None:
     def edit(rows: list[dict[str, Any]]) -> None:
         rows[0]["label"] = rows[1]["label"] = -5
         rows[2]["width"] = rows[3]["width"] = 0
@@ -416,7 +417,7 @@ def test_every_fault_is_named_with_its_key(directory: Path) -> None:
     ]
 
 
-def test_many_rows_with_one_fault_are_counted(tmp_path: Path) -> None:
+def test_repeated_fault_is_counted(tmp_path: Path) -> None:
     directory = make(tmp_path / "s", textures=0, samples=100, failed=())
     change_rows(directory, lambda rows: [row.update(width=0) for row in rows])
     faults = verify(directory)
@@ -424,7 +425,7 @@ def test_many_rows_with_one_fault_are_counted(tmp_path: Path) -> None:
     assert "80 more rows have the same fault as a/0" in faults[-1]
 
 
-def test_group_samples_keeps_the_rows_of_a_sample_together(sound: Path) -> None:
+def test_group_samples_yields_all_rows_of_a_sample(sound: Path) -> None:
     shards = open_shards(sound)
     groups = list(group_samples(shards.manifest, 2))
     assert [len(group) for group in groups] == [2, 2, 2, 1, 2, 2, 2, 2]
@@ -435,18 +436,18 @@ def test_group_samples_keeps_the_rows_of_a_sample_together(sound: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "meta"), [("{}", {}), ('{"a": 1}', {"a": 1}), ("[]", None), ("", None), ("{", None), ("[" * 10**5, None)]
 )
-def test_meta_is_a_json_object_or_nothing(text: str, meta: object) -> None:
+def test_parse_meta_accepts_only_json_objects(text: str, meta: object) -> None:
     assert parse_meta(text) == meta
 
 
-def test_samples_are_there_exactly_if_no_row_is_at_fault(sound: Path) -> None:
+def test_check_rows_returns_index_only_if_all_rows_are_valid(sound: Path) -> None:
     build, table = json.loads((sound / BUILD).read_text()), pq.read_table(sound / MANIFEST)
     files = [shard["name"] for shard in build["shards"]]
     samples, faults = check_rows(table, build, files)
     assert samples is not None
     assert faults == []
     assert samples.keys == [f"a/{i}" for i in (0, 1, 2, 4, 5, 6, 7)]
-    assert samples.places.shape == (7, 3, 2)
+    assert samples.extents.shape == (7, 3, 2)
     assert (np.diff(samples.ranges[:3], axis=0) > 0).all()
     build["counts"]["failed"] = 2
     samples, faults = check_rows(table, build, files)

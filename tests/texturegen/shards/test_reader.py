@@ -1,4 +1,4 @@
-"""open_shards reads members by the manifest's offsets, local and remote, from many threads, and names damage."""
+"""open_shards reads local and remote members by the manifest's offsets, from many threads, and reports damage."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def make_pictures(number: int, textures: int) -> list[np.ndarray]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """make(textures, encoding): six samples in three shards, with the members "json" and "pyd"."""
+    """Return make(textures, encoding), which writes six samples with "json" and "pyd" members to three shards."""
 
     def write(textures: int = 2, encoding: str = "png") -> Path:
         directory = tmp_path / f"{encoding}-{textures}"
@@ -63,7 +63,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def upload() -> Any:
-    """upload(directory): the same files in fsspec's memory; the URL."""
+    """Return upload(directory), which copies the files to fsspec's memory file system and returns the URL."""
     memory = fsspec.filesystem("memory")
 
     def copy(directory: Path) -> str:
@@ -105,12 +105,12 @@ def assert_complete(shards: Shards, textures: int) -> None:
 
 @pytest.mark.parametrize("textures", [0, 1, 2])
 @pytest.mark.parametrize("encoding", ["png", "webp"])
-def test_every_sample_is_read_locally(make: Callable[..., Path], textures: int, encoding: str) -> None:
+def test_read_all_samples_locally(make: Callable[..., Path], textures: int, encoding: str) -> None:
     assert_complete(open_shards(make(textures, encoding)), textures)
 
 
 @pytest.mark.parametrize("block", [1, 1 << 20])
-def test_every_sample_is_read_remotely(
+def test_read_all_samples_remotely(
     make: Callable[..., Path], upload: Callable[[Path], str], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "BLOCK", block)
@@ -120,7 +120,7 @@ def test_every_sample_is_read_remotely(
     assert_complete(pickle.loads(pickle.dumps(shards)), 2)
 
 
-def test_a_remote_sample_is_one_request_and_iteration_asks_for_blocks(
+def test_requests_per_remote_sample_and_per_iteration(
     make: Callable[..., Path], upload: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = open_shards(upload(make(2)))
@@ -141,7 +141,7 @@ def test_a_remote_sample_is_one_request_and_iteration_asks_for_blocks(
     assert len(asked) == 1 + 3
 
 
-def test_a_pickled_sample_carries_only_its_own_bytes(make: Callable[..., Path]) -> None:
+def test_pickled_sample_contains_only_its_own_bytes(make: Callable[..., Path]) -> None:
     shards = open_shards(make(1))
     assert len(pickle.dumps(shards[2])) < 6000
     directory = shards.directory
@@ -150,14 +150,14 @@ def test_a_pickled_sample_carries_only_its_own_bytes(make: Callable[..., Path]) 
     np.testing.assert_array_equal(sample.image, make_pictures(2, 1)[0])
 
 
-def test_a_pickled_directory_leaves_the_manifest_behind(make: Callable[..., Path]) -> None:
+def test_pickled_shards_exclude_manifest(make: Callable[..., Path]) -> None:
     shards = open_shards(make(1))
     before = len(pickle.dumps(shards))
     assert shards.manifest.num_rows == 9
     assert len(pickle.dumps(shards)) == before
 
 
-def test_the_digest_changes_with_any_shard(make: Callable[..., Path]) -> None:
+def test_digest_changes_with_any_shard(make: Callable[..., Path]) -> None:
     path = make(1) / BUILD
     before, content = open_shards(path.parent).digest, json.loads(path.read_text())
     assert open_shards(path.parent).digest == before
@@ -166,7 +166,7 @@ def test_the_digest_changes_with_any_shard(make: Callable[..., Path]) -> None:
     assert open_shards(path.parent).digest != before
 
 
-def test_few_open_files_serve_many_shards_and_threads(make: Callable[..., Path]) -> None:
+def test_many_shards_and_threads_need_few_open_files(make: Callable[..., Path]) -> None:
     shards = open_shards(make(1))
     assert isinstance(shards._store, store.LocalStore)
     files = shards._store.files
@@ -195,7 +195,7 @@ def test_reading_leaves_no_file_open(make: Callable[..., Path]) -> None:
     assert len(list(descriptors.iterdir())) == before
 
 
-def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_fsspec_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
     with pytest.raises(UserError, match=r"s3://bucket/set: cannot read s3:// URLs: pip install s3fs"):
         open_shards("s3://bucket/set")
@@ -203,7 +203,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_shards("nothing://bucket/set")
 
 
-def test_remote_faults_name_the_url(make: Callable[..., Path], upload: Callable[[Path], str]) -> None:
+def test_remote_errors_name_the_url(make: Callable[..., Path], upload: Callable[[Path], str]) -> None:
     with pytest.raises(UserError, match=r"memory://nowhere/set: no shards here"):
         open_shards("memory://nowhere/set")
     fsspec.filesystem("memory").pipe_file("/bucket/begun/parts/recipe.json", b"{}")
@@ -216,7 +216,7 @@ def test_remote_faults_name_the_url(make: Callable[..., Path], upload: Callable[
     memory.pipe_file("/bucket/set/shard-000001.tar", whole[:700])
     with pytest.raises(UserError, match=r"memory://bucket/set/shard-000001.tar: ends before byte"):
         shards[2]
-    with pytest.raises(UserError, match=r"memory://bucket/set/shard-000001.tar: 700 bytes where"):
+    with pytest.raises(UserError, match=r"memory://bucket/set/shard-000001.tar: 700 bytes, but 20480 were written"):
         open_shards(url)
     memory.rm("/bucket/set/shard-000001.tar")
     with pytest.raises(UserError, match=r"memory://bucket/set/shard-000001.tar: missing"):
@@ -225,7 +225,7 @@ def test_remote_faults_name_the_url(make: Callable[..., Path], upload: Callable[
         open_shards(url)
 
 
-def test_a_shard_that_shrinks_before_it_is_opened_is_named(make: Callable[..., Path]) -> None:
+def test_shard_truncated_before_first_read_is_reported(make: Callable[..., Path]) -> None:
     shards = open_shards(make(1))
     path = shards.directory / "shard-000002.tar"
     path.write_bytes(path.read_bytes()[:600])
@@ -233,8 +233,8 @@ def test_a_shard_that_shrinks_before_it_is_opened_is_named(make: Callable[..., P
         shards[4].image  # noqa: B018 (reads)
 
 
-def test_a_shard_that_shrinks_while_it_is_open_is_named(make: Callable[..., Path]) -> None:
-    """A map of the file would end the process with SIGBUS."""
+def test_shard_truncated_while_open_is_reported(make: Callable[..., Path]) -> None:
+    """Reading from a memory map would kill the process with SIGBUS."""
     shards = open_shards(make(1))
     shards[4].image  # noqa: B018 (opens the shard)
     path = shards.directory / "shard-000002.tar"
@@ -247,7 +247,7 @@ def test_a_shard_that_shrinks_while_it_is_open_is_named(make: Callable[..., Path
 
 
 @pytest.mark.parametrize("where", ["data", "footer"])
-def test_one_flipped_bit_of_the_manifest_is_refused(
+def test_manifest_with_one_flipped_bit_is_refused(
     make: Callable[..., Path], upload: Callable[[Path], str], where: str
 ) -> None:
     path = make(1) / MANIFEST
@@ -259,14 +259,14 @@ def test_one_flipped_bit_of_the_manifest_is_refused(
             open_shards(place)
 
 
-def test_a_manifest_that_changes_after_opening_is_refused(make: Callable[..., Path]) -> None:
+def test_manifest_changed_after_opening_is_refused(make: Callable[..., Path]) -> None:
     shards = open_shards(make(1))
     change_rows(shards.directory, lambda rows: rows[0].update(label=5))
     with pytest.raises(DamagedError, match=r"its checksum differs from build\.json"):
         shards.manifest  # noqa: B018 (reads)
 
 
-def test_a_damaged_manifest_is_refused_with_its_key(make: Callable[..., Path]) -> None:
+def test_error_of_damaged_manifest_names_the_key(make: Callable[..., Path]) -> None:
     directory = make(2)
     change_rows(directory, lambda rows: rows[2].update(width=0))
     with pytest.raises(
@@ -275,7 +275,7 @@ def test_a_damaged_manifest_is_refused_with_its_key(make: Callable[..., Path]) -
         open_shards(directory)
 
 
-def test_a_missing_manifest_is_named(make: Callable[..., Path], upload: Callable[[Path], str]) -> None:
+def test_missing_manifest_is_reported(make: Callable[..., Path], upload: Callable[[Path], str]) -> None:
     directory = make(0)
     (directory / MANIFEST).unlink()
     for place in (directory, upload(directory)):
@@ -294,19 +294,19 @@ def test_a_missing_manifest_is_named(make: Callable[..., Path], upload: Callable
         ({"counts": {}}, r"damaged \(no samples\)"),
         ({"shards": [{"name": ".."}]}, r"shard 0 is named \.\., not shard-000000.tar"),
         ({"shards": [{"name": "a\0"}]}, "shard 0 is named"),
-        ({"shards": [{"name": "shard-000000.tar", "sha256": "0" * 64, "bytes": "1"}]}, "not a count"),
+        ({"shards": [{"name": "shard-000000.tar", "sha256": "0" * 64, "bytes": "1"}]}, "not a non-negative integer"),
         ({"shards": 3}, "damaged"),
         ({"source": {"classes": None}}, "damaged"),
     ],
 )
-def test_a_damaged_build_json_is_refused(make: Callable[..., Path], change: dict[str, Any], fault: str) -> None:
+def test_damaged_build_json_is_refused(make: Callable[..., Path], change: dict[str, Any], fault: str) -> None:
     path = make(1) / BUILD
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=f"{path}: .*{fault}"):
         open_shards(path.parent)
 
 
-def test_a_meta_that_is_not_an_object_and_sizes_that_differ_are_named(make: Callable[..., Path]) -> None:
+def test_invalid_meta_and_different_sizes_are_reported(make: Callable[..., Path]) -> None:
     directory = make(1)
 
     def damage(rows: list[dict[str, Any]]) -> None:
@@ -318,24 +318,24 @@ def test_a_meta_that_is_not_an_object_and_sizes_that_differ_are_named(make: Call
         shards[0].meta  # noqa: B018 (parses)
     with pytest.raises(DamagedError, match=r"dogs/b-1: texture0: is 7x5 pixels, but the manifest records 7x6"):
         shards[1].textures  # noqa: B018 (decodes)
-    with pytest.raises(UserError, match=r"images of 2 sizes, \(5, 7\) to \(6, 7\)"):
+    with pytest.raises(UserError, match=r"images have 2 sizes, \(5, 7\) to \(6, 7\)"):
         shards.image_size()
 
 
-def test_a_run_ends_with_its_shard_and_at_overlapping_bytes() -> None:
+def test_run_ends_at_shard_boundary_and_at_overlap() -> None:
     numbers = np.array([0, 0, 1, 1, 1])
     ranges = np.array([[0, 10], [10, 20], [30, 40], [40, 50], [0, 5]])
     assert list(store._runs(numbers, ranges)) == [(0, [(0, 10), (10, 20)]), (1, [(30, 40), (40, 50)]), (1, [(0, 5)])]
 
 
 @pytest.mark.parametrize(("size", "counts"), [(19, [1, 1, 1, 1]), (20, [2, 2]), (30, [3, 1]), (40, [4])])
-def test_a_run_has_at_most_the_bytes_of_a_block(monkeypatch: pytest.MonkeyPatch, size: int, counts: list[int]) -> None:
+def test_run_spans_at_most_one_block(monkeypatch: pytest.MonkeyPatch, size: int, counts: list[int]) -> None:
     monkeypatch.setattr(store, "BLOCK", size)
     ranges = np.array([[0, 10], [10, 20], [20, 30], [30, 40]])
     assert [len(places) for _, places in store._runs(np.zeros(4, int), ranges)] == counts
 
 
-def test_iteration_reads_only_a_few_requests_ahead(
+def test_iteration_prefetches_few_requests(
     make: Callable[..., Path], upload: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "BLOCK", 1)
@@ -348,12 +348,12 @@ def test_iteration_reads_only_a_few_requests_ahead(
     assert len(asked) == 6
 
 
-def test_recent_blocks_are_kept_and_failed_ones_are_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_cache_keeps_recent_blocks_and_retries_failed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BLOCK", 10)
     asked: list[int] = []
 
     class Counted:
-        """A file in which byte i is i, and whose first read fails."""
+        """A file whose byte i has the value i, and whose first read fails."""
 
         def fetch(self, name: str, start: int, end: int) -> bytes:
             asked.append(start // 10)
@@ -370,10 +370,10 @@ def test_recent_blocks_are_kept_and_failed_ones_are_fetched_again(monkeypatch: p
     assert asked == [9, 9, 0, 1, 0]
 
 
-def test_blocks_of_any_size_give_the_same_samples(
+def test_samples_are_independent_of_block_size(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples over several blocks, blocks of several samples, threads, and a missing file."""
+    """Covers samples that span several blocks, blocks with several samples, threads, and a missing file."""
     local, places = open_shards(shapes_shards), np.random.default_rng(0).permutation(64).tolist()
     memory = fsspec.filesystem("memory")
     memory.put(str(shapes_shards), "/odd", recursive=True)

@@ -1,4 +1,4 @@
-"""The shard contract: written whole or not at all, read by us and by others, damage named."""
+"""Shards are written atomically, read by this package and by webdataset, and checked for damage."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ def _write_one(directory: Path, commit: bool = True) -> None:
             writer.commit()
 
 
-def test_a_shard_has_its_final_name_only_when_committed(tmp_path: Path) -> None:
+def test_shard_is_renamed_on_commit(tmp_path: Path) -> None:
     _write_one(tmp_path / "left", commit=False)
     assert [p.name for p in (tmp_path / "left").iterdir()] == [PARTS]
     assert not list((tmp_path / "left" / PARTS).iterdir())
@@ -50,7 +50,7 @@ def test_a_shard_has_its_final_name_only_when_committed(tmp_path: Path) -> None:
     ]
 
 
-def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No power can be cut here, but the order can be seen: a file's fsync, its rename, its directory's fsync.
     events: list[tuple[str, int]] = []
     fsync, replace = os.fsync, os.replace
@@ -73,14 +73,14 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path: Path, monkeypatch
     assert events == expected
 
 
-def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
+def test_exception_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError), ShardWriter(tmp_path, 0, "f"):
         raise KeyError
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "/a", "a/", "a//b", "a/../b", "../a", "a\n", "ä", "a" * 81])
-def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
+def test_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
     with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="use at most 80 letters"):
         writer.add(key, b"", "png", [], 0)
 
@@ -88,18 +88,18 @@ def test_an_unsafe_key_is_refused(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "name", ["cls", "png", "jpg", "webp", "texture0.png", "a/b", "", ".json", "x" * 99, "__key__", "__url__"]
 )
-def test_a_member_that_would_pass_for_another_is_refused(tmp_path: Path, name: str) -> None:
+def test_reserved_or_unsafe_member_name_is_refused(tmp_path: Path, name: str) -> None:
     with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="cannot pass through"):
         writer.add("a", b"", "png", [], 0, members={name: b""})
 
 
 @pytest.mark.parametrize(("ext", "texture_ext"), [("gif", "png"), ("png", "gif"), ("../png", "png")])
-def test_an_image_of_a_type_that_readers_do_not_decode_is_refused(tmp_path: Path, ext: str, texture_ext: str) -> None:
+def test_unsupported_image_type_is_refused(tmp_path: Path, ext: str, texture_ext: str) -> None:
     with ShardWriter(tmp_path, 0, "f") as writer, pytest.raises(ValueError, match="a shard holds images"):
         writer.add("a", b"", ext, [b""], 0, texture_ext)
 
 
-def test_members_are_passed_through_where_the_manifest_says(tmp_path: Path) -> None:
+def test_extra_members_are_at_the_manifest_offsets(tmp_path: Path) -> None:
     (tmp_path / PARTS).mkdir()
     with ShardWriter(tmp_path, 0, "f") as writer:
         first, second = writer.add("a/b-1", b"i", "png", [b"t", b"u"], 7, members={"seg.npy": b"n", "json": b"{}"})
@@ -115,14 +115,14 @@ def test_members_are_passed_through_where_the_manifest_says(tmp_path: Path) -> N
         ]
 
 
-def test_headers_tell_nothing_of_machine_or_hour(shapes_shards: Path) -> None:
+def test_headers_are_independent_of_machine_and_time(shapes_shards: Path) -> None:
     with tarfile.open(shapes_shards / "shard-000000.tar") as tar:
         for info in tar:
             assert (info.mtime, info.uid, info.gid, info.uname, info.mode) == (0, 0, 0, "", 0o644)
             assert not info.pax_headers
 
 
-def test_samples_read_by_offset_equal_those_of_webdataset(shapes_shards: Path) -> None:
+def test_samples_equal_those_of_webdataset(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     urls = [str(path) for path in sorted(shapes_shards.glob("*.tar"))]
     theirs = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
@@ -136,7 +136,7 @@ def test_samples_read_by_offset_equal_those_of_webdataset(shapes_shards: Path) -
         np.testing.assert_array_equal(mine.textures[0], decode_image(other["texture0.png"]))
 
 
-def test_samples_have_what_the_manifest_says(shapes_shards: Path) -> None:
+def test_samples_agree_with_manifest(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     rows = shards.manifest.to_pylist()
     assert [row["key"] for row in rows] == shards.keys
@@ -159,30 +159,30 @@ def test_shards_without_textures(shapes_test_shards: Path) -> None:
     assert shards[7].meta["texture_label"] != shards[7].label
 
 
-def test_open_shards_travel_to_another_process(shapes_shards: Path) -> None:
+def test_open_shards_can_be_pickled(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     first = shards[0].image
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards))[0].image, first)
 
 
-def test_verify_finds_nothing_in_a_good_build(shapes_shards: Path) -> None:
+def test_verify_accepts_valid_build(shapes_shards: Path) -> None:
     counted: list[int] = []
     assert verify(shapes_shards, counted.append) == []
     assert sum(counted) == 64
 
 
-def test_a_removed_byte_is_named(copy: Path) -> None:
+def test_removed_byte_is_reported(copy: Path) -> None:
     tar = copy / "shard-000001.tar"
     data = tar.read_bytes()
     tar.write_bytes(data[:5000] + data[5001:])
-    with pytest.raises(UserError, match=r"shard-000001.tar: .* bytes where"):
+    with pytest.raises(UserError, match=r"shard-000001.tar: .* bytes, but .* were written"):
         open_shards(copy)
     faults = verify(copy)
     assert faults
     assert all("shard-000001.tar" in fault for fault in faults)
 
 
-def test_a_changed_byte_is_named_with_its_member(copy: Path) -> None:
+def test_changed_byte_is_reported_with_its_member(copy: Path) -> None:
     row = open_shards(copy).manifest.to_pylist()[30]
     tar = copy / row["shard"]
     data = bytearray(tar.read_bytes())
@@ -195,7 +195,7 @@ def test_a_changed_byte_is_named_with_its_member(copy: Path) -> None:
         open_shards(copy)[30].textures  # noqa: B018 (decodes)
 
 
-def test_a_changed_label_is_found_by_the_checksum(copy: Path) -> None:
+def test_changed_label_is_reported(copy: Path) -> None:
     tar = copy / "shard-000000.tar"
     with tarfile.open(tar) as opened:
         member = next(info for info in opened if info.name.endswith(".cls"))
@@ -205,7 +205,7 @@ def test_a_changed_label_is_found_by_the_checksum(copy: Path) -> None:
     assert [fault for fault in verify(copy) if "checksum" in fault]
 
 
-def test_members_that_the_manifest_does_not_know_are_named(copy: Path) -> None:
+def test_member_missing_from_manifest_is_reported(copy: Path) -> None:
     with tarfile.open(copy / "shard-000002.tar", "a") as tar:
         info = tarfile.TarInfo("../evil.pyd")
         info.size = 4
@@ -213,7 +213,7 @@ def test_members_that_the_manifest_does_not_know_are_named(copy: Path) -> None:
     assert any("../evil.pyd: not in the manifest" in fault for fault in verify(copy))
 
 
-def test_a_missing_shard_manifest_or_build_is_named(copy: Path, tmp_path: Path) -> None:
+def test_missing_file_is_reported(copy: Path, tmp_path: Path) -> None:
     (copy / "shard-000002.tar").unlink()
     assert [fault for fault in verify(copy) if "shard-000002.tar: missing" in fault]
     with pytest.raises(UserError, match=r"shard-000002.tar: missing"):
@@ -227,7 +227,7 @@ def test_a_missing_shard_manifest_or_build_is_named(copy: Path, tmp_path: Path) 
         open_shards(tmp_path)
 
 
-def test_a_build_that_names_a_shard_elsewhere_is_refused(copy: Path) -> None:
+def test_shard_name_outside_directory_is_refused(copy: Path) -> None:
     content = json.loads((copy / "build.json").read_text())
     content["shards"][0]["name"] = "../shard-000000.tar"
     (copy / "build.json").write_text(json.dumps(content))
@@ -235,13 +235,13 @@ def test_a_build_that_names_a_shard_elsewhere_is_refused(copy: Path) -> None:
         open_shards(copy)
 
 
-def test_wrong_counts_are_found(copy: Path) -> None:
+def test_wrong_counts_are_reported(copy: Path) -> None:
     table = pq.read_table(copy / "manifest.parquet")
     pq.write_table(table.slice(0, 63), copy / "manifest.parquet")
     assert any("63 samples" in fault for fault in verify(copy))
 
 
-def test_the_readmes_lines_for_webdataset_give_pixels(shapes_shards: Path) -> None:
+def test_webdataset_example_of_the_readme_gives_pixels(shapes_shards: Path) -> None:
     urls = [str(path) for path in sorted(shapes_shards.glob("*.tar"))]
     data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
     pairs = list(data.decode("rgb8").to_tuple("png;jpg;webp", "texture0.png", "cls"))
@@ -251,7 +251,7 @@ def test_the_readmes_lines_for_webdataset_give_pixels(shapes_shards: Path) -> No
         assert label == mine.label
 
 
-def test_a_damaged_manifest_is_named_wherever_the_damage_is(copy: Path) -> None:
+def test_damage_anywhere_in_manifest_is_reported(copy: Path) -> None:
     path = copy / "manifest.parquet"
     data = path.read_bytes()
     for place in range(0, len(data), len(data) // 40):

@@ -1,4 +1,4 @@
-"""verify names every damaged member and every hostile one, whatever the number of workers."""
+"""verify reports every damaged and every hostile member, with any number of workers."""
 
 import errno
 import hashlib
@@ -37,7 +37,7 @@ def shards(shapes_shards: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def two_textures(tmp_path: Path) -> Path:
-    """Eight 4 px images in two shards, two textures and a passed-through member each, and a failed image."""
+    """Seven 4 px images in two shards, each with two textures and an extra member, and one failed image."""
     return make(tmp_path / "two", textures=2)
 
 
@@ -77,7 +77,7 @@ def make(out: Path, textures: int, samples: int = 8, failed: tuple[int, ...] = (
 
 
 def update_checksums(directory: Path) -> None:
-    """Write the present checksums into build.json, as an attacker would."""
+    """Update the checksums in build.json to the current files, as an attacker would."""
     content = json.loads((directory / BUILD).read_text())
     for shard in content["shards"]:
         data = (directory / shard["name"]).read_bytes()
@@ -87,7 +87,7 @@ def update_checksums(directory: Path) -> None:
 
 
 def change_rows(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
-    """Let `change` edit the manifest's rows in place, and update_checksums."""
+    """Edit the manifest's rows in place with `change`, then update the checksums."""
     rows = pq.read_table(directory / MANIFEST).to_pylist()
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), directory / MANIFEST)
@@ -112,18 +112,18 @@ def rows_of(directory: Path, shard: str = TAR) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("textures", [0, 1, 2])
-def test_a_sound_directory_has_no_faults(tmp_path: Path, textures: int) -> None:
+def test_valid_directory_has_no_faults(tmp_path: Path, textures: int) -> None:
     directory = make(tmp_path / "s", textures)
     counted: list[int] = []
     assert verify(directory, counted.append, workers=2, deep=True) == []
     assert sorted(counted) == [3, 4]
 
 
-def test_a_shard_without_samples_has_no_faults(tmp_path: Path) -> None:
+def test_shard_without_samples_has_no_faults(tmp_path: Path) -> None:
     assert verify(make(tmp_path / "s", 1, failed=(0, 1, 2, 3)), deep=True) == []
 
 
-def test_every_damaged_member_is_named_and_no_other(two_textures: Path) -> None:
+def test_exactly_the_damaged_members_are_reported(two_textures: Path) -> None:
     rows = rows_of(two_textures)
     first, second, third = (rows[i : i + 2] for i in (0, 2, 4))
     label, passed = second[0]["members"]
@@ -145,31 +145,31 @@ def test_every_damaged_member_is_named_and_no_other(two_textures: Path) -> None:
     assert "header" in report.faults[TAR][-1]
 
 
-def test_damage_between_members_is_located(two_textures: Path) -> None:
+def test_damage_in_padding_is_located(two_textures: Path) -> None:
     row = rows_of(two_textures)[0]
     flip(two_textures / TAR, row["image_offset"] + row["image_size"])  # padding
     (fault,) = verify(two_textures)
-    assert "all members are right" in fault
+    assert "all members are intact" in fault
 
 
 @pytest.mark.parametrize("where", ["start", "middle", "end"])
-def test_a_removed_byte_is_found_anywhere(shards: Path, where: str) -> None:
+def test_removed_byte_is_reported(shards: Path, where: str) -> None:
     data = (shards / TAR).read_bytes()
-    place = {"start": 0, "middle": len(data) // 2, "end": len(data) - 1}[where]
-    (shards / TAR).write_bytes(data[:place] + data[place + 1 :])
+    removed = {"start": 0, "middle": len(data) // 2, "end": len(data) - 1}[where]
+    (shards / TAR).write_bytes(data[:removed] + data[removed + 1 :])
     faults = verify(shards)
     assert "checksum" in faults[0]
-    assert f"{len(data) - 1} bytes where {len(data)} were written" in faults[0]
+    assert f"{len(data) - 1} bytes, but {len(data)} were written" in faults[0]
     rows = rows_of(shards)
-    behind = {f"{row['key']}.texture0.png" for row in rows if row["texture_offset"] + row["texture_size"] > place}
-    assert {fault.split(": ")[1] for fault in faults if ".texture0.png" in fault} == behind
+    shifted = {f"{row['key']}.texture0.png" for row in rows if row["texture_offset"] + row["texture_size"] > removed}
+    assert {fault.split(": ")[1] for fault in faults if ".texture0.png" in fault} == shifted
 
 
-def test_every_flipped_byte_of_a_small_shard_is_found(two_textures: Path) -> None:
+def test_every_flipped_byte_is_reported(two_textures: Path) -> None:
     data = (two_textures / TAR).read_bytes()
-    for place in range(0, len(data), 97):
-        (two_textures / TAR).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        assert inspect(two_textures, workers=1).damaged == [1], place
+    for offset in range(0, len(data), 97):
+        (two_textures / TAR).write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+        assert inspect(two_textures, workers=1).damaged == [1], offset
 
 
 def test_result_is_independent_of_worker_count(shards: Path) -> None:
@@ -197,15 +197,15 @@ def hostile_header(size: bytes, kind: bytes, name: bytes = b"a/9.png") -> bytes:
 
 GIANT = b"\x80" + (1 << 60).to_bytes(11, "big")
 HOSTILE: dict[str, tuple[Callable[[tarfile.TarFile], object], str]] = {
-    "absolute path": (lambda tar: add(tar, "/etc/evil"), "/etc/evil: not in the manifest, and its name leads out"),
-    "parent": (lambda tar: add(tar, "../evil.png"), "../evil.png: not in the manifest, and its name leads out"),
+    "absolute path": (lambda tar: add(tar, "/etc/evil"), "/etc/evil: not in the manifest, and its name points outside"),
+    "parent": (lambda tar: add(tar, "../evil.png"), "../evil.png: not in the manifest, and its name points outside"),
     "symlink": (lambda tar: add(tar, "l.png", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0), "a symbolic link"),
     "hard link": (lambda tar: add(tar, "l.png", type=tarfile.LNKTYPE, linkname="a/4.png", size=0), "a hard link"),
     "directory": (lambda tar: add(tar, "d", type=tarfile.DIRTYPE, size=0), "a directory"),
     "duplicate": (lambda tar: add(tar, "a/4.png"), "a/4.png: a second member"),
     "fifo": (lambda tar: add(tar, "p", type=tarfile.FIFOTYPE, size=0), "a pipe"),
     "long name": (lambda tar: add(tar, "n" * 300), "an extended header"),
-    "parent, as Windows has it": (lambda tar: add(tar, "..\\evil.png"), "its name leads out"),
+    "parent, as Windows has it": (lambda tar: add(tar, "..\\evil.png"), "its name points outside"),
     "escapes": (lambda tar: add(tar, "\x1b[2Jcleared"), "\\x1b[2Jcleared: not in the manifest"),
     "giant member": (lambda tar: tar.fileobj.write(hostile_header(GIANT, b"0")), "more than the file has"),
     "giant extended header": (lambda tar: tar.fileobj.write(hostile_header(GIANT, b"x")), "an extended header"),
@@ -216,7 +216,7 @@ HOSTILE: dict[str, tuple[Callable[[tarfile.TarFile], object], str]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 @pytest.mark.parametrize("sealed", [False, True])
-def test_hostile_members_are_named_and_have_no_effect(two_textures: Path, kind: str, sealed: bool) -> None:
+def test_hostile_member_is_reported_without_side_effects(two_textures: Path, kind: str, sealed: bool) -> None:
     change, message = HOSTILE[kind]
     with tarfile.open(two_textures / TAR, "a", format=tarfile.GNU_FORMAT) as tar:
         change(tar)
@@ -228,7 +228,7 @@ def test_hostile_members_are_named_and_have_no_effect(two_textures: Path, kind: 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert any(message in fault for fault in faults), faults
-    # A tar of another length than its members make is a fault of build.json too.
+    # An appended member changes the size of the tar, which is also a fault of build.json.
     assert all(TAR in fault for fault in faults)
     assert all(fault.isprintable() for fault in faults)
     assert sum("checksum" in fault for fault in faults) == (not sealed)
@@ -236,7 +236,7 @@ def test_hostile_members_are_named_and_have_no_effect(two_textures: Path, kind: 
     assert sorted(two_textures.parent.rglob("*")) == before
 
 
-def test_many_unexpected_members_are_counted_not_listed(two_textures: Path) -> None:
+def test_only_the_first_unexpected_members_are_listed(two_textures: Path) -> None:
     with tarfile.open(two_textures / TAR, "a") as tar:
         for i in range(500):
             add(tar, f"strange{i}")
@@ -246,7 +246,7 @@ def test_many_unexpected_members_are_counted_not_listed(two_textures: Path) -> N
     assert "480 more members" in " ".join(faults)
 
 
-def test_a_member_hidden_behind_the_end_mark_is_found(two_textures: Path) -> None:
+def test_member_after_end_of_archive_is_reported(two_textures: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(), mode="w") as tar:
         add(tar, "hidden.png")
         hidden = tar.fileobj.getvalue()  # type: ignore[union-attr]
@@ -260,12 +260,12 @@ def test_a_member_hidden_behind_the_end_mark_is_found(two_textures: Path) -> Non
     ("field", "value", "fault"),
     [
         (slice(156, 157), b"2", "a/4.png: a symbolic link"),
-        (slice(345, 349), b"../x", "../x/a/4.png: not in the manifest, and its name leads out"),
-        (slice(124, 136), b"00000000001\0", "a/4.png: not where the manifest says"),
+        (slice(345, 349), b"../x", "../x/a/4.png: not in the manifest, and its name points outside"),
+        (slice(124, 136), b"00000000001\0", "a/4.png: its offset or size differs from the manifest"),
         (slice(0, 512), bytes(512), "a/4.png: missing from the tar"),
     ],
 )
-def test_a_rewritten_header_with_a_valid_checksum_is_found(
+def test_forged_header_is_reported_despite_valid_checksum(
     two_textures: Path, field: slice, value: bytes, fault: str
 ) -> None:
     data = bytearray((two_textures / TAR).read_bytes())
@@ -282,9 +282,7 @@ def test_a_rewritten_header_with_a_valid_checksum_is_found(
 
 @pytest.mark.parametrize("column", ["image_offset", "texture_offset", "texture_size"])
 @pytest.mark.parametrize("change", [1, -(1 << 62), 1 << 62, 512])
-def test_a_manifest_that_contradicts_the_tar_is_found_with_valid_checksums(
-    two_textures: Path, column: str, change: int
-) -> None:
+def test_wrong_offset_or_size_is_reported_despite_valid_checksums(two_textures: Path, column: str, change: int) -> None:
     def move(rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if row["key"] == "a/5" and (column == "image_offset" or row["index"] == 1):
@@ -295,29 +293,27 @@ def test_a_manifest_that_contradicts_the_tar_is_found_with_valid_checksums(
     assert any(fault.split(": ")[1].startswith("a/5") for fault in faults), faults
 
 
-def test_rows_out_of_order_are_found(two_textures: Path) -> None:
+def test_rows_out_of_order_are_reported(two_textures: Path) -> None:
     table = pq.read_table(two_textures / MANIFEST)
     order = [1, 0, *range(2, table.num_rows)]
     pq.write_table(table.take(order), two_textures / MANIFEST)
     update_checksums(two_textures)
     (fault,) = verify(two_textures)
-    assert fault.endswith(f"{MANIFEST}: a/0: its rows are not those of one sample, in the order of index")
+    assert fault.endswith(f"{MANIFEST}: a/0: its rows are not adjacent in the order of index")
 
 
 @pytest.mark.parametrize(
     ("column", "value"),
     [("key", "a/1"), ("shard", TAR), ("label", 7), ("image_ext", "jpg"), ("image_offset", 0), ("image_size", 1)],
 )
-def test_rows_that_disagree_on_their_image_are_found(two_textures: Path, column: str, value: object) -> None:
+def test_rows_that_describe_different_images_are_reported(two_textures: Path, column: str, value: object) -> None:
     change_rows(two_textures, lambda rows: rows[1].update({column: value}))
     (fault,) = verify(two_textures)
-    assert fault.endswith(f"{MANIFEST}: a/0: its rows disagree on the image")
+    assert fault.endswith(f"{MANIFEST}: a/0: its rows describe different images")
 
 
 @pytest.mark.parametrize(("name", "found"), [("samples", 7), ("textures", 14), ("failed", 1)])
-def test_counts_of_build_json_are_compared_with_its_shards_and_with_the_rows(
-    two_textures: Path, name: str, found: int
-) -> None:
+def test_wrong_counts_in_build_json_are_reported(two_textures: Path, name: str, found: int) -> None:
     content = json.loads((two_textures / BUILD).read_text())
     assert content["counts"][name] == found
     change_build(two_textures, lambda build: build["counts"].update({name: 5}))
@@ -342,7 +338,7 @@ def test_counts_of_build_json_are_compared_with_its_shards_and_with_the_rows(
     assert all(fault.startswith(str(two_textures / MANIFEST)) for fault in faults)
 
 
-def test_rows_of_a_shard_that_build_json_does_not_list_are_named(two_textures: Path) -> None:
+def test_rows_of_unlisted_shard_are_reported(two_textures: Path) -> None:
     def remove_one(build: dict[str, Any]) -> None:
         del build["shards"][1]
         build["counts"] = {name: build["shards"][0][name] for name in ("samples", "textures", "failed")}
@@ -355,7 +351,7 @@ def test_rows_of_a_shard_that_build_json_does_not_list_are_named(two_textures: P
     assert faults[4:] == ["7 samples, but build.json counts 3", "14 textures, but build.json counts 6"]
 
 
-def test_a_shard_that_cannot_be_read_counts_as_damaged(two_textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_shard_counts_as_damaged(two_textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -365,7 +361,7 @@ def test_a_shard_that_cannot_be_read_counts_as_damaged(two_textures: Path, monke
     assert report.faults[TAR] == [f"{two_textures / TAR}: cannot be read (Input/output error)"]
 
 
-def test_a_shard_that_build_json_does_not_list_is_named(two_textures: Path) -> None:
+def test_unlisted_shard_is_reported(two_textures: Path) -> None:
     shutil.copy(two_textures / TAR, two_textures / "shard-000007.tar")
     (fault,) = verify(two_textures)
     assert "shard-000007.tar: not in build.json" in fault
@@ -374,13 +370,13 @@ def test_a_shard_that_build_json_does_not_list_is_named(two_textures: Path) -> N
 @pytest.mark.parametrize(
     "change", [{"recipe": {}}, {"counts": []}, {"shards": [{"name": 3}]}, {"manifest_sha256": None}, {"shards": 5}]
 )
-def test_an_invalid_build_json_is_one_fault(two_textures: Path, change: dict[str, Any]) -> None:
+def test_invalid_build_json_is_one_fault(two_textures: Path, change: dict[str, Any]) -> None:
     change_build(two_textures, lambda build: build.update(change))
     (fault,) = verify(two_textures)
     assert f"{two_textures / BUILD}: damaged (" in fault
 
 
-def test_deep_compares_pixels_sizes_and_labels_with_the_manifest(two_textures: Path) -> None:
+def test_deep_compares_sizes_and_labels_with_manifest(two_textures: Path) -> None:
     table = pq.read_table(two_textures / MANIFEST)
     for column, row, wrong in (("width", 0, 6), ("label", 0, 7), ("height", 2, 3)):
         values = table[column].to_pylist()
@@ -396,14 +392,14 @@ def test_deep_compares_pixels_sizes_and_labels_with_the_manifest(two_textures: P
         "a/0.png: is 5x4 pixels, but the manifest records 6x4",
         "a/0.texture0.png: is 5x4 pixels, but the manifest records 6x4",
         "a/0.texture1.png: is 5x4 pixels, but the manifest records 6x4",
-        "a/0.cls: it says 0, the manifest 7",
+        "a/0.cls: is 0, but the manifest records 7",
         "a/1.png: is 5x4 pixels, but the manifest records 5x3",
         "a/1.texture0.png: is 5x4 pixels, but the manifest records 5x3",
         "a/1.texture1.png: is 5x4 pixels, but the manifest records 5x3",
     ]
 
 
-def test_an_image_of_too_many_bytes_is_named_and_not_read(two_textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_image_is_reported_unread(two_textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [row["texture_size"] for row in rows_of(two_textures)]
     monkeypatch.setattr(manifest, "MAX_IMAGE_BYTES", max(sizes))
     assert verify(two_textures, deep=True) == []
@@ -430,16 +426,16 @@ def test_deep_detects_changed_member_despite_valid_checksum(two_textures: Path, 
     assert any(f"a/4.texture0.png: {fault}" in found for found in verify(two_textures, deep=True))
 
 
-def test_a_wrong_checksum_in_build_json_is_not_blamed_on_the_shard(two_textures: Path) -> None:
+def test_wrong_checksum_is_attributed_to_build_json(two_textures: Path) -> None:
     change_build(two_textures, lambda build: build["shards"][1].update(sha256="0" * 64))
     report = inspect(two_textures)
     (fault,) = report.faults[BUILD]
-    assert f"{BUILD}: the sha256 of {TAR} is wrong: every byte of that shard is as the manifest says" in fault
+    assert f"{BUILD}: the sha256 of {TAR} is wrong, because every byte of that shard agrees with the manifest" in fault
     assert (list(report.faults), report.damaged) == ([BUILD], [])
 
 
 @pytest.mark.parametrize("column", ["method", "error"])
-def test_damage_in_a_column_that_reading_samples_does_not_need_is_named(two_textures: Path, column: str) -> None:
+def test_damage_in_unread_column_is_reported(two_textures: Path, column: str) -> None:
     table = pq.read_table(two_textures / MANIFEST)
     buffers = pa.array([b"\xff\xfe"] * len(table), pa.binary()).buffers()
     damaged = pa.StringArray.from_buffers(len(table), buffers[1], buffers[2])
@@ -449,8 +445,8 @@ def test_damage_in_a_column_that_reading_samples_does_not_need_is_named(two_text
     assert f"{MANIFEST}: damaged (" in fault
 
 
-def test_memory_grows_with_the_members_not_with_their_square(tmp_path: Path) -> None:
-    """A sample of 8000 members: the rows would have 8000 x 8000 places if they were repeated for each member."""
+def test_memory_is_linear_in_members(tmp_path: Path) -> None:
+    """Repeating the row of a sample for each of its 8000 members would store 8000 x 8000 extents."""
     (tmp_path / PARTS).mkdir()
     with ShardWriter(tmp_path, 0, "f") as writer:
         image = encode_png(np.zeros((4, 4, 3), np.uint8))
@@ -470,7 +466,7 @@ def test_memory_grows_with_the_members_not_with_their_square(tmp_path: Path) -> 
 
 
 class ShortReadFile(io.FileIO):
-    """Returns less than it is asked for, as an unbuffered file may."""
+    """A file that returns fewer bytes than requested, as an unbuffered file may."""
 
     def readinto(self, buffer: Any) -> int:
         return super().readinto(memoryview(buffer)[:700])
@@ -481,7 +477,7 @@ class ShortReadFile(io.FileIO):
 def test_fast_header_check_accepts_written_shards(
     two_textures: Path, monkeypatch: pytest.MonkeyPatch, together: int, chunk: int
 ) -> None:
-    # verify would be right without it, but slow: this holds on every machine, unlike a test of time.
+    # Without the fast check, verify would be correct but slow, and a timing test would depend on the machine.
     monkeypatch.setattr(tars, "HEADERS_AT_ONCE", together)
     monkeypatch.setattr(tars, "CHUNK", chunk)
     with tarfile.open(two_textures / TAR) as tar:
@@ -510,7 +506,7 @@ def test_documented_columns_match_schema() -> None:
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="tar is not installed")
-def test_tar_lists_the_members_of_the_manifest(two_textures: Path) -> None:
+def test_gnu_tar_lists_the_manifest_members(two_textures: Path) -> None:
     for name in ("shard-000000.tar", TAR):
         listed = subprocess.run(["tar", "tf", two_textures / name], capture_output=True, text=True, check=True)
         expected = []

@@ -97,7 +97,11 @@ CHANGES: dict[str, tuple[Callable[[bytes], bytes], str | None, str]] = {
     "header gone": (lambda d: bytes(BLOCK) + d[BLOCK:], "a.png", "missing from the tar"),
     "end mark gone": (lambda d: d[:-10240] + b"x" * 10240 if len(d) > 10240 else d[:-1] + b"x", None, "followed by"),
     "cut": (lambda d: d[:1000], "a.png", "more than the file has"),
-    "a member more": (lambda d: d[:4608] + make_tar({"../e": b"1"})[:1024] + d[5632:], "../e", "its name leads out"),
+    "a member more": (
+        lambda d: d[:4608] + make_tar({"../e": b"1"})[:1024] + d[5632:],
+        "../e",
+        "its name points outside",
+    ),
 }
 
 
