@@ -13,8 +13,6 @@ checksum. PNG has one for each chunk. The manifest of shards has the sha256 of e
 """
 
 import io
-import threading
-import warnings
 from typing import Any, NoReturn
 
 import cv2
@@ -22,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from texturegen.errors import UserError
-from texturegen.storage.image_header import UNKNOWN, Header, kind_of, plain_size, read_header
+from texturegen.storage.image_header import UNKNOWN, Header, kind_of, plain_size, quiet_warnings, read_header
 
 # A limit, because a small file can decode to more than the memory. Pillow warns from here on too.
 MAX_PIXELS = 89_000_000
@@ -62,9 +60,6 @@ _REDUCED = {
 # OpenCV 5 has moved setLogLevel to cv2.utils.logging.
 _LOG: Any = getattr(cv2.utils, "logging", cv2)
 _LOG.setLogLevel(0)
-
-# Held while Python's warnings are silenced, because the filters are global too.
-_WARNINGS_LOCK = threading.Lock()
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -271,8 +266,7 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 
 def _open_with_pillow(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """Open an image without warnings; raises what Pillow raises."""
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_warnings():
         return Image.open(io.BytesIO(data), formats=formats)
 
 

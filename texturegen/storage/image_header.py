@@ -7,8 +7,11 @@ meaning of the metadata follows Pillow. No metadata can make a function of this 
 
 import re
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -31,6 +34,7 @@ _JPEG_FRAME = struct.Struct(">HHB").unpack_from
 _JPEG_PLAIN = frozenset({0xFFE0, 0xFFDB, 0xFFC4, 0xFFDD})  # JFIF, DQT, DHT, DRI
 _WEBP_SIZE = struct.Struct("<HH").unpack_from
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frame headers: not DHT, JPG, DAC
+_WARNINGS_LOCK = threading.Lock()
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -58,6 +62,14 @@ class Header(NamedTuple):
     has_palette: bool = False
     is_animated: bool = False
     clean: bytes | None = None
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Silence Python's warnings; one thread at a time, because the filters belong to the process."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def kind_of(data: bytes) -> str | None:
@@ -112,8 +124,10 @@ def orientation_of(metadata: dict[str, Any]) -> int:
     picture = Image.new("L", (1, 1))
     picture.info = {**metadata}
     try:
+        with quiet_warnings():
+            found = picture.getexif().get(_EXIF_ORIENTATION, 1)
         # Pillow accepts any number that equals 1 to 8, whatever its TIFF type.
-        return {number: number for number in range(1, 9)}.get(picture.getexif().get(_EXIF_ORIENTATION, 1), 1)
+        return {number: number for number in range(1, 9)}.get(found, 1)
     except Exception:  # damaged metadata can make Pillow raise almost any exception
         return 1
 
