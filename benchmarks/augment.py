@@ -1,9 +1,9 @@
-"""Throughput of the batched weak augmentation, compared with torchvision's v2 transforms image by image.
+"""Throughput of the batched weak augmentation, compared with torchvision's v2 transforms applied per image.
 
     python benchmarks/augment.py [--threads 1] [--rounds 5] [--chunks]
 
 Both start from uint8 images in memory and end with normalised float32 views. Rounds are interleaved, and ratios are
-taken within rounds. `--chunks` varies the size of the chunks that a CPU processes at once.
+computed within rounds. `--chunks` varies the size of the chunks that a CPU processes at once.
 """
 
 import statistics
@@ -25,7 +25,7 @@ BATCHES = {32: 128, 96: 64, 224: 16}
 
 
 def per_image(policy: str, side: int) -> v2.Compose:
-    """Return torchvision's transforms for the same policy."""
+    """Return torchvision's transforms for a policy."""
     bilinear = v2.InterpolationMode.BILINEAR
     crop = [v2.RandomResizedCrop(side, (0.2, 1.0), interpolation=bilinear), v2.RandomHorizontalFlip()]
     end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]

@@ -2,7 +2,7 @@
 
     python benchmarks/builds.py --dataset cifar10 --root DATA [--limit 10000] [--workers 2]
 
-Times are wall seconds of the real commands from start to end. Rounds alternate, because the speed of a machine drifts.
+Times are wall-clock seconds of complete commands. The speed of a machine drifts, so rounds alternate.
 """
 
 import json
@@ -46,8 +46,8 @@ def main(workers: int, rounds: int, options: tuple[str, ...]) -> None:
     errors = [estimate / wall - 1 for estimate, wall in zip(estimates, walls[workers], strict=True)]
     print(f"error of `texturegen plan --workers {workers}`: {', '.join(f'{error:+.0%}' for error in errors)}")
     spent = build["run"]["seconds"]
-    shares = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
-    print(f"stages of the last build: {shares}")
+    stages = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
+    print(f"stages of the last build: {stages}")
 
 
 def call(*arguments: str) -> str:

@@ -1,16 +1,16 @@
-"""All that is worth knowing of one GPU in under nine minutes: peaks, step times, exactness, a CIFAR-10 run, a profile.
+"""Measure one GPU in under nine minutes: peaks, step times, exact resumption, a CIFAR-10 run and a profile.
 
-    python benchmarks/card.py --out card.jsonl --data TARS            # TARS: of benchmarks/cifar_pack.py unpack
-    python benchmarks/card.py --out card.jsonl --device cpu --toy     # tries every stage in minutes without a GPU
+    python benchmarks/card.py --out card.jsonl --data TARS            # TARS from benchmarks/cifar_pack.py unpack
+    python benchmarks/card.py --out card.jsonl --device cpu --toy     # tests every stage in minutes without a GPU
 
-Each stage is a process of its own with a time limit, so that one that crashes or hangs costs no other, and appends its
-figures to the file as they come. Stages:
+Each stage runs in a separate process with a time limit, so that a crash or hang does not affect the others, and appends
+its figures to the file as it measures them. Stages:
 
 hardware   the matrix peak (bf16, random data) and the memory bandwidth (bytes read and written by a large copy)
-steps      time of a step, images/s, FLOPs, share of the peak, kernel launches; eager and compiled; ours and lightly's
-exact      a run that goes on from a checkpoint in its middle, `deterministic`, against one that was never stopped: bits
-cifar      textures of CIFAR-10 built here, then as many epochs as fit, then kNN and linear probe
-profile    the ten operations that take most of a step
+steps      time of a step, images/s, FLOPs, fraction of the peak, kernel launches: eager, compiled; ours, lightly's
+exact      bitwise comparison of a `deterministic` run resumed from a checkpoint with an uninterrupted one
+cifar      build textures of CIFAR-10, train for as many epochs as fit, then score by kNN and linear probe
+profile    the ten operations that take the most time in a step
 """
 
 import json
@@ -39,7 +39,7 @@ from sacl_train.training.step import arithmetic
 from texturegen.builds import Recipe, build
 from texturegen.system.threads import count_cpus
 
-# Seconds that a stage may take; cifar gets what is left of --minutes.
+# Time limit of each stage in seconds; cifar gets the rest of --minutes.
 LIMITS = {"hardware": 30, "steps": 150, "exact": 60, "profile": 40, "cifar": 300}
 Write = Callable[..., None]
 
@@ -103,7 +103,7 @@ def _time_step(
 
 
 def _profile(step: Callable[[], object], device: torch.device) -> tuple[int, list[tuple[str, float, int]]]:
-    """Return how many kernels (on a CPU: operations) a step has, and (name, ms, calls) of each kind, longest first."""
+    """Return the number of kernels (on a CPU, operations) in a step, and (name, ms, calls) per kind, longest first."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as record:
         step()
@@ -167,7 +167,7 @@ def cifar(
         settings |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8}
     probe = train(load_config(None, {**settings, "epochs": 3}), train_shards, work / "probe")
     seconds_per_epoch = _samples(train_shards) / max(row["samples_per_second"] for row in probe[1:])
-    left = limit - (time.monotonic() - begin) - (5 if toy else 75)  # compiling again, and the probes
+    left = limit - (time.monotonic() - begin) - (5 if toy else 75)  # for recompilation and the probes
     epochs = max(1, min(most, int(left / seconds_per_epoch)))
     write(seconds_per_epoch=seconds_per_epoch, epochs=epochs, **{k: settings[k] for k in ("encoder", "method")})
     started = time.monotonic()
@@ -204,18 +204,18 @@ STAGES = {"hardware": hardware, "steps": steps, "exact": exact, "profile": profi
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="Tars of CIFAR-10  [default: shapes]")
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--stages", default=",".join(STAGES), show_default=True)
-@click.option("--minutes", default=8.5, show_default=True, help="For all stages together.")
-@click.option("--encoder", default="se_resnet18", show_default=True, help="Of the stage cifar, as the next three.")
+@click.option("--minutes", default=8.5, show_default=True, help="Total for all stages.")
+@click.option("--encoder", default="se_resnet18", show_default=True, help="For the stage cifar, like the next three.")
 @click.option("--method", default="sacl", show_default=True)
 @click.option("--role", help="texture_role  [default: the method's]")
 @click.option("--epochs", default=200, show_default=True, help="At most.")
-@click.option("--toy", is_flag=True, help="Everything tiny: tries the script.")
-@click.option("--stage", hidden=True, help="Do this one here.")
+@click.option("--toy", is_flag=True, help="Use tiny sizes, to test the script.")
+@click.option("--stage", hidden=True, help="Run only this stage, in this process.")
 @click.option("--limit", type=float, hidden=True)
 def main(
     out: Path, device: str, stages: str, minutes: float, stage: str | None, limit: float, toy: bool, **choice: Any
 ) -> None:
-    """Measure a GPU and this trainer on it, stage by stage."""
+    """Measure a GPU, and this trainer on it, in stages."""
     if stage is not None:
         with tempfile.TemporaryDirectory() as work:
             write = partial(_append, out, stage)

@@ -1,11 +1,11 @@
-"""CIFAR-10 in two folders of less than 60 MiB, without loss, for a machine that takes no larger upload.
+"""Pack CIFAR-10 losslessly into two folders of less than 60 MiB each, for machines that limit uploads.
 
     python benchmarks/cifar_pack.py pack DATA OUT    # OUT/part0 and OUT/part1: half the training set each
     python benchmarks/cifar_pack.py unpack OUT/part0 OUT/part1 --to TARS
 
-The test set is in part1. The official archive has 163 MB, and xz makes 111 MiB of its training images. Mosaics of
-50 x 50 images as lossless WebP have 81 MiB: the codec predicts pixels from their neighbours, and mosaics spare 50,000
-file headers. `unpack` writes WebDataset tars (KEY.png, KEY.cls): train-0.tar, train-1.tar, test-1.tar.
+The test set is in part1. The official archive has 163 MB, and xz compresses its training images to 111 MiB. Mosaics of
+50 x 50 images as lossless WebP take 81 MiB, because the codec predicts pixels from their neighbours, and mosaics avoid
+50,000 file headers. `unpack` writes WebDataset tars (KEY.png, KEY.cls): train-0.tar, train-1.tar, test-1.tar.
 """
 
 import io
@@ -67,13 +67,15 @@ def write_part(folder: Path, sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> 
             some = images[start : start + PER_SIDE**2]
             mosaic[: len(some)] = some
             grid = mosaic.reshape(PER_SIDE, PER_SIDE, SIDE, SIDE, 3).swapaxes(1, 2).reshape(PER_SIDE * SIDE, -1, 3)
-            done, data = cv2.imencode(".webp", grid[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, 101])  # above 100: lossless
+            done, data = cv2.imencode(
+                ".webp", grid[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, 101]
+            )  # above 100 means lossless
             assert done
             (folder / name / f"{number:03d}.webp").write_bytes(data.tobytes())
 
 
 def read_part(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `write_part` was given of set `name`."""
+    """Return images and labels of set `name`, as passed to `write_part`."""
     labels = np.load(folder / name / "labels.npy")
     tiles = []
     for path in sorted((folder / name).glob("*.webp")):

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of every encoder and every kind of attention: the tables of docs/encoders.md.
+"""Parameters and multiply-adds of every encoder and kind of attention, for the tables of docs/encoders.md.
 
 python benchmarks/encoders.py
 """
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sacl_train.nets import ATTENTION, ENCODERS, build_encoder
 from sacl_train.nets.blocks import Bottleneck
 
-# Table 1 of the paper: millions of parameters, GFLOPs (where a multiply-add counts once).
+# Table 1 of the paper: millions of parameters, GFLOPs (counting a multiply-add once).
 TABLE_1 = {
     "none": (25.56, 4.12),
     "se": (28.07, 4.13),

@@ -1,12 +1,12 @@
-"""Training on a CUDA GPU: throughput, share of the peak FLOP/s, waiting for data, and a profile.
+"""Training on a CUDA GPU: throughput, fraction of the peak FLOP/s, waiting for data, and a profile.
 
     python benchmarks/train.py --only cuda
-    python benchmarks/train.py --only cuda --device cpu --tiny      # tries the code without a GPU
+    python benchmarks/train.py --only cuda --device cpu --tiny      # tests the code without a GPU
 
-Our steps start from uint8 images in page-locked memory and end with updated weights. The step built from lightly's
-modules gets views that are on the device already, because its transforms run image by image on the CPU and would take
-almost all of the time. FLOPs are those that torch's counter finds in a step: convolutions and matrix products, forward
-and backward, two per multiply-add.
+Our steps start from uint8 images in page-locked memory and end with updated weights. lightly's transforms run per image
+on the CPU and would take almost all of the time, so the step built from lightly's modules gets views that are already
+on the device. FLOPs are counted by torch's counter: convolutions and matrix products, forward and backward, two per
+multiply-add.
 """
 
 import os
@@ -50,7 +50,7 @@ class Scale:
     steps, rounds : int
         Steps per round; the median over the rounds is reported.
     images, epochs : int
-        Of the run that measures waiting; its first epoch is not counted.
+        Images and epochs of the run that measures waiting, whose first epoch is not counted.
     settings : dict
         Settings of all runs.
     """
@@ -67,7 +67,7 @@ class Scale:
 
 FULL = Scale("se_resnet50", ((32, 128), (32, 512), (96, 256), (224, 256)), 8192, 10, 5, 8192, 4, {})
 SMALL_HEADS = {"projector_hidden": 16, "projector_out": 16}
-TINY = Scale("se_resnet8", ((16, 8),), 128, 1, 1, 64, 2, SMALL_HEADS)  # tries the code on a CPU
+TINY = Scale("se_resnet8", ((16, 8),), 128, 1, 1, 64, 2, SMALL_HEADS)  # tests the code on a CPU
 
 
 def report(rounds: int, device_name: str = "cuda", tiny: bool = False) -> None:
@@ -85,7 +85,7 @@ def report(rounds: int, device_name: str = "cuda", tiny: bool = False) -> None:
 
 
 def matrix_peak(device: torch.device, scale: Scale) -> float:
-    """Return the FLOP/s of a large product of bf16 matrices, best of several rounds."""
+    """Return the FLOP/s of a large product of bf16 matrices, the best of several rounds."""
     a, b = (torch.randn(scale.matrix, scale.matrix, device=device, dtype=torch.bfloat16) for _ in range(2))
     times = time_steps(lambda: a @ b, device, scale.steps, scale.rounds + 1)
     return 2 * scale.matrix**3 / min(times)
@@ -94,7 +94,7 @@ def matrix_peak(device: torch.device, scale: Scale) -> float:
 def report_speed(device: torch.device, scale: Scale, peak: float) -> None:
     """Print the throughput of every kind of step."""
     print(
-        f"| {scale.encoder}, bf16 | px | batch | channels_last | compile | images/s | GFLOP per image | share of peak |"
+        f"| {scale.encoder}, bf16 | px | batch | channels_last | compile | images/s | GFLOP per image | fraction of peak |"
     )
     print("|---" * 8 + "|")
     for side, count in scale.sizes:
@@ -115,12 +115,12 @@ def measure(
     count: int,
     peak: float,
 ) -> list[str]:
-    """Return images/s, GFLOP per image and share of the peak of one kind of step."""
+    """Return images/s, GFLOP per image and fraction of the peak of one kind of step."""
     torch._dynamo.reset()
     found = ["out of memory", "", ""]
     try:
         with arithmetic(config):
-            # The counter cannot see into a compiled network; the eager one has the same FLOPs.
+            # The counter does not work for compiled networks, so it runs on the eager one, which has the same FLOPs.
             flops = count_flops(make(replace(config, compile=False), device, side, count)) / count
             step = make(config, device, side, count)
             seconds = statistics.median(time_steps(step, device, scale.steps, scale.rounds))
@@ -138,7 +138,7 @@ def make_config(scale: Scale, **changes: object) -> Config:
 
 
 def our_step(method_name: str) -> Callable[[Config, torch.device, int, int], Callable[[], object]]:
-    """Return a function that makes steps of one of our methods, as `sacl-train` does them."""
+    """Return a function that makes steps of one of our methods, equal to those of `sacl-train`."""
 
     def make(config: Config, device: torch.device, side: int, count: int) -> Callable[[], object]:
         own = {"queue": 4096} if method_name == "mocov2" else {}
@@ -230,8 +230,8 @@ def synchronise(device: torch.device) -> None:
 
 
 def report_waiting(device: torch.device, scale: Scale) -> None:
-    """Print the share of an epoch that the loop waits for batches read from shards."""
-    print(f"\n| {scale.encoder}, sacl, bf16, 32 px, from shards | waiting, share of time | images/s |\n|---|---|---|")
+    """Print the fraction of an epoch that the loop waits for batches read from shards."""
+    print(f"\n| {scale.encoder}, sacl, bf16, 32 px, from shards | waiting, % of time | images/s |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         shards = Path(work) / "shards"
         build(Recipe("shapes", limit=scale.images), shards)
@@ -259,7 +259,7 @@ def report_profile(device: torch.device, scale: Scale) -> None:
     costs = sorted(((getattr(event, spent), event.key) for event in record.key_averages()), reverse=True)
     total = sum(cost for cost, _ in costs)
     print(
-        f"\n| operations of a sacl step with the most device time, {side} px, batch {count} | share | ms |\n"
+        f"\n| operations of a sacl step with the most device time, {side} px, batch {count} | % of time | ms |\n"
         "|---|---|---|"
     )
     for cost, name in costs[:3]:

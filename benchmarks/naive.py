@@ -1,6 +1,6 @@
 """Baselines for benchmarks/synthesis.py: two exhaustive methods as plain loops over all candidates and window pixels.
 
-They measure what the methods cost without optimisation on the same machine. Their pixels equal those of `efros-leung`
+They measure the cost of the methods without optimisation on the same machine. Their pixels equal those of `efros-leung`
 and of `wei-levoy` with one level.
 """
 

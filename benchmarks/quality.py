@@ -1,9 +1,9 @@
-"""Quality of the textures: six figures for every synthesis method, averaged over photographs, and contact sheets.
+"""Quality of textures: six figures for every synthesis method, averaged over photographs, and contact sheets.
 
     python benchmarks/quality.py PHOTOS [--sizes 32,96] [--seeds 2] [--sheets docs/images]
 
-The jobs are those of benchmarks/synthesis.py. Lower is better. Two controls calibrate the figures: pixels drawn at
-random, and patches tiled side by side.
+The jobs are those of benchmarks/synthesis.py. Lower is better. Two controls calibrate the figures: randomly drawn
+pixels, and patches tiled side by side.
 """
 
 from pathlib import Path

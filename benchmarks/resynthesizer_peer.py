@@ -3,8 +3,9 @@
     pip install resynthesizer==1.2      # the C library of the plug-in
     python benchmarks/resynthesizer_peer.py PHOTOS
 
-The resynthesizer fills a masked part of one picture: the two patches are placed side by side above an empty area with
-as many pixels as the texture and the width of both patches. `patch` is its number of neighbours, `probes` its tries.
+The resynthesizer fills a masked part of a picture. The two patches are placed side by side above an empty area, which
+has their joint width and as many pixels as the texture. `patch` is its number of neighbours, `probes` its number of
+tries.
 """
 
 import statistics

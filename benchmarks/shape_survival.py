@@ -1,16 +1,14 @@
-"""Does the object survive in its texture? A judge that reads shape alone names the class from the texture.
+"""Measure how often the object survives in its texture, by a classifier that sees only shape.
 
     python benchmarks/shape_survival.py --size 32 --images 500 --out survival.json coherent coherent:levels=1 quilting
 
-The judge is a small CNN trained on `shapes` whose fills are drawn at random, so that they never tell the class, on
-plain and photographic backgrounds alike. Its weights are made by this command, kept in --judge, and not part of the
-project. `survival` is how often it names the right class from a texture; chance is 1/10, and a texture without the
-object scores that. Two controls say whether the judge is worth anything: its accuracy on the images themselves, and on
-the images with their pixels shuffled.
+The classifier (the judge) is a small CNN trained on `shapes` with random fills, which are independent of the class, on
+plain and photographic backgrounds. This command trains it and keeps its weights in --judge; they are not part of the
+project. `survival` is its accuracy on textures: chance, 1/10, if no object survives. Two controls validate the judge:
+its accuracy on the images themselves, and on the images with their pixels shuffled.
 
-A row is METHOD[:KEY=VALUE,...][/COUNTxSIDE]: settings of the method, then number and side of the patches. Coherence and
-completeness are measured against the default's patches (two, half the image's side), whatever the row's own are, so
-that rows compare.
+A row is METHOD[:KEY=VALUE,...][/COUNTxSIDE]: settings of the method, then number and side of the patches. To make rows
+comparable, coherence and completeness are always measured against the default patches (two, half the image's side).
 """
 
 import json
@@ -31,11 +29,11 @@ from texturegen.texture import cut_patches, synthesize
 from texturegen.texture.quality import measure
 
 CLASSES = list(SILHOUETTES)
-TRAIN, JUDGED = 1000, 1001  # entropy words that keep the judge's images apart from those that are judged
+TRAIN, JUDGED = 1000, 1001  # entropy words, so that training and judged images differ
 
 
 def draw_image(entropy: tuple[int, ...], label: int, size: int) -> np.ndarray:
-    """Return a silhouette of class `label`, its fill and background drawn at random: uint8 (size, size, 3)."""
+    """Return a silhouette of class `label` with random fill and background, uint8 (size, size, 3)."""
     draws = Draws(*entropy)
     fill = cut_crop(load_texture(list(TEXTURES)[draws.below(len(TEXTURES))]), size, draws)
     mask = draw_mask(SILHOUETTES[CLASSES[label]], size, draws)[..., None].astype(np.uint16)
@@ -53,7 +51,7 @@ def draw_images(word: int, count: int, size: int) -> tuple[np.ndarray, np.ndarra
 
 
 class Judge(nn.Sequential):
-    """Images uint8 (N, 3, size, size) -> logits (N, 10). It flattens before the last layers: places matter to it."""
+    """CNN: images uint8 (N, 3, size, size) -> logits (N, 10). Flattening keeps positions for the last layers."""
 
     def __init__(self, size: int, width: int = 32) -> None:
         layers: list[nn.Module] = []
@@ -66,14 +64,14 @@ class Judge(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Each image has its own mean and deviation: brightness and contrast are no shape.
+        # Brightness and contrast are not shape, so each image is normalised by its own mean and deviation.
         x = x.float()
         x = (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + 1)
         return super().forward(x)
 
 
 def train_judge(size: int, images: int, epochs: int, batch: int = 128) -> Judge:
-    """Train a judge on `images` fresh images."""
+    """Train a judge on `images` newly drawn images."""
     torch.manual_seed(0)
     pixels, labels = draw_images(TRAIN, images, size)
     x, y = _as_tensor(pixels), torch.from_numpy(labels)
@@ -87,7 +85,7 @@ def train_judge(size: int, images: int, epochs: int, batch: int = 128) -> Judge:
             rows = order[start : start + batch]
             views = x[rows]
             if torch.rand(()) < 0.5:
-                views = views.flip(1)  # colours say nothing
+                views = views.flip(1)  # colours are independent of the class
             logits = judge(views)
             loss = F.cross_entropy(logits, y[rows], label_smoothing=0.05)
             optimizer.zero_grad()
@@ -102,7 +100,7 @@ def train_judge(size: int, images: int, epochs: int, batch: int = 128) -> Judge:
 
 @torch.inference_mode()
 def accuracy(judge: Judge, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of uint8 images (N, size, size, 3) whose class the judge names."""
+    """Return the judge's accuracy on uint8 images (N, size, size, 3)."""
     found = torch.cat([judge(part).argmax(1) for part in _as_tensor(images).split(256)])
     return float((found == torch.from_numpy(labels)).float().mean())
 
@@ -120,7 +118,7 @@ def read_row(text: str) -> tuple[str, dict[str, Any], int, int | None]:
 
 
 def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str) -> dict[str, Any]:
-    """Figures of one row: survival with its standard error, coherence, completeness, largest copy, CPU milliseconds."""
+    """Return survival with its standard error, coherence, completeness, largest copy and CPU milliseconds of a row."""
     method, settings, count, side = read_row(text)
     made, figures, spent = [], [], 0.0
     for i, image in enumerate(images):
@@ -128,7 +126,7 @@ def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str) -
         patches, _ = cut_patches(image, seed, count, side)
         begin = time.process_time()
         texture = synthesize(patches, image.shape[:2], method, seed, **settings)
-        spent += time.process_time() - begin if i else 0.0  # the first compiles
+        spent += time.process_time() - begin if i else 0.0  # the first call compiles
         made.append(texture.image)
         half, _ = cut_patches(image, seed)
         figures.append(measure(half, texture.image, seed, 60))
@@ -147,15 +145,20 @@ def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str) -
 @click.command()
 @click.argument("rows", nargs=-1)
 @click.option("--size", default=32, show_default=True, help="Side of the images in pixels.")
-@click.option("--images", default=500, show_default=True, help="Images that are judged.")
-@click.option("--judge", "judge_file", type=click.Path(path_type=Path), help="Weights; made where the file is missing.")
-@click.option("--train", default=30_000, show_default=True, help="Images the judge is trained on.")
+@click.option("--images", default=500, show_default=True, help="Number of images to judge.")
+@click.option(
+    "--judge",
+    "judge_file",
+    type=click.Path(path_type=Path),
+    help="Weights of the judge; trained if the file is missing.",
+)
+@click.option("--train", default=30_000, show_default=True, help="Number of images to train the judge on.")
 @click.option("--epochs", default=8, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="JSON lines, appended as they come.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON lines; each row is appended when measured.")
 def main(
     rows: tuple[str, ...], size: int, images: int, judge_file: Path | None, train: int, epochs: int, out: Path | None
 ) -> None:
-    """Print how often the judge names the class from the texture, per ROW."""
+    """Print the judge's accuracy on the textures of each ROW."""
     if judge_file is not None and judge_file.is_file():
         judge = Judge(size)
         judge.load_state_dict(torch.load(judge_file, weights_only=True))

@@ -2,8 +2,8 @@
 
     python benchmarks/shards.py PHOTOS [--sizes 32,96,224] [--rounds 15]
 
-Samples are squares of the photographs, each with a synthesised texture, in a temporary shard directory. "Bare decoder"
-is cv2.imdecode to RGB from bytes in memory. Times are noisy: compare the ratios, which are taken within rounds.
+Samples are square crops of the photographs with synthesised textures, in a temporary shard directory. "Bare decoder" is
+cv2.imdecode to RGB from bytes in memory. Times are noisy: compare the ratios, which are computed within rounds.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ def write_shards(directory: Path, encoded: list[tuple[bytes, bytes]], size: int,
 
 
 def compare(calls: Calls, rounds: int) -> dict[str, tuple[float, float]]:
-    """Return, for each call, its median CPU seconds and its median ratio to the first call in the same round."""
+    """Return call -> (median CPU seconds, median ratio to the first call in the same round)."""
     names = list(calls)
     spent: dict[str, list[float]] = {name: [] for name in names}
     for call in calls.values():

@@ -3,8 +3,8 @@
     python benchmarks/synthesis.py PHOTOS [--sizes 32,96] [--methods coherent,wei-levoy] [--plot cost.png]
 
 The jobs are those of a pre-training set: a photograph with a short side of 32, 96 or 256 px, two patches of 16, 48 or
-96 px (the centre and a random place), and a texture of 32, 96 or 224 px. Times are noisy: compare the ratios, which
-are to a naive exhaustive Wei-Levoy kernel (benchmarks/naive.py) in the same run.
+96 px (at the centre and at a random position), and a texture of 32, 96 or 224 px. Times are noisy: compare the ratios
+to a naive exhaustive Wei-Levoy kernel (benchmarks/naive.py) in the same run.
 """
 
 import os
@@ -33,8 +33,12 @@ from texturegen.texture import METHODS, cut_patches, synthesize, synthesize_batc
 from texturegen.texture.kernels.simd import LANES, run_distance
 from texturegen.texture.quality import measure
 
-JOBS = {32: (32, 16), 96: (96, 48), 224: (256, 96)}  # texture: short side of the photograph, side of a patch
-# Naive kernels take most of the time, so they get only as many photographs as a stable median needs.
+JOBS = {
+    32: (32, 16),
+    96: (96, 48),
+    224: (256, 96),
+}  # side of the texture: short side of the photograph, side of a patch
+# Naive kernels take most of the time, so they run on only enough photographs for a stable median.
 NAIVE_PHOTOS = {32: 12, 96: 3, 224: 1}
 VARIANTS = {"wei-levoy, tsvq": ("wei-levoy", {"search": "tsvq"})}
 
@@ -81,7 +85,7 @@ def spend(function: Callable[[], object]) -> float:
 def make_calls(
     patches: list[np.ndarray], size: int, seed: int, chosen: dict, naive: bool
 ) -> dict[str, Callable[[], object]]:
-    """Return what is timed: the chosen methods, the quality figures and, if `naive`, the naive kernels."""
+    """Return the calls to time: the chosen methods, the quality figures and, if `naive`, the naive kernels."""
     calls = {
         name: partial(synthesize, patches, (size, size), method, seed, **settings)
         for name, (method, settings) in chosen.items()
@@ -117,10 +121,10 @@ def report_methods(images: list[np.ndarray], sizes: list[int], chosen: dict, nai
 
 
 def report_comparisons(images: list[np.ndarray], sizes: list[int]) -> None:
-    """Print, for `coherent`: windows per output pixel, time per window, and its share of the peak vector throughput."""
+    """Print windows per output pixel, time per window, and fraction of the peak vector throughput of `coherent`."""
     peak = bytes_per_nanosecond()
     print(f"\ncalibration: {peak:.0f} bytes/ns for absolute differences of contiguous uint8 in the L1 cache\n")
-    print("| `coherent` | windows per pixel | ns per window | share of calibration |\n| --- | --- | --- | --- |")
+    print("| `coherent` | windows per pixel | ns per window | relative to calibration |\n| --- | --- | --- | --- |")
     kernel = coherent_module._correct
     for size in sizes:
         rows = []
@@ -165,8 +169,8 @@ def _calibrate(left: np.ndarray, right: np.ndarray, mask: np.ndarray, times: int
 
 
 def report_build(images: list[np.ndarray], sizes: list[int]) -> None:
-    """Print the CPU time of a build by stage: one job on squares of the photographs, as PNG files."""
-    print("\n| build, CPU ms per image | total | synthesis | quality figures | share of quality figures |")
+    """Print the CPU time of a build by stage, for one job on square crops of the photographs as PNG files."""
+    print("\n| build, CPU ms per image | total | synthesis | quality figures | quality / total |")
     print("| --- |" + " --- |" * 4)
     for size in sizes:
         with tempfile.TemporaryDirectory() as directory:
@@ -234,7 +238,7 @@ def plot_cost(image: np.ndarray, path: Path) -> None:
         return min(spend(lambda: synthesize(patches, (size, size))) for _ in range(5))
 
     sides = [32, 48, 64, 96, 128, 192, 256, 384, 512]
-    image = cv2.resize(image, (1000, 1000), interpolation=cv2.INTER_CUBIC)  # room for large exemplars
+    image = cv2.resize(image, (1000, 1000), interpolation=cv2.INTER_CUBIC)  # for large exemplars
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
     left.loglog([side**2 for side in sides], [cost(48, side) for side in sides], "o-")
     left.loglog([32**2, 512**2], [cost(48, 512) / 256, cost(48, 512)], ":", color="grey")

@@ -1,12 +1,12 @@
-"""Cost of a training step, as ratios within interleaved rounds: waiting for data, the grid, other methods, memory.
+"""Cost of a training step, as ratios within interleaved rounds: data loading, the grid, other methods, memory.
 
     python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,decode,grid,simclr,memory,cuda]
 
-wait     share of a step that the loop waits for its batch: SE-ResNet-20 on 32 px images of `shapes`
+wait     fraction of a step that the loop waits for its batch: SE-ResNet-20 on 32 px images of `shapes`
 decode   batches read by threads and by processes
 grid     forward and backward passes on a 2x2 grid, compared with whole views
-simclr   a step from uint8 images on, compared with lightly's transform, head and loss around the same encoder
-memory   peak of all tensors that are alive in a step
+simclr   a step starting from uint8 images, compared with lightly's transform, head and loss around the same encoder
+memory   peak memory of all tensors in a step
 cuda     everything that needs a CUDA GPU, see gpu.py
 """
 
@@ -69,8 +69,8 @@ def main(threads: int, rounds: int, only: str, simclr_steps: str | None, device:
 
 
 def report_waiting(rounds: int) -> None:
-    """Print the share of a step that the loop waits for its batch; medians over all epochs but the first."""
-    print("| images | waiting, share of time | images/s |\n|---|---|---|")
+    """Print the fraction of a step that the loop waits for its batch; medians over all epochs but the first."""
+    print("| images | waiting, % of time | images/s |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         build(Recipe("shapes", limit=1536), Path(work) / "shards")
         for cache, kept in (("ram", "cached decoded"), ("none", "decoded in every epoch")):
@@ -171,7 +171,7 @@ def time_simclr(kind: str) -> float:
 
 
 def report_memory(rounds: int) -> None:
-    """Print the peak memory of tensors in a step, including weights and the state of the optimizer."""
+    """Print the peak memory of tensors in a step, including weights and optimizer state."""
     print("| step, se_resnet50, 96 px, batch 32 | peak, MB | relative to MoCo v2 |\n|---|---|---|")
     random, first = np.random.default_rng(0), 0.0
     pixels = torch.from_numpy(random.integers(0, 256, (32, 2, 3, 96, 96), np.uint8))
@@ -186,7 +186,7 @@ def report_memory(rounds: int) -> None:
         method = build_method(config, (96, 96)).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(method)
         do_step = make_step(method, optimizer, config, torch.device("cpu"))
-        do_step(batch, 0, 0, 100, 0.1)  # creates the state of the optimizer
+        do_step(batch, 0, 0, 100, 0.1)  # creates the optimizer state
         tensors = [*method.parameters(), *method.buffers(), *batch.values()]
         tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         peak = (sum(t.nbytes for t in tensors) + peak_allocation(lambda s=do_step: s(batch, 0, 1, 100, 0.1))) / 1e6
@@ -195,7 +195,7 @@ def report_memory(rounds: int) -> None:
 
 
 def peak_allocation(call: Callable[[], object]) -> int:
-    """Return the peak number of bytes that a call has allocated."""
+    """Return the peak number of bytes allocated during a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     assert record.profiler is not None

@@ -1,1 +1,1 @@
-"""Whole journeys from a recipe to figures, by the same commands that a user types."""
+"""Pipelines from a recipe to figures, which run the same commands as a user would."""

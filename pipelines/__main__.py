@@ -1,4 +1,4 @@
-"""`python -m pipelines run RECIPE` goes from images to figures; `python -m pipelines table3` runs a grid of recipes."""
+"""Command line: `python -m pipelines run RECIPE` goes from images to figures; `table3` and the like run a grid."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ import click
 from pipelines.grids import GRIDS, SCALES
 from texturegen.console import FriendlyGroup, read_pairs
 
-DEVICE = "Separate several by commas (cuda:0,cuda:1): each trains one run at a time."
+DEVICE = "Several, separated by commas (cuda:0,cuda:1), each train one run at a time."
 
 
 @click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Go from a recipe to figures, or run the paper's tables and show its figures beside ours."""
+    """Run a recipe from images to figures, or reproduce a table of the paper."""
 
 
 @main.command(short_help="Build, train, evaluate and report a recipe.")

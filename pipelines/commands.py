@@ -1,4 +1,4 @@
-"""The real commands (`texturegen`, `sacl-train`, `sacl-eval`), run as subprocesses and timed."""
+"""Run and time the commands `texturegen`, `sacl-train` and `sacl-eval` as subprocesses."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pipelines.stages import build_shards, is_done, mark_done
 from texturegen.errors import UserError
 from texturegen.storage.atomic import write_json
 
-# `texturegen` exits with 3 after a build that finished without some unusable images, and reports them.
+# Exit status of a finished `texturegen build` that skipped and reported unusable images.
 SUCCESS = {"texturegen": (0, 3)}
 
 
@@ -31,9 +31,9 @@ class Commands:
     Attributes
     ----------
     lines : list of str
-        The commands in the order in which they were run or skipped.
+        The commands, in the order in which they were run or skipped.
     times : dict of str to float
-        Command -> seconds, also from earlier runs.
+        Command -> seconds, including earlier runs.
     """
 
     def __init__(self, out: Path, threads: int) -> None:
@@ -71,7 +71,7 @@ class Commands:
                 f"`{line}` failed with exit status {status}; correct what it reports above and run the same command "
                 "again"
             )
-        # A resumed command that finds its work done returns at once: keep the longest duration.
+        # A command whose work is already done returns immediately, so the longest duration is kept.
         self.times[line] = max(self.times.get(line, 0.0), time.monotonic() - begin)
         self.lines.append(line)
         write_json(self.path, dict(self.times))
@@ -85,7 +85,7 @@ class Commands:
     def stage(
         self, name: str, line: Sequence[str], record: Path, run: dict[str, Any], inputs: Any, output: Path
     ) -> None:
-        """Run the command that makes `output`, unless it is done (see `stages.is_done`)."""
+        """Run the command that writes `output`, unless the stage is done (see `stages.is_done`)."""
         if is_done(record, run, inputs, [output]):
             self.skip(name, *line)
         else:
@@ -93,7 +93,7 @@ class Commands:
             mark_done(record, run, inputs)
 
     def skip(self, name: str, *command: str) -> None:
-        """Print that a command is done already."""
+        """Print that a command is already done."""
         line = shlex.join(command)
         print(f"{f'[{name}] ' if name else ''}{line}: already done", flush=True)
         self.lines.append(line)
@@ -102,7 +102,7 @@ class Commands:
 def make_flags(options: dict[str, Any]) -> list[str]:
     """Return options as command-line arguments.
 
-    True becomes the flag alone, False nothing, a list the flag repeated, and a table the flag repeated with KEY=VALUE.
+    True becomes a bare flag, False is omitted, a list repeats the flag, and a table repeats it with KEY=VALUE.
     """
     flags = []
     for key, value in options.items():

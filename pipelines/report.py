@@ -1,4 +1,4 @@
-"""The Markdown report of a journey: figures with their uncertainty, what they show, pictures, commands."""
+"""The Markdown report of a recipe: figures with their uncertainty, comparisons, pictures and commands."""
 
 import json
 import math
@@ -35,15 +35,15 @@ def write_report(
     Parameters
     ----------
     out : Path
-        Directory of the journey, with its pictures.
+        Output directory, which contains the pictures.
     journey : Journey
         The recipe.
     results : dict
-        Run -> command of `sacl-eval` -> the figures that it wrote.
+        Run -> command of `sacl-eval` -> figures.
     steps : list of (str, float or None)
-        The commands, each with its duration in seconds where that is known.
+        The commands, each with its duration in seconds if known.
     html : Path, optional
-        The HTML report in `out`, to link to.
+        HTML report in `out`, which the Markdown report links to.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def write_report(
 
 
 def _pictures(out: Path, runs: list[str]) -> list[str]:
-    """Return every picture that exists, each with a numbered caption below it."""
+    """Return the Markdown of all existing pictures with numbered captions."""
     captions = {"preview.png": PREVIEW}
     captions |= {
         f"runs/{run}/{name}.png": f"Run `{run}`: {caption}"
@@ -98,7 +98,7 @@ def _pictures(out: Path, runs: list[str]) -> list[str]:
 
 
 def _all_figures(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
-    """Return a table with a row per figure and a column per run; empty if the probe has no figures."""
+    """Return a table with a row per figure and a column per run; empty if the probe has none."""
     found = {name: flatten(probe, probes[probe]) for name, probes in results.items()}
     labels = list(dict.fromkeys(label for figures in found.values() for label in figures))
     rows = [
@@ -130,7 +130,7 @@ def _table(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
 
 
 def _findings(results: dict[str, dict[str, Any]], probe: str) -> list[str]:
-    """Return a sentence per comparison: each trained run with the untrained ones, then with `none`."""
+    """Return a sentence per comparison of a trained run with the untrained runs and with `none`."""
     untrained = [name for name in results if results[name][probe]["trained_epochs"] == 0]
     trained = [name for name in results if name not in untrained]
     lines = []

@@ -1,4 +1,4 @@
-"""Take a recipe from images to figures by the real commands. Finished builds and runs are not repeated."""
+"""Run a recipe from images to figures by the command line tools; finished builds and runs are skipped."""
 
 import json
 import tomllib
@@ -23,7 +23,7 @@ from texturegen.system.threads import count_cpus
 
 
 class Reports(NamedTuple):
-    """The reports of a journey: `markdown`, and `html` unless plotly is missing."""
+    """Paths of the reports: `markdown`, and `html` unless plotly is missing."""
 
     markdown: Path
     html: Path | None
@@ -32,7 +32,7 @@ class Reports(NamedTuple):
 def run(journey: Journey, out: Path, root: str | None = None, device: str = "auto", jobs: int = 1) -> Reports:
     """Build the sets, train the runs, evaluate each, and write the reports.
 
-    A stage whose output exists and was made with the same settings and data is skipped. Results of another recipe are
+    A stage is skipped if its output exists and was made with the same settings and data. Results of other settings are
     set aside (see `stages`).
 
     Parameters
@@ -46,8 +46,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     device : str
         "auto", a device, or several ("cuda:0,cuda:1") that each train one run at a time.
     jobs : int
-        Runs that train at once, each with an equal share of the cores: on a CPU, small batches do not keep two cores
-        busy.
+        Runs to train at once, with the cores divided evenly among them. A small batch does not keep two cores busy.
 
     Returns
     -------
@@ -57,7 +56,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     Raises
     ------
     UserError
-        A setting is wrong or a command failed; the command has printed the reason.
+        A setting is invalid, or a command failed and has printed the reason.
     """
     _check_early(journey)
     out.mkdir(parents=True, exist_ok=True)
@@ -106,12 +105,12 @@ def evaluation(
     shards : dict of str to Path
         Set -> its directory.
     tests : list of str
-        The test sets. A command that takes one test set gets the first.
+        The test sets. A command that takes a single test set gets the first.
     device : str
         Device to evaluate on.
     options : dict
-        Options of the recipe, which override all of these. The name of a set stands for its directory. Stimuli are
-        the set "conflict" by default.
+        Options of the recipe, which override all of these. The name of a set is replaced by its directory. The
+        default stimuli are the set "conflict".
     """
     accepted = {flag for parameter in eval_main.commands[probe].params for flag in parameter.opts}
     defaults: dict[str, Any] = {"run": str(run), "shards": "train", "device": device}
@@ -131,7 +130,7 @@ def evaluation(
 
 
 def _check_early(journey: Journey) -> None:
-    """Raise now what would otherwise end the journey after hours of building and training."""
+    """Detect errors that would otherwise occur only after hours of building and training."""
     from sacl_train.config import load_config
 
     for settings in journey.runs.values():
@@ -153,7 +152,7 @@ def _train(
     else:
         commands.call(label, *line)
     if not _is_trained(directory):
-        raise KeyboardInterrupt  # on Ctrl-C `sacl-train` saves its state and exits with 0
+        raise KeyboardInterrupt  # on Ctrl-C, `sacl-train` saves its state and exits with status 0
 
 
 def _evaluate(
@@ -166,7 +165,7 @@ def _evaluate(
     digests: dict[str, str],
     device: str,
 ) -> dict[str, Any]:
-    """Evaluate one run; return probe -> its figures."""
+    """Evaluate one run; return probe -> figures."""
     figures = {}
     run = describe_run(journey.runs[name], digests["train"])
     for probe, options in journey.probes.items():
@@ -179,7 +178,7 @@ def _evaluate(
 
 
 def _write_html(runs: list[Path], path: Path) -> Path | None:
-    """Write the HTML report; without plotly print how to get it and return None."""
+    """Write the HTML report; if plotly is missing, print how to install it and return None."""
     from sacl_train.report.page import write_page
 
     try:

@@ -1,8 +1,8 @@
-"""Track completed stages of a pipeline, and set aside directories with other results.
+"""Track finished stages of a pipeline, and set aside directories with other results.
 
 A stage is done when its outputs exist and everything that determines them is unchanged: the resolved settings and the
-contents of the shards, but not paths, devices, threads or versions. A directory that holds the results of other
-settings is never removed. It is renamed to NAME.old-1, NAME.old-2 and so on.
+contents of the shards, but not paths, devices, threads or versions. A directory with results of other settings is
+never removed, but renamed to NAME.old-1, NAME.old-2 and so on.
 """
 
 import hashlib
@@ -18,24 +18,24 @@ from texturegen.storage.lock import LOCK, DirectoryLock
 
 
 def describe_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Return everything that determines the result of a run of `sacl-train`.
+    """Describe everything that determines the result of a run of `sacl-train`.
 
     Parameters
     ----------
     settings : dict
-        Settings of the run; those that are not named have their default.
+        Settings of the run; missing ones have their defaults.
     digest : str
         Digest of its training shards, see `digest_shards`.
 
     Returns
     -------
     dict
-        JSON content that is equal for two runs with the same result.
+        JSON content, which is equal for two runs with the same result.
 
     Raises
     ------
     UserError
-        A setting does not exist or has a value that is not allowed.
+        A setting is unknown or has an invalid value.
     """
     from sacl_train.config import load_config
     from sacl_train.training.resume import comparable
@@ -60,14 +60,14 @@ def digest_folder(directory: str | Path) -> str:
 
 
 def is_done(record: Path, run: dict[str, Any], inputs: Any, outputs: list[Path]) -> bool:
-    """Return whether a stage is done: all outputs exist, and `mark_done` recorded the same run and inputs.
+    """Return True if a stage is done: all outputs exist, and `mark_done` recorded the same run and inputs.
 
     Parameters
     ----------
     record : Path
         File that `mark_done` writes.
     run : dict
-        The run that the stage works on, from `describe_run`; empty for a stage without a run.
+        The run that the stage evaluates, from `describe_run`; empty for a stage without a run.
     inputs : JSON content
         Everything else that determines the outputs.
     outputs : list of Path
@@ -82,38 +82,38 @@ def is_done(record: Path, run: dict[str, Any], inputs: Any, outputs: list[Path])
 
 
 def mark_done(record: Path, run: dict[str, Any], inputs: Any) -> None:
-    """Record that a stage is done, for `is_done`."""
+    """Record that a stage is done; see `is_done`."""
     write_json(record, {"run": run, "what": _as_json(inputs)})
 
 
 def assign_devices(device: str, jobs: int) -> list[str]:
-    """Return the device of each parallel job.
+    """Assign a device to each parallel job.
 
     Parameters
     ----------
     device : str
         A device, or several separated by commas: "cuda:0,cuda:1".
     jobs : int
-        Jobs at once; at least one job per device is returned.
+        Number of parallel jobs; there is at least one per device.
 
     Returns
     -------
     list of str
-        One device per job, in rotation.
+        One device per job, assigned round-robin.
     """
     devices = [name.strip() for name in device.split(",")]
     return [devices[number % len(devices)] for number in range(max(jobs, len(devices)))]
 
 
 def claim_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> None:
-    """Make `directory` available for a run: it holds this run, unfinished or finished, or it does not exist.
+    """Prepare `directory` for a run: afterwards it holds this run, finished or not, or does not exist.
 
     A different run in it is set aside. If this run was set aside earlier, it is moved back.
 
     Raises
     ------
     BusyError
-        Another process is training the run that would have to be set aside.
+        Another process is training the run to be set aside.
     """
     if directory.exists() and _holds_run(directory, settings, shards) is False:
         from sacl_train.training import checkpoint
@@ -135,7 +135,7 @@ def set_aside(directory: Path, lock: str = LOCK) -> Path:
     directory : Path
         The directory.
     lock : str
-        Name of the lock file that processes at work in it hold.
+        Name of the lock file that processes hold while they work in it.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def set_aside(directory: Path, lock: str = LOCK) -> Path:
     Raises
     ------
     BusyError
-        A process is at work in it, and would go on writing into the renamed directory.
+        Another process is working in it, and would continue to write to the renamed directory.
     """
     with DirectoryLock(directory, "renaming", create=False, name=lock) as held:
         number = 1
@@ -164,9 +164,9 @@ def build_shards(
     make: Callable[[], None],
     skip: Callable[[], None],
 ) -> None:
-    """Build shards in `out`, unless they are there already.
+    """Build shards in `out`, unless it already holds them.
 
-    A build with other options in `out` is set aside first. A finished build of another version of this package counts
+    A build with other options in `out` is set aside first. A finished build by another version of this package counts
     as done.
 
     Parameters
@@ -174,16 +174,16 @@ def build_shards(
     out : Path
         Shard directory.
     options : dict
-        Options of `texturegen build`, with underscores.
+        Options of `texturegen build`, with underscores instead of hyphens.
     root : str or None
         Directory of the data set's files.
     make, skip : callable
-        Called to make the build, or to report that it is done.
+        Called to run the build, or to report that it is already done.
 
     Raises
     ------
     BusyError
-        Another process is building what would have to be set aside.
+        Another process is running the build to be set aside.
     DamagedError
         The description of the build in `out` cannot be read.
     """
@@ -213,7 +213,7 @@ def build_shards(
 
 
 def _holds_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> bool | None:
-    """Return whether the checkpoint in a directory belongs to this run; None where there is no checkpoint."""
+    """Return True if the checkpoint in a directory belongs to this run; None if there is no checkpoint."""
     from sacl_train.config import load_config
     from sacl_train.training.checkpoint import load_checkpoint
     from sacl_train.training.resume import refuse_other_run
@@ -233,7 +233,7 @@ def _holds_run(directory: Path, settings: dict[str, Any], shards: str | Path) ->
 
 
 def _is_same_run(recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Compare two runs; a setting that is newer than the record counts as having had its default."""
+    """Compare two runs; settings that did not exist when the record was written count as their defaults."""
     from sacl_train.config import load_config
     from sacl_train.training.resume import comparable
 
@@ -247,5 +247,5 @@ def _is_same_run(recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def _as_json(content: Any) -> Any:
-    """Return content as it reads back from a JSON file: tuples as lists, keys as strings."""
+    """Return content as it would be read back from a JSON file: tuples as lists, keys as strings."""
     return json.loads(json.dumps(content))

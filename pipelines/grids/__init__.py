@@ -32,13 +32,13 @@ def make_grid(name: str, scale: Scale) -> Grid:
     name : str
         Key of GRIDS.
     scale : Scale
-        Data, encoder and length of training, one of SCALES.
+        One of SCALES: data, encoder and length of training.
 
     Returns
     -------
     Grid
-        Settings of a cell override those of its method's heads, which override those of its data set, which override
-        those of the scale.
+        The grid. Settings of a cell take precedence over those of its method's heads, then of its data set, then of the
+        scale.
     """
     grid = GRIDS[name](scale, scale.columns.get(name, scale.columns[""]))
     cells = []
@@ -50,7 +50,7 @@ def make_grid(name: str, scale: Scale) -> Grid:
 
 
 def narrow(grid: Grid, only: tuple[str, ...], changes: Settings) -> Grid:
-    """Return a part of a grid, with changed settings.
+    """Select a part of a grid, and change its settings.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def narrow(grid: Grid, only: tuple[str, ...], changes: Settings) -> Grid:
     Returns
     -------
     Grid
-        The cells in the named rows and columns. Naming rows alone keeps all columns, and the reverse.
+        The cells in the named rows and columns. If only rows are named, all columns are kept, and vice versa.
 
     Raises
     ------

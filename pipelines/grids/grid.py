@@ -1,4 +1,4 @@
-"""What a grid consists of: cells, the table they form, and the scale it is run at."""
+"""Data classes of a grid: its cells, the table that they form, and the scale at which it runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ class Cell:
     settings : dict
         Settings of `sacl-train`.
     paper : dict of str to float
-        Figures that the paper reports for this cell, in per cent, by their key in `Grid.figures`.
+        Figures that the paper reports for this cell, in per cent, by key in `Grid.figures`.
     synthesis : str, optional
         Method of `texturegen build` for the textures; None for its default.
     filter : str, optional
-        Condition of `texturegen split`; the run trains only on the images that pass.
+        Condition for `texturegen split`; the run trains only on images that pass.
     """
 
     row: str
@@ -43,19 +43,19 @@ class Grid:
     Attributes
     ----------
     name : str
-        Key of GRIDS, and stem of the files that are written.
+        Key of GRIDS, and stem of the output files.
     title : str
         Heading of the table and of its plot.
     rows : str
-        What the rows vary; heading of the first column.
+        Heading of the first column: the property that varies between rows.
     cells : tuple of Cell
         All cells, in the order in which they run.
     figures : tuple of str
         Keys of `report.FIGURES` to show. The first one is plotted.
     numeric : bool
-        Whether the plot's horizontal axis is a number: lines are drawn instead of bars.
+        Whether the plot's horizontal axis is numeric, and lines are drawn instead of bars.
     against : dict of str to str
-        Row -> the row that it is compared with, seed by seed.
+        Row -> the row to compare it with, seed by seed.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Scale:
     batches, epochs : tuple of int
         Columns of tables 5 and 7.
     columns : dict
-        Grid -> its data sets; "" for grids that are not listed.
+        Grid -> its data sets; the key "" applies to all other grids.
     train_of, probe_of : dict
         Data set -> settings that override `train` and `probe`.
     """

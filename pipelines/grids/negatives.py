@@ -1,19 +1,19 @@
-"""An ablation of the texture negatives, which the paper does not report. docs/negatives.md discusses the figures."""
+"""Ablation of the texture negatives, which is not in the paper. docs/negatives.md discusses the figures."""
 
 from dataclasses import dataclass, field
 
 from pipelines.grids.grid import Cell, Grid, Scale, Settings
 
-# With geometric views alone, colour is enough to match two views of an image, whatever the negatives are.
+# With geometric views alone, two views of an image can be matched by colour, whatever the negatives are.
 VIEWS: Settings = {"weak": "mocov2"}
-# A third of the CIFAR-10 textures exceed this, among them all that collapsed to a flat colour.
+# A third of the CIFAR-10 textures exceed this, including all that collapsed to a flat colour.
 NOT_FLAT = "completeness < 12"
 FIGURES = ("linear", "knn", "destroyed", "corruption", "shape_bias", "told_apart", "one_direction", "own_texture")
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row: its settings, how its data are made, and the row that it is compared with."""
+    """A row: its settings, the synthesis of its data, and the row that it is compared with."""
 
     settings: Settings = field(default_factory=dict)
     synthesis: str | None = None
@@ -56,7 +56,7 @@ def _rows() -> dict[str, _Row]:
 
 
 def _pair(name: str, settings: Settings, only: str | None = None) -> dict[str, _Row]:
-    """Return a row without textures and one with them, compared with each other instead of with "none"."""
+    """Return a row without textures and one with textures, which is compared with the former instead of "none"."""
     base = f"none, {name}"
     return {
         base: _Row({**settings, "texture_role": "none"}, filter=only, against=None),

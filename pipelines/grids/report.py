@@ -1,4 +1,4 @@
-"""The table of a grid in Markdown and JSON, and its plot: mean and standard deviation over seeds, and the paper's."""
+"""Write a grid's table in Markdown and JSON and its plot: mean and deviation over seeds, and the paper's figures."""
 
 import json
 import statistics
@@ -25,7 +25,7 @@ FIGURES = {
     "own_texture": ("cosine to own texture", 1.0),
     "spread": ("spread of embeddings (1: even, 0: collapsed)", 1.0),
 }
-NOT_COMPARED = ("told_apart", "one_direction")  # they describe an encoder; neither higher nor lower is better
+NOT_COMPARED = ("told_apart", "one_direction")  # descriptive figures, for which neither higher nor lower is better
 
 
 def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
@@ -40,7 +40,7 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
     scale : str
         Key of SCALES.
     found : dict
-        (row, column) -> figures of every finished run; empty for a cell that has none yet.
+        (row, column) -> figures of every finished run; empty for a cell without finished runs.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def _describe_spread(found: Found) -> str:
 
 
 def _differences(grid: Grid, columns: list[str], found: Found) -> list[str]:
-    """Return a table of the differences between rows that are compared, over the seeds that both have."""
+    """Return a table of the differences between compared rows, over the seeds that both have."""
     lines: list[str] = []
     keys = [key for key in grid.figures if FIGURES[key][1] == 100 and key not in NOT_COMPARED]
     for column in columns:
@@ -167,11 +167,11 @@ def _find_cell(grid: Grid, row: str, column: str) -> Cell | None:
 
 
 def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Found) -> None:
-    """Plot the grid's first figure: one group or point per column, one colour per row."""
+    """Plot the grid's first figure, with one group or point per column and one colour per row."""
     from matplotlib.figure import Figure
 
     key = grid.figures[0]
-    transposed = len(columns) == 1 and len(rows) > 1  # a single column: its rows go along the axis
+    transposed = len(columns) == 1 and len(rows) > 1  # with a single column, rows are on the axis
     ticks, series = (rows, columns) if transposed else (columns, rows)
     figure = Figure(figsize=(max(6.0, 0.55 * len(ticks) * max(1, len(series) / 2)), 4), layout="constrained")
     axes = figure.subplots()

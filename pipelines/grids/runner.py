@@ -1,7 +1,7 @@
-"""Run a grid cell by cell in worker processes. Finished cells are not repeated.
+"""Run a grid cell by cell in worker processes, skipping finished cells.
 
 Layout: OUT/shards/SET, OUT/cells/ROW/COLUMN/seedN (a run of `sacl-train` with figures.json), OUT/GRID.md, .json, .png.
-A cell with other settings or shards is set aside as seedN.old-1 and so on.
+Cells with other settings or shards are set aside as seedN.old-1 and so on.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def run_grid(
     grid : Grid
         A grid from `make_grid`.
     scale : Scale
-        The scale that it was made for.
+        The scale of the grid.
     out : Path
         Directory for shards, cells and the table.
     root : str, optional
@@ -59,11 +59,11 @@ def run_grid(
     device : str
         "auto", a device, or several ("cuda:0,cuda:1") that each run one cell at a time.
     seeds : int, optional
-        Runs per cell; by default those of the scale. All cells run with the first seed before any runs with the next.
+        Runs per cell; by default that of the scale. All cells run with one seed before any runs with the next.
     jobs : int
         Cells to run at once.
     only : tuple of str
-        Rows or columns to run; empty runs all. The table also shows other cells that have been run already.
+        Rows or columns to run; empty runs all. The table also shows other cells that have already run.
 
     Returns
     -------
@@ -73,9 +73,9 @@ def run_grid(
     Raises
     ------
     UserError
-        A cell failed; the others have run.
+        A cell failed, after the others have run.
     KeyboardInterrupt
-        The user stopped the grid; cells that were training have saved their state.
+        The user stopped the grid; cells in training have saved their state.
     """
     chosen = narrow(grid, only, {})
     out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def run_grid(
     if todo and "corruption" in grid.figures:
         from sacl_train.evaluate.corruption import load_corruptions
 
-        load_corruptions()  # a missing package must raise before the first cell is trained
+        load_corruptions()  # raises before training if a package is missing
     failed: list[str] = []
     with contextlib.closing(_run_jobs(todo, devices, threads)) as results:
         for job, status, content in results:
@@ -125,7 +125,7 @@ def probe_settings(scale: Scale, cell: Cell) -> Settings:
 
 
 def _job_maker(grid: Grid, scale: Scale, out: Path, stimuli: str | None, device: str) -> MakeJob:
-    """Return a function that makes the job of a cell and a seed; it digests each shard directory once."""
+    """Return a function that makes the job of a cell and seed, and digests each shard directory only once."""
     digests: dict[str, str] = {}
     if stimuli is not None and not Path(stimuli).is_dir():
         raise MissingError(f"--stimuli {stimuli}: there is no such folder")
@@ -153,7 +153,7 @@ def _job_maker(grid: Grid, scale: Scale, out: Path, stimuli: str | None, device:
 
 
 def _read_figures(grid: Grid, make: MakeJob, out: Path) -> tuple[Found, list[tuple[str, str]]]:
-    """Return the figures of finished cells, and the places of cells whose settings or shards have changed since."""
+    """Return the figures of finished cells, and (row, column) of cells whose settings or shards have changed."""
     found: Found = {(cell.row, cell.column): [] for cell in grid.cells}
     outdated: list[tuple[str, str]] = []
     for cell in grid.cells:
@@ -174,7 +174,7 @@ def _read_figures(grid: Grid, make: MakeJob, out: Path) -> tuple[Found, list[tup
 
 
 def _run_jobs(todo: list[Job], devices: list[str], threads: int) -> Generator[tuple[Job, str, Any]]:
-    """Yield (job, status, content) as jobs end, one at a time per device; after Ctrl-C no job starts."""
+    """Yield (job, status, content) as jobs finish, with one job at a time per device. After Ctrl-C, no job starts."""
     if not todo:
         return
     waiting, running, free = iter(todo), dict[Future[Any], Job](), list(devices)
@@ -182,7 +182,7 @@ def _run_jobs(todo: list[Job], devices: list[str], threads: int) -> Generator[tu
     with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(threads,)) as pool:
         try:
             while True:
-                # No job waits in the pool's queue: a worker would start it even after Ctrl-C.
+                # A worker would start a queued job even after Ctrl-C, so no job waits in the pool's queue.
                 for job in islice(waiting, len(free)):
                     placed = replace(job, device=free.pop(0))
                     running[pool.submit(run_cell, placed)] = placed
@@ -196,9 +196,9 @@ def _run_jobs(todo: list[Job], devices: list[str], threads: int) -> Generator[tu
                         raise KeyboardInterrupt
                     yield job, status, content
         except (KeyboardInterrupt, GeneratorExit):
-            # Ctrl-C in a terminal reaches the workers too; a signal to this process alone does not.
+            # Ctrl-C in a terminal reaches the workers too, but a signal to this process alone does not.
             for worker in multiprocessing.active_children():
-                worker.terminate()  # a worker saves what it is training, see `Stopped`
+                worker.terminate()  # the worker saves its training state, see `Stopped`
             raise
         except BrokenProcessPool:
             raise UserError(
@@ -207,7 +207,7 @@ def _run_jobs(todo: list[Job], devices: list[str], threads: int) -> Generator[tu
 
 
 def _build_all(commands: Commands, scale: Scale, grid: Grid, out: Path, root: str | None) -> None:
-    """Build the shards of all cells by the real commands."""
+    """Build the shards of all cells by `texturegen build` and `split`."""
     built: set[Path] = set()
     for cell in grid.cells:
         directories = _shard_directories(scale, cell, out)
@@ -223,7 +223,7 @@ def _build_all(commands: Commands, scale: Scale, grid: Grid, out: Path, root: st
 
 
 def _split(commands: Commands, shards: Path, condition: str, out: Path) -> None:
-    """Write the images of `shards` that pass a filter to `out`, unless they are there."""
+    """Copy the images of `shards` that pass a filter to `out`, unless it already holds them."""
     record, inputs = out.with_name(f"{out.name}.json"), [condition, digest_shards(shards)]
     line = ("texturegen", "split", str(shards), "--filter", condition, "--out", str(out))
     if out.is_dir() and record.is_file() and json.loads(record.read_text()) == inputs:
@@ -236,7 +236,7 @@ def _split(commands: Commands, shards: Path, condition: str, out: Path) -> None:
 
 
 def _shard_directories(scale: Scale, cell: Cell, out: Path) -> dict[str, Path]:
-    """Return set -> directory of the shards that a cell trains on and is measured on."""
+    """Return set -> directory of the shards for training and evaluating a cell."""
     directories = {}
     for name in scale.data[cell.dataset]:
         parts = [cell.dataset, name] + ([cell.synthesis, cell.filter] if name == "train" else [])

@@ -1,8 +1,8 @@
-"""The three scales that a grid can run at.
+"""The three scales at which a grid can run.
 
-`tiny` trains on the embedded set and only shows that everything runs. `small` trains a small encoder on a part of
-CIFAR-10 or CIFAR-100 and takes a night on a CPU. `paper` has the paper's settings and needs a GPU; only its figures are
-comparable with the paper's.
+`tiny` trains on the built-in data set and only shows that everything runs. `small` trains a small encoder on a part of
+CIFAR-10 or CIFAR-100 and takes a night on a CPU. `paper` uses the paper's settings and needs a GPU; only its figures
+are comparable with the paper's.
 """
 
 from pipelines.grids.grid import Scale, Settings
@@ -16,7 +16,7 @@ def _sets(dataset: str, train: Settings, test: Settings) -> dict[str, Settings]:
 
 
 def _heads(width: int, queue: int) -> dict[str, Settings]:
-    """Return smaller heads for the small encoders: the defaults fit a ResNet-50."""
+    """Return smaller heads for the small encoders, because the defaults fit a ResNet-50."""
     sacl = {"projector_hidden": width, "projector_out": width // 2, "predictor_hidden": width // 2}
     byol = {"projector_hidden": width, "projector_out": width // 2, "predictor_hidden": width}
     simsiam = {"projector_hidden": width, "projector_out": width, "predictor_hidden": width // 4}
@@ -82,7 +82,10 @@ SCALES = {
         probe={"epochs": 200},
         train_of={"imagenet100": {"epochs": 100}},
         probe_of={"imagenet100": {"epochs": 100}},
-        corruption={"images": 1000, "severities": (1, 2, 3, 4, 5)},  # on one thread: all images would take hours a cell
+        corruption={
+            "images": 1000,
+            "severities": (1, 2, 3, 4, 5),
+        },  # single-threaded: all images would take hours per cell
         batches=(32, 64, 128),
         epochs=(200, 400, 800),
         columns={"": ("cifar10",), "table3": PAPER_SETS, "table4": ("imagenet100",)}

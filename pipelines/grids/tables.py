@@ -1,4 +1,4 @@
-"""The paper's tables 3 to 7 and figure 7 as grids, with the figures that it reports."""
+"""The paper's tables 3 to 7 and figure 7 as grids, with the reported figures."""
 
 from pipelines.grids.grid import Cell, Grid, Scale
 from pipelines.grids.scales import PAPER_SETS
@@ -13,7 +13,7 @@ TABLE3 = {
 }
 TABLE4 = {"standard": (78.0, 94.0), "pre": (77.77, 93.57), "post": (77.25, 93.65), "identity": (77.84, 93.85)}
 TABLE5 = {"cifar10": (55.78, 78.25, 83.74), "cifar100": (21.55, 41.26, 58.90), "stl10": (71.87, 79.68, 84.90)}
-# For 0.5 the paper reports "collapse" instead of a figure.
+# The paper reports "collapse" for 0.5.
 TABLE6 = {0.5: None, 0.6: 40.36, 0.7: 50.37, 0.8: 57.34, 0.9: 66.17, 0.99: 78.00, 0.999: 73.13, 1.0: 51.21}
 TABLE7 = {"mocov2": (53.44, 59.62, 63.74), "sacl": (58.90, 62.26, 65.83)}
 TAUS = (0.07, 0.1, 0.2, 0.5, 1.0)  # figure 7 prints no numbers
@@ -79,5 +79,5 @@ def figure7(scale: Scale, columns: tuple[str, ...]) -> Grid:
 
 
 def _linear(paper: float | None) -> dict[str, float]:
-    """Return `Cell.paper` for a linear top-1, in per cent; None where the paper has no figure."""
+    """Return `Cell.paper` for a linear top-1 in per cent; None if the paper reports none."""
     return {} if paper is None else {"linear": paper}

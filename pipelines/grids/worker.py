@@ -17,7 +17,7 @@ from pipelines.stages import claim_run, describe_run, is_done, mark_done
 from texturegen.errors import UserError
 from texturegen.storage.atomic import write_json
 
-GRACE_SECONDS = 20.0  # for a checkpoint, once the parent process is gone
+GRACE_SECONDS = 20.0  # to write a checkpoint after the parent process has ended
 
 _idle = threading.Event()  # set while this worker runs no cell
 
@@ -37,9 +37,9 @@ class Job:
     shards : dict of str to str
         Set -> shard directory.
     digests : dict of str to str
-        Set, or "stimuli" -> digest of its content.
+        Set (or "stimuli") -> digest of its content.
     figures : tuple of str
-        Figures to measure, see `Grid.figures`.
+        Figures to measure; see `Grid.figures`.
     probe, corruption : dict
         Settings of the linear probe and of the corruption benchmark.
     stimuli : str or None
@@ -84,7 +84,7 @@ class Job:
 
 
 def start_worker(threads: int) -> None:
-    """Prepare a worker process: limit its threads, and end it when its parent is killed."""
+    """Prepare a worker process: limit its threads, and end it when its parent ends."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
@@ -173,7 +173,7 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent to end, then save what is being trained and exit: a killed parent cannot stop its workers."""
+    """Wait for the parent to end, then save the training state and exit. A killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

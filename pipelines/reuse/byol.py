@@ -1,8 +1,8 @@
 """BYOL with a loss term that pushes predictions away from textures.
 
 Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020: a predictor on the online network matches the target's
-projection of another view (eq. 2). BYOL has no negatives, so there are no logits to add a texture to. Here the texture
-has a term of its own: the cosine of the prediction to the target's projection of the texture, if that exceeds `margin`.
+projection of another view (eq. 2). BYOL has no negatives, so there are no logits to add a texture to. Instead, the loss
+has a term for the texture: the cosine of the prediction and the target's projection of the texture, above `margin`.
 
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.byol --shards shards/ --epochs 1

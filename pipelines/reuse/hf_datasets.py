@@ -1,10 +1,10 @@
-"""The shards as a Hugging Face data set of (image, texture, label), without importing this project.
+"""Read shards as a Hugging Face data set of (image, texture, label), without importing this project.
 
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.hf_datasets --shards shards/ --cache /tmp/hf        # needs datasets and torch
 
-`load_dataset("webdataset")` (https://huggingface.co/docs/datasets/loading) makes a column of every member: `png`,
-`texture0.png`, `cls`. It infers the columns from the first samples, so all images must have the same type.
+`load_dataset("webdataset")` (https://huggingface.co/docs/datasets/loading) makes a column for each member: `png`,
+`texture0.png`, `cls`. It infers the columns from the first samples, so all images must have the same format.
 """
 
 import argparse

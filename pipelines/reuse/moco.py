@@ -5,7 +5,7 @@ Baselines with Momentum Contrastive Learning", 2020: a projector with two layers
 Ge et al., "Robust Contrastive Learning Using Negative Samples with Diminished Semantics", NeurIPS 2021: the texture of
 the query's own image is one more negative, with its similarity multiplied by alpha (2 in their texture runs).
 
-Shows that the shards become a torch Dataset in five lines, and that a texture negative is one column of logits.
+Shows how to wrap shards in a torch Dataset in five lines, and that a texture negative is one more column of logits.
 
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.moco --shards shards/ --epochs 1        # needs lightly
