@@ -122,7 +122,8 @@ def orientation_of(metadata: dict[str, Any]) -> int:
     if not metadata:
         return 1
     picture = Image.new("L", (1, 1))
-    picture.info = {**metadata}
+    for name, value in metadata.items():
+        picture.info[name] = value
     try:
         with quiet_warnings():
             found = picture.getexif().get(_EXIF_ORIENTATION, 1)
