@@ -20,7 +20,7 @@ BATCH = 16
 
 
 def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
-    """Return them in float64, for this process's share of a batch of 16, averaged over the processes."""
+    """Return them in float64, for this process's part of a batch of 16, averaged over the processes."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=4)

@@ -1,4 +1,4 @@
-"""Settings: flags override the file, which overrides defaults; mistakes are named with the nearest key."""
+"""Settings: flags override the file, which overrides defaults; errors suggest the nearest key."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from sacl_train.config import Config, dump_config, load_config
 from texturegen.errors import UserError
 
 
-def test_defaults_are_the_papers() -> None:
+def test_defaults_equal_the_papers() -> None:
     config = load_config(None, {})
     assert (config.lr, config.weight_decay, config.batch_size, config.epochs) == (0.1, 1e-4, 128, 200)
     assert (config.sgd_momentum, config.optimizer, config.warmup_epochs, config.clip) == (0.9, "sgd", 0, None)
@@ -17,7 +17,7 @@ def test_defaults_are_the_papers() -> None:
     assert (own.tau, own.momentum, own.grid, own.texture_role) == (0.2, 0.99, 2, "negative")
 
 
-def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) -> None:
+def test_flags_override_file_which_overrides_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("epochs = 7\nlr = 1\ntau = 0.5\nmean = [0.5, 0.5, 0.5]\n")
     config = load_config(path, {"epochs": 9, "alpha": 2})
@@ -29,7 +29,7 @@ def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) ->
         load_config(tmp_path / "other.toml", {})
 
 
-def test_a_dumped_config_reads_back(tmp_path: Path) -> None:
+def test_dumped_config_can_be_loaded(tmp_path: Path) -> None:
     config = load_config(None, {"width": 8, "std": [0.1, 0.2, 0.3], "scope": "own", "channels_last": False})
     path = tmp_path / "c.toml"
     path.write_text(dump_config(config))
@@ -83,18 +83,18 @@ def test_a_dumped_config_reads_back(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_named(settings: dict, message: str) -> None:
+def test_mistake_is_reported(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(None, settings)
 
 
-def test_the_minimum_of_every_setting_is_accepted() -> None:
+def test_minimum_of_every_setting_is_accepted() -> None:
     least = {"epochs": 0, "knn_every": 0, "threads": 1, "seed": 2**63 - 1, "cache_gb": 0, "save_every": 1, "keep": 1}
     least |= {"bad_share": 0, "log_every": 0, "weight_decay": 0, "batch_size": 2, "crop_scale": [1, 1]}
     assert load_config(None, least).bad_share == 0
 
 
-def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+def test_file_that_is_not_toml_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("epochs: 3")
     with pytest.raises(UserError, match=r"c.toml: not a TOML file"):

@@ -71,7 +71,7 @@ def finish(process: subprocess.Popen) -> str:
         "pirl texture_role=negative",
     ],
 )
-def test_two_processes_with_half_a_batch_each_equal_one_process_with_the_batch(settings: str, tmp_path: Path) -> None:
+def test_two_processes_with_half_batches_equal_one(settings: str, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, str(GRADIENTS), str(tmp_path / "one"), *settings.split()], check=True, env=environment()
     )
@@ -95,7 +95,7 @@ def same_bits(one: dict, other: dict) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_killed_at_any_step_end_with_the_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
+def test_two_processes_killed_at_any_step_end_with_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
     finish(run_two(*training(shapes_shards, tmp_path / "whole", epochs=15, online="true")))
     killed, waits = tmp_path / "killed", random.Random(1)
     for sent in (signal.SIGKILL, signal.SIGTERM):
@@ -124,7 +124,7 @@ def test_two_processes_killed_at_any_step_end_with_the_same_bits(shapes_shards: 
 
 
 @pytest.mark.slow
-def test_a_run_resumes_within_an_epoch_on_another_number_of_processes(shapes_shards: Path, tmp_path: Path) -> None:
+def test_run_resumes_within_epoch_on_another_number_of_processes(shapes_shards: Path, tmp_path: Path) -> None:
     one = training(shapes_shards, tmp_path / "one", epochs=2)
     subprocess.run([sys.executable, *one], check=True, env=environment(), capture_output=True)
     out = tmp_path / "both"

@@ -63,7 +63,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_the_report_works_in_a_browser(browser: Any, page: Path, scheme: str, width: int) -> None:
+def test_report_works_in_browser(browser: Any, page: Path, scheme: str, width: int) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
@@ -85,7 +85,7 @@ def test_the_report_works_in_a_browser(browser: Any, page: Path, scheme: str, wi
         assert browser.execute_script("return arguments[0].naturalWidth", image) > 100
 
 
-def test_the_report_has_every_figure_of_the_runs(page: Path) -> None:
+def test_report_has_every_figure_of_runs(page: Path) -> None:
     text = page.read_text()
     run = page.parent / "first"
     for probe in ("knn", "linear", "finetune"):
@@ -97,7 +97,7 @@ def test_the_report_has_every_figure_of_the_runs(page: Path) -> None:
     assert "torch " in text
 
 
-def test_every_corruption_and_every_class_has_a_row(page: Path, tmp_path: Path) -> None:
+def test_every_corruption_and_every_class_has_row(page: Path, tmp_path: Path) -> None:
     for name in ("first", "<second>"):
         shutil.copytree(page.parent / name, tmp_path / name)
     errors = {"errors": {"fog": [0.25, 0.5], "snow": [0.75, 1.0]}}
@@ -112,7 +112,7 @@ def test_every_corruption_and_every_class_has_a_row(page: Path, tmp_path: Path) 
     assert "Error by corruption" not in page.read_text()
 
 
-def test_errors_name_the_directory(tmp_path: Path, page: Path) -> None:
+def test_errors_name_directory(tmp_path: Path, page: Path) -> None:
     with pytest.raises(UserError, match="no run here"):
         write_page([tmp_path], tmp_path / "r.html")
     with pytest.raises(UserError, match="a run is given twice"):

@@ -1,4 +1,4 @@
-"""Copies between host and device: one buffer, no waiting."""
+"""Copies between host and device use one buffer and do not synchronise."""
 
 from typing import Any
 
@@ -44,12 +44,12 @@ def test_arrays_go_to_cuda_in_one_copy_from_page_locked_memory(monkeypatch: pyte
     assert asked == [True, ("cuda", True)]
 
 
-def test_an_asynchronous_fetch_waits_for_its_own_copy_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asynchronous_fetch_waits_only_for_its_own_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetch_async(torch.tensor([1.5, 2.0]))() == [1.5, 2.0]
     done: list[str] = []
 
     class There:
-        """Of the host, as page-locked memory would be."""
+        """A tensor on the host, standing in for page-locked memory."""
 
         def copy_(self, values: Any, non_blocking: bool) -> None:
             done.append(f"copy, non_blocking {non_blocking}")
@@ -76,7 +76,7 @@ def test_an_asynchronous_fetch_waits_for_its_own_copy_only(monkeypatch: pytest.M
     assert done[2:] == ["wait", "read"]
 
 
-def test_a_constant_is_made_once_and_is_usable_in_training_after_evaluation() -> None:
+def test_constant_is_made_once_and_usable_in_training_after_evaluation() -> None:
     cpu = torch.device("cpu")
     with torch.inference_mode():
         first = constant((0.25, 0.5), cpu)

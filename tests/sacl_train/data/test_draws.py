@@ -1,4 +1,4 @@
-"""Random numbers by name: the published generator, and what a sample's numbers depend on."""
+"""Random numbers: the published generator, and the arguments that determine a sample's numbers."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def test_mix_is_splitmix64() -> None:
     ]
 
 
-def test_uniform_is_even_and_lies_in_zero_to_one() -> None:
+def test_uniform_is_even_and_in_unit_interval() -> None:
     values = uniform(Draws(3, 0, np.arange(100_000)).of(0), 5)
     assert values.dtype == np.float32
     assert values.min() >= 0
@@ -32,7 +32,7 @@ def test_uniform_is_even_and_lies_in_zero_to_one() -> None:
     assert abs(np.corrcoef(values, others)[0, 1]) < 0.015
 
 
-def test_a_samples_numbers_do_not_depend_on_its_place_in_the_batch() -> None:
+def test_draws_are_independent_of_position_in_batch() -> None:
     samples = np.array([7, 3, 900, 0])
     together = Draws(1, 2, samples).of(4)
     for i, sample in enumerate(samples):

@@ -62,7 +62,7 @@ def test_translation(smooth: Tensor) -> None:
     torch.testing.assert_close(shifted[..., :-3, 6:], expected[..., :-3, 6:], atol=1e-4, rtol=0)
 
 
-def test_composition_does_the_left_matrix_first(smooth: Tensor) -> None:
+def test_composition_applies_left_matrix_first(smooth: Tensor) -> None:
     crop = geometry.crop_matrix(full(8 / 32), full(12 / 48), full(0.5), full(0.5))
     move = geometry.translation_matrix(full(6 / 48), full(0.0))
     cropped_then_moved = geometry.warp(geometry.warp(smooth, crop), move)

@@ -56,7 +56,7 @@ def test_combine_averages_every_subset(n: int, cells: int) -> None:
     np.testing.assert_allclose(combined, expected, rtol=1e-12)
 
 
-def test_combining_all_cells_of_a_linear_map_is_the_whole_image() -> None:
+def test_combining_all_cells_of_linear_map_gives_whole_image() -> None:
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
     means = split_grid(images, 2).mean(dim=(2, 3))  # an "encoder" that pools
     torch.testing.assert_close(combine(means, 2, 4)[0], images.mean(dim=(2, 3)))
@@ -64,9 +64,7 @@ def test_combining_all_cells_of_a_linear_map_is_the_whole_image() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "cells"), [(2, 2), (3, 2)])
-def test_the_gradient_of_combine_is_the_same_bits_every_time_and_those_of_indexing(
-    n: int, cells: int, dtype: torch.dtype
-) -> None:
+def test_gradient_of_combine_is_deterministic_and_equals_indexing(n: int, cells: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     subsets = torch.tensor(list(combinations(range(n * n), cells)))
     features = torch.randn(n * n * 64, 64).to(dtype).requires_grad_()

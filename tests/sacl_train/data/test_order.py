@@ -1,4 +1,4 @@
-"""The plan of an epoch: every sample once, in any order, over any number of processes."""
+"""The order of an epoch has every sample once, for any order and number of processes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ NUMBERS = np.repeat(np.arange(7), [40, 3, 17, 40, 40, 1, 40])  # uneven shards
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_epoch_holds_every_sample_once_and_is_its_own(order: str) -> None:
+def test_epoch_has_every_sample_once_in_its_own_order(order: str) -> None:
     first = epoch_order(NUMBERS, 0, 0, order, 16)
     assert sorted(first) == list(range(len(NUMBERS)))
     assert np.array_equal(epoch_order(NUMBERS, 0, 0, order, 16), first)
@@ -19,7 +19,7 @@ def test_an_epoch_holds_every_sample_once_and_is_its_own(order: str) -> None:
     assert not np.array_equal(epoch_order(NUMBERS, 1, 0, order, 16), epoch_order(NUMBERS, 0, 1, order, 16))
 
 
-def test_whole_shards_are_read_one_after_the_other_within_the_buffer() -> None:
+def test_whole_shards_are_read_one_after_other_within_buffer() -> None:
     numbers = np.repeat(np.arange(50), 100)
     order = epoch_order(numbers, 0, 0, "shards", 200)
     shard = numbers[order]
@@ -32,7 +32,7 @@ def test_whole_shards_are_read_one_after_the_other_within_the_buffer() -> None:
     assert len(np.unique(shard[2500:2600])) > 2, "a batch mixes shards"
 
 
-def test_buffer_of_one_keeps_the_order_within_a_shard() -> None:
+def test_buffer_of_one_keeps_order_within_shard() -> None:
     order = epoch_order(NUMBERS, 0, 0, "shards", 1)
     for n in range(7):
         inside = order[NUMBERS[order] == n]
@@ -48,7 +48,7 @@ def test_remainder_is_dropped_or_wrapped() -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_ranks_share_a_batch_without_overlap(order: str, accumulate: int, ranks: int) -> None:
+def test_ranks_share_batch_without_overlap(order: str, accumulate: int, ranks: int) -> None:
     places = np.random.default_rng(0).permutation(48)
     numbers = places // 5 if order == "shards" else None
     shares = [split_batch(places, numbers, rank, ranks, accumulate) for rank in range(ranks)]
@@ -59,13 +59,13 @@ def test_ranks_share_a_batch_without_overlap(order: str, accumulate: int, ranks:
         assert sorted(together) == sorted(piece), "what is contrasted with what does not depend on the ranks"
 
 
-def test_ranks_of_a_batch_in_shard_order_read_different_shards() -> None:
+def test_ranks_of_batch_in_shard_order_read_different_shards() -> None:
     numbers = np.tile(np.arange(4), 12)
     shares = [split_batch(np.arange(48), numbers, rank, 4) for rank in range(4)]
     assert [set(numbers[share].tolist()) for share in shares] == [{0}, {1}, {2}, {3}]
 
 
-def test_mid_epoch_on_another_number_of_ranks_every_sample_comes_once() -> None:
+def test_resuming_with_another_number_of_ranks_reads_every_sample_once() -> None:
     order, batch, seen = epoch_order(NUMBERS, 5, 3), 24, []
     steps = count_batches(len(order), batch)
     for step in range(steps):
@@ -76,7 +76,7 @@ def test_mid_epoch_on_another_number_of_ranks_every_sample_comes_once() -> None:
     assert sorted(seen) == sorted(order[: steps * batch])
 
 
-def test_unknown_names_are_refused_with_the_nearest() -> None:
+def test_unknown_names_are_refused_with_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'shards'"):
         epoch_order(NUMBERS, 0, 0, "shard")
     with pytest.raises(UserError, match="did you mean 'wrap'"):

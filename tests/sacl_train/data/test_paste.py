@@ -1,4 +1,4 @@
-"""Textures pasted into their images: the border stays, the middle is covered."""
+"""Textures pasted into their images cover the middle and keep the border."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.paste import paste_inside
 
 
-def test_the_middle_is_texture_and_the_edge_is_image() -> None:
+def test_texture_covers_middle_and_image_keeps_border() -> None:
     images = torch.full((30, 3, 32, 48), 200, dtype=torch.uint8)
     textures = torch.stack([torch.full_like(images, 10), torch.full_like(images, 90)], 1)
     states = Draws(0, 0, np.arange(30)).of(0)

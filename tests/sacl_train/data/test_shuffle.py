@@ -1,4 +1,4 @@
-"""Patch-shuffle on the device: cells permuted whole, drawn per sample."""
+"""Patch-shuffle on the device permutes whole cells, drawn per sample."""
 
 import numpy as np
 import pytest
@@ -14,12 +14,12 @@ def states(count: int, seed: int = 0) -> np.ndarray:
 
 
 def numbered(count: int, height: int, width: int) -> torch.Tensor:
-    """Return images whose pixels all differ, all channels taken together."""
+    """Return images in which all pixels and channels have different values."""
     plane = torch.arange(height * width).view(1, height, width)
     return torch.stack([plane % 256, plane // 256, plane * 0], dim=1).to(torch.uint8).repeat(count, 1, 1, 1)
 
 
-def test_cells_of_a_dividing_side_are_permuted_whole() -> None:
+def test_cells_of_dividing_side_are_permuted_whole() -> None:
     images = numbered(20, 32, 48)
     shuffled = shuffle_patches(images, states(20), (8, 8))
     assert shuffled.dtype == torch.uint8
@@ -38,7 +38,7 @@ def test_cells_of_a_dividing_side_are_permuted_whole() -> None:
     assert tuple(range(24)) not in orders
 
 
-def test_every_place_gets_every_cell_equally_often() -> None:
+def test_permutations_are_uniform() -> None:
     images = numbered(6000, 4, 6)
     first = shuffle_patches(images, states(6000), (2, 2))[:, 0, 0, 0]  # top left pixel tells the cell
     counts = torch.unique(first, return_counts=True)[1]
@@ -46,7 +46,7 @@ def test_every_place_gets_every_cell_equally_often() -> None:
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
 
 
-def test_side_is_drawn_from_the_range_per_image() -> None:
+def test_side_is_drawn_from_range_per_image() -> None:
     images = numbered(300, 24, 24)
     shuffled = shuffle_patches(images, states(300), (2, 8))
     runs = []
@@ -58,13 +58,13 @@ def test_side_is_drawn_from_the_range_per_image() -> None:
     assert set(range(2, 9)) <= set(runs)
 
 
-def test_never_the_identity_even_with_two_cells() -> None:
+def test_permutation_is_never_the_identity() -> None:
     images = numbered(500, 8, 16)
     shuffled = shuffle_patches(images, states(500), (8, 8))
     assert torch.equal(shuffled, torch.cat([images[..., 8:], images[..., :8]], dim=-1))
 
 
-def test_an_image_is_shuffled_the_same_in_any_batch() -> None:
+def test_shuffle_is_independent_of_batch() -> None:
     images, of = numbered(9, 32, 32), states(9)
     together = shuffle_patches(images, of, (3, 9))
     for i in range(9):

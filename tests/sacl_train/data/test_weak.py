@@ -47,7 +47,7 @@ def images(count: int = 6, height: int = 32, width: int = 32) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=seeded(9))
 
 
-def test_policy_none_is_exactly_the_normalised_image() -> None:
+def test_policy_none_is_exactly_normalised_image() -> None:
     x = images()
     views = WeakAugment("none", MEAN, STD)(x, states(6))
     expected = torch.empty(x.shape)
@@ -59,7 +59,7 @@ def test_policy_none_is_exactly_the_normalised_image() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (80, 96), (7, 5)])
-def test_views_are_finite_in_range_and_repeat_with_the_seed(policy: str, height: int, width: int) -> None:
+def test_views_are_finite_in_range_and_repeat_with_seed(policy: str, height: int, width: int) -> None:
     x = images(6, height, width)
     before = x.clone()
     weak = WeakAugment(policy, MEAN, STD)
@@ -77,7 +77,7 @@ def test_views_are_finite_in_range_and_repeat_with_the_seed(policy: str, height:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 96), (80, 112)])
-def test_a_view_is_the_same_to_the_bit_in_a_batch_of_any_size(policy: str, height: int, width: int) -> None:
+def test_view_is_bitwise_independent_of_batch_size(policy: str, height: int, width: int) -> None:
     x, of = images(128, height, width), states(128)
     weak = WeakAugment(policy, MEAN, STD)
     whole = weak(x, of)
@@ -88,7 +88,7 @@ def test_a_view_is_the_same_to_the_bit_in_a_batch_of_any_size(policy: str, heigh
     assert torch.equal(weak(x[backwards], of[backwards]), whole[backwards])
 
 
-def test_geometry_may_come_from_other_states_than_colour() -> None:
+def test_geometry_and_colour_may_use_different_states() -> None:
     x = images()
     weak = WeakAugment("colour-geometric", MEAN, STD)
     geometric = WeakAugment("geometric", MEAN, STD)
@@ -104,13 +104,13 @@ def test_geometry_may_come_from_other_states_than_colour() -> None:
     assert 0.08 < alike < 0.26  # .2 without jitter times .8 without grey
 
 
-def test_geometric_changes_each_sample_by_itself() -> None:
+def test_geometric_is_drawn_per_sample() -> None:
     same = images(1).expand(8, 3, 32, 32)
     views = WeakAugment("geometric", MEAN, STD)(same, states(8))
     assert len(torch.unique(views.flatten(1), dim=0)) == 8
 
 
-def test_probability_of_an_operation() -> None:
+def test_probability_of_operation() -> None:
     x = torch.zeros(400, 3, 4, 4, dtype=torch.uint8)
     x[..., :2] = 255
     for probability in (0.0, 0.2, 0.5, 1.0):
@@ -119,14 +119,14 @@ def test_probability_of_an_operation() -> None:
         assert abs(flipped - probability) <= 4 * math.sqrt(probability * (1 - probability) / 400)
 
 
-def test_colour_operations_apply_to_the_selected_samples_only() -> None:
+def test_colour_operations_apply_to_selected_samples_only() -> None:
     x = images(400, 4, 4)
     greyed = WeakAugment(Policy(colour=((Grey(), 0.2),)), MEAN, STD)(x, states(400))
     untouched = (greyed == normalise(x, MEAN, STD)).flatten(1).all(dim=1).float().mean().item()
     assert 0.72 < untouched < 0.88
 
 
-def test_crop_boxes_lie_in_the_image_and_have_areas_within_the_range() -> None:
+def test_crop_boxes_are_inside_image_with_areas_in_range() -> None:
     matrices = Crop(scale=(0.2, 0.6)).matrices(states(2000), 48, 32)
     width, height = matrices[:, 0, 0], matrices[:, 1, 1]  # fractions of the image
     for side, centre in ((width, matrices[:, 0, 2]), (height, matrices[:, 1, 2])):
@@ -145,7 +145,7 @@ def test_crop_boxes_lie_in_the_image_and_have_areas_within_the_range() -> None:
     assert (torch.corrcoef(drawn) - torch.eye(4)).abs().max() < 0.1
 
 
-def test_whole_image_crop_is_the_whole_square_image() -> None:
+def test_whole_image_crop_is_whole_square_image() -> None:
     matrices = Crop(scale=(1, 1), ratio=(1, 1)).matrices(states(5), 32, 32)
     torch.testing.assert_close(matrices, torch.eye(3).expand(5, 3, 3), atol=1e-6, rtol=0)
 
@@ -171,7 +171,7 @@ def test_geometric_operations_are_composed_in_their_order() -> None:
     torch.testing.assert_close(torch.from_numpy(matrices), expected)
 
 
-def test_jitter_draws_each_strength_and_the_order_of_the_four() -> None:
+def test_jitter_draws_each_strength_and_order_of_four() -> None:
     adjusts = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue)
     of, drawn, order = [0.1, 0.2, 0.3, 0.05], np.zeros((4, 2000)), np.zeros((4, 2000))
     for place, made in enumerate(ColourJitter(*of).changes(states(2000), np.arange(2000), 8, 8)):
@@ -195,20 +195,20 @@ def test_jitter_strength_zero_and_grey() -> None:
     assert torch.equal(grey[:, 0], grey[:, 2])
 
 
-def test_blur_smooths_large_images_and_leaves_small_ones() -> None:
+def test_blur_applies_to_large_images_only() -> None:
     small, large = torch.rand(2, 3, 64, 64, generator=seeded()), torch.rand(2, 3, 224, 224, generator=seeded())
     assert torch.equal(done(Blur(), small), small)
     blurred = done(Blur((1.0, 2.0)), large)
     assert (blurred.std(dim=(1, 2, 3)) < 0.5 * large.std(dim=(1, 2, 3))).all()
 
 
-def test_blur_is_in_proportion_to_the_image() -> None:
+def test_blur_scales_with_image() -> None:
     x = torch.rand(2, 3, 112, 112, generator=seeded())
     expected = F.gaussian_blur(x, [7, 7], [1.0, 1.0])  # half of 224 pixels: half the sigma
     torch.testing.assert_close(done(Blur((2.0, 2.0)), x), expected, atol=1e-6, rtol=0)
 
 
-def test_policies_are_the_published_ones_with_the_given_strengths() -> None:
+def test_policies_are_published_ones_with_given_strengths() -> None:
     given = {"crop_scale": (0.3, 0.9), "degrees": 5.0, "shift": 0.2, "jitter": (0.1, 0.2, 0.3, 0.05), "grey": 0.4}
     crop_flip = ((Crop((0.3, 0.9)), 1.0), (Flip(), 0.5))
     turned = (*crop_flip, (Rotation(5.0), 1.0), (Translation(0.2), 1.0))
@@ -220,7 +220,7 @@ def test_policies_are_the_published_ones_with_the_given_strengths() -> None:
     assert make_policy("mocov2") == Policy(((Crop((0.2, 1.0)), 1.0), (Flip(), 0.5)), chen)
 
 
-def test_unknown_policy_names_the_nearest() -> None:
+def test_unknown_policy_names_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'geometric'"):
         WeakAugment("geometrc", MEAN, STD)
 

@@ -14,7 +14,7 @@ pytest.importorskip("imagecorruptions", reason="pip install --no-deps imagecorru
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
 
 
-def test_a_corruption_depends_only_on_image_index_and_severity(photo: np.ndarray) -> None:
+def test_corruption_depends_only_on_image_index_and_severity(photo: np.ndarray) -> None:
     crops = np.stack([photo[80:112, 100:132], photo[90:122, 140:172], photo[80:112, 100:132]])
     images = torch.from_numpy(crops).permute(0, 3, 1, 2)
     np.random.seed(5)  # noqa: NPY002

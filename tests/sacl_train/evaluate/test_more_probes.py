@@ -31,7 +31,7 @@ def run(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_share_covers_every_class_and_is_a_subset_of_larger_ones() -> None:
+def test_fraction_covers_every_class_and_is_subset_of_larger_ones() -> None:
     labels = np.array([0] * 200 + [1] * 50 + [2] * 3 + [-1] * 40)
     shares = [choose_share(labels, share) for share in (0.01, 0.1, 1.0)]
     assert [np.bincount(labels[picked]).tolist() for picked in shares] == [[2, 1, 1], [20, 5, 1], [200, 50, 3]]
@@ -39,7 +39,7 @@ def test_a_share_covers_every_class_and_is_a_subset_of_larger_ones() -> None:
     assert not np.array_equal(choose_share(labels, 0.1, seed=1), shares[1])
 
 
-def test_fine_tuning_fits_its_training_images_and_does_not_change_the_run(run: Path, shapes_shards: Path) -> None:
+def test_fine_tuning_fits_its_training_images_and_does_not_change_run(run: Path, shapes_shards: Path) -> None:
     before = load_encoder(run)[0].state_dict()
     figures = evaluate_finetune(
         run, shapes_shards, [shapes_shards], "cpu", shares=(0.1, 1.0), epochs=40, lr=0.05, batch_size=16
@@ -54,7 +54,7 @@ def test_fine_tuning_fits_its_training_images_and_does_not_change_the_run(run: P
         evaluate_finetune(run, shapes_shards, [shapes_shards], "cpu", shares=(2,))
 
 
-def test_the_online_probe_scores_each_batch_before_it_learns_from_it(run: Path, shapes_shards: Path) -> None:
+def test_online_probe_scores_each_batch_before_it_learns_from_it(run: Path, shapes_shards: Path) -> None:
     encoder, config, _ = load_encoder(run)
     shards = open_shards(shapes_shards)
     labels = torch.from_numpy(shards.labels).clone()
@@ -68,7 +68,7 @@ def test_the_online_probe_scores_each_batch_before_it_learns_from_it(run: Path, 
     assert all(p.grad is None for p in encoder.parameters())
 
 
-def test_embed_writes_keys_a_map_and_neighbours(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
+def test_embed_writes_keys_map_and_neighbours(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
     for method in ("pca", "tsne"):
         embed(run, shapes_shards, tmp_path / method, "cpu", method=method)
         table = pq.read_table(tmp_path / f"{method}.parquet")
@@ -83,7 +83,7 @@ def test_embed_writes_keys_a_map_and_neighbours(run: Path, shapes_shards: Path, 
         embed(run, shapes_shards, tmp_path / "x", "cpu", method="tnse")
 
 
-def test_embed_prints_and_writes_the_neighbours_of_the_queries(run: Path, shapes_shards: Path) -> None:
+def test_embed_prints_and_writes_neighbours_of_queries(run: Path, shapes_shards: Path) -> None:
     keys = open_shards(shapes_shards).keys
     options = ["embed", "--run", str(run), "--images", str(shapes_shards), "--device", "cpu"]
     done = CliRunner().invoke(eval_main, [*options, "--query", keys[5], "--query", keys[2]])
@@ -104,7 +104,7 @@ def test_embed_prints_and_writes_the_neighbours_of_the_queries(run: Path, shapes
     assert f"did you mean '{keys[5]}'" in done.output
 
 
-def test_map_pca_finds_the_principal_plane_and_neighbours_are_nearest() -> None:
+def test_map_pca_finds_principal_plane_and_neighbours_are_nearest() -> None:
     random = torch.Generator().manual_seed(0)
     plane = torch.randn(50, 2, generator=random) * torch.tensor([9.0, 4.0])
     turn = torch.linalg.qr(torch.randn(6, 6, generator=random)).Q

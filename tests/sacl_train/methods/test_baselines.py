@@ -60,7 +60,7 @@ def test_simclr_loss_equals_lightly() -> None:
     assert nt_xent(z, z, tau=0.3)[0].item() == pytest.approx(theirs.item(), abs=1e-6)
 
 
-def test_moco_loss_equals_lightly_with_a_queue() -> None:
+def test_moco_loss_equals_lightly_with_queue() -> None:
     lightly = pytest.importorskip("lightly.loss")
     q, k, bank = embeddings(9, 6), embeddings(9, 6), torch.nn.functional.normalize(embeddings(20, 6))
     theirs = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(20, 6))
@@ -140,7 +140,7 @@ CHANGES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_loss_and_gradients_equal_the_papers_algorithm(name: str) -> None:
+def test_loss_and_gradients_equal_papers_algorithm(name: str) -> None:
     method, (content, draws) = make(name, **CHANGES[name]).double(), batch()
     for part, module in method.named_children():
         if part.startswith("target"):  # a target equal to the online network would hide a mix-up
@@ -161,13 +161,13 @@ def test_loss_and_gradients_equal_the_papers_algorithm(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mocov2", "simclr"])
-def test_the_projector_is_as_wide_as_asked_or_as_the_features(name: str) -> None:
+def test_projector_width_is_the_setting_or_that_of_the_features(name: str) -> None:
     for given, hidden in ((None, 16), (5, 5)):
         first, *_, last = make(name, projector_hidden=given, projector_out=7).projector
         assert (first.in_features, first.out_features, last.in_features, last.out_features) == (16, hidden, hidden, 7)
 
 
-def test_byol_heads_have_batch_norm_inside_and_none_at_the_end() -> None:
+def test_byol_heads_have_batch_norm_inside_and_none_at_end() -> None:
     """Grill et al. 2020, section 3.2."""
     method = make("byol")
     for head in (method.projector, method.predictor):
@@ -175,7 +175,7 @@ def test_byol_heads_have_batch_norm_inside_and_none_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(("name", "m"), [("mocov2", 0.9), ("byol", 0.95)])
-def test_target_encoder_and_projector_follow_the_online_ones(name: str, m: float) -> None:
+def test_target_encoder_and_projector_follow_online_ones(name: str, m: float) -> None:
     method = make(name, momentum=0.9)
     pairs = [(method.target_encoder, method.encoder), (method.target_projector, method.projector)]
     before = [[p.clone() for p in target.parameters()] for target, _ in pairs]
@@ -188,7 +188,7 @@ def test_target_encoder_and_projector_follow_the_online_ones(name: str, m: float
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
-def test_textures_join_the_negatives_of_simclr_and_moco(scope: str) -> None:
+def test_textures_join_negatives_of_simclr_and_moco(scope: str) -> None:
     z, t, bank = embeddings(2, 4, 5), embeddings(4, 3, 5), embeddings(7, 5)
 
     def exps(query: torch.Tensor, keys: torch.Tensor, factor: float) -> float:
@@ -209,7 +209,7 @@ def test_textures_join_the_negatives_of_simclr_and_moco(scope: str) -> None:
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
-def test_texture_similarity_is_to_the_images_own_textures(scope: str) -> None:
+def test_texture_similarity_is_to_images_own_textures(scope: str) -> None:
     t, bank, count, first = embeddings(8, 3, 5), embeddings(7, 5), 4, 2
     v, own = embeddings(2, count, 5)
     mine = torch.stack(
@@ -222,7 +222,7 @@ def test_texture_similarity_is_to_the_images_own_textures(scope: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_fixed_batch_is_learnt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fixed_batch_is_learnt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The queue would fill with keys of the same images, which are positives.
     monkeypatch.setattr(METHODS["mocov2"].load(), "_enqueue", lambda *_: None)
     method, (content, draws) = make(name), batch()
@@ -239,7 +239,7 @@ def test_a_fixed_batch_is_learnt(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
 
 
-def test_the_queue_takes_the_newest_keys_in_turn() -> None:
+def test_queue_replaces_oldest_keys() -> None:
     method, (content, draws) = make("mocov2", queue=20), batch()
     before = method.queue.clone()
     list(method.loss_terms(content, draws))
@@ -269,7 +269,7 @@ def test_textures_are_read_only_with_role_negative(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mocov2", "simclr", "pirl"])
-def test_texture_view_query_gives_a_texture_the_geometry_of_its_query(name: str) -> None:
+def test_texture_view_query_gives_texture_geometry_of_its_query(name: str) -> None:
     content, draws = batch()
     content["texture"] = content["image"][:, None]  # a texture then differs from its query only by its view
     similarity = {}
@@ -285,7 +285,9 @@ def test_texture_view_query_gives_a_texture_the_geometry_of_its_query(name: str)
 
 @pytest.mark.parametrize("name", ["byol", "simsiam", "barlow"])
 def test_methods_without_negatives_refuse_textures(name: str) -> None:
-    with pytest.raises(UserError, match=f"does not apply to {name}, which has no negatives.*sacl, fast-moco, mocov2, simclr"):
+    with pytest.raises(
+        UserError, match=f"does not apply to {name}, which has no negatives.*sacl, fast-moco, mocov2, simclr"
+    ):
         load_config(None, {"method": name, "texture_role": "negative"})
 
 
@@ -302,7 +304,7 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
             load_config(None, {"method": name, key: wrong[key]})
 
 
-def test_a_baselines_defaults_apply_and_can_be_overridden() -> None:
+def test_baselines_defaults_apply_and_can_be_overridden() -> None:
     config = load_config(None, {"method": "mocov2"})
     assert (config.method, config.weak, config.attention, config.method_settings.queue) == (
         "mocov2",
@@ -317,7 +319,7 @@ def test_a_baselines_defaults_apply_and_can_be_overridden() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_baseline_resumes_mid_epoch_bit_for_bit(name: str, shapes_shards: Path, tmp_path: Path) -> None:
+def test_baseline_resumes_mid_epoch_bit_for_bit(name: str, shapes_shards: Path, tmp_path: Path) -> None:
     settings = {"method": name, "encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16}
     settings |= {"epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9, "device": "cpu", **SMALL[name]}
     if name in ("mocov2", "simclr", "pirl"):
@@ -335,7 +337,7 @@ def test_a_baseline_resumes_mid_epoch_bit_for_bit(name: str, shapes_shards: Path
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
-def test_pirl_loss_equals_the_papers_formula(scope: str) -> None:
+def test_pirl_loss_equals_papers_formula(scope: str) -> None:
     v, own, bank, t = embeddings(4, 5), embeddings(1, 4, 5)[0], embeddings(7, 5), embeddings(4, 3, 5)
     same = torch.zeros(4, 7, dtype=torch.bool)
     same[2, 3] = True
@@ -353,7 +355,7 @@ def test_pirl_loss_equals_the_papers_formula(scope: str) -> None:
     assert pirl_nce(v, own, bank, same, t, 0.3, 2.0, scope)[0].item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_jigsaw_shows_each_cell_once_and_moves_them() -> None:
+def test_jigsaw_shows_each_cell_once_and_moves_them() -> None:
     rows = torch.arange(27) // 9
     cells = (3 * rows[:, None] + rows[None, :]).float()  # the cell of each pixel
     places = torch.arange(27 * 27).view(27, 27).float()
@@ -370,7 +372,7 @@ def test_a_jigsaw_shows_each_cell_once_and_moves_them() -> None:
     assert len((corners % 9).unique()) == 3
 
 
-def test_pirl_bank_is_a_moving_average_and_each_step_draws_other_negatives() -> None:
+def test_pirl_bank_is_moving_average_and_each_step_draws_other_negatives() -> None:
     method, (content, draws) = make("pirl", bank_momentum=0.3), batch()
     before, unit = method.bank.clone(), torch.nn.functional.normalize
     list(method.loss_terms(content, draws))
@@ -387,7 +389,7 @@ def test_pirl_bank_is_a_moving_average_and_each_step_draws_other_negatives() -> 
         METHODS["pirl"].load()(method.encoder, method.weak, (8, 8), method.settings)
 
 
-def test_the_bank_has_a_row_for_each_image_of_the_shards(shapes_shards: Path, tmp_path: Path) -> None:
+def test_bank_has_row_for_each_image_of_shards(shapes_shards: Path, tmp_path: Path) -> None:
     settings = {"method": "pirl", "encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16}
     train(load_config(None, {**settings, "epochs": 1, "device": "cpu"}), shapes_shards, tmp_path)
     state = load_checkpoint(tmp_path)

@@ -49,7 +49,7 @@ def inputs(combinations: int, images: int, per_image: int, dims: int = 7) -> tup
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 @pytest.mark.parametrize("per_image", [0, 1, 2])
 @pytest.mark.parametrize(("combinations", "images", "tau"), [(6, 5, 0.2), (1, 2, 0.07), (2, 1, 1.0)])
-def test_loss_equals_the_double_loop(
+def test_loss_equals_double_loop(
     scope: str, alpha: float, per_image: int, combinations: int, images: int, tau: float
 ) -> None:
     p, z, textures = inputs(combinations, images, per_image)
@@ -79,8 +79,8 @@ def test_statistics_are_mean_cosines() -> None:
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
-def test_processes_together_have_the_loss_and_statistics_of_the_whole_batch(scope: str) -> None:
-    """Each process has its own queries and the keys and textures of all; its own start at `first`."""
+def test_ranks_together_have_loss_and_statistics_of_whole_batch(scope: str) -> None:
+    """Each process has its own queries, which start at `first`, and the keys and textures of all processes."""
     p, z, t = inputs(3, 6, 2)
     bank, how = torch.randn(9, 7, dtype=torch.float64), (0.3, 2.0, scope)
     same, other = torch.rand(6, 9) < 0.2, torch.stack([z, p[1]])
@@ -106,7 +106,7 @@ def test_processes_together_have_the_loss_and_statistics_of_the_whole_batch(scop
             torch.testing.assert_close(torch.stack([part[n][1][name] for part in parts]).mean(), value)
 
 
-def test_statistics_of_the_baselines_are_mean_cosines() -> None:
+def test_statistics_of_baselines_are_mean_cosines() -> None:
     p, z, t = inputs(1, 4, 2)
     q, bank = p[0], torch.randn(5, 7, dtype=torch.float64)
     same = torch.zeros(4, 5, dtype=torch.bool)
@@ -133,7 +133,7 @@ def test_statistics_of_the_baselines_are_mean_cosines() -> None:
     torch.testing.assert_close(cross_correlation(q, z)[1]["positive_similarity"], cosine(a, b).diagonal().mean())
 
 
-def test_pirl_loss_is_finite_if_a_negative_has_all_of_the_probability() -> None:
+def test_pirl_loss_is_finite_if_negative_has_all_of_probability() -> None:
     v = torch.eye(3)[:1].requires_grad_(True)
     loss, _ = pirl_nce(v, -torch.eye(3)[:1], torch.eye(3)[:1], torch.zeros(1, 1, dtype=torch.bool), tau=0.01)
     loss.backward()
@@ -150,7 +150,7 @@ def test_one_image_without_textures_has_no_loss() -> None:
     assert set(stats) == {"positive_similarity"}
 
 
-def test_half_precision_of_the_baselines_is_computed_in_float32_even_under_autocast() -> None:
+def test_half_precision_of_baselines_is_computed_in_float32_even_under_autocast() -> None:
     p, z, t = (x.bfloat16() for x in inputs(1, 6, 1))
     half, whole = (p[0], z, t), (p[0].float(), z.float(), t.float())
 

@@ -97,7 +97,7 @@ def slow_step(method: SACL, batch: dict[str, Tensor], seed: int) -> Tensor:
     ids=str,
 )
 @pytest.mark.parametrize("per_image", [1, 2])
-def test_loss_equals_a_slow_recomputation(settings: dict[str, object], per_image: int) -> None:
+def test_loss_equals_slow_recomputation(settings: dict[str, object], per_image: int) -> None:
     method, batch = make(**settings).double(), make_batch(4, per_image)
     method.weak = _Double(method.weak)
     with torch.no_grad():  # a target equal to the online network would hide a mix-up
@@ -137,7 +137,7 @@ def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
 
 
 class _Double:
-    """Views in float64, so that a wrong loss cannot hide behind rounding."""
+    """Return views in float64, so that rounding cannot hide a wrong loss."""
 
     def __init__(self, weak: WeakAugment) -> None:
         self.weak = weak
@@ -147,7 +147,7 @@ class _Double:
 
 
 @pytest.mark.parametrize("role", ["negative", "instance", "positive", "none"])
-def test_a_fixed_batch_is_learnt(role: str) -> None:
+def test_fixed_batch_is_learnt(role: str) -> None:
     method, batch = make("none", texture_role=role), make_batch()
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     losses = []
@@ -164,7 +164,7 @@ def test_a_fixed_batch_is_learnt(role: str) -> None:
     assert ("texture_similarity" in metrics) == (role in ("negative", "instance"))
 
 
-def test_only_the_online_networks_get_gradients_and_the_target_follows_them() -> None:
+def test_only_online_networks_get_gradients_and_target_follows() -> None:
     method, batch = make(momentum=0.9), make_batch()
     loss, metrics = method(batch, draws(batch, 0))
     loss.backward()
@@ -187,7 +187,7 @@ def test_only_the_online_networks_get_gradients_and_the_target_follows_them() ->
             assert torch.equal(mine, theirs)
 
 
-def test_target_starts_equal_and_the_state_dict_holds_everything() -> None:
+def test_target_starts_equal_and_state_dict_holds_everything() -> None:
     method = make()
     state = method.state_dict()
     for name, value in method.encoder.state_dict().items():
@@ -214,7 +214,7 @@ def test_missing_textures(role: str) -> None:
             make(texture_role=role)(missing, draws(batch))
 
 
-def test_a_batch_of_one_image() -> None:
+def test_batch_of_one_image() -> None:
     with pytest.raises(UserError, match="larger batch size"):
         make()(make_batch(1), draws(make_batch(1)))
 
@@ -233,7 +233,7 @@ def test_a_batch_of_one_image() -> None:
         ({"grid": 32}, "smaller than the 32x32 grid"),
     ],
 )
-def test_bad_settings(settings: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(**settings)
 

@@ -7,7 +7,7 @@ from scipy.signal import correlate2d
 from sacl_train.nets.attention import ATTENTION, SqueezeExcitation, TripletAttention
 
 
-def test_se_equals_the_formula() -> None:
+def test_se_equals_formula() -> None:
     block = SqueezeExcitation(32, reduction=4).double()
     u = torch.randn(3, 32, 5, 7, dtype=torch.float64)
     w1, w2 = block.fc1.weight.detach().numpy(), block.fc2.weight.detach().numpy()
@@ -21,12 +21,12 @@ def test_se_equals_the_formula() -> None:
     np.testing.assert_allclose(block(u).detach().numpy(), expected, rtol=1e-10)
 
 
-def test_se_has_the_parameters_of_eq_5_and_at_least_one_hidden_channel() -> None:
+def test_se_has_parameters_of_eq_5_and_at_least_one_hidden_channel() -> None:
     assert sum(p.numel() for p in SqueezeExcitation(256).parameters()) == 2 * 256**2 // 16
     assert SqueezeExcitation(8).fc1.weight.shape == (1, 8)
 
 
-def test_triplet_attention_equals_the_formula() -> None:
+def test_triplet_attention_equals_formula() -> None:
     """Misra et al. 2021, eq. 1 and 2, one image and one axis at a time."""
     block = TripletAttention(5).double().eval()
     u = torch.randn(2, 5, 6, 9, dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_triplet_attention_equals_the_formula() -> None:
     np.testing.assert_allclose(block(u).detach().numpy(), expected, rtol=1e-10)
 
 
-def test_global_context_equals_the_formula() -> None:
+def test_global_context_equals_formula() -> None:
     """Cao et al. 2019, eq. 6: x + W2 relu(LN(W1 sum_j softmax(Wk x)_j x_j))."""
     make = ATTENTION["gc"]
     assert make is not None

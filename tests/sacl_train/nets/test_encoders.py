@@ -29,7 +29,7 @@ def eq5(blocks: list[int], channels: list[int]) -> int:
 @pytest.mark.parametrize(
     ("attention", "millions"), [("none", 25.56), ("se", 28.07), ("cbam", 28.07), ("gc", 28.11), ("triplet", 25.56)]
 )
-def test_resnet50_has_the_parameters_of_table_1(attention: str, millions: float) -> None:
+def test_resnet50_has_parameters_of_table_1(attention: str, millions: float) -> None:
     with torch.device("meta"):
         encoder = build_encoder("se_resnet50", "imagenet", attention=attention)
     classifier = 2048 * 1000 + 1000  # table 1 counts the ImageNet classifier
@@ -47,14 +47,14 @@ def test_resnet50_has_the_parameters_of_table_1(attention: str, millions: float)
         ("se_resnet8", [1, 1, 1], [32, 64, 128]),
     ],
 )
-def test_se_adds_the_parameters_of_eq_5(name: str, blocks: list[int], channels: list[int]) -> None:
+def test_se_adds_parameters_of_eq_5(name: str, blocks: list[int], channels: list[int]) -> None:
     with torch.device("meta"):
         plain, se = build_encoder(name, "cifar", attention="none"), build_encoder(name, "cifar")
     assert count(se) - count(plain) == eq5(blocks, channels)
     assert plain.out_features == channels[-1]
 
 
-def test_resnet20_has_the_parameters_of_the_paper() -> None:
+def test_resnet20_has_parameters_of_paper() -> None:
     """He et al. 2016, table 6: 0.27 M, with the classifier of 10 classes; option A shortcuts have no parameters."""
     convolutions = 27 * 16 + 6 * 9 * 16**2 + 9 * (16 * 32 + 5 * 32**2) + 9 * (32 * 64 + 5 * 64**2)
     batch_norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
@@ -64,7 +64,7 @@ def test_resnet20_has_the_parameters_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("se_resnet18", resnet18), ("se_resnet50", resnet50)])
-def test_torchvision_weights_load_and_give_its_features(name: str, theirs: type[nn.Module]) -> None:
+def test_torchvision_weights_give_the_same_features(name: str, theirs: type[nn.Module]) -> None:
     reference = theirs().eval()
     for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):  # so that an ignored buffer changes the result
@@ -90,7 +90,7 @@ class _One(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["se_resnet18", "se_resnet50", "se_resnet20"])
-def test_se_blocks_without_their_scaling_are_the_plain_network(name: str) -> None:
+def test_se_blocks_without_scaling_equal_plain_network(name: str) -> None:
     se, plain = build_encoder(name, "cifar").eval(), build_encoder(name, "cifar", attention="none").eval()
     plain.load_state_dict(se.state_dict(), strict=False)
     x = torch.randn(2, 3, 32, 32)
@@ -134,7 +134,7 @@ def test_placements_are_those_of_figure_6(name: str, placement: str) -> None:
             torch.testing.assert_close(block(x), block.se(expected) if placement == "post" else expected)
 
 
-def test_se_is_after_the_last_norm_of_the_branch() -> None:
+def test_se_is_after_last_norm_of_branch() -> None:
     block = Bottleneck(256, 64).eval()
     block.se = SqueezeExcitation(256)
     nn.init.constant_(block.se.fc2.weight, 0)  # sigmoid(0) = 1/2 for all channels
@@ -160,7 +160,7 @@ def test_every_attention_receives_gradients(kind: str, name: str) -> None:
     assert not [n for n in without if not n.endswith("bias")]
 
 
-def test_non_local_blocks_are_those_of_the_paper() -> None:
+def test_non_local_blocks_are_those_of_paper() -> None:
     """Wang et al. 2018, section 4: two in res3 and three in res4, in every second residual block."""
     with torch.device("meta"):
         encoder = build_encoder("se_resnet50", "imagenet", attention="nonlocal")
@@ -169,7 +169,7 @@ def test_non_local_blocks_are_those_of_the_paper() -> None:
     assert encoder.layer2[1].se.t.out_channels == 512 // 2  # section 3.3: half the channels inside
 
 
-def test_the_attention_branch_has_the_parameters_of_table_1() -> None:
+def test_attention_branch_has_parameters_of_table_1() -> None:
     """Table 1: 43.59 M, with the classifier of 1000 classes and the branch's own (1000 x 1000), which needs labels."""
     with torch.device("meta"):
         encoder = build_encoder("se_resnet50", "imagenet", attention="abn")
@@ -177,7 +177,7 @@ def test_the_attention_branch_has_the_parameters_of_table_1() -> None:
     assert abs((ours + 1000 * 1000) / 1e6 - 43.59) < 0.01
 
 
-def test_the_attention_branch_weights_the_input_of_the_last_stage() -> None:
+def test_attention_branch_weights_input_of_last_stage() -> None:
     encoder = build_encoder("se_resnet20", "cifar", attention="abn").eval()
     seen: dict[str, Tensor] = {}
     encoder.abn.register_forward_hook(lambda m, args, out: seen.update(x=args[0], out=out))
@@ -192,7 +192,7 @@ def test_the_attention_branch_weights_the_input_of_the_last_stage() -> None:
 
 @pytest.mark.parametrize("kind", ["se", "none"])
 @pytest.mark.parametrize("depth", [18, 50])
-def test_weights_load_into_timm_and_give_its_features(kind: str, depth: int) -> None:
+def test_weights_loaded_into_timm_give_the_same_features(kind: str, depth: int) -> None:
     encoder = build_encoder(f"se_resnet{depth}", "imagenet", attention=kind).eval()
     changes = {"block_args": {"attn_layer": partial(SEModule, rd_divisor=1)}} if kind == "se" and depth == 18 else {}
     theirs = timm.create_model(f"{'se' if kind == 'se' else ''}resnet{depth}", pretrained=False, **changes).eval()
@@ -235,7 +235,7 @@ def test_convolutions_are_initialised_by_fan_out(name: str) -> None:
             assert conv.weight.std().item() == pytest.approx((2 / outputs) ** 0.5, rel=0.12)
 
 
-def test_stages_of_the_cifar_family_halve_the_maps() -> None:
+def test_stages_of_cifar_family_halve_maps() -> None:
     """He et al. 2016, section 4.2: 32, 16 and 8 pixels per side."""
     encoder, sides = build_encoder("se_resnet20", "cifar"), []
     for stage in encoder.stages():
@@ -265,14 +265,14 @@ def test_every_encoder_takes_every_stem_and_grid_cells(name: str, stem: str) -> 
         assert encoder.maxpool(first).shape[-1] == {"imagenet": 8, "cifar": 32, "cifar-stride2": 16}[stem]
 
 
-def test_auto_stem_follows_the_image_size() -> None:
+def test_auto_stem_follows_image_size() -> None:
     assert build_encoder("se_resnet18", image_size=64).conv1.kernel_size == (3, 3)
     assert build_encoder("se_resnet18", image_size=65).conv1.kernel_size == (7, 7)
     with pytest.raises(UserError, match="needs the image size"):
         build_encoder("se_resnet18")
 
 
-def test_width_of_the_cifar_family() -> None:
+def test_width_of_cifar_family() -> None:
     assert build_encoder("se_resnet8", "cifar-stride2").out_features == 128
     assert build_encoder("se_resnet8", "cifar", width=8).out_features == 32
     with pytest.raises(UserError, match="fixed width"):
@@ -294,6 +294,6 @@ def test_width_of_the_cifar_family() -> None:
         ),
     ],
 )
-def test_misspelt_names(arguments: dict[str, str], message: str) -> None:
+def test_misspelt_names_are_refused(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_encoder(**arguments)

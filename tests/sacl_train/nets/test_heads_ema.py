@@ -8,7 +8,7 @@ from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.heads import deep_mlp, mlp, predictor, projector
 
 
-def test_heads_have_the_layers_of_the_method() -> None:
+def test_heads_have_layers_of_method() -> None:
     kinds = [type(layer).__name__ for layer in projector(8, 16, 12)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     assert [type(layer).__name__ for layer in predictor(12, 4)] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
@@ -36,7 +36,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("m", [0.0, 0.3, 0.99, 1.0])
-def test_update_equals_the_formula_and_copies_buffers(m: float) -> None:
+def test_update_equals_formula_and_copies_buffers(m: float) -> None:
     online, target = networks()
     before = [p.clone() for p in target.parameters()]
     still = [p.detach().clone() for p in online.parameters()]
@@ -52,13 +52,13 @@ def test_update_equals_the_formula_and_copies_buffers(m: float) -> None:
 
 
 @pytest.mark.parametrize("m", [-0.1, 1.1, float("nan")])
-def test_a_momentum_out_of_range_is_refused(m: float) -> None:
+def test_momentum_out_of_range_is_refused(m: float) -> None:
     online, target = networks()
     with pytest.raises(ValueError, match="m must be between 0 and 1"):
         update_target(target, online, m)
 
 
-def test_momentum_is_constant_or_rises_to_one_along_a_cosine() -> None:
+def test_momentum_is_constant_or_rises_to_one_along_cosine() -> None:
     """Grill et al. 2020, section 3.2."""
     assert [momentum_at(step, 8, 0.9) for step in (0, 4, 7)] == [0.9] * 3
     rising = [momentum_at(step, 8, 0.9, "cosine") for step in range(9)]
@@ -76,7 +76,7 @@ def test_buffers_are_not_copied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(calls) == [1, 2]  # int64: the count of batches; float32: the statistics
 
 
-def test_target_is_a_copy_without_gradient_in_train_mode() -> None:
+def test_target_is_copy_without_gradient_in_train_mode() -> None:
     online, target = networks()
     assert not any(p.requires_grad for p in target.parameters())
     assert all(p.requires_grad for p in online.parameters())

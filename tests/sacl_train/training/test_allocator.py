@@ -1,4 +1,4 @@
-"""The process keeps freed memory."""
+"""The process keeps freed memory for reuse."""
 
 import platform
 import subprocess
@@ -25,7 +25,7 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
-def test_freed_memory_is_not_mapped_again() -> None:
+def test_freed_memory_is_reused() -> None:
     def faults(mode: str) -> tuple[int, int]:
         done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
         kept, count = done.stdout.split()
@@ -36,9 +36,7 @@ def test_freed_memory_is_not_mapped_again() -> None:
     assert with_it < faults("usual")[1] / 4
 
 
-def test_a_run_on_a_cpu_keeps_freed_memory(
-    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_on_cpu_keeps_freed_memory(shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(sacl_train.training.loop, "keep_freed_memory", lambda: asked.append(True))
     settings = {"encoder": "se_resnet8", "width": 4, "epochs": 0, "batch_size": 16, "device": "cpu"}

@@ -1,4 +1,4 @@
-"""Checkpoints: order, damaged and foreign files, failed writes, the lock."""
+"""Checkpoints: order, damaged and foreign files, failed writes, and the lock."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ from texturegen.storage.atomic import temporary_name
 
 
 class Harm:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,14 +56,14 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+def test_code_in_checkpoint_is_not_run(tmp_path: Path) -> None:
     torch.save(content(1) | {"harm": Harm(tmp_path / "done")}, tmp_path / "checkpoint-00000001.pt")
     with pytest.raises(UserError, match=r"checkpoint-00000001.pt: cannot be read"):
         read_checkpoint(tmp_path / "checkpoint-00000001.pt")
     assert not (tmp_path / "done").exists()
 
 
-def test_the_newest_checkpoint_has_the_most_steps(tmp_path: Path) -> None:
+def test_newest_checkpoint_has_most_steps(tmp_path: Path) -> None:
     for name in ("checkpoint-99999999.pt", "checkpoint-00000002.pt", "checkpoint-x.pt", "checkpoint-3.pt.tmp"):
         torch.save(content(0), tmp_path / name)
     for step in (10**8, 10**8 + 1):
@@ -77,15 +77,13 @@ def test_the_newest_checkpoint_has_the_most_steps(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "best.pt") == content(10**8)
 
 
-def test_a_run_may_be_named_like_a_checkpoint(tmp_path: Path) -> None:
+def test_run_may_be_named_like_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run.pt").mkdir()
     assert directory_of(tmp_path / "run.pt") == tmp_path / "run.pt"
     assert directory_of(tmp_path / "run" / "best.pt") == tmp_path / "run"
 
 
-def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_flipped_bit_is_detected_and_previous_checkpoint_used(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, content(step, method={"w": torch.ones(1000)}))
     newest = tmp_path / "checkpoint-00000002.pt"
@@ -102,7 +100,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(
         load_checkpoint(tmp_path)
 
 
-def test_a_damaged_checkpoint_of_a_later_step_does_not_count_as_kept(tmp_path: Path) -> None:
+def test_damaged_checkpoint_of_later_step_does_not_count_as_kept(tmp_path: Path) -> None:
     for step in (3, 9):
         save_checkpoint(tmp_path, content(step))
     (tmp_path / "checkpoint-00000009.pt").write_bytes(b"damaged")
@@ -116,7 +114,7 @@ def test_a_damaged_checkpoint_of_a_later_step_does_not_count_as_kept(tmp_path: P
 @pytest.mark.parametrize(
     "foreign", [torch.nn.Linear(2, 2).state_dict(), [1, 2], {"step": 1}], ids=["state dict", "list", "dict"]
 )
-def test_a_torch_file_that_is_no_checkpoint_is_named(foreign: Any, tmp_path: Path) -> None:
+def test_torch_file_that_is_not_a_checkpoint_is_reported(foreign: Any, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-00000005.pt"
     torch.save(foreign, path)
     with pytest.raises(DamagedError, match=r"00000005.pt: not a checkpoint of sacl-train \(it has no .*config"):
@@ -126,13 +124,13 @@ def test_a_torch_file_that_is_no_checkpoint_is_named(foreign: Any, tmp_path: Pat
         read_checkpoint(path)
 
 
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"best.pt: there is no such checkpoint"):
         read_checkpoint(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("size", [1000, 50_000, 300_000, 1_600_000])
-def test_a_full_disk_is_an_oserror_that_names_the_file(size: int, tmp_path: Path) -> None:
+def test_full_disk_raises_oserror_with_file_name(size: int, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, content(1))
     usual, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))  # stands for a disk that is full
@@ -146,7 +144,7 @@ def test_a_full_disk_is_an_oserror_that_names_the_file(size: int, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000001.pt"]
 
 
-def test_other_errors_of_torch_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_torch_errors_propagate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("not about the disk")
 
@@ -166,7 +164,7 @@ with exclusive(Path(sys.argv[1])):
 """
 
 
-def test_temporary_files_of_a_killed_trainer_are_removed_by_the_next(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_trainer_are_removed_by_next(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert subprocess.run([sys.executable, "-c", KILLED, run]).returncode == -signal.SIGKILL
     (left,) = run.glob("*.tmp")
@@ -180,7 +178,7 @@ def test_temporary_files_of_a_killed_trainer_are_removed_by_the_next(tmp_path: P
         assert sorted(path.name for path in run.iterdir()) == sorted(["lock", *(path.name for path in others)])
 
 
-def test_two_trainers_cannot_share_a_directory(tmp_path: Path) -> None:
+def test_two_trainers_cannot_share_directory(tmp_path: Path) -> None:
     run = tmp_path / "deep" / "run"
     with (
         exclusive(run),

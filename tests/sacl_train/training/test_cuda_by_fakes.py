@@ -104,7 +104,7 @@ def move(module: nn.Module, mode: FakeTensorMode) -> None:
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda value: str(value) if isinstance(value, str) else None)
-def test_a_step_stays_on_its_device_and_does_not_wait_for_it(
+def test_step_stays_on_its_device_and_does_not_wait_for_it(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = torch.bfloat16 if "precision" in settings else torch.float32
@@ -112,7 +112,7 @@ def test_a_step_stays_on_its_device_and_does_not_wait_for_it(
 
 
 @pytest.mark.parametrize("fault", ["device", "host"])
-def test_tensors_on_another_device_and_reads_by_the_host_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_on_another_device_and_reads_by_host_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step = METHODS["sacl"].load().after_step
 
     def wrong(self: Any, step: int, steps: int) -> dict[str, float]:

@@ -65,7 +65,7 @@ def plain(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path_factory.mktemp("plain"))
 
 
-def test_a_run_writes_its_files(shapes_shards: Path, tmp_path: Path) -> None:
+def test_run_writes_its_files(shapes_shards: Path, tmp_path: Path) -> None:
     rows = train(tiny(log_every=1, sgd_momentum=0.8, weight_decay=1e-3), shapes_shards, tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     lines = logged_steps(tmp_path)
@@ -93,7 +93,7 @@ def test_a_run_writes_its_files(shapes_shards: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(
+def test_resumed_run_equals_uninterrupted_one(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(tiny(), shapes_shards, tmp_path / "whole")
@@ -145,7 +145,7 @@ def test_epochs_and_steps_are_numbered_and_steps_have_their_learning_rate(
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_and_the_command_says_how_to_resume(
+def test_signal_saves_checkpoint_and_command_says_how_to_resume(
     sent: signal.Signals, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = SACL.after_step
@@ -167,7 +167,7 @@ def test_a_signal_saves_a_checkpoint_and_the_command_says_how_to_resume(
     assert (state["step"], state["running"]["batches"]) == (2, 2)
 
 
-def test_ctrl_c_before_the_first_step_prints_no_traceback(
+def test_ctrl_c_before_first_step_prints_no_traceback(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sacl_train.training.state, "build_method", lambda *_: signal.raise_signal(signal.SIGINT))
@@ -186,7 +186,7 @@ def test_checkpoints_are_written_every_save_every_steps_and_after_each_epoch(
 
 
 @pytest.mark.parametrize(("scores", "best"), [([0.3, 0.5, 0.4], 2), ([0.4, 0.2, 0.3], 1), ([0.3, None, 0.3], 3)])
-def test_best_pt_has_the_best_score_and_the_newest_of_equal_scores(
+def test_best_pt_has_best_score_and_newest_of_equal_scores(
     scores: list[float | None], best: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(scores)
@@ -195,7 +195,7 @@ def test_best_pt_has_the_best_score_and_the_newest_of_equal_scores(
     assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == best
 
 
-def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path) -> None:
+def test_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(), shapes_shards, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
     rows = (tmp_path / "metrics.jsonl").read_bytes()
@@ -206,16 +206,14 @@ def test_a_finished_run_is_not_trained_again(shapes_shards: Path, tmp_path: Path
     assert sorted(path.name for path in before) == ["best.pt", "checkpoint-00000008.pt", "checkpoint-00000012.pt"]
 
 
-def test_another_run_in_the_directory_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+def test_another_run_in_directory_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
     train(tiny(epochs=1), shapes_shards, tmp_path)
     with pytest.raises(UserError, match=r"holds another run \(lr: 0.1 there, 0.2 here\)"):
         train(tiny(epochs=1, lr=0.2), shapes_shards, tmp_path)
     train(tiny(epochs=1, threads=1, device="auto"), shapes_shards, tmp_path)  # not a difference
 
 
-def test_a_setting_newer_than_the_checkpoint_had_its_default(
-    shapes_shards: Path, plain: list[dict], tmp_path: Path
-) -> None:
+def test_setting_newer_than_checkpoint_had_its_default(shapes_shards: Path, plain: list[dict], tmp_path: Path) -> None:
     train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "old")
     for path in sorted((tmp_path / "old").glob("checkpoint-*.pt")):
         state = torch.load(path, weights_only=True)
@@ -229,14 +227,14 @@ def test_a_setting_newer_than_the_checkpoint_had_its_default(
     assert deterministic(train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path / "old")) == deterministic(plain)
 
 
-def test_other_shards_are_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_shards_is_refused(shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path) -> None:
     settings = {"epochs": 0, "texture_role": "none", "mean": [0.5] * 3, "std": [0.2] * 3}
     train(tiny(**settings), shapes_shards, tmp_path)
     with pytest.raises(UserError, match="other shards"):
         train(tiny(**settings), shapes_test_shards, tmp_path)
 
 
-def test_no_epochs_write_an_untrained_encoder(shapes_shards: Path, tmp_path: Path) -> None:
+def test_zero_epochs_write_untrained_encoder(shapes_shards: Path, tmp_path: Path) -> None:
     assert train(tiny(epochs=0), shapes_shards, tmp_path) == []
     encoder, _, epochs = load_encoder(tmp_path)
     assert epochs == 0
@@ -245,34 +243,32 @@ def test_no_epochs_write_an_untrained_encoder(shapes_shards: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("role", ["positive", "none"])
-def test_the_other_roles_train(shapes_shards: Path, tmp_path: Path, role: str) -> None:
+def test_other_roles_train(shapes_shards: Path, tmp_path: Path, role: str) -> None:
     rows = train(tiny(texture_role=role, epochs=1), shapes_shards, tmp_path)
     assert rows[0]["loss"] > 0
     assert "texture_similarity" not in rows[0]
 
 
 def test_shards_without_textures_are_refused(shapes_test_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="these shards hold no textures"):
+    with pytest.raises(UserError, match="these shards have no textures"):
         train(tiny(), shapes_test_shards, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_passes_an_address_of_shards_on_unchanged(tmp_path: Path) -> None:
+def test_command_passes_shard_url_unchanged(tmp_path: Path) -> None:
     done = CliRunner().invoke(train_main, ["--shards", "memory://none/shards", "--out", str(tmp_path / "run")])
     assert done.exit_code == 1
     assert "memory://none/shards" in done.output
 
 
-def test_a_batch_larger_than_the_data_set_is_refused(shapes_shards: Path, tmp_path: Path) -> None:
+def test_batch_larger_than_data_set_is_refused(shapes_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch_size is 65, but .* holds 64 images"):
         train(tiny(batch_size=65), shapes_shards, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["sacl", "byol"])
-def test_a_batch_that_leaves_one_image_at_a_time_is_refused_at_once(
-    shapes_shards: Path, tmp_path: Path, method: str
-) -> None:
+def test_batch_of_one_image_at_a_time_is_refused_early(shapes_shards: Path, tmp_path: Path, method: str) -> None:
     config = tiny(method=method, batch_size=4, accumulate=4)
     with pytest.raises(UserError, match=r"batch_size 4 with accumulate 4 is less than two .* to at least 8"):
         plan(config, shapes_shards, tmp_path / "run")
@@ -302,14 +298,14 @@ def test_writing_checkpoints_does_not_count_as_waiting_for_data(
         assert 0 <= row["data_wait"] < 0.2
 
 
-def test_images_smaller_than_the_grid_or_not_divisible_by_it_are_refused(shapes_shards: Path, tmp_path: Path) -> None:
+def test_images_smaller_than_grid_or_not_divisible_by_it_are_refused(shapes_shards: Path, tmp_path: Path) -> None:
     for grid in (33, 3):
         with pytest.raises(UserError, match="grid"):
             train(tiny(grid=grid), shapes_shards, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(shapes_shards: Path, tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_stops_run(shapes_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"step \d+ \(epoch \d\): the loss is (nan|inf); the last good checkpoint is of step 0. Try a lower lr",
@@ -363,9 +359,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert all(tensor.isfinite().all() for tensor in state["method"].values())
 
 
-def test_images_that_are_not_square_train_if_the_grid_fits(
-    image_folder: Path, tmp_path: Path, photo: np.ndarray
-) -> None:
+def test_images_that_are_not_square_train_if_grid_fits(image_folder: Path, tmp_path: Path, photo: np.ndarray) -> None:
     for folder in image_folder.iterdir():
         for path in folder.iterdir():
             cv2.imwrite(str(path), photo[:32, :33])
@@ -376,14 +370,14 @@ def test_images_that_are_not_square_train_if_the_grid_fits(
     train(tiny(batch_size=4, epochs=1, grid=1, cells=1), tmp_path / "s", tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_is_named(shapes_shards: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_reported(shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(epochs=0), shapes_shards, tmp_path)
     (tmp_path / "checkpoint-00000000.pt").write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match=r"checkpoint-00000000.pt: cannot be read"):
         train(tiny(epochs=0), shapes_shards, tmp_path)
 
 
-def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
+def test_truncated_checkpoint_falls_back_to_previous(
     shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     whole = train(tiny(), shapes_shards, tmp_path)
@@ -393,7 +387,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
     assert "checkpoint-00000012.pt: cannot be read" in capsys.readouterr().err
 
 
-def test_a_flipped_bit_in_a_checkpoint_costs_the_steps_since_the_one_before(
+def test_checkpoint_with_flipped_bit_falls_back_to_previous(
     shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     whole = train(tiny(), shapes_shards, tmp_path)
@@ -409,7 +403,7 @@ def test_a_flipped_bit_in_a_checkpoint_costs_the_steps_since_the_one_before(
     assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
-def test_a_checkpoint_keeps_the_layout_of_earlier_versions(shapes_shards: Path, tmp_path: Path) -> None:
+def test_checkpoint_keeps_layout_of_earlier_versions(shapes_shards: Path, tmp_path: Path) -> None:
     config = tiny(epochs=1, online=True, save_every=2, keep=9)
     rows = train(config, shapes_shards, tmp_path)
     last, middle = tmp_path / "checkpoint-00000004.pt", tmp_path / "checkpoint-00000002.pt"
@@ -442,7 +436,7 @@ def test_a_checkpoint_keeps_the_layout_of_earlier_versions(shapes_shards: Path, 
 
 
 @pytest.mark.parametrize("part", ["method", "optimizer", "running"])
-def test_a_checkpoint_whose_content_does_not_fit_is_named(part: str, shapes_shards: Path, tmp_path: Path) -> None:
+def test_checkpoint_with_invalid_content_is_reported(part: str, shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(epochs=1), shapes_shards, tmp_path)
     path = tmp_path / "checkpoint-00000004.pt"
     content = torch.load(path, weights_only=True)
@@ -456,7 +450,7 @@ def test_a_checkpoint_whose_content_does_not_fit_is_named(part: str, shapes_shar
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_step_ends_with_the_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
+def test_run_killed_at_any_step_ends_with_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
     settings = {**TINY, "epochs": 12, "save_every": 1, "knn_every": 0}
     sets = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
     program = "import torch; torch.set_num_threads(1); from sacl_train.cli.train import train_main; train_main()"
@@ -513,8 +507,8 @@ for run in runs:
 
 
 @pytest.mark.slow
-def test_two_torch_threads_give_the_same_bits_twice_and_after_a_kill(tmp_path: Path) -> None:
-    """At a size that torch divides among threads; elsewhere the tests run with one."""
+def test_two_threads_give_same_bits_twice_and_after_kill(tmp_path: Path) -> None:
+    """Uses a size that torch divides among threads; other tests run with one thread."""
     build(Recipe("shapes", limit=128, size=32), tmp_path / "s")
     settings = {**TINY, "width": 16, "batch_size": 64, "epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9}
 
@@ -539,7 +533,7 @@ def test_two_torch_threads_give_the_same_bits_twice_and_after_a_kill(tmp_path: P
                 assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
 
 
-def test_a_run_resumed_with_another_number_of_torch_threads_warns(
+def test_run_resumed_with_another_number_of_torch_threads_warns(
     shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"epochs": 2, "knn_every": 0, "keep": 9, "save_every": 2}
@@ -570,7 +564,7 @@ def test_a_run_resumed_with_another_number_of_torch_threads_warns(
     assert "torch threads" not in capsys.readouterr().err
 
 
-def test_unlabelled_images_train_without_a_knn_score(image_folder: Path, tmp_path: Path) -> None:
+def test_unlabelled_images_train_without_knn_score(image_folder: Path, tmp_path: Path) -> None:
     build(Recipe("folder"), tmp_path / "s", root=str(image_folder / "cats"))
     assert set(open_shards(tmp_path / "s").labels.tolist()) == {-1}
     rows = train(tiny(epochs=1, batch_size=2, knn_every=1), tmp_path / "s", tmp_path / "run")
@@ -579,7 +573,7 @@ def test_unlabelled_images_train_without_a_knn_score(image_folder: Path, tmp_pat
         train(tiny(epochs=1, batch_size=2, online=True), tmp_path / "s", tmp_path / "other")
 
 
-def test_the_knn_score_is_of_other_images_than_its_bank(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_knn_score_excludes_its_bank(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards, seen = open_shards(shapes_shards), []
 
     def numbers_of(encoder: Any, images: Any, config: Config, device: Any, picked: np.ndarray) -> tuple:
@@ -597,7 +591,7 @@ def test_the_knn_score_is_of_other_images_than_its_bank(shapes_shards: Path, mon
     assert not torch.equal(seen[0][0], seen[1][0])
 
 
-def test_the_learning_rate_falls_along_half_a_cosine() -> None:
+def test_learning_rate_falls_along_half_cosine() -> None:
     rates = [cosine_lr(step, 100, 0.4) for step in range(100)]
     assert rates[0] == 0.4
     assert rates[50] == pytest.approx(0.2)
@@ -605,7 +599,7 @@ def test_the_learning_rate_falls_along_half_a_cosine() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_the_learning_rate_warms_up_linearly() -> None:
+def test_learning_rate_warms_up_linearly() -> None:
     rates = [cosine_lr(step, 100, 0.4, 20) for step in range(100)]
     assert rates[:20] == pytest.approx([0.02 * (step + 1) for step in range(20)])
     assert rates[20] == 0.4
@@ -613,7 +607,7 @@ def test_the_learning_rate_warms_up_linearly() -> None:
     assert rates[20:] == sorted(rates[20:], reverse=True)
 
 
-def test_the_optimizer_skips_parameters_without_gradient() -> None:
+def test_optimizer_skips_parameters_without_gradient() -> None:
     module = torch.nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     assert build_optimizer(module).param_groups[0]["params"] == [module.weight]
@@ -640,7 +634,7 @@ def test_the_optimizer_skips_parameters_without_gradient() -> None:
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_a_run_with_any_setting_resumes_within_an_epoch(
+def test_run_with_any_setting_resumes_within_epoch(
     shapes_shards: Path, plain: list[dict], tmp_path: Path, changes: dict[str, object]
 ) -> None:
     """Each setting has its own loss, and a run resumed after a step has the same bits."""
@@ -670,7 +664,7 @@ def test_patch_shuffle_needs_no_textures(shapes_test_shards: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_compiled_networks_learn_the_same(shapes_shards: Path, tmp_path: Path) -> None:
+def test_compiled_networks_learn_same(shapes_shards: Path, tmp_path: Path) -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     settings = {"epochs": 1, "knn_every": 0}
@@ -686,7 +680,7 @@ def test_compile_and_checkpointing_are_refused_together() -> None:
         tiny(compile=True, checkpointing=True)
 
 
-def test_running_out_of_memory_names_the_step_and_the_settings_that_help(
+def test_out_of_memory_error_names_step_and_settings(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -697,12 +691,12 @@ def test_running_out_of_memory_names_the_step_and_the_settings_that_help(
         train(tiny(), shapes_shards, tmp_path)
 
 
-def test_the_largest_batch_is_estimated_from_a_small_one() -> None:
+def test_largest_batch_is_estimated_from_small_one() -> None:
     # 1 GB of weights, 2 GB more for 16 images: 8 images a GB, of which 0.9 * 9 GB are left.
     assert largest_batch(10**9, 3 * 10**9, 16, 10**10) == 64
 
 
-def test_tensorboard_gets_the_metrics(shapes_shards: Path, tmp_path: Path) -> None:
+def test_tensorboard_gets_metrics(shapes_shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra is not installed")
     train(tiny(tensorboard=True, log_every=1, epochs=1), shapes_shards, tmp_path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -731,7 +725,7 @@ def test_lars_neither_decays_nor_scales_biases_and_norms() -> None:
     torch.testing.assert_close(network[0].bias, before["0.bias"] - 0.5)
 
 
-def test_a_second_signal_soon_after_the_first_is_its_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_signal_within_a_second_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with stop_on_signal() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -742,7 +736,7 @@ def test_a_second_signal_soon_after_the_first_is_its_echo(monkeypatch: pytest.Mo
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_run_resumes_after_a_sample_was_damaged_or_repaired(
+def test_run_resumes_after_sample_was_damaged_or_repaired(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample, step, steps = open_shards(shapes_shards)[3], SACL.after_step, []
@@ -772,7 +766,7 @@ def test_a_run_resumes_after_a_sample_was_damaged_or_repaired(
         assert (tmp_path / "run" / name / "damaged.txt").read_text().count(sample.key) == 1
 
 
-def test_damage_found_before_the_checkpoint_still_counts(shapes_shards: Path, tmp_path: Path) -> None:
+def test_damage_found_before_checkpoint_still_counts(shapes_shards: Path, tmp_path: Path) -> None:
     shards = open_shards(shapes_shards)
     sample = shards[int(epoch_order(shards.numbers, 0, 0)[0])]  # of the first batch
     shutil.copytree(shapes_shards, tmp_path / "s")
@@ -785,9 +779,7 @@ def test_damage_found_before_the_checkpoint_still_counts(shapes_shards: Path, tm
     assert row["damaged"] == 1
 
 
-def test_a_directory_is_locked_against_a_second_run_and_unlocked_by_a_crash(
-    shapes_shards: Path, tmp_path: Path
-) -> None:
+def test_directory_is_locked_against_second_run_and_unlocked_by_crash(shapes_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     with exclusive(out), pytest.raises(UserError, match=rf"run: process {os.getpid()} on .* is training there"):
         train(tiny(epochs=0), shapes_shards, out)
@@ -808,7 +800,7 @@ def test_damage_that_other_processes_found_counts(
         return [value, {5: "one", 6: "two"}] if isinstance(value, dict) else [value]
 
     monkeypatch.setattr(sacl_train.training.loop.distributed, "gather_objects", gather)
-    with pytest.raises(UserError, match="2 damaged samples of 64 are more than bad_share allows; the last: two"):
+    with pytest.raises(UserError, match="2 of 64 samples are damaged, more than bad_share allows; the last one: two"):
         train(tiny(bad_share=0.02), shapes_shards, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.pt"))
 
@@ -825,7 +817,7 @@ def test_processes_that_see_different_directories_do_not_train(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_scale_of_fp16_is_resumed(shapes_shards: Path, tmp_path: Path) -> None:
+def test_scale_of_fp16_is_resumed(shapes_shards: Path, tmp_path: Path) -> None:
     config = tiny(precision="fp16", batch_size=64, epochs=2, knn_every=0, keep=9)
     train(config, shapes_shards, tmp_path)
     first, last = tmp_path / "checkpoint-00000001.pt", tmp_path / "checkpoint-00000002.pt"
@@ -848,7 +840,7 @@ def test_missing_tensorboard_is_reported_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_encoder_of_the_best_score_can_be_loaded(shapes_shards: Path, tmp_path: Path) -> None:
+def test_encoder_of_best_score_can_be_loaded(shapes_shards: Path, tmp_path: Path) -> None:
     train(tiny(epochs=1, knn_every=1), shapes_shards, tmp_path)
     best, _, epochs = load_encoder(tmp_path / "best.pt")
     assert epochs == 1

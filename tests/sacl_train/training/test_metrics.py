@@ -1,4 +1,4 @@
-"""Step log and TensorBoard events: truncated to the checkpoint when a run resumes."""
+"""The step log and TensorBoard events are truncated to the checkpoint when a run resumes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import sacl_train.training.metrics
 from sacl_train.training.metrics import Board, Lap, StepLog
 
 
-def test_lines_behind_the_checkpoint_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_after_checkpoint_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, sizes = tmp_path / "steps.jsonl", []
     monkeypatch.setattr(sacl_train.training.metrics.os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
     log = StepLog(path)
@@ -25,14 +25,14 @@ def test_lines_behind_the_checkpoint_are_removed(tmp_path: Path, monkeypatch: py
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 2]
 
 
-def test_a_lost_log_starts_empty(tmp_path: Path) -> None:
+def test_lost_log_starts_empty(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "steps.jsonl", 1000)
     log.write({"step": 5})
     log.close()
     assert (tmp_path / "steps.jsonl").read_bytes() == b'{"step": 5}\n'
 
 
-def test_events_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
+def test_events_of_repeated_steps_are_dropped(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for begin, end in ((0, 8), (5, 7)):
         board = Board(tmp_path, begin, wanted=True)
@@ -48,6 +48,6 @@ def test_events_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None
     ]
 
 
-def test_speed_is_of_the_steps_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_covers_steps_since_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sacl_train.training.metrics.time, "monotonic", lambda: 14.0)
     assert Lap(begin=10.0, steps=3, waited=1.0).speed(16) == {"samples_per_second": 12.0, "data_wait": 0.25}

@@ -1,4 +1,4 @@
-"""The parts of a run: every setting reaches its part, and which settings make it another run."""
+"""Setup of a run: every setting takes effect, and settings that change the result make it another run."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def tiny(**changes: object) -> Config:
 
 
 def checkpoint(step: int, config: Config) -> Checkpoint:
-    """Return a checkpoint without networks, of shards with the digest "digest"."""
+    """Return a checkpoint without networks, for shards with the digest "digest"."""
     return {
         "step": step,
         "epoch": 0,
@@ -44,7 +44,7 @@ def checkpoint(step: int, config: Config) -> Checkpoint:
     }
 
 
-def test_networks_depend_on_the_seed_and_leave_the_global_generator_unchanged() -> None:
+def test_networks_depend_on_seed_and_leave_global_generator_unchanged() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -54,7 +54,7 @@ def test_networks_depend_on_the_seed_and_leave_the_global_generator_unchanged() 
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_settings_of_the_views_and_the_smaller_side_reach_the_method() -> None:
+def test_settings_of_views_and_smaller_side_reach_method() -> None:
     views = {"crop_scale": (0.3, 0.9), "degrees": 5.0, "shift": 0.2, "jitter": (0.1, 0.2, 0.3, 0.05), "grey": 0.4}
     method = build_method(tiny(weak="colour-geometric", stem="auto", **views), (32, 96))
     assert method.weak.policy == make_policy("colour-geometric", **views)
@@ -62,7 +62,7 @@ def test_settings_of_the_views_and_the_smaller_side_reach_the_method() -> None:
     assert method.encoder.conv1.kernel_size == (3, 3)
 
 
-def test_settings_of_the_order_reach_the_stream(shapes_shards: Path) -> None:
+def test_settings_of_order_reach_stream(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
     order = {"order": "shards", "shuffle_buffer": 8, "remainder": "wrap", "accumulate": 2, "texture_draw": "all"}
     stream = make_stream(tiny(seed=3, bad_share=0.5, threads=3, cache="none", **order), shards, torch.device("cuda"))
@@ -74,7 +74,7 @@ def test_settings_of_the_order_reach_the_stream(shapes_shards: Path) -> None:
         assert make_stream(tiny(**changes), shards, CPU).plan.textures == "none"
 
 
-def test_every_process_needs_two_images_at_a_time(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_needs_two_images_per_batch(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sacl_train.training.setup, "count_processes", lambda: 4)
     make_stream(tiny(batch_size=16, accumulate=2), open_shards(shapes_shards), CPU)
     with pytest.raises(UserError, match=r"accumulate 2 on 4 processes is less than two images at a time.*at least 16"):
@@ -88,7 +88,7 @@ def test_every_process_needs_two_images_at_a_time(shapes_shards: Path, monkeypat
         ("wrap", "of 6 batches of 12, 8 used twice per epoch, resum"),
     ],
 )
-def test_the_description_of_a_run_names_the_remainder(remainder: str, line: str, shapes_shards: Path) -> None:
+def test_description_of_run_names_remainder(remainder: str, line: str, shapes_shards: Path) -> None:
     config = tiny(batch_size=12, remainder=remainder)
     assert line in describe(config, make_stream(config, open_shards(shapes_shards), CPU), 7)
 
@@ -116,7 +116,7 @@ BOUND = {"seed": 1, "batch_size": 8, "epochs": 7, "lr": 0.2, "precision": "bf16"
 BOUND |= {"tau": 0.5, "width": 8, "knn_every": 1, "online": True, "deterministic": True}
 
 
-def test_a_resumed_run_may_change_only_settings_that_do_not_change_its_figures(tmp_path: Path) -> None:
+def test_resumed_run_may_change_only_settings_that_do_not_change_its_figures(tmp_path: Path) -> None:
     state = checkpoint(1, tiny())
     refuse_other_run(tmp_path, state, tiny(**RESUME_MAY_CHANGE), "digest")
     for key, value in BOUND.items():
@@ -126,7 +126,7 @@ def test_a_resumed_run_may_change_only_settings_that_do_not_change_its_figures(t
         refuse_other_run(tmp_path, state, tiny(), "other")
 
 
-def test_a_dry_run_refuses_what_the_run_would(shapes_shards: Path, tmp_path: Path) -> None:
+def test_dry_run_raises_the_errors_of_the_run(shapes_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="32x32 pixels do not split into a 3x3 grid"):
         plan(tiny(grid=3), shapes_shards, tmp_path)
     with pytest.raises(UserError, match="device 'cuda:99' is not available"):
@@ -136,7 +136,7 @@ def test_a_dry_run_refuses_what_the_run_would(shapes_shards: Path, tmp_path: Pat
         plan(tiny(seed=1), shapes_shards, tmp_path)
 
 
-def test_a_dry_run_refuses_an_online_probe_without_labels(image_folder: Path, tmp_path: Path) -> None:
+def test_dry_run_refuses_online_probe_without_labels(image_folder: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, path in enumerate(sorted(image_folder.rglob("*.png"))):
@@ -147,7 +147,7 @@ def test_a_dry_run_refuses_an_online_probe_without_labels(image_folder: Path, tm
         plan(tiny(batch_size=2, online=True), tmp_path / "shards", tmp_path / "run")
 
 
-def test_a_run_without_a_finished_step_may_start_over(tmp_path: Path) -> None:
+def test_run_without_finished_step_may_start_over(tmp_path: Path) -> None:
     for step, epochs, kept in ((0, 5, False), (0, 0, True), (1, 5, True)):
         torch.save(checkpoint(step, tiny(epochs=epochs)), tmp_path / "checkpoint-00000000.pt")
         assert (load_resumable(tmp_path) is not None) == kept
@@ -155,7 +155,7 @@ def test_a_run_without_a_finished_step_may_start_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu"])
-def test_an_unavailable_device_is_named(name: str) -> None:
+def test_unavailable_device_is_reported(name: str) -> None:
     with pytest.raises(UserError, match=f"device '{name}' is not available"):
         choose_device(name)
 

@@ -11,7 +11,7 @@ from sacl_train.training.signals import stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_each_signal_sets_the_event_and_the_old_handlers_return(number: signal.Signals) -> None:
+def test_signal_sets_event_and_old_handlers_are_restored(number: signal.Signals) -> None:
     usual = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with stop_on_signal() as stop:
         assert not stop.is_set()
@@ -20,7 +20,7 @@ def test_each_signal_sets_the_event_and_the_old_handlers_return(number: signal.S
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == usual
 
 
-def test_signals_are_ignored_outside_the_main_thread() -> None:
+def test_signals_are_ignored_outside_main_thread() -> None:
     heard = []
 
     def work() -> None:
@@ -36,7 +36,7 @@ def test_signals_are_ignored_outside_the_main_thread() -> None:
 @pytest.mark.parametrize(
     ("torchrun", "echo", "waits"), [(True, False, True), (True, True, False), (False, False, False)]
 )
-def test_under_torchrun_the_echo_is_waited_for(
+def test_torchrun_waits_for_second_signal(
     torchrun: bool, echo: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)

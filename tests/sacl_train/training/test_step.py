@@ -72,7 +72,7 @@ def make(name: str, **changes: Any) -> tuple[Parts, Batch]:
 
 
 class Waits(TorchDispatchMode):
-    """Record the calls that would wait for the device."""
+    """Record calls that would synchronise with the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Waits(TorchDispatchMode):
     ],
     ids=lambda settings: settings["method"],
 )
-def test_a_step_waits_for_nothing(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_does_not_synchronise(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     name = settings["method"]
     assert name in METHODS
     parts, batch = make(name, **{key: value for key, value in settings.items() if key != "method"})
@@ -120,7 +120,7 @@ def test_a_step_waits_for_nothing(settings: dict[str, Any], monkeypatch: pytest.
     assert waits.seen == []
 
 
-def test_a_step_uses_the_given_number_and_learning_rate() -> None:
+def test_step_uses_given_number_and_learning_rate() -> None:
     parts, batch = make("byol")
     done = parts.step(batch, 0, 3, 10, 0.05)
     assert {group["lr"] for group in parts.optimizer.param_groups} == {0.05}
@@ -143,7 +143,7 @@ def test_views_depend_on_epoch_and_seed() -> None:
     assert not torch.allclose(first, gradients_of(other, batch))
 
 
-def test_the_gradient_with_accumulation_is_the_mean_over_the_pieces() -> None:
+def test_gradient_with_accumulation_is_mean_over_pieces() -> None:
     (whole, batch), moved = make("sacl"), []
     pieces = [{name: values[part] for name, values in batch.items()} for part in (slice(0, 8), slice(8, 16))]
     expected = sum(gradients_of(whole, piece) for piece in pieces) / 2
@@ -169,7 +169,7 @@ def test_gradients_are_clipped_by_their_unscaled_norm(precision: str) -> None:
     assert float((after - before).norm()) == pytest.approx(10 * 1e-3, rel=0.02)
 
 
-def test_an_overflowing_fp16_step_is_skipped_and_the_scale_halved() -> None:
+def test_overflowing_fp16_step_is_skipped_and_scale_halved() -> None:
     parts, batch = make("sacl", precision="fp16")
     weight, scale = parts.method.encoder.conv1.weight, parts.scaler.get_scale()
     before = weight.detach().clone()
@@ -182,7 +182,7 @@ def test_an_overflowing_fp16_step_is_skipped_and_the_scale_halved() -> None:
     assert not torch.equal(weight, before)
 
 
-def test_negatives_come_from_the_shards_the_device_or_both() -> None:
+def test_negatives_come_from_shards_device_or_both() -> None:
     def prepared(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts, batch = make("sacl", **changes)
         moved = sacl_train.training.step._prepare_batch(batch, Draws(0, 0, np.arange(16)), parts.config, CPU)
@@ -199,12 +199,12 @@ def test_negatives_come_from_the_shards_the_device_or_both() -> None:
     assert torch.equal(inside[..., 16, 16], given[..., 16, 16])
 
 
-def test_cells_of_patch_shuffle_are_shares_of_the_smaller_side() -> None:
+def test_patch_shuffle_cells_are_fractions_of_smaller_side() -> None:
     config = load_config(None, {})  # .07 to .32
     assert [cell_sizes(config, size) for size in ((32, 96), (96, 32), (4, 4))] == [(2, 10), (2, 10), (1, 1)]
 
 
-def test_arithmetic_sets_the_runs_precision_and_restores_torchs() -> None:
+def test_arithmetic_sets_runs_precision_and_restores_torchs() -> None:
     cudnn = torch.backends.cudnn
 
     def now() -> tuple[str, bool, bool, bool]:
@@ -220,7 +220,7 @@ def test_arithmetic_sets_the_runs_precision_and_restores_torchs() -> None:
     assert now() == before
 
 
-def test_the_online_probe_learns_from_labelled_images_and_does_not_change_the_encoder() -> None:
+def test_online_probe_learns_from_labelled_images_and_does_not_change_encoder() -> None:
     parts, batch = make("sacl")
     encoder, labels = parts.method.encoder, torch.full((40,), -1)
     labels[30:36] = torch.tensor([0, 0, 0, 1, 2, 2])
@@ -234,7 +234,7 @@ def test_the_online_probe_learns_from_labelled_images_and_does_not_change_the_en
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 
-def test_an_online_probe_resumes_with_its_momentum() -> None:
+def test_online_probe_resumes_with_its_momentum() -> None:
     parts, batch = make("sacl")
     probes = [OnlineProbe(parts.method.encoder.out_features, torch.arange(16) % 3) for _ in (0, 1)]
     probes[0].step(parts.method.encoder, batch, parts.config)
@@ -245,8 +245,8 @@ def test_an_online_probe_resumes_with_its_momentum() -> None:
 
 
 @pytest.mark.parametrize("method", ["sacl", "mocov2", "simclr", "byol", "pirl"])
-def test_gradients_with_several_threads_are_the_same_bits_every_time(method: str) -> None:
-    """At a size that torch divides among threads; the gradient of advanced indexing failed here."""
+def test_gradients_with_several_threads_are_deterministic(method: str) -> None:
+    """Uses a size that torch divides among threads, at which the gradient of advanced indexing is not deterministic."""
     threads = torch.get_num_threads()
     textures = {} if method == "byol" else {"texture_role": "negative"}
     parts, batch = make(method, width=16, **textures)
@@ -265,7 +265,7 @@ def test_gradients_with_several_threads_are_the_same_bits_every_time(method: str
     assert all(torch.equal(gradients[0], other) for other in gradients[1:])
 
 
-def test_a_resumed_pirl_run_draws_the_same_negatives() -> None:
+def test_resumed_pirl_run_draws_same_negatives() -> None:
     parts, batch = make("pirl")
     for number in range(3):
         parts.step(batch, 0, number, 10, 0.1)
@@ -274,7 +274,7 @@ def test_a_resumed_pirl_run_draws_the_same_negatives() -> None:
     assert np.array_equal(again.method._draw_negatives(0), parts.method._draw_negatives(0))  # type: ignore[operator]
 
 
-def test_tensors_of_a_failed_step_are_freed_before_the_estimate(
+def test_tensors_of_failed_step_are_freed_before_estimate(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[weakref.ref] = []
@@ -297,7 +297,7 @@ def test_tensors_of_a_failed_step_are_freed_before_the_estimate(
         train(load_config(None, {**TINY, **small, "epochs": 1}), shapes_shards, tmp_path / "run")
 
 
-def test_the_estimate_uses_the_runs_precision_and_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_estimate_uses_precision_and_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, batch = make("sacl", precision="bf16", accumulate=2)
     seen: list[tuple[int, torch.dtype]] = []
     parts.method.encoder.register_forward_hook(lambda _, given, made: seen.append((len(given[0]), made.dtype)))
