@@ -208,7 +208,7 @@ STAGES = {"hardware": hardware, "steps": steps, "exact": exact, "profile": profi
 @click.option("--encoder", default="se_resnet18", show_default=True, help="For the stage cifar, like the next three.")
 @click.option("--method", default="sacl", show_default=True)
 @click.option("--role", help="texture_role  [default: the method's]")
-@click.option("--epochs", default=200, show_default=True, help="At most.")
+@click.option("--epochs", default=200, show_default=True, help="Maximum number of epochs.")
 @click.option("--toy", is_flag=True, help="Use tiny sizes, to test the script.")
 @click.option("--stage", hidden=True, help="Run only this stage, in this process.")
 @click.option("--limit", type=float, hidden=True)

@@ -1,4 +1,4 @@
-"""The grids: their cells, running, resuming and skipping them; the table and its arithmetic."""
+"""Grids: their cells, how they run, resume and are skipped, and the arithmetic of the table."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TINY = SCALES["tiny"]
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_cell_of_every_scale_has_valid_settings(name: str, scale: str) -> None:
+def test_all_cells_have_valid_settings(name: str, scale: str) -> None:
     grid = make_grid(name, SCALES[scale])
     places = [(cell.row, cell.column) for cell in grid.cells]
     assert len(set(places)) == len(places) > 2
@@ -35,7 +35,7 @@ def test_every_cell_of_every_scale_has_valid_settings(name: str, scale: str) -> 
         assert {"train", "test"} <= SCALES[scale].data[cell.dataset].keys()
 
 
-def test_figures_of_the_paper_are_in_the_right_cells() -> None:
+def test_figures_of_paper_are_in_right_cells() -> None:
     def paper(name: str) -> dict[tuple[str, str], dict[str, float]]:
         return {(cell.row, cell.column): cell.paper for cell in make_grid(name, SCALES["paper"]).cells}
 
@@ -68,7 +68,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(built: Path, tmp_path: Path) -> Path:
-    """Directory of a grid, with its shards."""
+    """Output directory of a grid, with its shards."""
     (tmp_path / "grid").mkdir()
     (tmp_path / "grid" / "shards").symlink_to(built)
     return tmp_path / "grid"
@@ -85,10 +85,12 @@ def stamps(out: Path) -> dict[Path, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_tiny_grid_runs_once(name: str, out: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_grid_runs_and_is_not_repeated(
+    name: str, out: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = make_grid(name, TINY)
     written = []
-    # Drawing the table after each cell takes longer than a tiny cell; the complete table is checked below.
+    # Writing the table after each cell takes longer than a tiny cell, so it is written once below.
     monkeypatch.setattr(runner, "write_grid", lambda *a: written.append(a) or out / f"{name}.md")
     monkeypatch.setattr("sacl_train.training.loop.draw_curves", lambda *_: None)  # one epoch makes no curve
     synthesis = {cell.synthesis for cell in grid.cells if cell.synthesis} - {"quilting"}  # built by the grid itself
@@ -111,7 +113,7 @@ def test_a_tiny_grid_runs_once(name: str, out: Path, in_process: None, monkeypat
 
 
 class _InProcess:
-    """A pool that runs jobs at once in this process: importing torch takes longer than a tiny cell."""
+    """Run jobs immediately in this process, because importing torch takes longer than a tiny cell."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -139,7 +141,7 @@ def test_seeds_run_in_worker_processes(out: Path) -> None:
     assert (out / "table6.md").read_text().count("±") == 6
 
 
-def test_a_cell_stays_done_when_paths_devices_threads_or_versions_change(
+def test_finished_cell_is_independent_of_paths_devices_threads_and_versions(
     out: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = narrow(make_grid("table4", TINY), ("pre",), {})
@@ -161,7 +163,7 @@ def test_a_cell_stays_done_when_paths_devices_threads_or_versions_change(
     assert not list(moved.rglob("*.old-*"))
 
 
-def test_a_cell_with_other_settings_is_set_aside_and_moved_back(
+def test_cell_with_other_settings_is_set_aside_and_moved_back(
     out: Path, in_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = narrow(make_grid("table4", TINY), ("pre", "post"), {})
@@ -192,16 +194,14 @@ def test_rows_run_separately_are_in_one_table(out: Path, in_process: None, capsy
     assert "left out of the table, because settings or shards differ: pre, shapes" in capsys.readouterr().out
 
 
-def test_a_missing_package_raises_before_the_first_cell(
-    out: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_package_raises_before_first_cell(out: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     with pytest.raises(UserError, match="imagecorruptions-imaug"):
         run_grid(make_grid("negatives", TINY), TINY, out, device="cpu", seeds=1, only=("none",))
     assert not (out / "cells").exists()
 
 
-def test_cells_are_distributed_over_the_devices(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_are_distributed_over_devices(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def cell(job: runner.Job) -> tuple[str, Any]:
@@ -216,7 +216,7 @@ def test_cells_are_distributed_over_the_devices(out: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_ctrl_c_starts_no_other_cell_and_a_killed_grid_resumes(
+def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(
     whole_group: bool, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = [sys.executable, "-m", "pipelines", "table4", "--out", str(out), "--seeds", "1", "--device", "cpu"]
@@ -249,7 +249,7 @@ def test_ctrl_c_starts_no_other_cell_and_a_killed_grid_resumes(
     assert {path: stamps(out)[path] for path in done} == done
 
 
-def test_a_failed_cell_is_named_and_the_others_run(out: Path, in_process: None) -> None:
+def test_failed_cell_is_reported_and_others_run(out: Path, in_process: None) -> None:
     grid = narrow(make_grid("table4", TINY), ("pre", "post"), {})
     broken = replace(grid.cells[0], settings={**grid.cells[0].settings, "batch_size": 500})
     with pytest.raises(UserError, match=r"1 of 2 runs failed; the first: pre, shapes, seed 0: batch_size is 500"):
@@ -259,7 +259,7 @@ def test_a_failed_cell_is_named_and_the_others_run(out: Path, in_process: None) 
         narrow(grid, ("prae",), {})
 
 
-def test_an_internal_error_is_in_the_log_of_the_cell(tmp_path: Path) -> None:
+def test_internal_error_is_in_log_of_cell(tmp_path: Path) -> None:
     cell = make_grid("table4", TINY).cells[0]
     job = Job(cell, 0, str(tmp_path / "cell"), {"train": None}, {"train": ""}, ("linear",), {}, {}, None, "cpu")  # type: ignore[dict-item]
     status, why = run_cell(job)
@@ -267,7 +267,7 @@ def test_an_internal_error_is_in_the_log_of_the_cell(tmp_path: Path) -> None:
     assert "TypeError" in (tmp_path / "cell.log").read_text()
 
 
-def test_the_table_has_mean_deviation_and_the_figure_of_the_paper(tmp_path: Path) -> None:
+def test_table_has_mean_deviation_and_figure_of_paper(tmp_path: Path) -> None:
     assert mean_and_deviation([{"linear": 0.5}, {"linear": 0.6}, {}], "linear") == pytest.approx((55, 7.0710678))
     assert mean_and_deviation([{}], "linear") is None
     grid = make_grid("table7", SCALES["paper"])
@@ -280,7 +280,7 @@ def test_the_table_has_mean_deviation_and_the_figure_of_the_paper(tmp_path: Path
     assert "Scale `small`" in write_grid(tmp_path, grid, "small", found).read_text()
 
 
-def test_a_table_of_figures_has_those_of_the_paper(tmp_path: Path) -> None:
+def test_table_of_figures_has_those_of_paper(tmp_path: Path) -> None:
     grid = make_grid("table4", SCALES["paper"])
     found = {(cell.row, cell.column): [{"seed": 0, "linear": 0.5, "top5": 0.75}] for cell in grid.cells}
     text = write_grid(tmp_path, grid, "paper", found).read_text()

@@ -1,4 +1,4 @@
-"""A small journey by the real commands, its reports, and what a recipe may contain."""
+"""A small recipe run by the real commands, its reports, and errors in recipes."""
 
 import json
 import sys
@@ -32,9 +32,7 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_a_journey_ends_with_its_reports_and_repeats_only_what_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipe_writes_reports_and_reruns_only_changed_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     whole = load_recipe("shapes", TINY)
     probes = {"linear": whole.probes["linear"], "shape-bias": whole.probes["shape-bias"]}
@@ -71,7 +69,7 @@ def test_a_journey_ends_with_its_reports_and_repeats_only_what_changed(
     assert calls == []
     assert {p: p.stat().st_mtime_ns for p in before} == before
     monkeypatch.undo()
-    # With other settings of one run and other images in one set, their stages are repeated and the old results kept.
+    # Changed settings of a run, or other images in a set, rerun their stages, and old results are kept.
     monkeypatch.chdir(tmp_path)
     runs = {"untrained": journey.runs["untrained"], "negative": {**journey.runs["negative"], "tau": 0.5}}
     sets = {**journey.sets, "conflict": {**journey.sets["conflict"], "limit": 30}}
@@ -108,14 +106,14 @@ def test_a_journey_ends_with_its_reports_and_repeats_only_what_changed(
         ("embed", {"images": "conflict"}, "--device cpu --images S/conflict"),
     ],
 )
-def test_evaluations_have_the_right_command_line(probe: str, options: dict, expected: str) -> None:
+def test_evaluation_command_line(probe: str, options: dict, expected: str) -> None:
     shards = {name: Path("S") / name for name in ("train", "test", "conflict")}
     line = evaluation(probe, Path("R"), shards, ["test", "conflict"], "cpu", options)
     assert line == ["sacl-eval", probe, "--run", "R", *expected.split()]
     eval_main.commands[probe].make_context(probe, line[2:])  # parses, or raises
 
 
-def test_two_test_sets_of_the_same_split_have_a_column_each() -> None:
+def test_two_test_sets_of_same_split_have_column_each() -> None:
     tests = [{"set": place, "split": "test", "variant": "", "images": 10, "top1": 0.5} for place in ("a", "b")]
     assert _table({"run": {"linear": {"trained_epochs": 1, "test": tests}}}, "linear")[0] == (
         "| run | epochs | test (a), % | test (b), % |"
@@ -127,7 +125,7 @@ def _figures(top1: float, epochs: int) -> dict:
     return {"linear": {"trained_epochs": epochs, "test": [test]}}
 
 
-def test_the_report_compares_differences_with_two_standard_errors(tmp_path: Path) -> None:
+def test_report_compares_differences_with_two_standard_errors(tmp_path: Path) -> None:
     journey = load_recipe("shapes", {})
     journey = type(journey)(journey.name, journey.sets, journey.runs, {"linear": {}})
     results = {"untrained": _figures(0.4, 0), "none": _figures(0.6, 5), "negative": _figures(0.61, 5)}
@@ -164,17 +162,17 @@ def test_every_included_recipe_is_valid() -> None:
         ("shapes", {"evaluate.report": {}}, "always written"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_named(name: str, changes: dict, message: str) -> None:
+def test_mistake_in_recipe_is_reported(name: str, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(name, changes)
 
 
-def test_a_failing_command_ends_the_journey(tmp_path: Path) -> None:
+def test_failed_command_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exit status 1"):
         run(load_recipe("shapes", {"build.method": "wang"}), tmp_path)
 
 
-def test_without_plotly_the_journey_ends_with_a_hint(
+def test_missing_plotly_prints_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
@@ -187,9 +185,7 @@ def test_without_plotly_the_journey_ends_with_a_hint(
 
 
 @pytest.mark.parametrize("with_html", [True, False])
-def test_the_command_ends_with_the_paths_of_the_reports(
-    with_html: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_prints_report_paths(with_html: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     markdown, html = tmp_path / "report.md", tmp_path / "report.html" if with_html else None
     markdown.write_text("# Figures")
     monkeypatch.setattr(runner, "run", lambda *_: Reports(markdown, html))

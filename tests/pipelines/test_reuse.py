@@ -1,4 +1,4 @@
-"""The programs of pipelines/reuse: they run, their losses use the textures, and docs/reuse.md quotes them."""
+"""The programs of pipelines/reuse run, use textures in their losses, and are quoted correctly in docs/reuse.md."""
 
 import ast
 import importlib
@@ -24,7 +24,7 @@ def run(name: str, *arguments: str, cache: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_program_trains_for_two_steps(name: str, shapes_shards: Path, tmp_path: Path) -> None:
+def test_program_trains_for_two_steps(name: str, shapes_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "encoder.pt"
     sizes = ("--batch-size", "16", "--steps", "2", "--device", "cpu")
     done = run(name, "--shards", str(shapes_shards), *sizes, "--out", str(out), cache=tmp_path)
@@ -38,7 +38,7 @@ def test_a_program_trains_for_two_steps(name: str, shapes_shards: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["simclr", "hf_datasets"])
-def test_programs_without_imports_of_this_project(name: str) -> None:
+def test_programs_do_not_import_this_project(name: str) -> None:
     for node in ast.walk(ast.parse((PROGRAMS / f"{name}.py").read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -52,7 +52,7 @@ def test_programs_have_at_most_150_lines() -> None:
         assert len(path.read_text().splitlines()) <= 150, path
 
 
-def test_moco_loss_uses_the_own_texture_as_one_more_negative() -> None:
+def test_moco_loss_uses_own_texture_as_one_more_negative() -> None:
     from pipelines.reuse.moco import moco_loss
 
     rows = torch.nn.functional.normalize(torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)), dim=2)
@@ -67,7 +67,7 @@ def test_moco_loss_uses_the_own_texture_as_one_more_negative() -> None:
     assert moco_loss(q, k, None, queue, 0.2, 2.0) < moco_loss(q, k, t, queue, 0.2, 2.0)
 
 
-def test_the_queue_is_in_the_state_dict_and_holds_the_newest_keys() -> None:
+def test_queue_is_in_state_dict_and_holds_newest_keys() -> None:
     from pipelines.reuse.moco import MoCo
 
     net = MoCo(dim=4, queue=6, small=True)
@@ -77,7 +77,7 @@ def test_the_queue_is_in_the_state_dict_and_holds_the_newest_keys() -> None:
     assert torch.equal(net.state_dict()["queue"], torch.cat([keys, before[:4]]))
 
 
-def test_simclr_loss_uses_the_own_texture_as_one_more_negative() -> None:
+def test_simclr_loss_uses_own_texture_as_one_more_negative() -> None:
     from pipelines.reuse.simclr import nt_xent
 
     z1, z2, t = torch.nn.functional.normalize(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1)), dim=2)
@@ -89,7 +89,7 @@ def test_simclr_loss_uses_the_own_texture_as_one_more_negative() -> None:
     assert float(nt_xent(z1, z2, t, 0.5, 2.0)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_byol_loss_grows_with_the_similarity_to_a_texture() -> None:
+def test_byol_loss_grows_with_similarity_to_texture() -> None:
     from pipelines.reuse.byol import byol_loss
 
     p, z = torch.eye(4)[:2], torch.eye(4)[:2]
@@ -129,7 +129,7 @@ def test_mistakes_are_reported_in_one_sentence(
         assert said in f"{ended.value.code} {capsys.readouterr().err}"
 
 
-def test_the_docs_quote_lines_of_the_programs() -> None:
+def test_docs_quote_lines_of_programs() -> None:
     text = (ROOT / "docs" / "reuse.md").read_text()
     sections = re.findall(r"## .*?`(\w+\.py)`.*?```python\n(.*?)```", text, flags=re.DOTALL)
     assert sorted(name for name, _ in sections) == ["byol.py", "hf_datasets.py", "moco.py", "simclr.py"]

@@ -1,4 +1,4 @@
-"""Stages: when one is done, and what is set aside, never while another process works in it."""
+"""Stages: when one counts as done, and when directories are set aside."""
 
 from pathlib import Path
 
@@ -26,13 +26,13 @@ RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0
 SETS = {"dataset": "shapes", "per_image": 0}
 
 
-def test_jobs_take_the_devices_in_rotation() -> None:
+def test_devices_are_assigned_round_robin() -> None:
     assert assign_devices("cpu", 3) == ["cpu"] * 3
     assert assign_devices("cuda:0, cuda:1", 1) == ["cuda:0", "cuda:1"]
     assert assign_devices("cuda:0,cuda:1", 3) == ["cuda:0", "cuda:1", "cuda:0"]
 
 
-def test_a_stage_is_done_until_its_inputs_change(tmp_path: Path) -> None:
+def test_stage_is_done_until_its_inputs_change(tmp_path: Path) -> None:
     result, record = tmp_path / "out.json", tmp_path / "stage.json"
     run = {"settings": comparable(load_config(None, {})), "shards": "a"}
     assert not is_done(record, run, {"x": (1,)}, [result])
@@ -52,7 +52,7 @@ def test_directories_set_aside_are_numbered(tmp_path: Path) -> None:
         assert set_aside(tmp_path / "x") == tmp_path / f"x.old-{number}"
 
 
-def test_the_digest_of_a_folder_depends_on_its_content(tmp_path: Path) -> None:
+def test_digest_of_folder_depends_on_its_content(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / "1.png").write_bytes(b"1")
@@ -62,7 +62,7 @@ def test_the_digest_of_a_folder_depends_on_its_content(tmp_path: Path) -> None:
 
 
 def _build(out: Path, limit: int) -> str:
-    """Return "made" or "skipped", whichever `build_shards` decides for a set of `limit` images."""
+    """Return "made" or "skipped", depending on what `build_shards` calls for a set of `limit` images."""
     done = []
 
     def make() -> None:
@@ -73,7 +73,7 @@ def _build(out: Path, limit: int) -> str:
     return done[0]
 
 
-def test_a_build_with_other_options_is_set_aside(tmp_path: Path) -> None:
+def test_build_with_other_options_is_set_aside(tmp_path: Path) -> None:
     out = tmp_path / "set"
     assert [_build(out, 4), _build(out, 4), _build(out, 6)] == ["made", "skipped", "made"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set.old-1"]
@@ -82,7 +82,7 @@ def test_a_build_with_other_options_is_set_aside(tmp_path: Path) -> None:
     assert not (tmp_path / "set.old-1" / "parts").exists()
 
 
-def test_a_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
+def test_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
     out = tmp_path / "set"
     _build(out, 4)
     with BuildDirectory(out), pytest.raises(BusyError, match="is building"):
@@ -90,7 +90,7 @@ def test_a_build_in_progress_is_not_set_aside(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_run_in_training_is_not_set_aside(shapes_shards: Path, tmp_path: Path) -> None:
+def test_run_in_training_is_not_set_aside(shapes_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(load_config(None, RUN), shapes_shards, run)
     with exclusive(run), pytest.raises(BusyError, match="is training"):
@@ -103,11 +103,11 @@ def test_a_run_in_training_is_not_set_aside(shapes_shards: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_run_stays_when_its_shards_are_repaired(
+def test_run_is_kept_when_its_shards_are_repaired(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(load_config(None, RUN), shapes_shards, tmp_path / "run")
-    # Repaired samples change mean and std of the shards; a run keeps those it began with.
+    # Repaired samples change mean and std of the shards, but a run keeps its original ones.
     monkeypatch.setattr("sacl_train.training.setup.channel_statistics", lambda shards: ((0.1,) * 3, (0.2,) * 3))
     claim_run(tmp_path / "run", RUN, shapes_shards)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,1 +1,1 @@
-"""The machine as this process sees it: CPUs, threads, control groups."""
+"""CPUs, threads, control groups and the JIT cache of this process."""

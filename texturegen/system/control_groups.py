@@ -1,4 +1,4 @@
-"""The control groups of this process, which hold the limits of a container or a Slurm job."""
+"""Control groups of this process, which hold the limits of a container or a Slurm job."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ def control_groups(controller: str, proc: Path = PROC, mount: Path = MOUNT) -> l
     Parameters
     ----------
     controller : "memory" or "cpu"; version 1 of control groups has a separate hierarchy for each.
-    proc, mount : where the kernel lists the groups, and where they are mounted.
+    proc, mount : the file in which the kernel lists the groups, and their mount point.
 
     Returns
     -------
-    Empty if there are no control groups.
+    list of Path : empty if there are no control groups.
     """
     try:
         lines = [line.split(":", 2) for line in proc.read_text().splitlines()]

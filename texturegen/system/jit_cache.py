@@ -1,7 +1,7 @@
-"""A directory for Numba's compiled code where Numba finds none.
+"""Choose a cache directory for Numba's compiled code if its defaults are not writable.
 
-Numba stores compiled code beside the source, or in the user's cache directory, and refuses to compile if it can write
-to neither: a package installed by root, in a container whose user has no home.
+Numba stores compiled code beside the source or in the user's cache directory, and raises an error if it can write to
+neither, as for a package installed by root in a container whose user has no home directory.
 """
 
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 def ensure_cache_directory(sources: Path) -> None:
-    """Point Numba to a private temporary directory if it cannot store compiled code anywhere else.
+    """Set Numba's cache to a private temporary directory if neither default location is writable.
 
-    Call it before the first function is compiled. The choice is inherited by processes started later.
+    Call this before the first function is compiled. Processes started later inherit the setting.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def ensure_cache_directory(sources: Path) -> None:
     Raises
     ------
     OSError
-        No temporary directory can be written to either.
+        No temporary directory is writable either.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = os.environ.get("NUMBA_CACHE_DIR")
@@ -33,17 +33,17 @@ def ensure_cache_directory(sources: Path) -> None:
     from numba import config  # type: ignore[import-untyped]
 
     directory = str(_private_directory())
-    # Numba has read the environment already; worker processes have not.
+    # Numba has already read the environment of this process, but worker processes will read it.
     os.environ["NUMBA_CACHE_DIR"] = directory
     config.CACHE_DIR = directory  # type: ignore[attr-defined]
 
 
 def _can_write(directory: Path) -> bool:
-    """Return True if a file can be created in the directory, or in its nearest existing parent if it is missing."""
+    """Return True if a file can be created in the directory or, if it is missing, in its nearest existing parent."""
     while not directory.exists() and directory != directory.parent:
         directory = directory.parent
     try:
-        # The permission bits do not tell: root ignores them, and a file system may be mounted read-only.
+        # Permission bits are unreliable: root ignores them, and a file system may be mounted read-only.
         with tempfile.TemporaryFile(dir=directory):
             return True
     except OSError:
@@ -51,7 +51,7 @@ def _can_write(directory: Path) -> bool:
 
 
 def _private_directory() -> Path:
-    """Return a directory of this user alone: cached code is executed, so nobody else may write there."""
+    """Return a directory that only this user can write to, because cached code is executed."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     directory = Path(tempfile.gettempdir()) / f"texturegen-{user}"
     with suppress(FileExistsError):

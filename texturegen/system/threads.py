@@ -1,4 +1,4 @@
-"""The number of CPUs, and jobs in threads, for kernels that release the GIL."""
+"""Count the available CPUs, and run jobs in threads, for kernels that release the GIL."""
 
 import math
 import os
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def count_cpus() -> int:
-    """Return how many CPUs this process may use, given its affinity and the quota of its container."""
+    """Return the number of CPUs that this process may use, from its affinity and its container's quota."""
     # macOS and Windows have no sched_getaffinity.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(min([count, *(_cpu_share(group) for group in control_groups("cpu"))]))
 
 
 def _cpu_share(group: Path) -> float:
-    """Return the CPU quota of a control group in CPUs, rounded up; version 2: cpu.max, version 1: cpu.cfs_quota_us."""
+    """Return the CPU quota of a control group in CPUs, rounded up, from cpu.max (v2) or cpu.cfs_quota_us (v1)."""
     try:
         quota, period = map(int, (group / "cpu.max").read_text().split())
     except (OSError, ValueError):  # version 1, or "max"
@@ -31,13 +31,13 @@ def _cpu_share(group: Path) -> float:
 def run_in_threads(job: Callable[[int], T], count: int, threads: int) -> list[T]:
     """Return [job(0), ..., job(count - 1)], run in up to `threads` threads.
 
-    After a failure or Ctrl-C, no further job starts. Of several failures, that of the first job is raised. Ctrl-C ends
-    the call at once and lets the process exit: jobs run in daemon threads, for which, unlike those of
-    `concurrent.futures`, Python does not wait.
+    After a failure or Ctrl-C, no further job starts. If several jobs fail, the exception of the first one is raised.
+    Jobs run in daemon threads, which Python does not wait for on exit, unlike those of `concurrent.futures`, so Ctrl-C
+    ends the call and the process immediately.
 
     Parameters
     ----------
-    job : function of the number of a job.
+    job : function of the index of a job.
     count : number of jobs.
     threads : number of threads, at least 1.
     """
@@ -67,6 +67,6 @@ def run_in_threads(job: Callable[[int], T], count: int, threads: int) -> list[T]
     finally:
         stop.set()
     if failures:
-        # Jobs start in order, so every job before the first failed one has ended.
+        # Jobs start in order, so every job before the first failed one has finished.
         raise failures[min(failures)]
     return [results[number] for number in range(count)]

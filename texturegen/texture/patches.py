@@ -1,6 +1,6 @@
-"""Cutting the patches of an image, and checking patches, images and sizes.
+"""Cut the patches of an image, and check patches, images and sizes.
 
-Patches are chosen as by Ge et al., NeurIPS 2021, section 3.1, and SACL, section 3.2.
+Patches are chosen as in Ge et al., NeurIPS 2021, section 3.1, and SACL, section 3.2.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 
 from texturegen.errors import UserError
 
-MAX_SIDE = 96  # of the patches of a 224 pixel image, in both papers
-_MIN_SIDE = 8  # smaller patches are hardly larger than a window
+MAX_SIDE = 96  # both papers cut patches of this side from images of 224 pixels
+_MIN_SIDE = 8  # a smaller patch is barely larger than a window
 
 Box = tuple[int, int, int, int]
 
@@ -23,7 +23,7 @@ def cut_patches(
     Parameters
     ----------
     image : uint8, RGB (H, W, 3) or grey (H, W) or (H, W, 1).
-    seed : seed of the random positions, at least 0.
+    seed : seed of the random positions, 0 or more.
     count : number of patches, at least 1.
     side : side of the patches in pixels; None for half the short side of the image, at most 96.
 
@@ -33,8 +33,8 @@ def cut_patches(
 
     Raises
     ------
-    UserError : an image that is not uint8 RGB or grey, or is smaller than 16 pixels if `side` is None; a count or side
-        out of range.
+    UserError : the image is not uint8 RGB or grey, or smaller than 16 pixels with `side` None; `count` or `side` is out
+        of range.
 
     References
     ----------
@@ -64,16 +64,16 @@ def cut_patches(
             )
     elif not 1 <= side <= min(height, width):
         raise UserError(f"side must be from 1 to the short side of the image, {min(height, width)}, not {side}")
-    places = [((height - side) // 2, (width - side) // 2)]
+    corners = [((height - side) // 2, (width - side) // 2)]
     generator = np.random.default_rng(seed)
     for _ in range(count - 1):
-        places.append((int(generator.integers(height - side + 1)), int(generator.integers(width - side + 1))))
-    patches = [image[y : y + side, x : x + side] for y, x in places]
-    return patches, [(y, x, side, side) for y, x in places]
+        corners.append((int(generator.integers(height - side + 1)), int(generator.integers(width - side + 1))))
+    patches = [image[y : y + side, x : x + side] for y, x in corners]
+    return patches, [(y, x, side, side) for y, x in corners]
 
 
 def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Check patches and return them as RGB, the only form that the kernels are compiled for.
+    """Check patches and return them as RGB, because kernels are compiled for RGB alone.
 
     Parameters
     ----------
@@ -81,12 +81,12 @@ def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
 
     Returns
     -------
-    Contiguous, writable uint8 (h, w, 3) arrays; three equal channels for grey. Patches that have this form already are
-    returned uncopied; nothing writes to them.
+    Contiguous, writable uint8 (h, w, 3) arrays, with three equal channels for grey. A patch that already has this form
+    is returned without a copy, and is never written to.
 
     Raises
     ------
-    UserError : no patches, both grey and RGB patches, or an array that `check_image` rejects.
+    UserError : there are no patches, or both grey and RGB ones, or `check_image` rejects one.
     """
     if isinstance(patches, np.ndarray) and patches.ndim != 4:
         # An array of three dimensions is ambiguous: grey patches, or the rows of one RGB patch.
@@ -101,14 +101,14 @@ def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:
         check_image(patch, f"patch {number}")
         if is_grey(patch) != is_grey(patches[0]):
             kinds = ("grey", "RGB") if is_grey(patch) else ("RGB", "grey")
-            raise UserError(f"patch {number} is {kinds[0]} but patch 0 is {kinds[1]}; convert them to one kind")
+            raise UserError(f"patch {number} is {kinds[0]} but patch 0 is {kinds[1]}; convert all to one kind")
     return [_as_rgb(patch) for patch in patches]
 
 
 def check_image(image: np.ndarray, name: str) -> None:
     """Raise UserError unless `image` is a non-empty uint8 array, RGB (h, w, 3) or grey (h, w) or (h, w, 1).
 
-    `name` stands for the image in the message.
+    The message calls the image `name`.
     """
     if not isinstance(image, np.ndarray):
         raise UserError(f"{name} is a {type(image).__name__}, not a NumPy array")
@@ -120,7 +120,7 @@ def check_image(image: np.ndarray, name: str) -> None:
     if image.dtype != np.uint8:
         raise UserError(f"{name} is {image.dtype}, not uint8; scale it to 0 .. 255 and convert it")
     if image.size == 0:
-        raise UserError(f"{name} has shape {image.shape} and so no pixels")
+        raise UserError(f"{name} has shape {image.shape}, which has no pixels")
 
 
 def is_grey(image: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""The settings of a method: the keyword-only parameters of its function, with their ranges as annotations.
+"""Settings of a method: the keyword-only parameters of its function, annotated with their ranges.
 
 def method(patches, size, seed, *, window: Annotated[int, Integer(3, 31, odd=True)] = 7): ...
 """
@@ -16,13 +16,13 @@ from texturegen.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Integer:
-    """The integers from low to high.
+    """Integers in a range.
 
     Attributes
     ----------
-    low, high : the limits, both included.
+    low, high : limits of the range, both included.
     odd : whether only odd numbers are allowed.
-    automatic : whether None is allowed; the method then chooses a value.
+    automatic : whether None is allowed, for which the method chooses a value.
     """
 
     low: int
@@ -47,7 +47,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Real:
-    """The real numbers from low to high, both included."""
+    """Real numbers from `low` to `high`, both included."""
 
     low: float
     high: float
@@ -70,7 +70,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the names."""
+    """One of several names."""
 
     names: tuple[str, ...]
 
@@ -85,17 +85,17 @@ class Choice:
 
 
 def resolve(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of a method: the given ones, checked, and the function's defaults for the others.
+    """Check the given settings of a method, and add the defaults of the others.
 
     Parameters
     ----------
-    name : of the method, for messages.
+    name : name of the method, for messages.
     function : the method.
-    given : some or none of its settings.
+    given : any of its settings.
 
     Raises
     ------
-    UserError : an unknown setting, or a value out of its range.
+    UserError : a setting is unknown, or its value is out of range.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()

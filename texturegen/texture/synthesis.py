@@ -1,4 +1,4 @@
-"""The public calls: they check the arguments, run a method, and look up the colours of its source map."""
+"""Public functions: check the arguments, run a method, and look up the colours of its source map."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from texturegen.texture.settings import resolve
 
 @dataclass(frozen=True)
 class Texture:
-    """A synthesised image, and where each of its pixels was copied from.
+    """A synthesised image and the source of each of its pixels.
 
     Attributes
     ----------
     image : uint8, (H, W, 3) for RGB patches, (H, W) for grey ones.
-    source : int32 (H, W, 3), the patch number, row and column of every pixel: with p, y, x = source[i, j],
+    source : int32 (H, W, 3), (patch index, row, column) of every pixel: with p, y, x = source[i, j],
         `image[i, j] == patches[p][y, x]`.
     """
 
@@ -38,7 +38,7 @@ def synthesize(
 ) -> Texture:
     """Synthesise a texture of any size from patches.
 
-    Every pixel is copied from a patch. The result depends on the arguments alone, not on threads, processes or order.
+    Every pixel is copied from a patch. The result depends only on the arguments.
 
     Parameters
     ----------
@@ -46,17 +46,17 @@ def synthesize(
         differ. They are not modified.
     size : (H, W) of the texture in pixels, each at least 1.
     method : a key of `METHODS`.
-    seed : 0 <= seed < 2**63. Another seed gives another texture.
-    **settings : settings of the method; `resolve_settings` returns them all.
+    seed : seed of all random choices, 0 <= seed < 2**63.
+    **settings : settings of the method; `resolve_settings` lists them.
 
     Returns
     -------
-    The texture's image and source map.
+    The image and its source map.
 
     Raises
     ------
-    UserError : an unknown method or setting; a setting, size or seed out of range; patches that are not uint8 RGB or
-        grey, that mix the two, or that are smaller than the method's window.
+    UserError : a method or setting is unknown; a setting, size or seed is out of range; patches are not all uint8 RGB
+        or all uint8 grey, or are smaller than the method's window.
 
     References
     ----------
@@ -81,13 +81,13 @@ def synthesize(
     >>> texture.image.shape, texture.image.dtype.name
     ((48, 64, 3), 'uint8')
 
-    The source map says where every pixel comes from:
+    The source map gives the origin of every pixel:
 
     >>> patch, row, column = texture.source[10, 20]
     >>> bool((texture.image[10, 20] == patches[patch][row, column]).all())
     True
 
-    Methods have settings of their own:
+    Each method has its own settings:
 
     >>> quilted = synthesize(patches, size=(48, 64), method="quilting", block=8, overlap=2)
     """
@@ -104,9 +104,8 @@ def synthesize_batch(
 ) -> list[Texture]:
     """Synthesise many textures in threads of this process.
 
-    Returns [synthesize(patch_lists[0], size, method, seeds[0]), ...], whatever the number of threads. All textures are
-    held in memory, at 15 bytes per RGB pixel; `texturegen build` is made for whole data sets. Ctrl-C ends the call at
-    once.
+    Returns [synthesize(patch_lists[0], size, method, seeds[0]), ...] for any number of threads. All textures are held
+    in memory, at 15 bytes per RGB pixel; for whole data sets use `texturegen build`. Ctrl-C stops the call immediately.
 
     Parameters
     ----------
@@ -114,7 +113,7 @@ def synthesize_batch(
     size : (H, W) of all textures in pixels.
     seeds : one seed per texture.
     method, **settings : as for `synthesize`, the same for all textures.
-    threads : number of threads, at least 1; None for one per CPU available to this process.
+    threads : number of threads, at least 1; None for one per CPU that this process may use.
 
     Returns
     -------
@@ -122,8 +121,8 @@ def synthesize_batch(
 
     Raises
     ------
-    UserError : as `synthesize`, with the number of the first wrong texture, counted from 0. Also if there is not one
-        seed per texture, or less than one thread.
+    UserError : `synthesize` rejects a texture (the message gives its index, from 0), the number of seeds differs from
+        that of the textures, or `threads` is less than 1.
 
     Examples
     --------
@@ -153,20 +152,20 @@ def synthesize_batch(
 
 
 def resolve_settings(method: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return all settings of a method: the given ones, checked, and the defaults of the others.
+    """Check the given settings of a method, and add the defaults of the others.
 
     Parameters
     ----------
     method : a key of `METHODS`.
-    settings : some or none of the method's settings.
+    settings : any of the method's settings.
 
     Returns
     -------
-    Name -> value of every setting. None stands for a value that the method derives from the patches and the size.
+    Name -> value of every setting. A value of None is derived from the patches and the size during synthesis.
 
     Raises
     ------
-    UserError : an unknown method or setting, or a value out of its range.
+    UserError : the method or a setting is unknown, or a value is out of range.
 
     Examples
     --------
@@ -193,7 +192,9 @@ def _synthesize(
 
 def _look_up(patches: Sequence[np.ndarray], source: np.ndarray) -> np.ndarray:
     """Return the image of a source map."""
-    if sum(patch.size for patch in patches) > 8 * source.size:  # joining large patches would cost more than the image
+    if (
+        sum(patch.size for patch in patches) > 8 * source.size
+    ):  # concatenating large patches would take longer than the lookup
         image = np.empty(source.shape, dtype=np.uint8)
         for number in np.unique(source[..., 0]):
             here = source[..., 0] == number
@@ -204,5 +205,5 @@ def _look_up(patches: Sequence[np.ndarray], source: np.ndarray) -> np.ndarray:
     starts = np.cumsum(areas) - areas
     colours = np.concatenate([patch.reshape(-1, 3) for patch in patches])
     number, row, column = source[..., 0], source[..., 1], source[..., 2]
-    # take() needs half the time of indexing.
+    # take() is twice as fast as indexing.
     return colours.take(starts.take(number) + row * widths.take(number) + column, axis=0)

@@ -20,7 +20,7 @@ def check_law(texture, patches, size):
 
 
 def in_a_thread(call, seconds=60):
-    """Run `call` in a thread; return or raise what it does, and fail instead of hanging if it does not end."""
+    """Run `call` in a thread; return its value or raise its exception, and fail after `seconds` instead of hanging."""
     outcome = []
 
     def run():

@@ -1,4 +1,4 @@
-"""Slow, simple references for the methods that cut and copy blocks; they share no code with them.
+"""Slow, simple references for the methods that cut and copy blocks, without shared code.
 
 Patches are integer arrays, positions are (patch, row, column), errors of pixels are dicts by (row, column).
 """
@@ -39,7 +39,7 @@ def quilting_cut(error, tall, wide, above, before):
     """Return the pixels (i, j) of a block that are copied; `error` gives the errors in the overlaps."""
 
     def up(row):
-        """Paths in the left overlap, from the last row to this one."""
+        """Return the paths in the left overlap, from the last row to this one."""
         return cheapest_paths(
             [{j: error[i, j] for j in range(before)} for i in range(tall - 1, row - 1, -1)], (-1, 0, 1)
         )
@@ -63,7 +63,7 @@ def quilting_cut(error, tall, wide, above, before):
         columns, rows = [0] * tall, first_least(along(0).values())[0][::-1]
     else:
         return everything
-    # Above the meeting point only the path along the upper overlap decides, to the left of it only the other.
+    # Above the point where the paths meet, only the path along the upper overlap applies; to its left, only the other.
     return {
         (i, j)
         for i, j in everything
@@ -113,7 +113,7 @@ def wang_tiles(patches, size, seed, tile, colors, tries):
     half = tile // 2
 
     def in_sample(sample, i, j, horizontal):
-        """Return the position of a tile's pixel in the sample of an edge, which crosses the sample's middle."""
+        """Return the position of a tile's pixel in the sample of an edge, which bisects the sample."""
         p, y, x = sample
         down = (half if i < half else -half) if horizontal else 0
         right = 0 if horizontal else (half if j < half else -half)

@@ -1,4 +1,4 @@
-"""Slow, simple references for texturegen.texture in plain Python and NumPy; they share no code with it.
+"""Slow, simple references for texturegen.texture in plain Python and NumPy, without shared code.
 
 Patches are integer arrays, positions are (patch, row, column), windows are gathered pixel by pixel.
 """
@@ -41,7 +41,7 @@ def look_up(patches, source):
 
 
 def halve(patch):
-    """Binomial smoothing with mirrored edges, rounded once, then every second pixel."""
+    """Apply binomial smoothing with mirrored edges, rounded once, and keep every second pixel."""
     kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1])
     padded = np.pad(patch.astype(int), ((2, 2), (2, 2), (0, 0)), mode="reflect")
     result = np.zeros(((patch.shape[0] + 1) // 2, (patch.shape[1] + 1) // 2, 3), dtype=int)
@@ -286,7 +286,7 @@ def window_list(images, window=7):
 
 
 def nearest_window(window, others):
-    """Return (position, RMS distance) of the nearest of the others, the first of equals."""
+    """Return (position, RMS distance) of the nearest of the others; the first wins ties."""
     distances = [int(((window - other) ** 2).sum()) for _, other in others]
     best = int(np.argmin(distances))
     return others[best][0], math.sqrt(distances[best] / window.size)

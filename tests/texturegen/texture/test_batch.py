@@ -1,4 +1,4 @@
-"""Many textures in threads: order, independence of the number of threads, errors with their number."""
+"""Batches of textures in threads: order, independence of the number of threads, errors with the texture's index."""
 
 import signal
 import subprocess
@@ -26,7 +26,7 @@ def lists_of_patches(count, side=12):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("threads", [None, 1, 2, 5])
-def test_every_texture_equals_synthesize(method, threads):
+def test_batch_equals_synthesize(method, threads):
     lists, seeds = lists_of_patches(9), [7, 7, 1, 0, 2**63 - 1, 3, 4, 5, 6]
     textures = synthesize_batch(lists, (14, 11), seeds, method, threads)
     assert len(textures) == 9
@@ -35,7 +35,7 @@ def test_every_texture_equals_synthesize(method, threads):
         np.testing.assert_array_equal(texture.source, synthesize(patches, (14, 11), method, seed).source)
 
 
-def test_grey_and_rgb_lists_arrays_and_settings():
+def test_batch_accepts_grey_rgb_arrays_and_settings():
     (patch,), (other, _) = lists_of_patches(2)
     stack = np.stack([patch[..., :1], other[:12, ..., :1]])
     grey, coloured = synthesize_batch([stack, (patch,)], (9, 9), np.array([3, 4]), "wei-levoy", window=7)
@@ -44,16 +44,16 @@ def test_grey_and_rgb_lists_arrays_and_settings():
     assert not np.array_equal(coloured.source, synthesize([patch], (9, 9), "wei-levoy", 4).source)
 
 
-def test_an_empty_batch():
+def test_empty_batch():
     assert synthesize_batch([], (8, 8), []) == []
 
 
-def test_is_loaded_with_the_package():
+def test_synthesize_batch_is_exported():
     assert texturegen.synthesize_batch is synthesize_batch
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
-def test_an_error_names_the_first_wrong_texture(threads):
+def test_error_names_first_invalid_texture(threads):
     lists = lists_of_patches(40)
     lists[30] = []
     lists[11] = [lists[11][0].astype(float)]
@@ -81,12 +81,12 @@ def test_an_error_names_the_first_wrong_texture(threads):
         ({"windw": 5}, "did you mean 'window'"),
     ],
 )
-def test_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         synthesize_batch(lists_of_patches(2), **{"size": (8, 8), "seeds": [0, 1], **arguments})
 
 
-def test_jobs_run_in_parallel_and_results_keep_their_order():
+def test_jobs_run_in_parallel_and_results_are_in_order():
     both = threading.Barrier(2)
 
     def job(number):
@@ -97,7 +97,7 @@ def test_jobs_run_in_parallel_and_results_keep_their_order():
     assert run_in_threads(job, 8, 2) == list(range(8))
 
 
-def test_no_job_starts_after_a_failure():
+def test_no_job_starts_after_failure():
     begun = []
 
     def job(number):
@@ -111,7 +111,7 @@ def test_no_job_starts_after_a_failure():
     assert len(begun) < 20
 
 
-def test_the_failure_of_the_first_job_is_raised():
+def test_failure_of_first_job_is_raised():
     second = threading.Event()
 
     def job(number):
@@ -125,11 +125,11 @@ def test_the_failure_of_the_first_job_is_raised():
         run_in_threads(job, 2, 2)
 
 
-def test_cpus():
+def test_count_cpus_is_positive():
     assert 1 <= count_cpus() <= 4096
 
 
-def test_ctrl_c_ends_call_and_process_at_once():
+def test_ctrl_c_ends_call_and_process():
     # This takes hours in two kernels if not interrupted.
     code = """
 import numpy as np

@@ -32,7 +32,7 @@ LAYOUTS = {
 
 @st.composite
 def patch_lists(draw, least=8, most=24, channels=((), (1,), (3,))):
-    """One to four patches of one kind, their sides unequal: noise of few or many colours, in any memory layout."""
+    """One to four patches of one kind with different sides: noise of few or many colours, in any memory layout."""
     kind = draw(st.sampled_from(channels))
     side = st.integers(least, most)
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -56,7 +56,7 @@ def attempt(call):
 @every_method
 @examples
 @given(patches=patch_lists(), size=SIZES, seed=SEEDS)
-def test_pixels_match_the_source_map_in_any_thread(method, patches, size, seed):
+def test_pixels_match_source_map_in_any_thread(method, patches, size, seed):
     before = [patch.copy() for patch in patches]
     texture = in_a_thread(lambda: synthesize(patches, size, method, seed))
     check_law(texture, patches, size)
@@ -70,7 +70,7 @@ def test_pixels_match_the_source_map_in_any_thread(method, patches, size, seed):
 @every_method
 @examples
 @given(patches=patch_lists(), size=SIZES, seed=SEEDS)
-def test_memory_layout_does_not_matter(method, patches, size, seed):
+def test_result_is_independent_of_memory_layout(method, patches, size, seed):
     plain = [np.ascontiguousarray(patch) for patch in patches]
     expected = synthesize(plain, size, method, seed)
     np.testing.assert_array_equal(synthesize(patches, size, method, seed).source, expected.source)
@@ -89,7 +89,7 @@ def test_grey_is_rgb_with_equal_channels(method, patches, size, seed):
 
 
 def values(domain):
-    """Values of a range, without large ones that only take time."""
+    """Values in a range, except large ones that would only take time."""
     if isinstance(domain, Choice):
         return st.sampled_from(domain.names)
     if isinstance(domain, Real):
@@ -102,7 +102,7 @@ def values(domain):
 @every_method
 @examples
 @given(data=st.data(), patches=patch_lists(most=40), seed=SEEDS)
-def test_settings_in_range_give_a_texture_or_an_error(method, data, patches, seed):
+def test_settings_in_range_give_texture_or_error(method, data, patches, seed):
     hints = get_type_hints(METHODS[method].load(), include_extras=True)
     domains = {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
     chosen = data.draw(st.fixed_dictionaries({}, optional={name: values(domain) for name, domain in domains.items()}))
@@ -118,7 +118,7 @@ def test_settings_in_range_give_a_texture_or_an_error(method, data, patches, see
 @every_method
 @examples
 @given(patches=patch_lists(least=1, most=9), size=SIZES)
-def test_small_patches_give_a_texture_or_an_error(method, patches, size):
+def test_small_patches_give_texture_or_error(method, patches, size):
     texture, error = attempt(lambda: synthesize(patches, size, method))
     if texture is None:
         assert any(f"patch {n} is {patch.shape[0]}x{patch.shape[1]}" in error for n, patch in enumerate(patches))
@@ -134,7 +134,7 @@ WRONG_KINDS = st.tuples(arrays.scalar_dtypes(), RIGHT_SHAPES) | st.tuples(st.jus
 
 @settings(examples, max_examples=200)
 @given(kinds=st.lists(RIGHT_KINDS, max_size=2), others=st.lists(WRONG_KINDS, max_size=1), first=st.booleans())
-def test_arrays_of_any_kind_give_a_texture_or_an_error(kinds, others, first):
+def test_arrays_of_any_kind_give_texture_or_error(kinds, others, first):
     kinds = others + kinds if first else kinds + others
     patches = [np.zeros(shape, dtype) for dtype, shape in kinds]
     channels = {shape[2:] or (1,) for _, shape in kinds}

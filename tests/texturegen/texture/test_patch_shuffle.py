@@ -16,7 +16,7 @@ from texturegen.texture import synthesize
         ([(30, 30)], (11, 12), 3, 20, 30),
     ],
 )
-def test_equals_the_reference(sides, size, seed, smallest, largest):
+def test_equals_reference(sides, size, seed, smallest, largest):
     patches = random_patches(sides, 0)
     texture = synthesize(patches, size, "patch-shuffle", seed, smallest=smallest, largest=largest)
     expected = reference.patch_shuffle(patches, size, seed, smallest, largest)
@@ -46,7 +46,7 @@ def cell_sides(patches, size, **settings):
         (96, (112, 224), {"largest": 5}, 5, 5),
     ],
 )
-def test_sides_of_cells(patch, size, settings, smallest, largest):
+def test_cell_sides_span_the_range(patch, size, settings, smallest, largest):
     patches = [np.zeros((patch, patch, 3), np.uint8)] * 2
     sides = cell_sides(patches, size, **settings)
     assert min(sides) == smallest
@@ -54,7 +54,7 @@ def test_sides_of_cells(patch, size, settings, smallest, largest):
     assert len(sides) >= 0.9 * (largest - smallest + 1)
 
 
-def test_refused():
+def test_invalid_arguments_are_refused():
     patches = [np.zeros((20, 20, 3), np.uint8), np.zeros((20, 9, 3), np.uint8)]
     with pytest.raises(UserError, match=r"patch 1 is 20x9 pixels, too small for cells of 10x10; .* a smaller cell"):
         synthesize(patches, (8, 8), "patch-shuffle", largest=10)

@@ -11,7 +11,7 @@ def numbered(height, width):
 
 
 @pytest.mark.parametrize(("size", "side"), [((32, 32), 16), ((96, 96), 48), ((224, 224), 96), ((300, 21), 10)])
-def test_the_first_patch_is_central_and_all_lie_inside(size, side):
+def test_first_patch_is_central_and_all_are_inside(size, side):
     image = numbered(*size)
     patches, boxes = cut_patches(image, seed=7, count=4)
     assert boxes[0] == ((size[0] - side) // 2, (size[1] - side) // 2, side, side)
@@ -31,13 +31,13 @@ def test_random_positions_reach_every_corner():
     assert places == {(y, x) for y in range(3) for x in range(3)}
 
 
-def test_side_may_be_the_whole_image():
+def test_patch_may_cover_the_image():
     patches, boxes = cut_patches(numbered(9, 12), seed=0, count=1, side=9)
     assert boxes == [(0, 1, 9, 9)]
     assert patches[0].shape == (9, 9, 3)
 
 
-def test_grey_images_give_grey_patches_at_the_same_positions():
+def test_grey_images_give_grey_patches_at_same_positions():
     image = numbered(20, 30)
     patches, boxes = cut_patches(image, seed=3)
     for grey in (image[..., 0], image[..., :1]):
@@ -89,6 +89,6 @@ def test_patches_are_not_modified(method):
         (numbered(20, 30).astype(float), {}, "float64, not uint8"),
     ],
 )
-def test_refused(image, options, message):
+def test_invalid_arguments_are_refused(image, options, message):
     with pytest.raises(UserError, match=message):
         cut_patches(image, 0, **options)

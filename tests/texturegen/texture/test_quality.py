@@ -28,7 +28,7 @@ def noise(height, width, seed=0, levels=256):
         ([(13, 10), (6, 30), (21, 18), (20, 3)], (19, 22), 256),  # small patches among the others, hundreds of windows
     ],
 )
-def test_equals_the_reference_over_all_windows(sides, size, levels):
+def test_equals_reference_over_all_windows(sides, size, levels):
     patches = [noise(*side, seed, levels) for seed, side in enumerate(sides)]
     texture = noise(*size, seed=9, levels=levels)
     texture[:8, :7] = patches[0][:8, :7]  # some windows have an exact match
@@ -48,7 +48,7 @@ def test_equals_the_reference_over_all_windows(sides, size, levels):
     assert quality.autocorrelation == pytest.approx(np.mean(differences))
 
 
-def test_a_sample_is_an_unbiased_estimate():
+def test_sampled_figures_are_unbiased():
     patches, texture = [noise(20, 20)], noise(12, 12, seed=1)
     windows = 6 * 6
     every = [measure(patches, texture, seed, samples) for seed, samples in ((0, 14 * 14), (5, ALL))]
@@ -63,7 +63,7 @@ def test_a_sample_is_an_unbiased_estimate():
         assert np.mean(values) == pytest.approx(getattr(every[0], figure), abs=3 * error)
 
 
-def test_a_sample_is_spread_evenly():
+def test_sample_is_stratified():
     dark, bright = np.full((9, 9, 3), 0, np.uint8), np.full((9, 9, 3), 200, np.uint8)
     half = {measure([dark, bright], dark, seed, samples=2).completeness for seed in range(20)}
     assert half == {100}
@@ -71,14 +71,14 @@ def test_a_sample_is_spread_evenly():
     assert third == {67, 133}
 
 
-def test_a_copy_is_perfect_except_verbatim():
+def test_copy_is_perfect_except_verbatim():
     patch = noise(20, 24)
     quality = measure([patch], patch, samples=ALL)
     assert (quality.histogram, quality.autocorrelation) == (0, 0)
     assert (quality.coherence, quality.completeness, quality.verbatim) == (0, 0, 1)
 
 
-def test_a_shifted_copy():
+def test_shifted_copy():
     patch = noise(20, 20) // 2
     quality = measure([patch], patch + np.uint8(10), samples=ALL)
     assert quality.histogram == pytest.approx(10)
@@ -86,7 +86,7 @@ def test_a_shifted_copy():
     assert 0 < quality.completeness <= 10
 
 
-def test_a_texture_of_half_the_patches():
+def test_texture_of_one_of_two_patches():
     dark, bright = np.full((10, 10, 3), 0, np.uint8), np.full((10, 10, 3), 200, np.uint8)
     quality = measure([dark, bright], dark, samples=ALL)
     assert quality.coherence == 0
@@ -94,19 +94,19 @@ def test_a_texture_of_half_the_patches():
     assert quality.histogram == pytest.approx(100)
 
 
-def test_the_first_of_equally_near_windows_wins():
+def test_first_window_wins_ties():
     texture = np.full((7, 8, 3), 10, np.uint8)
     texture[:, 7] = 50
     first, later = texture.copy(), texture[:, :7].copy()
     first[0, 0, 0] += 2
-    # At the same distance from the left window as the first patch, though its sums of blocks equal the window's.
+    # As far from the left window as the first patch, although its block sums equal those of the window.
     later[0, :2, 0] = later[1, :2, 1] = 9, 11
     assert measure([first, later], texture, samples=ALL).verbatim == 1
     assert measure([later, first], texture, samples=ALL).verbatim == 0
 
 
-def test_a_bound_equal_to_the_distance_rules_nothing_out():
-    """All values of a 2x2 block differ by the same amount, so the bound from the sums is exact."""
+def test_exact_bound_does_not_exclude_nearest_window():
+    """All values of a 2x2 block differ by the same amount, so the bound from block sums is exact."""
     window = noise(7, 7) // 2 + np.uint8(50)
     step = np.zeros((7, 7, 1), np.uint8)
     step[np.ix_((0, 1, 2, 3, 5, 6), (0, 1, 2, 3, 5, 6))] = 4
@@ -158,13 +158,13 @@ def test_width_of_one_window_has_no_pairs():
     assert math.isfinite(quality.coherence)
 
 
-def test_a_texture_lies_between_a_copy_and_noise():
+def test_texture_scores_between_copy_and_noise():
     patches = [noise(32, 32, levels=3)]
     texture = measure(patches, synthesize(patches, (48, 48)).image)
     assert texture.coherence < measure(patches, noise(48, 48, seed=4, levels=3)).coherence
 
 
-def test_the_autocorrelation_of_large_bright_images():
+def test_autocorrelation_does_not_overflow():
     """The sums of products exceed 32 bits."""
     patch, texture = noise(8, 40_000) // 8 + 224, noise(210, 200, seed=1) // 8 + 224
 
@@ -194,8 +194,8 @@ def copied(places, size):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_largest_copy_equals_the_reference(seed):
-    """A few offsets at random positions, from single pixels to regions that wind and meet again."""
+def test_largest_copy_equals_reference(seed):
+    """The source map has a few random offsets, in regions from single pixels to winding ones that rejoin."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 24, 2)
     patches = [noise(60, 61), noise(59, 64)]
@@ -213,7 +213,7 @@ def test_the_largest_copy_equals_the_reference(seed):
     assert quality.largest_copy == pytest.approx(reference.largest_copy(patches, source), rel=1e-12)
 
 
-def test_the_largest_copy_of_a_texture_equals_the_reference():
+def test_largest_copy_of_texture_equals_reference():
     patches = [noise(24, 31), noise(40, 26, seed=1)]
     texture = synthesize(patches, (30, 33))
     quality = measure(patches, texture.image, source=texture.source)
@@ -238,13 +238,13 @@ def test_known_copies():
     assert largest((slice(0, 20), slice(0, 5), (1, 0, 0))) == 1
     # Adjacent, but with another offset.
     assert largest((slice(5, 9), slice(0, 5), (0, 0, 0)), (slice(5, 9), slice(5, 9), (0, 0, 6))) == 0.2
-    # The larger fraction, not the larger region, if their patches differ.
+    # For patches of different sizes, the larger fraction counts, not the larger region.
     assert largest((slice(0, 6), slice(0, 10), (0, 0, 0)), (slice(7, 20), slice(0, 5), (1, 0, 0))) == 0.65
-    # A texture that tiles continues on the other side, which still counts as two regions.
+    # A region that continues across the border of a tiling texture counts as two.
     assert largest((slice(0, 5), slice(20, 24), (0, 0, 0)), (slice(0, 5), slice(0, 4), (0, 0, 4))) == 0.2
 
 
-def test_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(UserError, match="samples must be at least 1, not 0"):
         measure([noise(9, 9)], noise(9, 9), samples=0)
     with pytest.raises(UserError, match="RGB"):

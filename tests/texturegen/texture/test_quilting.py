@@ -25,7 +25,7 @@ DEFAULTS = {"block": None, "overlap": None, "tolerance": 0.1}
         ([(24, 25), (24, 25)], (14, 14), 9, {"block": 8, "overlap": 3}),  # more candidates than a run
     ],
 )
-def test_equals_the_reference(sides, size, seed, settings):
+def test_equals_reference(sides, size, seed, settings):
     patches = random_patches(sides, seed % 100)
     texture = synthesize(patches, size, "quilting", seed, **settings)
     expected = reference.quilting(patches, size, seed, **{**DEFAULTS, **settings})
@@ -33,7 +33,7 @@ def test_equals_the_reference(sides, size, seed, settings):
 
 
 @pytest.mark.parametrize(("length", "width", "levels"), [(1, 3, 9), (4, 1, 9), (5, 3, 9), (6, 4, 2), (4, 5, 1)])
-def test_no_path_is_cheaper_than_the_cut(length, width, levels):
+def test_cut_is_the_cheapest_path(length, width, levels):
     errors = np.random.default_rng(0).integers(0, levels, (length, width))
     paths = [[column] for column in range(width)]
     for _ in range(length - 1):
@@ -45,11 +45,11 @@ def test_no_path_is_cheaper_than_the_cut(length, width, levels):
         assert costs[tuple(trace(totals, column))] == min(costs.values())
 
 
-def test_of_equally_cheap_paths_the_smaller_columns_win():
+def test_smaller_column_wins_ties():
     np.testing.assert_array_equal(trace(accumulate(np.zeros((4, 4), np.int64)), 3), [0, 1, 2, 3])
 
 
-def test_a_texture_of_one_repeating_pattern_has_no_seams():
+def test_periodic_pattern_has_no_seams():
     y, x = np.mgrid[:24, :24]
     pattern = np.stack([(y % 4) * 50, (x % 4) * 50, ((y + x) % 4) * 50], axis=-1).astype(np.uint8)
     image = synthesize([pattern], (40, 41), "quilting", tolerance=0).image
@@ -58,15 +58,15 @@ def test_a_texture_of_one_repeating_pattern_has_no_seams():
 
 
 def test_largest_overlap_does_not_overflow():
-    # The one candidate is black where the block is white, so its error is the largest possible.
+    # The only candidate is black where the block is white, so its error is the largest possible.
     patch = np.zeros((96, 96, 3), np.uint8)
     patch[:, 48:] = 255
     texture = synthesize([patch], (96, 160), "quilting", block=96, overlap=32, tolerance=10)
-    # Of equally expensive cuts, the first is along the left edge of the overlap.
+    # All cuts cost the same, so the first one wins, along the left edge of the overlap.
     np.testing.assert_array_equal(texture.source[..., 2], np.tile(np.r_[:64, :96], (96, 1)))
 
 
-def test_refused():
+def test_invalid_arguments_are_refused():
     patches = [np.zeros((20, 20, 3), np.uint8), np.zeros((20, 9, 3), np.uint8)]
     with pytest.raises(UserError, match=r"patch 1 is 20x9 pixels, too small for blocks of 10x10; .* a smaller block"):
         synthesize(patches, (8, 8), "quilting", block=10)

@@ -1,4 +1,4 @@
-"""Every method against its slow reference, pixel by pixel."""
+"""Every method equals its slow reference, pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from texturegen.texture import resolve_settings, synthesize
 
 
 def random_patches(sides, seed):
-    """Patches with smooth ramps, edges and equal colours, so that ties occur."""
+    """Return patches with smooth ramps, edges and equal colours, so that ties occur."""
     generator = np.random.default_rng(seed)
     patches = []
     for height, width in sides:
@@ -92,7 +92,7 @@ def test_coherent(sides, size, seed, settings):
 
 
 @pytest.mark.parametrize("size", [(16, 17), (40, 40)])
-def test_visiting_every_leaf_of_a_full_codebook_is_the_exhaustive_search(size):
+def test_full_backtracking_equals_exhaustive_search(size):
     patches = random_patches([(12, 15), (14, 12)], 3)
     exhaustive = synthesize(patches, size, "wei-levoy", 5)
     tree = synthesize(patches, size, "wei-levoy", 5, search="tsvq", backtrack=1000)
@@ -101,7 +101,7 @@ def test_visiting_every_leaf_of_a_full_codebook_is_the_exhaustive_search(size):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_tuned_kernels_equal_the_naive_ones(seed):
+def test_tuned_kernels_equal_naive_ones(seed):
     # Photographs have many near windows, which exercises every kind of early rejection.
     image = data.astronaut()[::2, ::2]
     patches = [image[20:50, 90:118], image[150:174, 40:75]]
@@ -113,7 +113,7 @@ def test_tuned_kernels_equal_the_naive_ones(seed):
 
 
 @pytest.mark.parametrize(("method", "settings"), [("efros-leung", {"window": 3}), ("wei-levoy", {"levels": 1})])
-def test_ties_in_exemplars_larger_than_a_run(method, settings):
+def test_ties_in_exemplars_larger_than_run(method, settings):
     # Distances are computed in runs of 512 positions; every window of the first patch occurs again in a later run.
     patch = random_patches([(24, 25)], 0)[0]
     check_patches(method, [patch, patch.copy()], (5, 6), 1, **settings)

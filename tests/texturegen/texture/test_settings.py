@@ -8,7 +8,7 @@ from texturegen.texture.settings import Choice, resolve
 
 
 def method(*, search: Annotated[str, Choice(("all", "tree"))] = "all"):
-    """Has one setting."""
+    """A method with one setting."""
 
 
 def test_choice():
@@ -23,5 +23,5 @@ def test_choice_refuses_other_values(value):
 
 
 @pytest.mark.parametrize("text", ["search=tree", 'search="tree"'])
-def test_choice_from_the_command_line(text):
+def test_choice_from_command_line(text):
     assert resolve("m", method, read_pairs(None, None, (text,))) == {"search": "tree"}

@@ -13,7 +13,7 @@ def _call(left, left_start, right, right_start, mask, mask_start):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_is_the_sum_of_absolute_differences_under_the_mask(seed):
+def test_run_distance_equals_masked_sum_of_differences(seed):
     random = np.random.default_rng(seed)
     left, right = random.integers(0, 256, (2, 100), dtype=np.uint8)
     mask = random.choice(np.array([0, 255], dtype=np.uint8), 2 * LANES)
@@ -23,12 +23,12 @@ def test_is_the_sum_of_absolute_differences_under_the_mask(seed):
     assert _call(left, i, right, j, mask, k) == expected
 
 
-def test_the_largest_distance_fits():
+def test_largest_distance_does_not_overflow():
     white, black = np.full(LANES, 255, dtype=np.uint8), np.zeros(LANES, dtype=np.uint8)
     assert _call(white, 0, black, 0, white, 0) == _call(black, 0, white, 0, white, 0) == 255 * LANES
 
 
-def test_becomes_one_vector_instruction_on_x86():
+def test_compiles_to_psadbw_on_x86():
     vector = np.zeros(LANES, dtype=np.uint8)
     _call(vector, 0, vector, 0, vector, 0)
     code = "".join(_call.inspect_asm().values())

@@ -28,16 +28,16 @@ def photo_patches(*sides):
 
 @every_method
 @pytest.mark.parametrize(("sides", "size"), [((16, 16), (32, 32)), ((48, 40), (64, 80)), ((31, 64, 17), (50, 33))])
-def test_pixels_match_the_source_map(method, sides, size):
+def test_pixels_match_source_map(method, sides, size):
     patches = photo_patches(*sides)
     texture = synthesize(patches, size, method, seed=3)
     check_law(texture, patches, size)
-    # The texture has not collapsed to a flat colour.
+    # The texture must not collapse to a flat colour.
     assert texture.image.std() > 0.5 * np.concatenate([patch.ravel() for patch in patches]).std()
 
 
 @pytest.mark.parametrize(("side", "size"), [(48, (96, 96)), (96, (224, 224))])
-def test_default_method_at_the_sizes_of_the_data_sets(side, size):
+def test_default_method_at_data_set_sizes(side, size):
     patches = photo_patches(side, side)
     texture = synthesize(patches, size)
     check_law(texture, patches, size)
@@ -68,7 +68,7 @@ def test_extreme_colours_do_not_overflow(method):
 
 
 @every_method
-def test_another_seed_gives_another_texture(method):
+def test_seeds_give_different_textures(method):
     patches = photo_patches(24, 24)
     assert len({synthesize(patches, (32, 32), method, seed).source.tobytes() for seed in range(6)}) == 6
 
@@ -93,31 +93,31 @@ def good_patch():
         ([[[[1, 2, 3]]]], "patch 0 is a list"),
     ],
 )
-def test_bad_patches(patches, message):
+def test_invalid_patches_are_refused(patches, message):
     with pytest.raises(UserError, match=message):
         synthesize(patches, (8, 8))
 
 
 @pytest.mark.parametrize("method", ["coherent", "efros-leung", "wei-levoy"])
-def test_patch_smaller_than_a_window(method):
+def test_patch_smaller_than_window(method):
     with pytest.raises(UserError, match="patch 1 is 16x4 pixels, too small for windows of"):
         synthesize([good_patch(), good_patch()[:, :4]], (8, 8), method)
 
 
 @pytest.mark.parametrize("method", ["coherent", "wei-levoy"])
-def test_patch_too_small_for_the_levels(method):
+def test_patch_too_small_for_levels(method):
     with pytest.raises(UserError, match="at 4 levels; use patches with sides of 33 or more"):
         synthesize([good_patch()], (8, 8), method, levels=4)
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8, -1), (8.0, 8), 8, (8, 8, 3), (True, 8), (2**20, 2**20)])
-def test_bad_size(size):
+def test_invalid_size_is_refused(size):
     with pytest.raises(UserError, match="size"):
         synthesize([good_patch()], size)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, None])
-def test_bad_seed(seed):
+def test_invalid_seed_is_refused(seed):
     with pytest.raises(UserError, match="seed"):
         synthesize([good_patch()], (8, 8), seed=seed)
 
@@ -158,7 +158,7 @@ def test_defaults_resolve_to_themselves(method):
     assert resolve_settings(method, defaults) == defaults
 
 
-def test_numpy_numbers_become_plain_ones():
+def test_numpy_scalars_become_python_numbers():
     window = resolve_settings("coherent", {"window": np.int64(9)})["window"]
     assert (window, type(window)) == (9, int)
 
@@ -168,7 +168,7 @@ def test_import_loads_no_compiler():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_coherent_crops_patches_much_larger_than_the_output():
+def test_coherent_crops_patches_much_larger_than_output():
     generator = np.random.default_rng(0)
     patches = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in ((700, 40, 3), (64, 900, 3))]
     places = []
@@ -191,7 +191,7 @@ def test_coherent_crops_patches_much_larger_than_the_output():
 @pytest.mark.parametrize(
     ("side", "size", "levels"), [(16, 32, 2), (48, 96, 3), (96, 224, 4), (200, 16, 1), (200, 40, 2)]
 )
-def test_automatic_levels_leave_patches_8_and_the_output_16_pixels(side, size, levels):
+def test_automatic_levels_keep_minimum_sides(side, size, levels):
     patch = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     automatic = synthesize([patch], (size, size))
     np.testing.assert_array_equal(automatic.source, synthesize([patch], (size, size), levels=levels).source)

@@ -41,7 +41,7 @@ shapes = pytest.mark.parametrize(
 
 
 @shapes
-def test_tree_equals_the_reference(count, length, levels, leaves):
+def test_tree_equals_reference(count, length, levels, leaves):
     vectors = some_vectors(count, length, levels=levels)
     tree, nodes = build_tree(vectors, leaves), reference.tsvq_tree(vectors, leaves)
     assert len(tree.codewords) == len(nodes)
@@ -53,7 +53,7 @@ def test_tree_equals_the_reference(count, length, levels, leaves):
 
 @shapes
 @pytest.mark.parametrize("backtrack", [1, 2, 5, 20, 1000])
-def test_search_equals_the_reference(count, length, levels, leaves, backtrack):
+def test_search_equals_reference(count, length, levels, leaves, backtrack):
     vectors = some_vectors(count, length, levels=levels)
     tree, nodes = build_tree(vectors, leaves), reference.tsvq_tree(vectors, leaves)
     for query in queries(vectors):
@@ -61,7 +61,7 @@ def test_search_equals_the_reference(count, length, levels, leaves, backtrack):
 
 
 @shapes
-def test_visiting_all_leaves_finds_the_nearest_codeword(count, length, levels, leaves):
+def test_visiting_all_leaves_finds_nearest_codeword(count, length, levels, leaves):
     tree = build_tree(some_vectors(count, length, levels=levels), leaves)
     ends = np.flatnonzero(tree.children < 0)
     for query in queries(some_vectors(count, length, levels=levels)):
@@ -70,7 +70,7 @@ def test_visiting_all_leaves_finds_the_nearest_codeword(count, length, levels, l
         assert distances[list(tree.vectors[ends]).index(found)] == distances.min()
 
 
-def test_of_equally_near_nodes_the_lowest_is_visited_next():
+def test_lowest_node_wins_ties():
     codewords = np.array([100, 100, 103, 100, 104, 101, 96, 100, 120], np.uint8)[:, None]
     children = np.array([1, 3, -1, 5, 7, -1, -1, -1, -1], np.int32)
     tree = Tree(codewords, children, np.arange(9, dtype=np.int32))
@@ -79,7 +79,7 @@ def test_of_equally_near_nodes_the_lowest_is_visited_next():
     assert [find(tree, query, backtrack, scratch(tree)) for backtrack in (1, 2, 3)] == [5, 5, 7]
 
 
-def test_a_full_codebook_finds_every_distinct_vector():
+def test_full_codebook_finds_every_distinct_vector():
     vectors = some_vectors(300, 6, levels=4)
     tree = build_tree(vectors, len(vectors))
     different = np.unique(vectors, axis=0)
@@ -95,7 +95,7 @@ def test_equal_vectors_are_one_leaf():
     assert tree.vectors[0] == 0
 
 
-def test_members_stay_when_the_centroids_coincide():
+def test_equal_centroids_move_no_member():
     vectors = np.array([[0], [2], [0], [2]], np.uint8)
     right = np.array([False, False, True, True])
     assert not _lloyd(vectors, np.arange(4, dtype=np.int32), np.array([4]), right, _make_scratch(4, 1))

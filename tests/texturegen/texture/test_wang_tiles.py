@@ -23,7 +23,7 @@ DEFAULTS = {"tile": None, "colors": 4, "tries": 8}
         ([(9, 9)], (2, 3), 6, {"tile": 8}),
     ],
 )
-def test_equals_the_reference(sides, size, seed, settings):
+def test_equals_reference(sides, size, seed, settings):
     patches = random_patches(sides, seed % 100)
     texture = synthesize(patches, size, "wang-tiles", seed, **settings)
     expected = reference.wang_tiles(patches, size, seed, **{**DEFAULTS, **settings})
@@ -47,7 +47,7 @@ def edge_samples(source):
     return np.stack([above, below, left, right], axis=2)
 
 
-def test_edges_match_also_around_the_output():
+def test_edges_match_and_wrap_around():
     samples = edge_samples(tiling())
     for axis, (before, after) in enumerate([(1, 0), (3, 2)]):
         np.testing.assert_array_equal(samples[:, :, before], np.roll(samples[:, :, after], -1, axis=axis))
@@ -56,7 +56,7 @@ def test_edges_match_also_around_the_output():
     assert len(np.unique(samples[:, :, 2].reshape(-1, 3), axis=0)) == 2
 
 
-def test_pixels_continue_across_the_edges():
+def test_pixels_continue_across_edges():
     source = tiling()
     np.testing.assert_array_equal(
         np.roll(source[:, 0], -1, axis=0) - source[:, -1], np.broadcast_to((0, 1, 0), source[:, 0].shape)
@@ -66,7 +66,7 @@ def test_pixels_continue_across_the_edges():
     np.testing.assert_array_equal(steps, np.broadcast_to((0, 0, 1), steps.shape))
 
 
-def test_edges_determine_a_tile_and_every_tile_occurs():
+def test_edges_determine_tile_and_every_tile_occurs():
     source = tiling()
     samples = edge_samples(source)
     tiles = defaultdict(set)
@@ -77,7 +77,7 @@ def test_edges_determine_a_tile_and_every_tile_occurs():
     assert all(len(fillings) == 1 for fillings in tiles.values())
 
 
-def test_a_tile_consists_of_the_samples_of_its_edges():
+def test_tile_consists_of_samples_of_its_edges():
     source = tiling()
     half = source.shape[1] // 2
     samples = edge_samples(source)
@@ -103,7 +103,7 @@ def test_more_tries_give_cheaper_cuts():
     assert differences[2] < differences[0]
 
 
-def test_refused():
+def test_invalid_arguments_are_refused():
     patches = [np.zeros((20, 20, 3), np.uint8), np.zeros((20, 9, 3), np.uint8)]
     with pytest.raises(UserError, match=r"patch 1 is 20x9 pixels, too small for tiles of 10x10; .* a smaller tile"):
         synthesize(patches, (8, 8), "wang-tiles", tile=10)

@@ -1,4 +1,4 @@
-"""The exemplar of every method: patches are checked, reduced to pyramids and laid out for the kernels.
+"""Exemplars: check patches, reduce them to pyramids, and lay them out for the kernels.
 
 Pyramid levels are uint8. Window distances are therefore exact integers, and no result depends on the order of a sum.
 """
@@ -16,7 +16,7 @@ from texturegen.errors import UserError
 class Stack(NamedTuple):
     """The patches of one level in one array, each with a reflected border.
 
-    A flat index into (P, H, W) identifies a source pixel by one number; the pixel below it is W further on.
+    A flat index into (P, H, W) identifies a source pixel. The index of the pixel below it is larger by W.
     """
 
     pixels: np.ndarray  # uint8 (P, H, W, 3); a patch starts at row and column `border`
@@ -25,19 +25,19 @@ class Stack(NamedTuple):
 
     @property
     def stride(self) -> int:
-        """Distance of a pixel and the one below it, as flat indices."""
+        """Difference between the flat indices of a pixel and the one below it."""
         return self.pixels.shape[2]
 
 
 def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1, unit: str = "window") -> None:
-    """Raise UserError for a patch with a side that is shorter than a window at the coarsest level.
+    """Raise UserError if a side of a patch is shorter than a window at the coarsest level.
 
     Parameters
     ----------
     patches : uint8 (h, w, 3) arrays.
     window : side of a window in pixels.
-    levels : of the pyramid; each halves the sides, rounding up.
-    unit : the method's word for a window, which is also the setting to reduce.
+    levels : levels of the pyramid, each of which halves the sides, rounding up.
+    unit : the method's setting for the side of a window, for the message.
     """
     least = (window - 1) * 2 ** (levels - 1) + 1
     for number, patch in enumerate(patches):
@@ -51,7 +51,7 @@ def check_sides(patches: Sequence[np.ndarray], window: int, levels: int = 1, uni
 
 
 def pyramid(patches: Sequence[np.ndarray], levels: int) -> list[list[np.ndarray]]:
-    """Return the patches at `levels` resolutions, finest first; every level halves the sides, rounding up.
+    """Return the patches at `levels` resolutions, finest first; each level halves the sides, rounding up.
 
     Patches are smoothed with the binomial kernel 1 4 6 4 1 before every second pixel is dropped (Burt and Adelson, "The
     Laplacian pyramid as a compact image code", IEEE Transactions on Communications 31(4), 1983).
@@ -65,13 +65,13 @@ def pyramid(patches: Sequence[np.ndarray], levels: int) -> list[list[np.ndarray]
 def halve(image: np.ndarray) -> np.ndarray:
     """Return an image uint8 (h, w, 3) at half the resolution: one step of `pyramid`.
 
-    The result is that of cv2.pyrDown, whose threads take longer to start than a small patch to reduce.
+    The result equals that of cv2.pyrDown, which takes longer to start its threads than to reduce a small patch.
     """
     return _halve(cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_REFLECT_101))
 
 
 def count_levels(patches: Sequence[np.ndarray], least: int) -> int:
-    """Return how many pyramid levels leave every side of the patches `least` pixels or more; at least 1."""
+    """Return the largest number of pyramid levels at which all sides have `least` pixels or more; at least 1."""
     side = min(min(patch.shape[:2]) for patch in patches)
     levels = 1
     while (side + 1) // 2 >= least:
@@ -81,7 +81,7 @@ def count_levels(patches: Sequence[np.ndarray], least: int) -> int:
 
 
 def level_sizes(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
-    """Return the size (H, W) of the output at every level, finest first, halved like the patches."""
+    """Return the size (H, W) of the output at each level, finest first, halved like the patches."""
     result = [size]
     for _ in range(levels - 1):
         height, width = result[-1]

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: draw n of a stream is a hash of (key, n), so there is no state.
+"""Stateless, counter-based random numbers: draw n of a stream is a hash of (key, n).
 
 The hash is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014, section 4). Keys are numpy.uint64, because Numba would compile everything a second time for a plain int.
+OOPSLA 2014, section 4). Numba would compile every function again for a plain int, so keys are numpy.uint64.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 @njit(nogil=True, cache=True)
 def derive(key: np.uint64, number: int) -> np.uint64:
-    """Return 64 random bits, which also serve as the key of a stream derived from `key`."""
+    """Return 64 random bits, which can also be the key of a derived stream."""
     bits = np.uint64(key) + _GOLDEN * (np.uint64(number) + np.uint64(1))
     bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
     bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
@@ -31,6 +31,6 @@ def draw(key: np.uint64, number: int, limit: int) -> int:
 @njit(nogil=True, cache=True)
 def shuffle(items: np.ndarray, count: int, key: np.uint64) -> None:
     """Move a random sample of `count` items to the front of a vector, in random order (Fisher-Yates)."""
-    for place in range(min(count, len(items) - 1)):
-        other = place + draw(key, place, len(items) - place)
-        items[place], items[other] = items[other], items[place]
+    for i in range(min(count, len(items) - 1)):
+        other = i + draw(key, i, len(items) - i)
+        items[i], items[other] = items[other], items[i]

@@ -1,7 +1,7 @@
 """Exact nearest windows between two sets of images, for the quality figures.
 
-The search is exhaustive, but a lower bound of the distance, from the sums of a few blocks, rules out nearly every
-window: successive elimination (Li and Salari, "Successive elimination algorithm for motion estimation", IEEE
+The search is exhaustive, but a lower bound of the distance, computed from the sums of a few blocks, rules out most
+windows: successive elimination (Li and Salari, "Successive elimination algorithm for motion estimation", IEEE
 Transactions on Image Processing 4(1), 1995), here for squared differences.
 """
 
@@ -19,18 +19,18 @@ _COLUMN = 4 * WINDOW  # bytes
 # the squared difference of the sums of two blocks (12 values each) is at most 12 times their squared distance.
 _BLOCKS_AT = (0, 2, 5)
 _BLOCK_VALUES = 12
-_RUN = 128  # positions per run; only the least bound of a run is kept, so most runs are skipped as a whole
+_RUN = 128  # positions per run; only the minimum bound of a run is kept, so most runs are skipped entirely
 
 
 class Windows(NamedTuple):
-    """The 7x7 windows of some images, identified by positions.
+    """The 7x7 windows of several images, identified by positions.
 
-    Positions count, row by row and image by image, the N pixels that have six more rows below them. A window has the
-    position of its upper left corner, and its right neighbour has the next position.
+    The N pixels with at least six rows below them are counted row by row and image by image. The position of a window
+    is that of its top left pixel, and its right neighbour has the next position.
     """
 
     columns: np.ndarray  # uint8 (28*(N+6),): red, green, blue, 0 of seven pixels in a column; seven columns a window
-    blocks: np.ndarray  # int16 (3, N+6): sums of the blocks that start here, in rows 0, 2 and 5
+    blocks: np.ndarray  # int16 (3, N+6): sums of the blocks that start at this column, in rows 0, 2 and 5
     barrier: np.ndarray  # int32 (N,): 0 where a window starts, else BARRIER
     sides: np.ndarray  # int64 (P, 2): height and width of every image, including those without windows
     total: int  # number of windows
@@ -38,9 +38,9 @@ class Windows(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def lay_out(pixels: np.ndarray, sides: np.ndarray) -> Windows:
-    """Return the windows of images.
+    """Lay out the windows of images.
 
-    pixels : uint8 (M, 3), the pixels of one image after the other. sides : int64 (P, 2), their heights and widths.
+    pixels : uint8 (M, 3), concatenated pixels of the images. sides : int64 (P, 2), their heights and widths.
     """
     length, total = 0, 0
     for height, width in sides:
@@ -68,24 +68,24 @@ def lay_out(pixels: np.ndarray, sides: np.ndarray) -> Windows:
 def find_nearest(
     side: Windows, other: Windows, samples: int, key: np.uint64, with_right: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest window in `other` of a sample of the windows in `side`; both must have windows.
+    """Find the nearest window in `other` for a sample of the windows in `side`; both must have windows.
 
-    The sample is stratified: the windows, in order of position, are divided into `samples` parts of equal size, and one
-    is drawn from each. All windows are equally likely, and with as many samples as windows all are taken.
+    The sample is stratified: the windows, in order of position, are divided into `samples` strata of equal size, and
+    one is drawn from each. All windows are equally likely. With as many samples as windows, all windows are used.
 
     Returns
     -------
     distances : int64 (n,), squared.
-    adjacent : int64 (n,), 1 if the nearest window of the right neighbour is the right neighbour of the nearest window,
-        0 if not, -1 without a right neighbour or without `with_right`.
+    adjacent : int64 (n,), 1 if the right neighbour's nearest window is the right neighbour of the nearest window, 0 if
+        not, and -1 if there is no right neighbour or `with_right` is False.
     """
     count = min(samples, side.total)
     distances = np.empty(count, dtype=np.int64)
     adjacent = np.full(count, -1, dtype=np.int64)
     bounds = np.empty(len(other.barrier), dtype=np.int32)
-    unknown = int(np.int64(-1))  # for a literal -1, Numba would compile the search a second time
+    unknown = int(np.int64(-1))  # Numba would compile the search again for a literal -1
     for n in range(count):
-        # The border of two parts may divide a window, which then belongs to both in proportion.
+        # A boundary between two strata may divide a window, which then belongs to both in proportion.
         corner = _position(side.sides, (n * side.total + draw(key, n, side.total)) // count)
         here, distances[n] = _nearest(side, corner, other, unknown, bounds)
         if with_right and corner + 1 < len(side.barrier) and side.barrier[corner + 1] == 0:
@@ -98,9 +98,9 @@ def find_nearest(
 
 @njit(nogil=True, cache=True)
 def _nearest(side: Windows, corner: int, other: Windows, guess: int, bounds: np.ndarray) -> tuple[int, int]:
-    """Return position and squared distance of the nearest other window, the first of equals.
+    """Return position and squared distance of the nearest window in `other`; the first position wins ties.
 
-    guess : position of a window that is probably near, or -1. bounds : int32 (N,), overwritten.
+    guess : position of a window that is likely to be near, or -1. bounds : int32 (N,), scratch.
     """
     values = np.empty((3, 3), dtype=np.int16)
     for row in range(3):
@@ -142,7 +142,7 @@ def _bound(values: np.ndarray, other: Windows, first: int, out: np.ndarray) -> n
     d, e, f = values[1, 0], values[1, 1], values[1, 2]
     g, h, i = values[2, 0], values[2, 1], values[2, 2]
     least = BARRIER
-    # Unrolled by hand, because an inner loop over the nine blocks would prevent vectorisation of this one.
+    # An inner loop over the nine blocks would prevent vectorisation of this one, so it is unrolled by hand.
     for k in range(length):
         total = np.int32(
             corners[k]
@@ -169,7 +169,7 @@ def _square(left: int, right: int) -> np.int32:
 
 @njit(nogil=True, cache=True)
 def _distance(window: np.ndarray, other: Windows, position: int) -> np.int32:
-    """Return the squared distance of two windows; without an early exit, which would prevent vectorisation."""
+    """Return the squared distance of two windows. An early exit would prevent vectorisation, so there is none."""
     theirs = other.columns[_COLUMN * position : _COLUMN * (position + WINDOW)]
     total = np.int32(0)
     for k in range(len(window)):
@@ -179,7 +179,7 @@ def _distance(window: np.ndarray, other: Windows, position: int) -> np.int32:
 
 @njit(nogil=True, cache=True)
 def _position(sides: np.ndarray, number: int) -> int:
-    """Return the position of window `number`, counted row by row and image by image."""
+    """Return the position of a window from its index, counted row by row and image by image."""
     start = 0
     for height, width in sides:
         if min(height, width) >= WINDOW:

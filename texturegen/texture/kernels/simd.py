@@ -1,7 +1,7 @@
 """The sum of absolute differences of two short runs of bytes, as vector code.
 
-Numba's loop vectoriser needs more than 16 iterations, and a row of a window is no longer than that. The vector code is
-therefore written in LLVM IR, for no particular processor: on x86 it becomes one psadbw.
+Numba's loop vectoriser needs more than 16 iterations, and a row of a window has at most 16 bytes. The vector code is
+therefore written in portable LLVM IR, which compiles to a single psadbw on x86.
 """
 
 from typing import Any
@@ -35,8 +35,9 @@ def _run_distance(
 ) -> Any:
     """run_distance(left, left_start, right, right_start, mask, mask_start) -> int32
 
-    Return the sum of |left[i] - right[i]| over 16 bytes from the starts, where the mask is 255 and not 0. left, right
-    and mask are contiguous uint8 vectors, the starts uint64. Bounds are not checked: all 16 bytes must exist.
+    Return the sum of |left[i] - right[i]| over 16 bytes from the starts; bytes where the mask is 0 instead of 255 are
+    left out. left, right and mask are contiguous uint8 vectors, the starts uint64. Bounds are not checked: all 16 bytes
+    must exist.
     """
     signature = types.int32(left, left_start, right, right_start, mask, mask_start)
 

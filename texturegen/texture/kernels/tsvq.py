@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-# Vectors are padded with zeros to a multiple of this length, so that the compiler's vector loops have no remainder.
+# Vectors are zero-padded to a multiple of this length, so that vectorised loops have no remainder.
 LANES = 32
-# Iterations of the generalised Lloyd algorithm per split; more would change few members.
+# Iterations of the generalised Lloyd algorithm per split; further ones move few vectors.
 _LLOYD_ITERATIONS = 4
-# As many vectors can be summed in 32 bits, and their squares too: 255 * 255 * 2**15 < 2**32.
+# The largest number of vectors whose sums, and sums of squares, fit 32 bits: 255 * 255 * 2**15 < 2**32.
 _MAX_SUMMED = 2**15
 
 
@@ -36,7 +36,7 @@ def pad(vectors: np.ndarray) -> np.ndarray:
 def build_tree(vectors: np.ndarray, leaves: int) -> Tree:
     """Build the codebook of training vectors uint8 (n, D): a tree with at most `leaves` leaves.
 
-    Nodes are split in breadth-first order until there are enough leaves, or all vectors of every leaf are equal.
+    Nodes are split in breadth-first order until there are enough leaves, or until each leaf's vectors are all equal.
     """
     count, length = vectors.shape
     most = 2 * min(leaves, count) - 1
@@ -75,11 +75,11 @@ def build_tree(vectors: np.ndarray, leaves: int) -> Tree:
 def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> int:
     """Return the index of the training vector at the leaf whose codeword is nearest to query uint8 (D,).
 
-    Best-first search: descend from the root to the nearer child until a leaf, then continue from the nearest node not
-    taken, until `backtrack` leaves have been visited. Of equally near codewords, the lowest node is visited first and
-    the lowest vector wins.
+    Best-first search: descend from the root to the nearer child until a leaf, then continue from the nearest node
+    passed over, until `backtrack` leaves have been visited. On ties, the node with the lowest index is visited first
+    and the vector with the lowest index wins.
 
-    passed : int32 (2, N), scratch for the nodes not taken and their distances.
+    passed : int32 (2, N), scratch for the nodes passed over and their distances.
     """
     nodes, distances = passed
     nodes[0], distances[0] = 0, squared_distance(tree.codewords, 0, query)
@@ -112,9 +112,9 @@ def find(tree: Tree, query: np.ndarray, backtrack: int, passed: np.ndarray) -> i
 
 @njit(nogil=True, cache=True)
 def squared_distance(vectors: np.ndarray, number: int, other: np.ndarray) -> np.int32:
-    """Return the squared distance of row `number` of vectors uint8 (n, D) and `other` uint8 (D,).
+    """Return the squared distance between row `number` of vectors uint8 (n, D) and `other` uint8 (D,).
 
-    The row is passed by index, because the reference count of a view costs as much as the distance.
+    Counting the references of a view takes as long as the distance, so the row is passed by index.
     """
     total = np.int32(0)
     for k in range(len(other)):
@@ -124,10 +124,10 @@ def squared_distance(vectors: np.ndarray, number: int, other: np.ndarray) -> np.
 
 
 class _Scratch(NamedTuple):
-    """Scratch memory of `build_tree`: allocating it for each of the many small groups takes longer than a split."""
+    """Scratch memory of `build_tree`, reused because allocating it for each small group takes longer than a split."""
 
     ones: np.ndarray  # bool (n,): all True
-    right: np.ndarray  # bool (n,): whether a member is on the second side
+    right: np.ndarray  # bool (n,): True for members of the second child
     nearer: np.ndarray  # bool (n,)
     second: np.ndarray  # int32 (n,)
     partial: np.ndarray  # uint32 (D,)
@@ -154,7 +154,7 @@ def _make_scratch(count: int, length: int) -> _Scratch:
 
 @njit(nogil=True, cache=True)
 def _sum_up(vectors: np.ndarray, group: np.ndarray, chosen: np.ndarray, partial: np.ndarray, sums: np.ndarray) -> int:
-    """Write the sum of the chosen vectors of a group into sums int64 (D,); return their number. partial : scratch."""
+    """Write the sum of the chosen vectors of a group into sums int64 (D,); return their count. partial : scratch."""
     sums[:] = 0
     count = 0
     for begin in range(0, len(group), _MAX_SUMMED):
@@ -173,7 +173,7 @@ def _sum_up(vectors: np.ndarray, group: np.ndarray, chosen: np.ndarray, partial:
 @njit(nogil=True, cache=True)
 def _divide(sums: np.ndarray, count: int, codeword: np.ndarray) -> None:
     """Write the centroid into `codeword`, rounded to the nearest integer (halves up)."""
-    # float64 has vector instructions, and is exact here: a sum has fewer than 2**40 bytes.
+    # float64 arithmetic is vectorised, and exact here, because a sum adds fewer than 2**40 bytes.
     for k in range(len(sums)):
         codeword[k] = np.uint8((2.0 * sums[k] + count) / (2.0 * count))
 
@@ -190,12 +190,12 @@ def _nearest_member(vectors: np.ndarray, group: np.ndarray, codeword: np.ndarray
 
 @njit(nogil=True, cache=True)
 def _split(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, scratch: _Scratch) -> int:
-    """Move the members of the first child to the front of the group, in their order; return their number.
+    """Move the members of the first child to the front of the group, keeping their order; return their count.
 
-    0 if all vectors are equal. The first division is at the mean of the dimension with the largest variance, as if the
-    two codewords were the centroid moved slightly to either side there.
+    Return 0 if all vectors are equal. The initial split is at the mean of the dimension with the largest variance, as
+    if the two codewords were the centroid shifted slightly to either side along it.
 
-    sums : int64 (D,), of the group.
+    sums : int64 (D,), sum of the group's vectors.
     """
     widest = _widest(vectors, group, sums, scratch.partial, scratch.squares)
     if widest < 0:
@@ -243,9 +243,9 @@ def _widest(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, partial: n
 
 @njit(nogil=True, cache=True)
 def _lloyd(vectors: np.ndarray, group: np.ndarray, sums: np.ndarray, right: np.ndarray, scratch: _Scratch) -> bool:
-    """Move each member to the side with the nearer centroid, the left one if equal; return whether any moved.
+    """Move each member to the side with the nearer centroid, the left one on ties; return whether any moved.
 
-    Nothing moves if the right side would become empty, which happens when the rounded centroids are equal.
+    Nothing moves if the right side would become empty, as happens when the rounded centroids are equal.
     """
     sides, centroids, direction, nearer = scratch.sides, scratch.centroids, scratch.direction, scratch.nearer
     count = _sum_up(vectors, group, right, scratch.partial, sides[1])

@@ -1,8 +1,8 @@
 """Exhaustive window distances, for the methods that compare every candidate.
 
 Candidates are flat positions of a stack (see `exemplar.Stack`). A pixel of the window has the same offset from every
-candidate, so its differences to a run of candidates are a loop over contiguous memory, which the compiler vectorises.
-Comparing one window after the other with an early exit is several times slower.
+candidate, so its differences for a run of candidates are a loop over contiguous memory, which the compiler vectorises.
+Comparing windows one at a time with an early exit is several times slower.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ from numba import njit
 
 from texturegen.texture.kernels.exemplar import Stack
 
-# Initial distance of positions that are not candidates. Real distances are smaller, and the sum of both fits int32.
+# Initial distance of positions that are not candidates. Real distances are smaller, and the sum of the two fits int32.
 BARRIER = np.int32(1 << 30)
-# Hence the limit of the sum of a window's weights (255 * 255 is the largest squared difference of a channel).
+# Limit of the sum of a window's weights, so that distances stay below BARRIER; a channel differs by up to 255.
 MAX_WEIGHT = (1 << 30) // (3 * 255 * 255)
 # Distances are computed in runs of this many positions, which fit the first-level cache.
 RUN = 512
@@ -24,7 +24,7 @@ def planes(pixels: np.ndarray) -> np.ndarray:
 
 
 def barrier(exemplar: Stack, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    """Return int32 (P*H*W,): 0 at candidates, which keep these margins to the edges of a patch, BARRIER elsewhere."""
+    """Return int32 (P*H*W,): 0 at candidates, which have these margins to the edges of a patch, else BARRIER."""
     result = np.full(exemplar.pixels.shape[:3], BARRIER, dtype=np.int32)
     skip = exemplar.border
     for patch, (height, width) in zip(result, exemplar.sides, strict=True):
@@ -46,7 +46,7 @@ def add_taps(
     Parameters
     ----------
     planes : uint8 (3, M).
-    offsets : int64 (T,), from a candidate to each tap.
+    offsets : int64 (T,), offset of each tap from a candidate.
     values : int32 (T, 3), colours to compare with.
     weights : int32 (T,).
     first : the first position.
@@ -55,7 +55,7 @@ def add_taps(
     length = len(out)
     for tap in range(len(offsets)):
         start = first + offsets[tap]
-        # Slices, because an index that may be negative prevents vectorisation.
+        # Indices that may be negative prevent vectorisation, so the loop uses slices.
         red = planes[0, start : start + length]
         green = planes[1, start : start + length]
         blue = planes[2, start : start + length]

@@ -1,4 +1,4 @@
 """The synthesis methods, one module each; the registry is `texturegen.texture.METHODS`.
 
-A method is a pure function of (patches, size, seed) and of settings, which are keyword-only parameters.
+A method is a pure function of (patches, size, seed) and of its settings, which are keyword-only parameters.
 """

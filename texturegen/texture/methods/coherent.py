@@ -1,20 +1,20 @@
-"""Coherent synthesis, the default: every output pixel holds the coordinates of an exemplar pixel, coarse to fine.
+"""Coherent synthesis, the default method: a search for the source coordinates of every output pixel, coarse to fine.
 
-There are three kinds of candidates for a pixel: the source of a neighbour, shifted by the offset between the two
+A pixel has three kinds of candidates: the source of a neighbour, shifted by the offset between the two
 (Ashikhmin, "Synthesizing natural textures", I3D 2001, section 3); an exemplar pixel similar to one of these (Tong et
 al., "Synthesis of bidirectional texture functions on arbitrary surfaces", SIGGRAPH 2002: k-coherence); and random ones.
-Similarity is learnt instead of computed beforehand, because that cost would grow with the exemplar: two pixels count
-as similar if one has replaced the other.
+Computing similarity in advance would cost more for larger exemplars, so it is learnt during the search: two pixels
+count as similar if one has replaced the other.
 
 Coordinates are passed from level to level and corrected there in passes of four interleaved subpasses (Lefebvre and
-Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3). In scan order the nearest window is mostly
-a flat one, and the texture collapses.
+Hoppe, "Parallel controllable texture synthesis", SIGGRAPH 2005, section 3). In scan order the nearest windows are
+mostly flat, and the texture collapses.
 
 A greedy search still prefers flat regions and long copies, so two penalties are added to the distance: `reuse`, for
-every earlier use of an exemplar pixel (the uniformity of Kaspar et al., "Self tuning texture optimization",
-Eurographics 2015, section 4), and `novelty`, for keeping the present source. Both are highest at the coarsest level, which decides
-what the texture shows, and lowest at the finest, where seams matter. docs/synthesis.md reports the effect of each.
-Windows wrap around the output, so the texture tiles.
+each earlier use of an exemplar pixel (the uniformity of Kaspar et al., "Self tuning texture optimization",
+Eurographics 2015, section 4), and `novelty`, for keeping the current source. Both are highest at the coarsest level,
+which determines the content of the texture, and lowest at the finest, where seams matter. docs/synthesis.md reports
+their effects. Windows wrap around the output, so the texture tiles.
 """
 
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ from texturegen.texture.kernels.rand import derive, draw, shuffle
 from texturegen.texture.kernels.simd import LANES, run_distance
 from texturegen.texture.settings import Integer
 
-# Side of the coarsest patches: a window would cover most of a smaller one, and whole objects would survive.
+# Minimum side of the coarsest patches: a window would cover most of a smaller one, and whole objects would survive.
 _MIN_SIDE = 8
-# Side of the coarsest output: a smaller one would be copied in one piece from a patch much larger than the output.
+# Minimum side of the coarsest output: a smaller one would be copied in one piece from a much larger patch.
 _MIN_OUTPUT = 16
-# Larger patches are cropped to this multiple of the output's side, and at least to this many pixels.
+# Larger patches are cropped to this multiple of the output's side, but not below this many pixels.
 _MAX_RATIO = 2
 _MIN_CROP = 128
-# Penalties are in fractions of a grey level, because the penalty of one use among many would be rounded to 0.
+# The penalty of a single use would round to 0 in grey levels, so penalties are in fractions of one.
 _PENALTY_SCALE = 256
-# The penalty of positions outside the patches, far above any other.
+# Penalty of positions outside the patches, far above any other.
 _FORBIDDEN = np.int64(1 << 60)
 
 
@@ -66,7 +66,8 @@ def coherent(
 ) -> np.ndarray:
     """Return the source map of a texture that tiles, by coarse-to-fine coherent search.
 
-    Patches with sides of more than twice the output's, and more than 128 pixels, are cropped to that at random.
+    A patch side that exceeds both 128 pixels and twice the output's side is cropped to the larger of the two, at a
+    random position.
 
     Parameters
     ----------
@@ -74,15 +75,15 @@ def coherent(
     size : (H, W) of the texture in pixels.
     seed : seed of all random choices.
     window : side of the compared neighbourhoods in pixels.
-    levels : levels of the pyramid; None for as many as leave the smallest patch 8 and the output 16 pixels.
-    block : side of the random blocks that the coarsest level starts from; larger blocks copy more of a patch verbatim.
-    first_passes : corrections at the coarsest level, or at the only one.
-    passes : corrections at the levels between.
-    last_passes : corrections at the finest level; None for 1, or 2 if there are two levels.
+    levels : levels of the pyramid; None for as many as keep the smallest patch at 8 and the output at 16 pixels.
+    block : side of the random blocks that initialise the coarsest level; larger blocks copy more of a patch verbatim.
+    first_passes : correction passes at the coarsest level, or at the only one.
+    passes : correction passes at the intermediate levels.
+    last_passes : correction passes at the finest level; None for 1, or 2 if there are two levels.
     candidates : random exemplar pixels tried at every visit of a pixel.
     reuse : penalty, in grey levels of the mean difference, of a pixel used an average number of times, at the coarsest
-        level; divided by 4 at each finer level.
-    novelty : penalty of keeping the present source, in grey levels of the mean difference, at the finest level; 1.6
+        level; a quarter of that at each finer level.
+    novelty : penalty of keeping the current source, in grey levels of the mean difference, at the finest level; 1.6
         times as much at each coarser level.
 
     Returns
@@ -91,18 +92,18 @@ def coherent(
 
     Raises
     ------
-    UserError : a patch smaller than a window at the coarsest level.
+    UserError : a patch is smaller than a window at the coarsest level.
     """
     if levels is None:
         levels = min(count_levels(patches, max(_MIN_SIDE, window)), max(1, (min(size) // _MIN_OUTPUT).bit_length()))
     check_sides(patches, window, levels)
-    # At least a window at the coarsest level, as in check_sides.
+    # A patch must hold a window at the coarsest level, as in check_sides.
     least = max(_MIN_CROP, (window - 1) * 2 ** (levels - 1) + 1)
     patches, corners = _crop(patches, size, least, np.uint64(derive(np.uint64(seed), levels)))
     scales = pyramid(patches, levels)
     sizes = level_sizes(size, levels)
     border = window // 2
-    # One pixel more than windows reach, because a candidate just outside its patch is read before it is rejected.
+    # Candidates one pixel outside their patch are read before they are rejected, so the border is one pixel wider.
     exemplar = stack(scales[-1], border + 1)
     if last_passes is None:
         last_passes = 2 if levels == 2 else 1
@@ -128,10 +129,10 @@ def coherent(
 def _crop(
     patches: Sequence[np.ndarray], size: tuple[int, int], least: int, key: np.uint64
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Crop sides above _MAX_RATIO the output's, and above `least`, at random positions.
+    """Crop sides that exceed `least` and _MAX_RATIO times the output's, at random positions.
 
-    The crop holds more than the output can show, and bounds the cost. Returns the crops and their corners in the
-    patches, int32 (P, 2).
+    This bounds the cost, and a crop still holds more than the output can show. Return the crops and their corners in
+    the patches, int32 (P, 2).
     """
     corners = np.zeros((len(patches), 2), dtype=np.int32)
     cut = list(patches)
@@ -145,27 +146,27 @@ def _crop(
 
 
 class _Exemplar(NamedTuple):
-    """The exemplar at one level, by flat position."""
+    """The exemplar at one level, indexed by flat position."""
 
     colours: np.ndarray  # uint8 (3 * M + slack,)
     stride: int
-    pixels: np.ndarray  # int32 (N,): the positions inside a patch, from which random candidates are drawn
+    pixels: np.ndarray  # int32 (N,): positions inside patches, from which random candidates are drawn
     penalties: np.ndarray  # int64 (M,): added to the distance of a candidate; _FORBIDDEN outside the patches
     similar: np.ndarray  # int32 (M,): the position that last replaced this one or was replaced by it; initially itself
-    share: int  # penalty of one use
+    use_penalty: int  # added to the penalty of a pixel per use
 
 
 def _prepare_exemplar(exemplar: Stack, reuse: int, output: int) -> _Exemplar:
-    """Return the exemplar of one level; `reuse` is the penalty of a pixel's mean number of uses in `output` pixels."""
+    """Return the exemplar of one level; `reuse` is the penalty of the mean number of uses in `output` pixels."""
     penalties = np.full(exemplar.pixels.size // 3, _FORBIDDEN)
     pixels = np.empty(int(exemplar.sides.prod(axis=1).sum()), dtype=np.int32)
     _fill(exemplar, penalties, pixels)
     similar = np.arange(penalties.size, dtype=np.int32)
     colours = np.zeros(exemplar.pixels.size + LANES, dtype=np.uint8)
     colours[: exemplar.pixels.size] = exemplar.pixels.reshape(-1)
-    # If the exemplar is larger than the output, no pixel needs to be used twice.
-    share = reuse * len(pixels) // max(len(pixels), output)
-    return _Exemplar(colours, exemplar.stride, pixels, penalties, similar, share)
+    # With an exemplar larger than the output, no pixel needs to be used twice.
+    use_penalty = reuse * len(pixels) // max(len(pixels), output)
+    return _Exemplar(colours, exemplar.stride, pixels, penalties, similar, use_penalty)
 
 
 @njit(nogil=True, cache=True)
@@ -220,7 +221,7 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
             row, column = 2 * (row - coarse.border), 2 * (column - coarse.border)
             for down in range(min(2, height - 2 * i)):
                 for right in range(min(2, width - 2 * j)):
-                    # Halving has rounded odd sides up.
+                    # Halving rounds odd sides up, so a position may be outside.
                     y = min(row + down, fine.sides[patch, 0] - 1) + fine.border
                     x = min(column + right, fine.sides[patch, 1] - 1) + fine.border
                     result[2 * i + down, 2 * j + right] = start + y * stride + x
@@ -231,20 +232,20 @@ def _refine(flat: np.ndarray, coarse: Stack, fine: Stack, size: tuple[int, int])
 def _correct(
     flat: np.ndarray, exemplar: _Exemplar, border: int, passes: int, candidates: int, novelty: int, key: np.uint64
 ) -> int:
-    """Replace the position of every pixel by the candidate with the least sum of distance and penalty, `passes` times.
+    """Replace each pixel's position by the candidate with the smallest distance plus penalty, in `passes` passes.
 
-    The output has a margin of `border` that repeats the opposite side, so no window has to wrap. Returns the number of
-    windows compared, for benchmarks/synthesis.py.
+    The output has a margin of `border` pixels that repeats the opposite side, so windows need not wrap. Return the
+    number of windows compared, for benchmarks/synthesis.py.
     """
-    # Unpacked, because a call with a tuple of arrays counts their references, which costs more than a window.
-    colours, stride, pixels, penalties, similar, share = exemplar
+    # Passing a tuple of arrays counts their references, which takes longer than a window, so it is unpacked.
+    colours, stride, pixels, penalties, similar, use_penalty = exemplar
     height, width = flat.shape
     line = width + 2 * border
     source = np.empty((height + 2 * border) * line, dtype=np.int32)
     image = np.zeros(3 * len(source) + LANES, dtype=np.uint8)
     for row in range(height):
         for column in range(width):
-            penalties[flat[row, column]] += share
+            penalties[flat[row, column]] += use_penalty
             _put(source, image, height, width, border, row, column, flat[row, column], colours)
     run = 3 * (2 * border + 1)
     mask = np.zeros((run + LANES - 1) // LANES * LANES, dtype=np.uint8)
@@ -262,11 +263,11 @@ def _correct(
                 for column in range(subpass % 2, width, 2):
                     at = (row + border) * line + column + border
                     own = source[at]
-                    penalties[own] -= share
+                    penalties[own] -= use_penalty
                     count = _collect(source, at, line, stride, similar, tried)
                     for k in range(candidates):
-                        place = draw(random_key, (row * width + column) * candidates + k, len(pixels))
-                        tried[count] = pixels[place]
+                        pick = draw(random_key, (row * width + column) * candidates + k, len(pixels))
+                        tried[count] = pixels[pick]
                         count += 1
                     comparisons += count
                     # Branches on the contents of windows would often be mispredicted, and writes would evict the
@@ -288,7 +289,7 @@ def _correct(
                         )
                         if cost < least:
                             best, least = candidate, cost
-                    penalties[best] += share
+                    penalties[best] += use_penalty
                     if best != own:
                         similar[own], similar[best] = best, own
                         _put(source, image, height, width, border, row, column, best, colours)
@@ -300,7 +301,7 @@ def _correct(
 
 @njit(nogil=True, cache=True)
 def _collect(source: np.ndarray, at: int, line: int, stride: int, similar: np.ndarray, tried: np.ndarray) -> int:
-    """Write the current position, proposals of the eight neighbours, and pixels similar to these; return how many."""
+    """Write the current position, the eight neighbours' proposals, and pixels similar to these; return the count."""
     own = source[at]
     tried[0] = own
     count = 1
@@ -327,9 +328,9 @@ def _put(
     position: int,
     colours: np.ndarray,
 ) -> None:
-    """Write a pixel of the output, and its copies in the margins."""
+    """Write a pixel of the output and its copies in the margins."""
     line = width + 2 * border
-    # The pixel is written by two copies of the code: one loop for both cases, or a function, makes it all 50 % slower.
+    # One loop or function for both cases would make synthesis 50 % slower, so the code is written twice.
     if border <= row < height - border and border <= column < width - border:
         at = (row + border) * line + column + border
         source[at] = position
@@ -344,7 +345,7 @@ def _put(
                 image[3 * at + channel] = colours[3 * position + channel]
 
 
-# Windows are located by unsigned indices, because Numba tests an index that may be negative every time.
+# Numba tests an index that may be negative on every access, so windows are located by unsigned indices.
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -357,7 +358,7 @@ def _distance_5(
     output_step: np.uint64,
     mask: np.ndarray,
 ) -> np.int32:
-    """Return `_distance` for the default window: five rows of one vector each, which the compiler unrolls."""
+    """Return `_distance` for the default window: five rows of one vector each, unrolled by the compiler."""
     total = np.int32(0)
     for row in range(5):
         number = np.uint64(row)
@@ -381,8 +382,8 @@ def _distance(
     total = np.int32(0)
     for _ in range(rows):
         for start in range(0, len(mask), LANES):
-            place = np.uint64(start)
-            run = run_distance(colours, ours + place, image, theirs + place, mask, place)
+            shift = np.uint64(start)
+            run = run_distance(colours, ours + shift, image, theirs + shift, mask, shift)
             total = np.int32(total + run)
         ours += step
         theirs += output_step

@@ -1,8 +1,8 @@
 """Efros and Leung, "Texture synthesis by non-parametric sampling", ICCV 1999.
 
 The texture grows pixel by pixel from a 3x3 seed, as in the authors' pseudo-code ("Texture Synthesis Algorithm
-Details"). Two parts are left out: the error threshold of 0.3, which only postpones a pixel to a later round, and the
-normalisation of the distance by the weights of the known pixels, which is the same for all candidates of a pixel.
+Details"). Two parts are omitted: the error threshold of 0.3, which only defers a pixel to a later round, and the
+normalisation of the distance by the weights of the known pixels, which is equal for all candidates of a pixel.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from texturegen.texture.kernels.rand import derive, draw, shuffle
 from texturegen.texture.kernels.windows import BARRIER, MAX_WEIGHT, RUN, add_taps, barrier, planes
 from texturegen.texture.settings import Integer, Real
 
-# Functions called for every output pixel are inlined, because a call counts the references of all arrays passed.
+# A call counts the references of all arrays passed, so functions called for every output pixel are inlined.
 
-# Taps added to a run of candidates at a time; with one in _FEW candidates left, the rest are finished one by one.
+# Taps added to a run of candidates at a time. Once only one in _FEW candidates is left, they are finished singly.
 _TAPS_AT_ONCE = 6
 _FEW = 64
 # Output pixels without a source: not filled yet, and outside the output.
@@ -33,15 +33,15 @@ def efros_leung(
     window: Annotated[int, Integer(3, 31, odd=True)] = 7,
     epsilon: Annotated[float, Real(0, 10)] = 0.1,
 ) -> np.ndarray:
-    """Return the source map of a texture grown from a seed at its centre, by non-parametric sampling.
+    """Return the source map of a texture grown from a 3x3 seed at its centre, by non-parametric sampling.
 
     Parameters
     ----------
     patches : uint8 (h, w, 3) arrays.
     size : (H, W) of the texture in pixels.
     seed : seed of all random choices.
-    window : side of the neighbourhood in pixels. The paper uses 5 to 23, by the scale of the texture. A patch of 16
-        pixels has 100 candidates for a window of 7, but only 36 for one of 11.
+    window : side of the neighbourhood in pixels. The paper uses 5 to 23, depending on the scale of the texture. A patch
+        of 16x16 pixels has 100 candidates for a window of 7, but only 36 for one of 11.
     epsilon : a pixel is drawn from all candidates whose distance is at most 1 + epsilon times the smallest.
 
     Returns
@@ -50,7 +50,7 @@ def efros_leung(
 
     Raises
     ------
-    UserError : a patch smaller than a window.
+    UserError : a patch is smaller than a window.
     """
     check_sides(patches, window)
     exemplar = stack(patches, 0)
@@ -58,7 +58,7 @@ def efros_leung(
 
 
 class _Exemplar(NamedTuple):
-    """The candidates, by flat position in the stack of patches, and the taps of a window."""
+    """Candidates, indexed by flat position in the stack of patches, and the taps of a window."""
 
     planes: np.ndarray  # uint8 (3, M)
     start: np.ndarray  # int32 (M,): 0 at candidates, else BARRIER
@@ -66,9 +66,9 @@ class _Exemplar(NamedTuple):
     last: int  # the last candidate
     rows: int  # rows of a patch in the stack
     stride: int
-    margin: int  # of a window around its centre
-    steps: np.ndarray  # int64 (T, 2): (down, right) to the pixels of a window, in the order of decreasing weight
-    offsets: np.ndarray  # int64 (T,): the same in the stack
+    margin: int  # pixels of a window on each side of its centre
+    steps: np.ndarray  # int64 (T, 2): (down, right) to the pixels of a window, by decreasing weight
+    offsets: np.ndarray  # int64 (T,): the same steps in the stack
     weights: np.ndarray  # int32 (T,)
 
 
@@ -97,7 +97,8 @@ def _lay_out(exemplar: Stack, window: int) -> _Exemplar:
 def quantised_gaussian(window: int) -> np.ndarray:
     """Return Gaussian weights int32 (window, window), sigma = window / 6.4.
 
-    Integers make distances exact. They are as large as sums in int32 allow. None is 0, so no known pixel is ignored.
+    Integers make distances exact. They are as large as int32 sums allow, and all positive, so that no known pixel is
+    ignored.
     """
     across = np.arange(window) - window // 2
     square = across[:, None] ** 2 + across[None, :] ** 2
@@ -111,7 +112,7 @@ def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon
     """Return flat source positions int32 (H, W)."""
     height, width = size
     margin = exemplar.margin
-    # The margin spares tests whether a window leaves the output.
+    # A margin avoids testing whether a window leaves the output.
     padded = np.full((height + 2 * margin, width + 2 * margin), _OUTSIDE, dtype=np.int32)
     padded[margin : margin + height, margin : margin + width] = _EMPTY
     source, stride = padded.reshape(-1), padded.shape[1]
@@ -138,8 +139,8 @@ def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon
             )
             least = _continue_neighbours(source, stride, pixel, exemplar, window)
             count = _near(exemplar, window, least, epsilon, near)
-            place = (pixel // stride - margin) * width + pixel % stride - margin
-            source[pixel] = near[0, draw(pick_key, place, count)]
+            index = (pixel // stride - margin) * width + pixel % stride - margin
+            source[pixel] = near[0, draw(pick_key, index, count)]
         newest = ring
         number += 1
     return padded[margin : margin + height, margin : margin + width]
@@ -149,7 +150,7 @@ def _grow(exemplar: _Exemplar, sides: np.ndarray, size: tuple[int, int], epsilon
 def _plant(
     source: np.ndarray, stride: int, centre: int, sides: np.ndarray, exemplar: _Exemplar, key: np.uint64
 ) -> np.ndarray:
-    """Copy 3x3 pixels from a random position to the centre; return the output pixels filled."""
+    """Copy 3x3 pixels from a random position to the centre; return the filled output pixels."""
     patch = draw(key, 0, len(sides))
     top, left = draw(key, 1, sides[patch, 0] - 2), draw(key, 2, sides[patch, 1] - 2)
     filled = []
@@ -164,7 +165,7 @@ def _plant(
 
 @njit(nogil=True, cache=True)
 def _ring(source: np.ndarray, stride: int, newest: np.ndarray) -> np.ndarray:
-    """Return the unfilled pixels next to filled ones, in scan order; they are all next to the newest ones."""
+    """Return the unfilled pixels next to filled ones, in scan order; all of them are next to the newest ones."""
     found = np.empty(8 * len(newest), dtype=np.int64)
     count = 0
     for pixel in newest:
@@ -179,7 +180,7 @@ def _ring(source: np.ndarray, stride: int, newest: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, cache=True)
 def _most_neighbours_first(source: np.ndarray, stride: int, ring: np.ndarray) -> np.ndarray:
-    """Sort pixels by decreasing number of filled neighbours; the sort is stable."""
+    """Return pixels sorted by decreasing number of filled neighbours, with a stable sort."""
     missing = np.zeros(len(ring), dtype=np.int64)
     for n in range(len(ring)):
         for down in range(-1, 2):
@@ -190,7 +191,7 @@ def _most_neighbours_first(source: np.ndarray, stride: int, ring: np.ndarray) ->
 
 @njit(nogil=True, cache=True, inline="always")
 def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exemplar, window: _Window) -> int:
-    """Write the known pixels of an output pixel's window, in the order of the taps; return their number."""
+    """Write the known pixels of an output pixel's window, in the order of the taps; return their count."""
     known = 0
     for tap in range(len(steps)):
         position = source[pixel + steps[tap]]
@@ -205,11 +206,11 @@ def _gather(source: np.ndarray, pixel: int, steps: np.ndarray, exemplar: _Exempl
 
 @njit(nogil=True, cache=True, inline="always")
 def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float, near: np.ndarray) -> int:
-    """Find the candidates whose distance is at most 1 + epsilon times the smallest; return their number.
+    """Find the candidates whose distance is at most 1 + epsilon times the smallest; return their count.
 
-    Positions, ascending, and distances are written to near, int32 (2, n). least : the distance of some candidate, or
-    BARRIER. A candidate whose sum over the heaviest taps exceeds the limit is dropped early, which changes no choice.
-    Taps are added to runs of candidates, which vectorises, until few are left; these are finished one by one.
+    Ascending positions and their distances are written to near, int32 (2, n). least : the distance of some candidate,
+    or BARRIER. A candidate whose sum over the heaviest taps exceeds the limit is dropped early, which does not change
+    the result. Taps are added to runs of candidates, which vectorises, until few are left to finish singly.
     """
     planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
     limit = _limit(least, epsilon)
@@ -237,7 +238,7 @@ def _near(exemplar: _Exemplar, window: _Window, least: np.int32, epsilon: float,
                     if distance < least:
                         least = distance
                         limit = _limit(least, epsilon)
-    # The limit may have fallen since a candidate was found.
+    # The limit may have decreased since a candidate was found.
     kept = 0
     for k in range(found):
         if near[1, k] <= limit:
@@ -274,10 +275,10 @@ def _finish(
     for tap in range(done, len(offsets)):
         if distance > limit:
             break
-        place = position + offsets[tap]
+        tapped = position + offsets[tap]
         total = np.int32(0)
         for channel in range(3):
-            difference = np.int32(np.int32(planes[channel, place]) - values[tap, channel])
+            difference = np.int32(np.int32(planes[channel, tapped]) - values[tap, channel])
             total += np.int32(difference * difference)
         distance += np.int32(weights[tap] * total)
     return distance
@@ -285,9 +286,9 @@ def _finish(
 
 @njit(nogil=True, cache=True, inline="always")
 def _continue_neighbours(source: np.ndarray, stride: int, pixel: int, exemplar: _Exemplar, window: _Window) -> np.int32:
-    """Return the smallest distance of the candidates that continue a filled neighbour's source, BARRIER if none does.
+    """Return the smallest distance of candidates that continue a filled neighbour's source; BARRIER if there is none.
 
-    It is close to the smallest of all, so few candidates need all their taps.
+    It is close to the overall minimum, so few candidates need all their taps.
     """
     planes, offsets, values, weights = exemplar.planes, window.offsets, window.values, window.weights
     nearest, least = -1, BARRIER
@@ -295,7 +296,7 @@ def _continue_neighbours(source: np.ndarray, stride: int, pixel: int, exemplar: 
         for right in range(-1, 2):
             neighbour = source[pixel + down * stride + right]
             position = neighbour - down * exemplar.stride - right
-            # Neighbours copied from one place are continued by the same candidate.
+            # Neighbours copied together are continued by the same candidate.
             if neighbour < 0 or position == nearest or not 0 <= position < len(exemplar.start):
                 continue
             if exemplar.start[position] == 0:

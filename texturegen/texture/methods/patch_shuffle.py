@@ -15,7 +15,7 @@ from texturegen.texture.kernels.exemplar import check_sides
 from texturegen.texture.kernels.rand import derive, draw
 from texturegen.texture.settings import Integer
 
-# The paper uses cells of 16 to 72 pixels in images of 224.
+# The paper uses cells of 16 to 72 pixels in images of 224 pixels.
 _PAPER_SMALLEST, _PAPER_LARGEST, _PAPER_SIDE = 16, 72, 224
 _MIN_CELL = 4  # smaller cells show noise instead of texture
 
@@ -28,15 +28,15 @@ def patch_shuffle(
     smallest: Annotated[int | None, Integer(1, 1024, automatic=True)] = None,
     largest: Annotated[int | None, Integer(1, 1024, automatic=True)] = None,
 ) -> np.ndarray:
-    """Return the source map of an image covered with cells, which are cropped at the last row and column.
+    """Return the source map of an image covered with square cells, cropped in the last row and column.
 
     Parameters
     ----------
     patches : uint8 (h, w, 3) arrays.
     size : (H, W) of the texture in pixels.
     seed : seed of all random choices.
-    smallest, largest : all cells of a texture have one side, drawn from this range, in pixels. None for 16/224 and
-        72/224 of the output's short side, at least 4, as far as the patches and the other setting allow.
+    smallest, largest : range in pixels from which the side of all cells of a texture is drawn. None for 16/224 and
+        72/224 of the output's short side, at least 4, limited by the patches and the other setting.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def patch_shuffle(
 
     Raises
     ------
-    UserError : a patch smaller than the largest cell, or smallest > largest.
+    UserError : a patch is smaller than the largest cell, or smallest > largest.
     """
     side = min(min(patch.shape[:2]) for patch in patches)
     if smallest is None:

@@ -1,8 +1,8 @@
 """Image quilting: Efros and Freeman, "Image quilting for texture synthesis and transfer", SIGGRAPH 2001, section 2.
 
-Square blocks are placed in scan order, each overlapping the blocks above and to the left. A block is drawn from all
-positions in the patches whose overlap is nearly the best match, and is cut along the minimum error boundary (section
-2.1). Nothing is blended, so every pixel is a pixel of a patch.
+Square blocks are placed in scan order, each overlapping the blocks above and to the left. A block is drawn from the
+positions in the patches whose overlap matches almost best, and is cut along the minimum error boundary (section 2.1).
+Blocks are not blended, so every pixel is copied from a patch.
 """
 
 from collections.abc import Sequence
@@ -39,9 +39,9 @@ def quilting(
     size : (H, W) of the texture in pixels.
     seed : seed of all random choices.
     block : side of the blocks in pixels; None for half the smallest side of the patches, at most 96. Smaller blocks
-        copy less verbatim, but get stuck repeating one position more often.
+        copy less verbatim, but repeat the same position more often.
     overlap : width of the overlap in pixels, at most half a block; None for a sixth of a block, as in the paper.
-    tolerance : a block is drawn from all whose overlap error is at most 1 + tolerance times the smallest.
+    tolerance : a block is drawn from those whose overlap error is at most 1 + tolerance times the smallest.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def quilting(
 
     Raises
     ------
-    UserError : a patch smaller than a block, or an overlap of more than half a block.
+    UserError : a patch is smaller than a block, or the overlap exceeds half a block.
     """
     if block is None:
         half = min(min(patch.shape[:2]) for patch in patches) // 2
@@ -88,7 +88,7 @@ def _quilt(
     tolerance: float,
     key: np.uint64,
 ) -> np.ndarray:
-    """Place the blocks; return flat source positions int32 (H, W). A candidate is given by its top left corner."""
+    """Place the blocks; return flat source positions int32 (H, W). The position of a block is its top left pixel."""
     source = np.empty((height, width), dtype=np.int32)
     candidates = np.flatnonzero(start == 0)
     first, last = candidates[0], candidates[-1]
@@ -98,22 +98,22 @@ def _quilt(
     for top in range(0, max(height - overlap, 1), step):
         for left in range(0, max(width - overlap, 1), step):
             above, before = min(overlap, top), min(overlap, left)
-            # The part of the block inside the output.
-            place = source[top : min(top + block, height), left : min(left + block, width)]
+            # Crop the block to the output.
+            region = source[top : min(top + block, height), left : min(left + block, width)]
             errors[:] = start[first : last + 1]
-            _measure(place, above, before, planes, stride, first, errors)
+            _measure(region, above, before, planes, stride, first, errors)
             corner = first + _pick(errors, tolerance, key, number)
-            _paste(place, above, before, planes, stride, corner)
+            _paste(region, above, before, planes, stride, corner)
             number += 1
     return source
 
 
 @njit(nogil=True, cache=True)
 def _measure(
-    place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, first: int, errors: np.ndarray
+    region: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, first: int, errors: np.ndarray
 ) -> None:
     """Add the squared differences in the overlap to the errors of all candidates."""
-    tall, wide = place.shape
+    tall, wide = region.shape
     offsets = np.empty(tall * before + above * wide, dtype=np.int64)
     values = np.empty((len(offsets), 3), dtype=np.int32)
     taps = 0
@@ -121,7 +121,7 @@ def _measure(
         for j in range(wide if i < above else min(before, wide)):
             offsets[taps] = i * stride + j
             for channel in range(3):
-                values[taps, channel] = planes[channel, place[i, j]]
+                values[taps, channel] = planes[channel, region[i, j]]
             taps += 1
     ones = np.ones(taps, dtype=np.int32)
     for begin in range(0, len(errors), RUN):
@@ -137,31 +137,31 @@ def _pick(errors: np.ndarray, tolerance: float, key: np.uint64, number: int) -> 
 
 
 @njit(nogil=True, cache=True)
-def _paste(place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int) -> None:
+def _paste(region: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int) -> None:
     """Copy the part of the block at `corner` that lies below and to the right of the cuts."""
-    tall, wide = place.shape
-    rows, columns = _boundary(place, min(above, tall), min(before, wide), planes, stride, corner)
+    tall, wide = region.shape
+    rows, columns = _boundary(region, min(above, tall), min(before, wide), planes, stride, corner)
     for i in range(tall):
         for j in range(columns[i], wide):
             if i >= rows[j]:
-                place[i, j] = corner + i * stride + j
+                region[i, j] = corner + i * stride + j
 
 
 @njit(nogil=True, cache=True)
 def _boundary(
-    place: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int
+    region: np.ndarray, above: int, before: int, planes: np.ndarray, stride: int, corner: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first row of a block that is copied in each column, and the first column in each row."""
-    tall, wide = place.shape
+    tall, wide = region.shape
     rows, columns = np.zeros(wide, dtype=np.int64), np.zeros(tall, dtype=np.int64)
-    # Paths start at the far ends of the overlaps.
+    # Paths start at the bottom and right ends of the overlaps.
     upward, leftward = np.zeros((tall, before), dtype=np.int64), np.zeros((wide, above), dtype=np.int64)
     for i in range(tall):
         for j in range(before):
-            upward[tall - 1 - i, j] = _difference(planes, corner + i * stride + j, place[i, j])
+            upward[tall - 1 - i, j] = _difference(planes, corner + i * stride + j, region[i, j])
     for i in range(above):
         for j in range(wide):
-            leftward[wide - 1 - j, i] = _difference(planes, corner + i * stride + j, place[i, j])
+            leftward[wide - 1 - j, i] = _difference(planes, corner + i * stride + j, region[i, j])
     up, along = accumulate(upward), accumulate(leftward)
     if before > 0 and above > 0:
         # The two minimal paths meet, and the overall minimum is the cut (section 2.1).

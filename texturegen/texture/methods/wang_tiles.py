@@ -1,12 +1,12 @@
 """Wang tiles: Cohen, Shade, Hiller and Deussen, "Wang tiles for image and texture generation", SIGGRAPH 2003.
 
-Every edge of a square tile has a colour, and adjacent tiles have the same colour at their common edge. A colour stands
-for a square sample of the patches. A tile consists of parts of the samples of its four edges, merged along the
-diagonals by minimum error cuts (section 3.2). Half of a sample's diamond lies on each side of an edge, so pixels
-continue across it as in the patch. Of several random sets of samples, the one with the cheapest cuts is used.
+Every edge of a square tile has a colour, and adjacent tiles have the same colour at their common edge. Each colour
+represents a square sample of the patches. A tile is composed of parts of the samples of its four edges, merged along
+the diagonals by minimum error cuts (section 3.2). Each edge divides a diamond of its sample, so pixels continue across
+it as in the patch. Several random sets of samples are tried, and the set with the cheapest cuts is used.
 
-The tile set is complete: there is a tile for every combination of four colours. In a stochastic tiling, the colours of
-the edges are therefore independent draws, and they can be made to match around the output.
+The tile set is complete: it has a tile for every combination of four colours. The colours of the edges in a stochastic
+tiling can therefore be drawn independently, and can be made to match around the output.
 
 The SACL paper cites Han et al., "Wang tile based geometric texture synthesis", Journal of Software 20(12), 2009, which
 fills such tiles with geometry instead of images.
@@ -39,7 +39,7 @@ def wang_tiles(
 ) -> np.ndarray:
     """Return the source map of a random tiling with Wang tiles.
 
-    The texture itself tiles if its sides are multiples of the tile's.
+    The texture tiles if its sides are multiples of the tile's side.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def wang_tiles(
     seed : seed of all random choices.
     tile : side of a tile and of the samples in pixels, even; None for two thirds of the smallest side of the patches.
     colors : number of colours of horizontal edges, and of vertical edges; the set has colors**4 tiles.
-    tries : number of random sets of samples to choose from. The samples of a set come from all patches in turn.
+    tries : number of random sets of samples to choose from. Each set takes samples from all patches in turn.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def wang_tiles(
 
     Raises
     ------
-    UserError : an odd tile, or a patch smaller than a tile.
+    UserError : the side of the tile is odd, or a patch is smaller than a tile.
     """
     if tile is None:
         third = min(min(patch.shape[:2]) for patch in patches) // 3
@@ -77,11 +77,11 @@ def wang_tiles(
 def _choose_samples(
     exemplar: Stack, tile: int, colors: int, tries: int, key: np.uint64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners of the samples and the cuts of the set with the cheapest cuts.
+    """Return the samples and cuts of the set with the cheapest cuts.
 
     Returns
     -------
-    samples : int64 (2, C), flat positions of the corners, for horizontal and vertical edges.
+    samples : int64 (2, C), flat positions of the samples' corners, for horizontal and vertical edges.
     cuts : int64 (2, 2, C, C, T/2), one for every quarter of a tile (see `_cut`), indexed by south, east, the colour of
         the horizontal edge and that of the vertical edge.
     """
@@ -119,7 +119,7 @@ def _cut(
     """Cut a quarter of a tile from its corner to the centre; return the cost of the cut.
 
     Rows and columns are counted from the corner of the tile. In row r, pixels from column out[r] on belong to the
-    horizontal edge, those before it to the vertical edge.
+    sample of the horizontal edge, and those before it to the sample of the vertical edge.
     """
     half = len(out)
     tile = 2 * half
@@ -129,7 +129,7 @@ def _cut(
     for r in range(half):
         i = tile - 1 - r if south else r
         for c in range(max(r - reach, 0), min(r + reach + 1, half)):
-            # A path starts in the corner and leaves column 0 at once, so that the edges stay intact.
+            # A path starts in the corner and leaves column 0 immediately, so that the edges stay intact.
             if (c == 0) == (r == 0):
                 j = tile - 1 - c if east else c
                 one = _in_horizontal(horizontal, i, j, tile, stride)
@@ -146,7 +146,7 @@ def _cut(
 
 @njit(nogil=True, cache=True)
 def _in_horizontal(sample: int, i: int, j: int, tile: int, stride: int) -> int:
-    """Return the position of a tile's pixel in the sample of a horizontal edge, which crosses the sample's middle."""
+    """Return the position of a tile's pixel in the sample of a horizontal edge, which bisects the sample."""
     return sample + (i + tile // 2) % tile * stride + j
 
 

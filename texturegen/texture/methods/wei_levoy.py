@@ -2,9 +2,9 @@
 
 Each level of a pyramid is filled in scan order with the exemplar pixel whose causal (L-shaped) window, together with
 the 3x3 window of the next coarser level, is nearest (sections 2 and 3). The search is exhaustive, or approximate with
-a tree (section 4). Windows wrap around the output, so the texture tiles. Unfilled pixels hold random exemplar pixels
-(section 3.1). The paper draws these once and smooths them for the coarser levels, where they lose the exemplar's
-colours and the texture collapses more often; here every level draws its own.
+a tree (section 4). Windows wrap around the output, so the texture tiles. Pixels are initialised with random exemplar
+pixels (section 3.1). The paper smooths one such image for the coarser levels, which loses the exemplar's colours, and
+the texture collapses more often; here every level draws its own.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from texturegen.texture.kernels.tsvq import LANES, Tree, build_tree, find, pad
 from texturegen.texture.kernels.windows import BARRIER, RUN, add_taps, barrier, planes
 from texturegen.texture.settings import Choice, Integer, Real
 
-_PARENT_REACH = 2  # the 3x3 window of the coarser level covers two pixels of this level on every side
+_PARENT_REACH = 2  # the 3x3 window of the coarser level extends two pixels of this level to every side
 
 
 def wei_levoy(
@@ -50,11 +50,11 @@ def wei_levoy(
     size : (H, W) of the texture in pixels.
     seed : seed of all random choices.
     window : side of the causal window in pixels, the same at every level.
-    levels : levels of the pyramid; None for as many as leave the smallest patch twice as wide as a window.
-    search : "exhaustive", or "tsvq" for tree-structured vector quantisation, to which the other settings apply.
+    levels : levels of the pyramid; None for as many as keep the smallest patch at least twice as wide as a window.
+    search : "exhaustive", or "tsvq" for tree-structured vector quantisation, which uses the settings below.
     codebook : number of codewords, as a fraction of a level's exemplar windows; 0.1 is faster and gives flatter
         textures.
-    backtrack : leaves visited per pixel; all of them, with a full codebook, give the result of the exhaustive search.
+    backtrack : leaves visited per pixel; with a full codebook, visiting all leaves equals the exhaustive search.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def wei_levoy(
 
     Raises
     ------
-    UserError : a patch smaller than a window at the coarsest level.
+    UserError : a patch is smaller than a window at the coarsest level.
     """
     least = max(window, 2 * _PARENT_REACH + 1)
     if levels is None:
@@ -85,12 +85,12 @@ def wei_levoy(
 
 
 class _Windows(NamedTuple):
-    """The windows of one level. The enlarged pixels of the next coarser level follow the level's own in `planes`."""
+    """Windows of one level. In `planes`, the enlarged pixels of the next coarser level follow the level's own."""
 
     planes: np.ndarray  # uint8 (3, M), or (3, 2 * M)
     causal: np.ndarray  # int64 (T, 2): steps (down, right) to the pixels of the causal window
-    parental: np.ndarray  # int64 (S, 2): steps in the next coarser level; none at the coarsest level
-    offsets: np.ndarray  # int64 (T + S,): of all of them in the planes, from the pixel to fill
+    parental: np.ndarray  # int64 (S, 2): steps in the next coarser level; empty at the coarsest level
+    offsets: np.ndarray  # int64 (T + S,): offsets of both in the planes, from the pixel to fill
     start: np.ndarray  # int32 (M,): 0 at candidates, which are the pixels with a complete window, else BARRIER
     candidates: np.ndarray  # int64 (n,)
 
@@ -102,7 +102,7 @@ def _lay_out(exemplar: Stack, reach: int, below: Sequence[np.ndarray] | None) ->
     offsets = [dy * exemplar.stride + dx for dy, dx in causal]
     start = barrier(exemplar, reach, 0, reach, reach)
     if below is not None:
-        # Enlarged by two, the coarser level has offsets in the same layout: one step there is two here.
+        # The coarser level is enlarged by two to share the layout: one step there is two here.
         offsets += [colours.shape[1] + 2 * (dy * exemplar.stride + dx) for dy, dx in parental]
         enlarged = np.zeros_like(exemplar.pixels)
         for target, patch, (height, width) in zip(enlarged, below, exemplar.sides, strict=True):
@@ -121,7 +121,7 @@ def _lay_out(exemplar: Stack, reach: int, below: Sequence[np.ndarray] | None) ->
 
 
 def _vectors(windows: _Windows) -> np.ndarray:
-    """Return the windows of the candidates, uint8 (n, D), with the three colours of a pixel side by side."""
+    """Return the windows of the candidates, uint8 (n, D), with interleaved colours."""
     colours = np.ascontiguousarray(windows.planes.T)[windows.candidates[:, None] + windows.offsets]
     return pad(colours.reshape(len(colours), -1))
 
@@ -165,19 +165,19 @@ def _gather(image: np.ndarray, row: int, column: int, steps: np.ndarray, window:
     """Copy the pixels at the given steps from a pixel into window, uint8 (T, 3), wrapping around the image."""
     height, width = image.shape[:2]
     for tap in range(len(steps)):
-        line, place = row + steps[tap, 0], column + steps[tap, 1]
-        # Tested first, because most pixels are far from the edges and a division is slow.
-        if line < 0 or line >= height:
-            line %= height
-        if place < 0 or place >= width:
-            place %= width
+        y, x = row + steps[tap, 0], column + steps[tap, 1]
+        # A modulo is slow and most pixels are far from the edges, so the edges are tested first.
+        if y < 0 or y >= height:
+            y %= height
+        if x < 0 or x >= width:
+            x %= width
         for channel in range(3):
-            window[tap, channel] = image[line, place, channel]
+            window[tap, channel] = image[y, x, channel]
 
 
 @njit(nogil=True, cache=True)
 def _nearest(windows: _Windows, window: np.ndarray) -> int:
-    """Return the candidate with the nearest window, the first of equals."""
+    """Return the candidate with the nearest window; the first wins ties."""
     values = window.astype(np.int32)
     ones = np.ones(len(values), dtype=np.int32)
     distances = np.empty(RUN, dtype=np.int32)

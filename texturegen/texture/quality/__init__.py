@@ -1,7 +1,7 @@
-"""The quality of a texture: six figures that compare it with its patches; lower is better for each.
+"""Quality of a texture: six figures that compare it with its patches, each better when lower.
 
-Read all six together: tiling a patch is best in the first four, and shuffling its pixels is best in `histogram`,
-`verbatim` and `largest_copy`.
+Read all six together: a tiled patch is best in the first four, and shuffled pixels are best in `histogram`, `verbatim`
+and `largest_copy`.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ class Quality:
     histogram : Wasserstein-1 distance of the colour histograms, mean of the channels. 0 .. 255 grey levels.
     autocorrelation : mean absolute difference of the luminance's normalised autocorrelation at shifts of up to 4
         pixels. 0 .. 2.
-    coherence : mean distance of a texture window to the nearest patch window: what the texture adds. 0 .. 255 grey
-        levels (RMS).
-    completeness : mean distance of a patch window to the nearest texture window: what the texture lacks. 0 .. 255 grey
-        levels (RMS).
+    coherence : mean distance from a texture window to the nearest patch window: content that the patches lack. 0 .. 255
+        grey levels (RMS).
+    completeness : mean distance from a patch window to the nearest texture window: content that the texture lacks.
+        0 .. 255 grey levels (RMS).
     verbatim : fraction of adjacent texture windows whose nearest patch windows are adjacent too: copying at the scale
         of windows. 0 .. 1.
     largest_copy : largest 4-connected region copied with one offset, as a fraction of its patch; at 1, the texture
-        contains a whole patch with any object in it. 0 .. 1. Regions are not joined across the border of a texture that
-        tiles, because a viewer sees two.
+        contains a whole patch, with any object in it. 0 .. 1. A viewer sees a region that continues across the border
+        of a tiling texture as two, so it counts as two.
     """
 
     histogram: float
@@ -61,11 +61,11 @@ def measure(
 
     Parameters
     ----------
-    patches : the patches the texture was made from, uint8, all RGB (h, w, 3) or all grey (h, w) or (h, w, 1).
-    texture : the image, of the same kind as the patches. Grey counts as three equal channels.
-    seed : 0 <= seed < 2**64, decides which windows are sampled.
-    samples : number of windows (coherence, completeness) and pairs of windows (verbatim) to sample, at least 1; all
-        windows if there are fewer. The sample is stratified, and the nearest window is exact. Patches smaller than a
+    patches : the patches that the texture was made from, uint8, all RGB (h, w, 3) or all grey (h, w) or (h, w, 1).
+    texture : the image, RGB or grey like the patches. Grey is treated as three equal channels.
+    seed : seed of the sample of windows, 0 <= seed < 2**64.
+    samples : number of windows (coherence, completeness) and pairs of windows (verbatim) to sample, at least 1; if
+        there are fewer, all are used. The sample is stratified, and the nearest window is exact. Patches smaller than a
         window are left out of these three figures.
     source : the texture's source map, int32 (H, W, 3); without it, largest_copy is NaN.
 
@@ -75,8 +75,8 @@ def measure(
 
     Raises
     ------
-    UserError : an image that is not uint8 RGB or grey; grey and RGB images together; samples below 1; a source map of
-        another shape or dtype, or one that refers to pixels outside the patches.
+    UserError : an image is not uint8 RGB or grey, or both kinds are mixed; `samples` is less than 1; the source map has
+        the wrong shape or dtype, or refers to pixels outside the patches.
 
     References
     ----------
@@ -95,7 +95,7 @@ def measure(
     >>> 0 < quality.coherence < 255, 0 < quality.largest_copy <= 1
     (True, True)
 
-    A patch compared with itself adds nothing and lacks nothing:
+    A patch compared with itself neither adds nor lacks content:
 
     >>> same = measure(patches[:1], patches[0])
     >>> same.coherence, same.completeness, same.histogram
@@ -107,7 +107,7 @@ def measure(
     check_image(texture, "the texture")
     if is_grey(texture) != is_grey(patches[0]):
         kinds = ("grey", "RGB") if is_grey(texture) else ("RGB", "grey")
-        raise UserError(f"the texture is {kinds[0]} but the patches are {kinds[1]}; convert them to one kind")
+        raise UserError(f"the texture is {kinds[0]} but the patches are {kinds[1]}; convert all to one kind")
     (image,) = read_patches([texture])
     if source is None:
         source = np.empty((0, 0, 3), dtype=np.int32)
@@ -119,7 +119,9 @@ def measure(
     texture_pixels, texture_sides = image.reshape(-1, 3), np.array([image.shape[:2]])
     largest = _largest_copy(np.require(source, requirements=["C", "W"]), sides) if source.size > 0 else np.nan
     if largest < 0:
-        raise UserError("the source map refers to a pixel outside the patches; give the patches of this texture")
+        raise UserError(
+            "the source map refers to a pixel outside the patches; pass the patches that the texture was made from"
+        )
     coherence, completeness, verbatim = _window_figures(
         pixels, sides, texture_pixels, texture_sides, np.uint64(seed), samples
     )
@@ -160,7 +162,8 @@ def _largest_copy(source: np.ndarray, sides: np.ndarray) -> float:
     """Return the area of the largest 4-connected region of one patch and offset, as a fraction of that patch.
 
     Regions are labelled row by row, and a union-find forest joins labels that meet (Rosenfeld and Pfaltz, "Sequential
-    operations in digital picture processing", Journal of the ACM 13(4), 1966). -1 if a pixel is outside its patch.
+    operations in digital picture processing", Journal of the ACM 13(4), 1966). Return -1 if a pixel is outside its
+    patch.
     """
     height, width = source.shape[:2]
     parents = np.empty(height * width, dtype=np.int32)
@@ -177,11 +180,11 @@ def _largest_copy(source: np.ndarray, sides: np.ndarray) -> float:
             if not (0 <= patch < len(sides) and 0 <= y < sides[patch, 0] and 0 <= x < sides[patch, 1]):
                 return -1.0
             before = max(column - 1, 0)
-            # The first row and column are compared with themselves, which never matches.
+            # Pixels of the first row and column are compared with themselves, which never matches.
             left = (line[before, 0] == patch) & (line[before, 1] == y) & (line[before, 2] == x - 1)
             up = (above[column, 0] == patch) & (above[column, 1] == y - 1) & (above[column, 2] == x)
             if left:
-                # If the pixel to the left was joined upwards too, all four are in one region already.
+                # If the pixel to the left was also joined upwards, all four already belong to one region.
                 if up and not joined:
                     label = _unite(parents, label, labels[column])
             elif up:
@@ -193,19 +196,19 @@ def _largest_copy(source: np.ndarray, sides: np.ndarray) -> float:
             counts[label] += 1
             labels[column] = label
             joined = up
-    share = 0.0
+    fraction = 0.0
     for label in range(used - 1, -1, -1):  # parents have smaller labels
         patch = patches[label]
         if parents[label] == label:
-            share = max(share, counts[label] / (sides[patch, 0] * sides[patch, 1]))
+            fraction = max(fraction, counts[label] / (sides[patch, 0] * sides[patch, 1]))
         else:
             counts[parents[label]] += counts[label]
-    return share
+    return fraction
 
 
 @njit(nogil=True, cache=True)
 def _unite(parents: np.ndarray, one: int, other: int) -> int:
-    """Join two trees of labels; return the root."""
+    """Merge two trees of labels; return the root."""
     one, other = _root(parents, one), _root(parents, other)
     root = min(one, other)
     parents[max(one, other)] = root

@@ -1,14 +1,14 @@
 """Normalised autocorrelation of the luminance, compared between a texture and its patches.
 
-At a given shift, it is the covariance of the pairs of pixels over the mean of their variances. All sums are of integers
-and therefore exact.
+At each shift, it is the covariance of the pairs of pixels divided by the mean of their variances. All sums are exact,
+because they are of integers.
 """
 
 import numpy as np
 from numba import njit
 
 _SHIFT = 4
-# As many products of two luminances can be summed in 32 bits.
+# The largest number of products of two luminances whose sum fits 32 bits.
 _MAX_SUMMED = 2**31 // 255**2
 
 
@@ -18,17 +18,17 @@ def autocorrelation_distance(
 ) -> float:
     """Return the mean absolute difference of the normalised autocorrelations at shifts of up to 4 pixels.
 
-    The pairs of pixels of all patches are pooled. Shifts without pairs in the patches or in the texture are left out.
+    The pixel pairs of all patches are pooled. Shifts without pairs in the patches or in the texture are skipped.
 
     Parameters
     ----------
-    pixels : uint8 (M, 3), the pixels of all patches, one patch after the other.
+    pixels : uint8 (M, 3), concatenated pixels of all patches.
     sides : int64 (P, 2), heights and widths of the patches.
     texture_pixels, texture_sides : the same for the texture.
 
     Returns
     -------
-    0 .. 2; NaN if no shift is left.
+    0 .. 2; NaN if all shifts are skipped.
     """
     ours, theirs = _moments(texture_pixels, texture_sides), _moments(pixels, sides)
     total, known = 0.0, 0
@@ -49,7 +49,7 @@ def _correlation(moments: np.ndarray) -> float:
     if count == 0:
         return np.nan  # undefined without pairs
     variance = (count * left_square - left**2 + count * right_square - right**2) / 2
-    # In a constant image every pixel predicts its neighbours.
+    # In a constant image, every pixel predicts its neighbours perfectly.
     return 1.0 if variance == 0 else (count * product - left * right) / variance
 
 
@@ -62,7 +62,7 @@ def _moments(pixels: np.ndarray, sides: np.ndarray) -> np.ndarray:
     moments = np.zeros((_SHIFT + 1, 2 * _SHIFT + 1, 6), dtype=np.int64)
     start = 0
     for height, width in sides:
-        # Rows are padded with zeros, so that pairs outside the image add nothing at any shift.
+        # Rows are zero-padded, so that pairs outside the image add 0 at any shift.
         stride = width + _SHIFT
         area = height * stride
         luminance = np.zeros(area + _SHIFT * stride + _SHIFT, dtype=np.int16)
@@ -96,7 +96,7 @@ def _fill_luminance(pixels: np.ndarray, luminance: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def _row_sums(luminance: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return sums over the first n rows of the pixels that a horizontal shift keeps inside; luminance as in `_moments`.
+    """Return sums over the first n rows of the pixels that stay inside the image under each horizontal shift.
 
     int64 (H+1, 9, 2), indexed by n, the shift to the right (negative: to the left), and the power minus 1.
     """
