@@ -83,7 +83,7 @@ def good_patch():
         ([], "patches is empty"),
         (good_patch(), r"pass \[patch\]"),
         ([good_patch().astype(np.float32)], "patch 0 is float32, not uint8"),
-        ([good_patch(), good_patch()[..., 0]], "patch 1 is grey but patch 0 is RGB; convert them to one kind"),
+        ([good_patch(), good_patch()[..., 0]], "patch 1 is grey but patch 0 is RGB; convert all to one kind"),
         ([good_patch()[..., :1], good_patch()[..., 0], good_patch()], "patch 2 is RGB but patch 0 is grey"),
         (good_patch()[..., 0], r"one array of shape \(16, 16\).*pass \[patch\]"),
         (iter([good_patch()]), "patches is a list_iterator, not a list"),
