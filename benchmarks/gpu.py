@@ -93,9 +93,7 @@ def matrix_peak(device: torch.device, scale: Scale) -> float:
 
 def report_speed(device: torch.device, scale: Scale, peak: float) -> None:
     """Print the throughput of every kind of step."""
-    print(
-        f"| {scale.encoder}, bf16 | px | batch | channels_last | compile | images/s | GFLOP per image | % of peak |"
-    )
+    print(f"| {scale.encoder}, bf16 | px | batch | channels_last | compile | images/s | GFLOP per image | % of peak |")
     print("|---" * 8 + "|")
     for side, count in scale.sizes:
         for name, make in STEPS.items():

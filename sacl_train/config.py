@@ -203,7 +203,9 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
     given: dict[str, tuple[Any, str]] = {}  # key -> value and the file it comes from
     if path is not None:
         try:
-            given.update({key: (value, f"{path}: ") for key, value in tomllib.loads(Path(path).read_text("utf-8-sig")).items()})
+            given.update(
+                {key: (value, f"{path}: ") for key, value in tomllib.loads(Path(path).read_text("utf-8-sig")).items()}
+            )
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a TOML file ({error})") from None
     given.update({key: (value, "") for key, value in settings.items()})

@@ -158,8 +158,8 @@ def _refuse_dangling_link(directory: Path) -> None:
     for path in (directory, *directory.parents):
         if path.is_symlink() and not path.exists():
             raise UserError(
-                f"{directory}: {path} is a link to {os.readlink(path)}, which does not exist; create that directory, or "
-                "choose another"
+                f"{directory}: {path} is a link to {os.readlink(path)}, which does not exist; create that directory, "
+                "or choose another"
             )
 
 
