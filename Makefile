@@ -10,12 +10,12 @@ demo: setup
 # Numba does not notice that a function a cached kernel calls has changed in another module.
 test: lint docs
 	find texturegen -name '*.nb[ci]' -delete
-	rm -f .coverage .coverage.*
+	rm -f .coverage .coverage.* coverage.json
 	# A core for each of the two: torch threads that wait for each other spin.
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist worksteal
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage json --quiet -o .coverage.json --fail-under 0
-	$(BIN)/python tests/check_coverage.py .coverage.json
+	$(BIN)/coverage json --quiet -o coverage.json --fail-under 0
+	$(BIN)/python tests/check_coverage.py coverage.json
 	$(BIN)/coverage report --skip-covered --sort=cover
 
 docs: setup

@@ -1,6 +1,7 @@
-"""Doctests run in a folder of their own that holds what their examples name: shards/, test-shards/, run/."""
+"""A folder for doctests that holds what their examples name (shards/, test-shards/, run/), and coverage of workers."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,11 @@ def _doctest_folder(request: pytest.FixtureRequest) -> Iterator[None]:
     monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     monkeypatch.chdir(folder)
     yield
+
+
+def pytest_sessionfinish() -> None:
+    """Save the coverage of this process: xdist may end a worker before its exit handlers have run."""
+    coverage = sys.modules.get("coverage")
+    current = coverage.Coverage.current() if coverage is not None else None
+    if current is not None:
+        current.save()

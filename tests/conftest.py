@@ -1,5 +1,6 @@
 """Shared fixtures: photographs shipped with scikit-image, small image folders, small shard directories."""
 
+import os
 import signal
 import tarfile
 from pathlib import Path
@@ -67,3 +68,9 @@ def cifar10_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with tarfile.open(shared_data / "cifar-10-batches-py.tar.xz") as tar:
         tar.extractall(root, filter="data")
     return root
+
+
+@pytest.fixture
+def uncovered() -> dict[str, str]:
+    """Environment for a process without coverage, which would fail too when it cannot write its own file."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}

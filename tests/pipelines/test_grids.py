@@ -173,7 +173,7 @@ def test_cell_with_other_settings_is_set_aside_and_moved_back(
     changed = replace(grid, cells=(narrow(grid, ("pre",), {"tau": 0.5}).cells[0], grid.cells[1]))
     run_grid(changed, TINY, out, device="cpu", seeds=1)
     assert {path.name: path.read_bytes() for path in (cell / "seed0.old-1").glob("checkpoint-*.pt")} == before
-    assert "seed0 was made with other settings or data: kept as seed0.old-1" in (cell / "seed0.log").read_text()
+    assert "seed0 was made with other settings or data: renamed to seed0.old-1" in (cell / "seed0.log").read_text()
     assert "tau = 0.5" in (cell / "seed0" / "config.toml").read_text()
     assert stamps(out / "cells" / "post") == {p: t for p, t in first.items() if "post" in p.parts}
     run_grid(grid, TINY, out, device="cpu", seeds=1)
