@@ -298,7 +298,7 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
     wrong |= {"momentum": 1.5, "weight": -0.1, "bank_momentum": 1.0, "tau": 0.0, "redundancy": -1.0}
     wrong |= {"momentum_schedule": "cosin", "scope": "bach", "texture_view": "ow", "texture_role": "negativ"}
     tried = wrong.keys() & there.keys()
-    assert {"projector_out", "texture_role"} <= tried
+    assert "texture_role" in tried
     for key in tried:
         with pytest.raises(UserError, match=key):
             load_config(None, {"method": name, key: wrong[key]})

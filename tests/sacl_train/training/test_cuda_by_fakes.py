@@ -21,15 +21,25 @@ from sacl_train.methods import METHODS
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.setup import build_method
 from sacl_train.training.step import arithmetic, make_step, stack_metrics
+from texturegen.errors import UserError
 
 CUDA = torch.device("cuda")
 TINY = {"encoder": "se_resnet8", "width": 4, "batch_size": 8, "mean": [0.5] * 3, "std": [0.2] * 3}
 OWN = {"mocov2": {"queue": 16}, "pirl": {"negatives": 16, "images": 64}}
 TEXTURES = {"texture_role": "negative", "texture_view": "query", "scope": "own"}
-NO_NEGATIVES = ("byol", "simsiam", "barlow")
+
+
+def has_negatives(name: str) -> bool:
+    try:
+        METHODS[name].load().Settings(texture_role="negative")
+    except UserError:
+        return False
+    return True
+
+
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {"precision": "bf16"}) for name in METHODS),
-    *((name, {"weak": "geometric", **TEXTURES}) for name in METHODS if name not in NO_NEGATIVES),
+    *((name, {"weak": "geometric", **TEXTURES}) for name in METHODS if has_negatives(name)),
     *(("sacl", {"texture_role": role}) for role in ("positive", "instance", "none")),
     *(("sacl", {"texture_source": source}) for source in ("patch-shuffle", "both")),
     ("sacl", {"texture_part": "inside"}),
