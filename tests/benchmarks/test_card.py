@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "card.py"
 
 
 @pytest.mark.slow
-def test_every_stage_but_the_step_times_ends_well(cifar10_root: Path, tmp_path: Path) -> None:
+def test_stages_end_well_from_packed_cifar10_to_probes(cifar10_root: Path, tmp_path: Path) -> None:
     packed, tars, out = tmp_path / "packed", tmp_path / "tars", tmp_path / "card.jsonl"
     for arguments in (
         ["pack", cifar10_root, packed, "--limit", 200],
@@ -23,10 +23,9 @@ def test_every_stage_but_the_step_times_ends_well(cifar10_root: Path, tmp_path: 
         done = CliRunner().invoke(cifar_pack, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
     command = [sys.executable, SCRIPT, "--out", out, "--data", tars, "--device", "cpu", "--toy", "--minutes", "5"]
-    subprocess.run([*command, "--stages", "hardware,exact,profile,cifar"], check=True, capture_output=True)
+    subprocess.run([*command, "--stages", "hardware,profile,cifar"], check=True, capture_output=True)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     ended = {line["stage"]: line["ended"] for line in lines if "ended" in line}
-    assert ended == {"hardware": 0, "exact": 0, "profile": 0, "cifar": 0}
-    assert all(line["tensors_that_differ"] == 0 for line in lines if "tensors" in line)
+    assert ended == {"hardware": 0, "profile": 0, "cifar": 0}
     probes = {line["probe"]: line["test"][0]["images"] for line in lines if "probe" in line}
     assert probes == {"knn": 200, "linear": 200}

@@ -19,8 +19,8 @@ DONE, REFUSED, BUSY, KILLED = 0, 2, 3, -signal.SIGKILL  # exit codes; 1 is any o
 EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate"}
 MODULES = ["texturegen.builds.run", "texturegen.builds.repair", "texturegen.shards.merge", __name__]
 TIMEOUT = 60  # seconds
-# Kill at every eighth change of the file system. TEXTUREGEN_KILL_STRIDE=1 kills at every change, which takes minutes.
-STRIDES = pytest.mark.parametrize("stride", [int(os.environ.get("TEXTUREGEN_KILL_STRIDE", "8"))])
+# Kill at every 13th change of the file system. TEXTUREGEN_KILL_STRIDE=1 kills at every change, which takes minutes.
+STRIDES = pytest.mark.parametrize("stride", [int(os.environ.get("TEXTUREGEN_KILL_STRIDE", "13"))])
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(MODULES)
