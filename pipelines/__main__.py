@@ -11,7 +11,7 @@ from texturegen.console import FriendlyGroup, read_pairs
 DEVICE = "Several, separated by commas (cuda:0,cuda:1), each train one run at a time."
 
 
-@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=FriendlyGroup)
 def main() -> None:
     """Run a recipe from images to figures, or reproduce a table of the paper."""
 

@@ -62,6 +62,10 @@ class FriendlyCommand(click.Command):
     Exit status 1: an error of the user, a full disk, an unreadable file. 2: a wrong option. 130: Ctrl-C.
     """
 
+    def __init__(self, name: str | None, context_settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], **(context_settings or {})}
+        super().__init__(name, context_settings=settings, **kwargs)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             _prepare_streams()

@@ -67,7 +67,7 @@ def _parse_rate(context: click.Context, parameter: click.Parameter, value: str) 
     return rate
 
 
-@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=FriendlyGroup)
 @click.version_option(__version__)
 def eval_main() -> None:
     """Score a trained encoder on labelled images.

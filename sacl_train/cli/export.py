@@ -11,7 +11,7 @@ with exit_on_interrupt():
     from texturegen.console import FriendlyCommand
 
 
-@click.command(cls=FriendlyCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=FriendlyCommand)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format", "form", default="safetensors", show_default=True, help="safetensors, torchvision, timm or onnx."

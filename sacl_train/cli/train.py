@@ -16,11 +16,10 @@ with exit_on_interrupt():
     from texturegen import __version__
     from texturegen.console import FriendlyCommand, read_pairs
 
-HELP = {"help_option_names": ["-h", "--help"]}
 PATH = click.Path(path_type=Path)
 
 
-@click.command(cls=FriendlyCommand, context_settings=HELP)
+@click.command(cls=FriendlyCommand)
 @click.option("--shards", required=True, help="Directory or URL of shards from `texturegen build`.")
 @click.option("--out", required=True, type=PATH, help="Directory of the run.")
 @click.option("--config", type=PATH, help="TOML file of settings.")

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from texturegen.errors import UserError, nearest
-
 if TYPE_CHECKING:
     from sacl_train.methods.method import Method
 
-__all__ = ["METHODS", "Entry", "Method", "find_method"]
+__all__ = ["METHODS", "Entry", "Method"]
 
 
 @dataclass(frozen=True)
@@ -47,29 +45,6 @@ METHODS: dict[str, Entry] = {
     "pirl": Entry("pirl:PIRL", "PIRL (Misra & van der Maaten 2020)"),
     "barlow": Entry("barlow:BarlowTwins", "Barlow Twins (Zbontar et al. 2021)"),
 }
-
-
-def find_method(name: str) -> Entry:
-    """Return the entry of a method.
-
-    Parameters
-    ----------
-    name : str
-        One of `METHODS`.
-
-    Raises
-    ------
-    UserError
-        If the name is unknown.
-
-    Examples
-    --------
-    >>> find_method("simclr").help
-    'SimCLR (Chen et al. 2020)'
-    """
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}{nearest(str(name), METHODS)}; known: {', '.join(METHODS)}")
-    return METHODS[name]
 
 
 def __getattr__(name: str) -> Any:

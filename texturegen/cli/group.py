@@ -7,7 +7,7 @@ from texturegen.cli import build, shards, texture
 from texturegen.console import FriendlyGroup
 
 
-@click.group(cls=FriendlyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=FriendlyGroup)
 @click.version_option(__version__)
 def main() -> None:
     """Synthesise texture images (hard negatives) from the images of a data set.
