@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "texture_part": ("whole", "inside"),
     "order": ("global", "shards"),
     "remainder": ("drop", "wrap"),
-    "optimizer": ("sgd", "lars"),
+    "optimizer": ("sgd", "lars", "adamw"),
     "precision": ("fp32", "bf16", "fp16"),
     "cache": ("auto", "ram", "none"),
 }

@@ -33,7 +33,7 @@ from sacl_train.evaluate import quick
 from sacl_train.methods.sacl import SACL
 from sacl_train.training.checkpoint import directory_of, exclusive, load_checkpoint
 from sacl_train.training.dry_run import plan
-from sacl_train.training.optim import build_optimizer, cosine_lr
+from sacl_train.training.optim import cosine_lr
 from sacl_train.training.out_of_memory import largest_batch
 from sacl_train.training.resume import load_encoder
 from sacl_train.training.signals import stop_on_signal
@@ -591,28 +591,6 @@ def test_knn_score_excludes_its_bank(shapes_shards: Path, monkeypatch: pytest.Mo
     assert not torch.equal(seen[0][0], seen[1][0])
 
 
-def test_learning_rate_falls_along_half_cosine() -> None:
-    rates = [cosine_lr(step, 100, 0.4) for step in range(100)]
-    assert rates[0] == 0.4
-    assert rates[50] == pytest.approx(0.2)
-    assert rates[99] == pytest.approx(0.4 * 0.000246719, rel=1e-4)
-    assert rates == sorted(rates, reverse=True)
-
-
-def test_learning_rate_warms_up_linearly() -> None:
-    rates = [cosine_lr(step, 100, 0.4, 20) for step in range(100)]
-    assert rates[:20] == pytest.approx([0.02 * (step + 1) for step in range(20)])
-    assert rates[20] == 0.4
-    assert rates[60] == pytest.approx(0.2)
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-
-
-def test_optimizer_skips_parameters_without_gradient() -> None:
-    module = torch.nn.Linear(2, 2)
-    module.bias.requires_grad_(False)
-    assert build_optimizer(module).param_groups[0]["params"] == [module.weight]
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -705,24 +683,6 @@ def test_tensorboard_gets_metrics(shapes_shards: Path, tmp_path: Path) -> None:
     lines = logged_steps(tmp_path)
     assert [e.value for e in events.Scalars("step/loss")] == pytest.approx([line["loss"] for line in lines], rel=1e-6)
     assert "epoch/texture_similarity" in events.Tags()["scalars"]
-
-
-def test_lars_neither_decays_nor_scales_biases_and_norms() -> None:
-    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    groups = build_optimizer(network, "lars", lr=1.0, weight_decay=0.1).param_groups
-    assert [p.ndim for p in groups[0]["params"]] == [2]
-    assert [p.ndim for p in groups[1]["params"]] == [1, 1, 1]
-    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.1, 0.0)
-    assert {group["momentum"] for group in build_optimizer(network, "lars", momentum=0.7).param_groups} == {0.7}
-    optimizer = build_optimizer(network, "lars", lr=1.0, momentum=0.0, weight_decay=0.0)
-    before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    for p in network.parameters():
-        p.grad = torch.full_like(p, 0.5)
-    optimizer.step()
-    weight = before["0.weight"]
-    trust = 0.001 * weight.norm() / torch.full_like(weight, 0.5).norm()  # You et al. 2017, eq. 6
-    torch.testing.assert_close(network[0].weight, weight - trust * 0.5)
-    torch.testing.assert_close(network[0].bias, before["0.bias"] - 0.5)
 
 
 def test_second_signal_within_a_second_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
