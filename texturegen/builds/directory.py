@@ -118,8 +118,8 @@ class BuildDirectory:
         MissingError, DamagedError
             A shard or the manifest is missing or damaged.
         """
+        content = read_build(self.path)  # first, because damage must not pass for another build
         refuse_other_build(self.path / BUILD, plan)
-        content = read_build(self.path)
         for shard in content["shards"]:
             check_size(self.path / shard["name"], shard["bytes"])
         manifest = self.path / MANIFEST

@@ -95,21 +95,24 @@ def preview(directory: Path, output: Path, count: int) -> None:
 def verify(directory: Path, deep: bool, workers: int | None) -> None:
     """Check the checksums and contents of all shards.
 
-    Reads every shard once. Every fault is one line on stderr; exit status 1 means that there are faults. `repair`
-    rebuilds damaged shards.
+    Reads every shard once. Every fault is one line on stderr; exit status 1 means that there are faults. What was not
+    checked is said too. `repair` rebuilds damaged shards.
     """
-    from texturegen.shards.verify import verify as verify_shards
+    from texturegen.shards.verify import inspect
 
     try:
         with _counting(None, "images") as progress:
-            faults = verify_shards(directory, progress, workers, deep)
+            report = inspect(directory, progress, workers, deep)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    faults = [fault for of_file in report.faults.values() for fault in of_file]
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:
         fail(f"{directory}: {plural(len(faults), 'fault')}")
+    for sentence in report.unchecked:
+        print(f"{directory}: {sentence}")
     print(f"{directory}: no faults found")
 
 

@@ -1,7 +1,13 @@
-"""Read build.json, and check all of it that does not need the manifest."""
+"""Read and seal build.json, and check all of it that does not need the manifest.
 
+build.json says what labels mean, what `repair` builds, and which checksums the other files have, so it carries a
+checksum of its own content. Builds of texturegen 0.1.0 lack it and stay readable.
+"""
+
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +17,7 @@ from texturegen.storage.names import printable
 from texturegen.storage.ranges import Directory, open_directory
 
 COUNTS = ("samples", "textures", "failed")
+CHECKSUM = "sha256"
 _MAX_COUNT = 1 << 62
 _MAX_TEXTURES = 1 << 31  # per image; `index` is int32
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -22,7 +29,7 @@ def read_build(directory: str | Path) -> dict[str, Any]:
     Raises
     ------
     MissingError : there is no build.json, so there is no finished build.
-    DamagedError : the file is not JSON, lacks a value, or contradicts itself.
+    DamagedError : the file is not JSON, lacks a value, contradicts itself, or differs from its checksum.
     UserError : the file cannot be read, or has a format that this version does not read.
     """
     return load_build(open_directory(directory))
@@ -37,6 +44,17 @@ def load_build(files: Directory) -> dict[str, Any]:
     if files.exists(PARTS):
         raise MissingError(f"{directory}: this build is not finished; run the same `texturegen build` again")
     raise MissingError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
+
+
+def seal(build: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of build.json with its checksum, a SHA-256 in hexadecimal under the key `sha256`.
+
+    The digest is over the other entries as JSON with sorted keys and no white space (ASCII, non-ASCII characters as
+    escapes), so that it does not depend on how the file is formatted.
+    """
+    content = {name: value for name, value in build.items() if name != CHECKSUM}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return {**content, CHECKSUM: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def check_size(path: Path, size: int) -> None:
@@ -71,6 +89,8 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
         fault = _find_fault(build)
     except (KeyError, TypeError) as error:
         fault = f"no {error.args[0]}" if isinstance(error, KeyError) else "a list or an object is missing"
+    if not fault and CHECKSUM in build and build != seal(build):
+        fault = "its content differs from its own checksum"
     if fault:
         raise DamagedError(f"{name}: damaged ({fault}); copy it again, or build into a new directory")
     return build

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from texturegen.shards.build_json import COUNTS
+from texturegen.shards.build_json import COUNTS, seal
 from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
 from texturegen.shards.writer import rows_file
 from texturegen.storage.arrow import open_for_arrow
@@ -64,7 +64,7 @@ def publish(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         **more,
     }
-    write_json(directory / BUILD, content)
+    write_json(directory / BUILD, seal(content))
     return counts
 
 

@@ -16,12 +16,14 @@ import pyarrow as pa
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, compare_size, load_build, read_build
 from texturegen.shards.layout import MANIFEST
-from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, parse_meta, read_manifest
+from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, digest_of, parse_meta, read_manifest
 from texturegen.shards.store import LocalStore, RemoteStore, Store
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
 from texturegen.storage.names import to_text
 from texturegen.storage.ranges import Chunk, Ranges, Remote, open_directory, reason_of
+
+_CHANGED = "its bytes differ from those that were written"
 
 __all__ = ["Sample", "Shards", "check_size", "open_shards", "read_build"]
 
@@ -42,7 +44,7 @@ class Sample:
     image, textures : ndarray
         Decoded pixels, uint8 (H, W, 3) and (K, H, W, 3) RGB.
     image_bytes, texture_bytes : bytes, tuple of bytes
-        The encoded members, as in the tar.
+        The encoded members, as in the tar; DamagedError if they differ from the manifest's checksums.
     members : dict of str to bytes
         Extra members copied from the source's own tars, by extension.
 
@@ -81,21 +83,22 @@ class Sample:
 
     @property
     def image_bytes(self) -> bytes:
-        index, i = self._index, self._i
-        at = i * index.stride
-        return self._bytes.read(index.shard_ids_view[i], index.extents_view[at], index.extents_view[at + 1])
+        return self._read(0)
 
     @property
     def texture_bytes(self) -> tuple[bytes, ...]:
-        index, i = self._index, self._i
-        shard, extents, read = index.shard_ids_view[i], index.extents_view, self._bytes.read
-        at = i * index.stride
-        return tuple([read(shard, extents[j], extents[j + 1]) for j in range(at + 2, at + index.stride, 2)])
+        return tuple([self._read(member) for member in range(1, self._index.stride // 2)])
 
     @property
     def members(self) -> dict[str, bytes]:
-        shard, members = self._index.shard_ids_view[self._i], self._index.members[self._i].as_py()
-        return {m["ext"]: self._bytes.read(shard, m["offset"], m["size"]) for m in members if m["ext"] != "cls"}
+        shard, found = self._index.shard_ids_view[self._i], {}
+        for member in self._index.members[self._i].as_py():
+            if member["ext"] != "cls":
+                data = self._bytes.read(shard, member["offset"], member["size"])
+                if digest_of(data) != member["digest"]:
+                    raise self._fault(member["ext"], _CHANGED)
+                found[member["ext"]] = data
+        return found
 
     @property
     def image(self) -> np.ndarray:
@@ -131,23 +134,33 @@ class Sample:
             raise IndexError(f"texture {number} of {self._index.stride // 2 - 1}")
         return self._decode(1 + number)
 
-    def _decode(self, member: int) -> np.ndarray:
-        """Return the image (member 0) or a texture (1 .. K)."""
+    def _read(self, member: int) -> bytes:
+        """Return the bytes of the image (member 0) or a texture (1 .. K).
+
+        Most flipped bits in a JPEG or WebP file still decode, to other pixels, so the bytes are hashed on each read.
+        """
         index, i = self._index, self._i
         at = i * index.stride + 2 * member
         data = self._bytes.read(index.shard_ids_view[i], index.extents_view[at], index.extents_view[at + 1])
+        if digest_of(data) != index.digests_view[at // 2]:
+            raise self._fault(_member_name(member), _CHANGED)
+        return data
+
+    def _decode(self, member: int) -> np.ndarray:
+        """Return the image (member 0) or a texture (1 .. K)."""
+        index, i, data = self._index, self._i, self._read(member)
         try:
             image = decode_member(data)
         except UserError as error:
-            raise self._fault(member, str(error)) from None
+            raise self._fault(_member_name(member), str(error)) from None
         shape = index.heights_view[i], index.widths_view[i], 3
         if image.shape != shape:
             height, width, _ = image.shape
-            raise self._fault(member, f"is {width}x{height} pixels, but the manifest records {shape[1]}x{shape[0]}")
+            fault = f"is {width}x{height} pixels, but the manifest records {shape[1]}x{shape[0]}"
+            raise self._fault(_member_name(member), fault)
         return image
 
-    def _fault(self, member: int, fault: str) -> DamagedError:
-        name = f"texture{member - 1}" if member else "image"
+    def _fault(self, name: str, fault: str) -> DamagedError:
         return DamagedError(f"{self.shard}: {self.key}: {name}: {fault}; `texturegen verify` lists all damage")
 
     def __repr__(self) -> str:
@@ -337,6 +350,10 @@ def open_shards(directory: str | Path) -> Shards:
     ('shapes-train-00000003', 3, dtype('uint8'))
     """
     return Shards(directory)
+
+
+def _member_name(member: int) -> str:
+    return f"texture{member - 1}" if member else "image"
 
 
 def _meta(index: SampleIndex, i: int) -> dict[str, Any]:

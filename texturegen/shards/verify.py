@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from texturegen.errors import DamagedError, UserError
-from texturegen.shards.build_json import read_build
+from texturegen.shards.build_json import CHECKSUM, read_build
 from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, parse_meta, read_manifest, select_ok
 from texturegen.storage.arrow import open_for_arrow
@@ -38,10 +38,13 @@ class Report:
         File name -> one sentence per fault; only files with faults.
     damaged : list of int
         Indices of the shards that are missing or whose bytes differ from those that were built.
+    unchecked : list of str
+        What was not checked, one sentence each.
     """
 
     faults: dict[str, list[str]]
     damaged: list[int]
+    unchecked: list[str] = field(default_factory=list)
 
 
 def verify(
@@ -147,7 +150,12 @@ def inspect(
                 f"{directory}/{printable(path.name)}: not in build.json, but programs that read *.tar would read it; "
                 "remove it"
             ]
-    return Report(faults, [number for number, result in enumerate(results) if result.is_damaged])
+    unchecked = []
+    if CHECKSUM not in build:
+        unchecked.append(f"{BUILD} has no checksum, so class names, recipe and versions were not checked")
+    if not deep:
+        unchecked.append("images were not decoded, nor sizes and labels compared with the manifest; --deep does that")
+    return Report(faults, [number for number, result in enumerate(results) if result.is_damaged], unchecked)
 
 
 class _Found(NamedTuple):

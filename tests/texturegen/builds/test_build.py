@@ -30,6 +30,7 @@ from texturegen.builds.recipe import make_plan, texture_seed
 from texturegen.builds.trial import estimate
 from texturegen.errors import UserError
 from texturegen.shards import verify
+from texturegen.shards.build_json import seal
 from texturegen.shards.layout import QUALITY
 from texturegen.shards.merge import split
 from texturegen.sources import files
@@ -44,7 +45,7 @@ TINY = Recipe("shapes", limit=12, shard_size=5)
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file, of build.json without `run`."""
+    """Return the SHA-256 of every file, of build.json without `run` and its checksum."""
     found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
@@ -52,6 +53,7 @@ def digests(directory: Path) -> dict[str, str]:
             if path.name == "build.json":
                 content = json.loads(data)
                 assert set(content.pop("run")["seconds"]) == {*STAGES}
+                content.pop("sha256", None)  # texturegen 0.1.0 wrote none
                 data = json.dumps(content).encode()
             found[str(path.relative_to(directory))] = hashlib.sha256(data).hexdigest()
     return found
@@ -270,7 +272,7 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         build(Recipe("shapes", limit=12, shard_size=5, method="efros-leung"), tmp_path / "s")
     assert digests(tmp_path / "s") == before
     content = json.loads((tmp_path / "s" / "build.json").read_text())
-    (tmp_path / "s" / "build.json").write_text(json.dumps({**content, "algorithms": {"quality": 2}}))
+    (tmp_path / "s" / "build.json").write_text(json.dumps(seal({**content, "algorithms": {"quality": 2}})))
     with pytest.raises(UserError, match=r"\(algorithms.quality 2 there, 1 requested\)"):
         build(TINY, tmp_path / "s")
     (tmp_path / "s" / "build.json").unlink()
@@ -420,7 +422,7 @@ def test_failed_images_can_be_retried(
         assert build(recipe, tmp_path / "s", root=root).counts["failed"] == 1  # only retried on request
         content = json.loads((tmp_path / "s" / "build.json").read_text())
         content["run"]["seconds"]["read"] = 1000.0
-        (tmp_path / "s" / "build.json").write_text(json.dumps(content))
+        (tmp_path / "s" / "build.json").write_text(json.dumps(seal(content)))
         with pytest.raises(UserError, match="retry its failed images without --shard-range"):
             build(recipe, tmp_path / "s", root=root, part=(1, 2), retry_failed=True)
     result = build(recipe, tmp_path / "s", root=root, retry_failed=True)

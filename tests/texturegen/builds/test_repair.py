@@ -19,6 +19,7 @@ from texturegen.builds.directory import REPAIR
 from texturegen.builds.engines import ENGINES, Entry, Lost
 from texturegen.builds.repair import repair
 from texturegen.errors import BusyError, UserError
+from texturegen.shards.build_json import seal
 from texturegen.shards.merge import split
 from texturegen.shards.verify import verify
 from texturegen.storage.lock import LOCK, DirectoryLock
@@ -99,12 +100,12 @@ def test_a_rebuilt_shard_that_differs_is_discarded(shards: Path) -> None:
     content = json.loads((shards / "build.json").read_text())
     content["shards"][1]["sha256"] = "0" * 64  # as if other package versions had built it
     damage(shards / "shard-000001.tar")
-    (shards / "build.json").write_text(json.dumps(content))
+    (shards / "build.json").write_text(json.dumps(seal(content)))
     before = digests(shards)
     with pytest.raises(UserError, match=r"shard-000001.tar is not replaced.*recorded versions are installed"):
         repair(shards)
     content["versions"]["numpy"] = "1.0"
-    (shards / "build.json").write_text(json.dumps(content))
+    (shards / "build.json").write_text(json.dumps(seal(content)))
     with pytest.raises(UserError, match=r"numpy 1.0 recorded, .* installed"):
         repair(shards)
     assert {**digests(shards), "build.json": ""} == {**before, "build.json": ""}
@@ -142,7 +143,7 @@ def test_a_split_directory_has_no_recipe_to_rebuild_from(shards: Path, tmp_path:
 )
 def test_a_build_of_another_version_is_refused(shards: Path, change: dict, message: str) -> None:
     content = json.loads((shards / "build.json").read_text())
-    (shards / "build.json").write_text(json.dumps({**content, **change}))
+    (shards / "build.json").write_text(json.dumps(seal({**content, **change})))
     damage(shards / "shard-000000.tar")
     with pytest.raises(UserError, match=message):
         repair(shards)

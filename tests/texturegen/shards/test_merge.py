@@ -21,6 +21,7 @@ from tests.texturegen import kill
 from tests.texturegen.shards.test_verify import flip, make, rows_of, update_checksums
 from texturegen import open_shards
 from texturegen.errors import BusyError, UserError
+from texturegen.shards.build_json import seal
 from texturegen.shards.filter import rows_that_pass
 from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.merge import merge, split
@@ -91,7 +92,7 @@ def test_build_json_records_inputs(two: Path, tmp_path: Path) -> None:
     other = json.loads((tmp_path / "rest" / BUILD).read_text())
     other["recipe"]["dataset"] = "else"
     other["counts"]["ignored"] = 2
-    (tmp_path / "rest" / BUILD).write_text(json.dumps(other))
+    (tmp_path / "rest" / BUILD).write_text(json.dumps(seal(other)))
     merge([tmp_path / "kept", tmp_path / "rest"], tmp_path / "joined", shard_size=3)
     joined = json.loads((tmp_path / "joined" / BUILD).read_text())
     assert joined["recipe"] == {"per_image": 2, "shard_size": 3, "dataset": None, "settings": {}}
@@ -150,7 +151,7 @@ def test_mismatched_inputs_are_refused(two: Path, tmp_path: Path) -> None:
         merge([two, copy], tmp_path / "out")
     content = json.loads((copy / BUILD).read_text())
     content["source"]["classes"] = ["x", "y"]
-    (copy / BUILD).write_text(json.dumps(content))
+    (copy / BUILD).write_text(json.dumps(seal(content)))
     with pytest.raises(UserError, match="classes differ"):
         merge([two, copy], tmp_path / "out")
     with pytest.raises(UserError, match="at least two directories"):

@@ -19,6 +19,7 @@ from tests.texturegen.shards.test_verify import change_rows, update_checksums
 from texturegen import open_shards
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards import Shards, ShardWriter, store
+from texturegen.shards.build_json import seal
 from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS
 from texturegen.storage.image import ENCODINGS, encode_image
 from texturegen.storage.ranges import Remote
@@ -162,7 +163,7 @@ def test_digest_changes_with_any_shard(make: Callable[..., Path]) -> None:
     before, content = open_shards(path.parent).digest, json.loads(path.read_text())
     assert open_shards(path.parent).digest == before
     content["shards"][2]["sha256"] = "0" * 64
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(seal(content)))
     assert open_shards(path.parent).digest != before
 
 
@@ -301,7 +302,7 @@ def test_missing_manifest_is_reported(make: Callable[..., Path], upload: Callabl
 )
 def test_damaged_build_json_is_refused(make: Callable[..., Path], change: dict[str, Any], fault: str) -> None:
     path = make(1) / BUILD
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path.write_text(json.dumps(seal({**json.loads(path.read_text()), **change})))
     with pytest.raises(UserError, match=f"{path}: .*{fault}"):
         open_shards(path.parent)
 

@@ -18,6 +18,7 @@ import webdataset
 from texturegen import open_shards
 from texturegen.errors import UserError
 from texturegen.shards import ShardWriter, verify
+from texturegen.shards.build_json import seal
 from texturegen.shards.layout import PARTS
 from texturegen.storage.image import decode_image, encode_png
 
@@ -230,7 +231,7 @@ def test_missing_file_is_reported(copy: Path, tmp_path: Path) -> None:
 def test_shard_name_outside_directory_is_refused(copy: Path) -> None:
     content = json.loads((copy / "build.json").read_text())
     content["shards"][0]["name"] = "../shard-000000.tar"
-    (copy / "build.json").write_text(json.dumps(content))
+    (copy / "build.json").write_text(json.dumps(seal(content)))
     with pytest.raises(UserError, match=r"build.json: damaged \(shard 0 is named"):
         open_shards(copy)
 

@@ -20,6 +20,7 @@ import pytest
 
 from texturegen import open_shards
 from texturegen.shards import manifest
+from texturegen.shards.build_json import seal
 from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
 from texturegen.shards.verify import inspect, verify
 from texturegen.shards.writer import ShardWriter
@@ -71,7 +72,7 @@ def make(out: Path, textures: int, samples: int = 8, failed: tuple[int, ...] = (
         "manifest_sha256": hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest(),
         "versions": {},
     }
-    (out / BUILD).write_text(json.dumps(content))
+    (out / BUILD).write_text(json.dumps(seal(content)))
     shutil.rmtree(out / PARTS)
     return out
 
@@ -83,7 +84,7 @@ def update_checksums(directory: Path) -> None:
         data = (directory / shard["name"]).read_bytes()
         shard.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     content["manifest_sha256"] = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
-    (directory / BUILD).write_text(json.dumps(content))
+    (directory / BUILD).write_text(json.dumps(seal(content)))
 
 
 def change_rows(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -97,7 +98,7 @@ def change_rows(directory: Path, change: Callable[[list[dict[str, Any]]], object
 def change_build(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads((directory / BUILD).read_text())
     change(content)
-    (directory / BUILD).write_text(json.dumps(content))
+    (directory / BUILD).write_text(json.dumps(seal(content)))
 
 
 def flip(path: Path, *offsets: int) -> None:
@@ -456,7 +457,7 @@ def test_memory_is_linear_in_members(tmp_path: Path) -> None:
     os.replace(tmp_path / PARTS / "000000.parquet", tmp_path / MANIFEST)
     counts = {name: stats[name] for name in ("samples", "textures", "failed")}
     content = {"format": FORMAT, "recipe": {"per_image": 0}, "source": {"classes": []}, "counts": counts}
-    (tmp_path / BUILD).write_text(json.dumps({**content, "shards": [stats]}))
+    (tmp_path / BUILD).write_text(json.dumps(seal({**content, "shards": [stats]})))
     shutil.rmtree(tmp_path / PARTS)
     update_checksums(tmp_path)
     before = pa.default_memory_pool().max_memory()

@@ -41,10 +41,10 @@ def cluster() -> Iterator[Any]:
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """Return every file, build.json without `run`."""
+    """Return every file, build.json without `run` and its checksum."""
     files: dict[str, Any] = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
     files["build.json"] = json.loads(files["build.json"])
-    del files["build.json"]["run"]
+    del files["build.json"]["run"], files["build.json"]["sha256"]
     return files
 
 
