@@ -5,10 +5,12 @@
 The classifier (the judge) is a small CNN trained on `shapes` with random fills, which are independent of the class, on
 plain and photographic backgrounds. This command trains it and keeps its weights in --judge; they are not part of the
 project. `survival` is its accuracy on textures: chance, 1/10, if no object survives. Two controls validate the judge:
-its accuracy on the images themselves, and on the images with their pixels shuffled.
+its accuracy on the images themselves, and on the images with their pixels shuffled. Larger images are
+reduced to 48 px before the judge sees them, so one judge serves all of them.
 
-A row is METHOD[:KEY=VALUE,...][/COUNTxSIDE]: settings of the method, then number and side of the patches. To make rows
-comparable, coherence and completeness are always measured against the default patches (two, half the image's side).
+A row is METHOD[:KEY=VALUE,...][/COUNTxSIDE]: settings of the method, then number and side of the patches; a side below
+1 is a fraction of the image's. To make rows comparable, coherence and completeness are always measured against two
+patches of half the image's side.
 """
 
 import json
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,7 @@ from texturegen.texture.quality import measure
 
 CLASSES = list(SILHOUETTES)
 TRAIN, JUDGED = 1000, 1001  # entropy words, so that training and judged images differ
+MAX_JUDGED = 48  # side in pixels: a judge of larger images takes longer to train and sees no more shape
 
 
 def draw_image(entropy: tuple[int, ...], label: int, size: int) -> np.ndarray:
@@ -44,10 +48,10 @@ def draw_image(entropy: tuple[int, ...], label: int, size: int) -> np.ndarray:
     return ((mask * fill + (255 - mask) * behind + 127) // 255).astype(np.uint8)
 
 
-def draw_images(word: int, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_images(entropy: tuple[int, ...], count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return uint8 (count, size, size, 3) and labels int64 (count,)."""
     labels = np.arange(count) % len(CLASSES)
-    return np.stack([draw_image((word, size, i), int(label), size) for i, label in enumerate(labels)]), labels
+    return np.stack([draw_image((*entropy, size, i), int(label), size) for i, label in enumerate(labels)]), labels
 
 
 class Judge(nn.Sequential):
@@ -70,10 +74,10 @@ class Judge(nn.Sequential):
         return super().forward(x)
 
 
-def train_judge(size: int, images: int, epochs: int, batch: int = 128) -> Judge:
+def train_judge(size: int, images: int, epochs: int, seed: int, batch: int = 128) -> Judge:
     """Train a judge on `images` newly drawn images."""
-    torch.manual_seed(0)
-    pixels, labels = draw_images(TRAIN, images, size)
+    torch.manual_seed(seed)
+    pixels, labels = draw_images(_entropy(TRAIN, seed), images, size)
     x, y = _as_tensor(pixels), torch.from_numpy(labels)
     judge = Judge(size)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -101,12 +105,15 @@ def train_judge(size: int, images: int, epochs: int, batch: int = 128) -> Judge:
 @torch.inference_mode()
 def accuracy(judge: Judge, images: np.ndarray, labels: np.ndarray) -> float:
     """Return the judge's accuracy on uint8 images (N, size, size, 3)."""
+    if images.shape[1] > MAX_JUDGED:
+        shape = (MAX_JUDGED, MAX_JUDGED)
+        images = np.stack([cv2.resize(image, shape, interpolation=cv2.INTER_AREA) for image in images])
     found = torch.cat([judge(part).argmax(1) for part in _as_tensor(images).split(256)])
     return float((found == torch.from_numpy(labels)).float().mean())
 
 
-def read_row(text: str) -> tuple[str, dict[str, Any], int, int | None]:
-    """Parse METHOD[:KEY=VALUE,...][/COUNTxSIDE] into method, settings, count and side."""
+def read_row(text: str, size: int) -> tuple[str, dict[str, Any], int, int | None]:
+    """Parse METHOD[:KEY=VALUE,...][/COUNTxSIDE] into method, settings, count and side in pixels."""
     head, _, patches = text.partition("/")
     method, _, pairs = head.partition(":")
     settings: dict[str, Any] = {}
@@ -114,12 +121,12 @@ def read_row(text: str) -> tuple[str, dict[str, Any], int, int | None]:
         key, _, value = pair.partition("=")
         settings[key] = int(value) if value.lstrip("-").isdecimal() else float(value) if "." in value else value
     count, _, side = patches.partition("x")
-    return method, settings, int(count or 2), int(side) if side else None
+    return method, settings, int(count or 2), round(float(side) * (size if "." in side else 1)) if side else None
 
 
-def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str) -> dict[str, Any]:
+def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str, samples: int) -> dict[str, Any]:
     """Return survival with its standard error, coherence, completeness, largest copy and CPU milliseconds of a row."""
-    method, settings, count, side = read_row(text)
+    method, settings, count, side = read_row(text, images.shape[1])
     made, figures, spent = [], [], 0.0
     for i, image in enumerate(images):
         seed = texture_seed(0, f"judged-{i}", 0)
@@ -128,8 +135,8 @@ def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str) -
         texture = synthesize(patches, image.shape[:2], method, seed, **settings)
         spent += time.process_time() - begin if i else 0.0  # the first call compiles
         made.append(texture.image)
-        half, _ = cut_patches(image, seed)
-        figures.append(measure(half, texture.image, seed, 60))
+        half, _ = cut_patches(image, seed, 2, len(image) // 2)
+        figures.append(measure(half, texture.image, seed, samples))
     survival = accuracy(judge, np.stack(made), labels)
     means = {name: float(np.mean([getattr(f, name) for f in figures])) for name in ("coherence", "completeness")}
     return {
@@ -152,22 +159,32 @@ def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str) -
     type=click.Path(path_type=Path),
     help="Weights of the judge; trained if the file is missing.",
 )
+@click.option("--seed", default=0, show_default=True, help="Seed of the judged images, and of a judge that is trained.")
+@click.option("--samples", default=60, show_default=True, help="Windows per texture for coherence and completeness.")
 @click.option("--train", default=30_000, show_default=True, help="Number of images to train the judge on.")
 @click.option("--epochs", default=8, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON lines; each row is appended when measured.")
 def main(
-    rows: tuple[str, ...], size: int, images: int, judge_file: Path | None, train: int, epochs: int, out: Path | None
+    rows: tuple[str, ...],
+    size: int,
+    images: int,
+    judge_file: Path | None,
+    seed: int,
+    samples: int,
+    train: int,
+    epochs: int,
+    out: Path | None,
 ) -> None:
     """Print the judge's accuracy on the textures of each ROW."""
     if judge_file is not None and judge_file.is_file():
-        judge = Judge(size)
+        judge = Judge(min(size, MAX_JUDGED))
         judge.load_state_dict(torch.load(judge_file, weights_only=True))
         judge.eval()
     else:
-        judge = train_judge(size, train, epochs)
+        judge = train_judge(min(size, MAX_JUDGED), train, epochs, seed)
         if judge_file is not None:
             torch.save(judge.state_dict(), judge_file)
-    pixels, labels = draw_images(JUDGED, images, size)
+    pixels, labels = draw_images(_entropy(JUDGED, seed), images, size)
     shuffled = np.random.default_rng(0).permuted(pixels.reshape(images, -1, 3), axis=1).reshape(pixels.shape)
     controls = {
         "images themselves": accuracy(judge, pixels, labels),
@@ -176,15 +193,20 @@ def main(
     print(f"| {size} px | survival | coherence | completeness | CPU ms |\n|---|---|---|---|---|")
     for name, value in controls.items():
         print(f"| {name} | {value:.1%} | | | |", flush=True)
-        _append(out, {"size": size, "row": name, "images": images, "survival": value})
+        _append(out, {"size": size, "seed": seed, "row": name, "images": images, "survival": value})
     for text in rows:
-        found = judge_row(judge, pixels, labels, text)
-        _append(out, {"size": size, **found})
+        found = judge_row(judge, pixels, labels, text, samples)
+        _append(out, {"size": size, "seed": seed, **found})
         print(
             f"| {text} | {found['survival']:.1%} ± {found['error']:.1%} | {found['coherence']:.1f} | "
             f"{found['completeness']:.1f} | {found['cpu_ms']:.2f} |",
             flush=True,
         )
+
+
+def _entropy(word: int, seed: int) -> tuple[int, ...]:
+    """Return the words that draw images: those of seed 0 have no word for the seed."""
+    return (word, seed) if seed else (word,)
 
 
 def _append(out: Path | None, line: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 # Versions of what happens to an image outside of `texturegen.texture`. Raise one by hand when its output changes;
 # entries for encodings have the name of the encoding. The sources have versions of their own, in their digests.
 IMAGE_VERSIONS = {"seeds": 1, "decoding": 1, "resizing": 1, "png": 1, "webp": 1, "jpeg": 1}
+# Fields of `Recipe` that build.json of texturegen 0.1.0 lacks, with the value that means what 0.1.0 did.
+_ADDED: dict[str, Any] = {"patches": None}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Recipe:
         Settings of the method; missing ones get its defaults.
     per_image : int
         K, textures per image, at least 0. 0: write images only.
+    patches : int or None
+        Number of patches per texture, at least 1: one from the centre of the image, the others from random places.
+        None: 2.
     patch_size : int or None
         Side of the patches in pixels. None: half the short side of the image, at most 96 (SACL, section 3.2; Ge et
         al. 2021).
@@ -69,6 +74,7 @@ class Recipe:
     method: str = "coherent"
     settings: dict[str, Any] = field(default_factory=dict)
     per_image: int = 1
+    patches: int | None = None
     patch_size: int | None = None
     limit: int | None = None
     seed: int = 0
@@ -130,6 +136,7 @@ class Plan:
             The content is not a description.
         """
         described = {name: content[name] for name in ("format", "recipe", "source")}
+        described["recipe"] = _ADDED | described["recipe"]
         described["algorithms"] = dict.fromkeys(self.algorithms, 1) | content.get("algorithms", {})
         return described
 
@@ -150,9 +157,13 @@ class Plan:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides bytes; it stands in the stats of each shard of a begun build.
 
-        Version 1 of an algorithm is left out, so that a release may record one more without changing the fingerprint.
+        Version 1 of an algorithm and an unset later field of the recipe are left out, so that a release may record one
+        more without changing the fingerprint.
         """
         described = self.describe()
+        for name, value in _ADDED.items():
+            if described["recipe"][name] == value:
+                del described["recipe"][name]
         changed = {name: number for name, number in described.pop("algorithms").items() if number != 1}
         # texturegen 0.1.0 hashed its own version in place of the algorithms', which were all 1.
         hashed = {**described, "texturegen": "0.1.0"} | ({"algorithms": changed} if changed else {})
@@ -160,7 +171,7 @@ class Plan:
 
 
 def open_recipe_source(
-    recipe: Recipe, root: str | None, download: bool = False, check: bool = True, listing: Listing | None = None
+    recipe: Recipe, root: str | None, download: bool | None = False, check: bool = True, listing: Listing | None = None
 ) -> Source:
     """Open the data set of a recipe, see `texturegen.sources.open_source`."""
     # Checked first: an option named like a parameter of open_source would be passed as that parameter.
@@ -203,7 +214,7 @@ def open_planned_source(plan: Plan, root: str | None, listing: Listing | None = 
     return source
 
 
-def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -> tuple[Plan, Source]:
+def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = False) -> tuple[Plan, Source]:
     """Open the data set of a recipe, with all checks, and fill in the defaults of the recipe.
 
     Parameters
@@ -212,8 +223,8 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -
         The recipe.
     root : str, optional
         Directory of the data set's files.
-    download : bool
-        Download missing files.
+    download : bool or None
+        Download missing files. None: only without a root.
 
     Returns
     -------
@@ -227,7 +238,8 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool = False) -
     UserError
         The recipe or the data set is invalid.
     """
-    for name, minimum in (("per_image", 0), ("seed", 0), ("shard_size", 1), ("limit", 1), ("patch_size", 1)):
+    least = {"per_image": 0, "patches": 1, "patch_size": 1, "seed": 0, "shard_size": 1, "limit": 1}
+    for name, minimum in least.items():
         value = getattr(recipe, name)
         if value is not None and value < minimum:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from texturegen.builds import RECIPES, find_recipe
 from texturegen.builds.engines import ENGINES
 from texturegen.cli.options import ROOT_HELP, WORKERS, method_option, method_settings_option, read_settings
 from texturegen.console import KEPT, FriendlyCommand, Progress, emit, escape_controls, fail, option, plural
@@ -27,6 +28,12 @@ def read_part(context: click.Context, parameter: click.Parameter, text: str | No
     if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N", context, parameter)
     return int(i), int(n)
+
+
+def read_recipe_name(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """Callback of --recipe: make the recipe's fields the defaults of the options."""
+    if name is not None:
+        context.default_map = {**(context.default_map or {}), **find_recipe(name).fields}
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -52,6 +59,16 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             callback=read_settings,
             help="An option of the data set; may be repeated.",
         ),
+        option(
+            "--recipe",
+            section="Synthesis",
+            metavar="NAME",
+            registry=RECIPES,
+            is_eager=True,  # before the options whose defaults it sets
+            expose_value=False,
+            callback=read_recipe_name,
+            help="Use the options of a published recipe, except those that are given too.",
+        ),
         method_option,
         method_settings_option,
         option(
@@ -62,10 +79,18 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Textures per image; 0 writes the images alone.",
         ),
         option(
+            "--patches",
+            section="Synthesis",
+            type=int,
+            metavar="N",
+            help="Patches per texture: one from the centre, the others from random places  [default: 2]",
+        ),
+        option(
             "--patch-size",
             section="Synthesis",
             type=int,
-            help="Side of the two patches in pixels  [default: half the short side, at most 96]",
+            metavar="PX",
+            help="Side of the patches in pixels  [default: half the short side, at most 96]",
         ),
         option("--seed", section="Synthesis", default=0, show_default=True, help="Seed of patches and textures."),
         option(
@@ -92,7 +117,12 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command(cls=FriendlyCommand)
 @recipe_options
 @option("--out", section="Shards", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-@option("--download", section="Execution", is_flag=True, help="Download the data set's official files into --root.")
+@option(
+    "--download/--no-download",
+    section="Execution",
+    default=None,
+    help="Download the data set's official files that are missing  [default: only without --root]",
+)
 @option(
     "--engine",
     section="Execution",
@@ -125,7 +155,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 def build(
     out: Path,
     root: str | None,
-    download: bool,
+    download: bool | None,
     workers: int | None,
     engine: str,
     ray_address: str | None,

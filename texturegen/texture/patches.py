@@ -9,6 +9,7 @@ import numpy as np
 
 from texturegen.errors import UserError
 
+COUNT = 2
 MAX_SIDE = 96  # both papers cut patches of this side from images of 224 pixels
 _MIN_SIDE = 8  # a smaller patch is barely larger than a window
 
@@ -16,7 +17,7 @@ Box = tuple[int, int, int, int]
 
 
 def cut_patches(
-    image: np.ndarray, seed: int, count: int = 2, side: int | None = None
+    image: np.ndarray, seed: int, count: int | None = None, side: int | None = None
 ) -> tuple[list[np.ndarray], list[Box]]:
     """Cut square patches from an image: the first at the centre, the others at random positions.
 
@@ -24,7 +25,7 @@ def cut_patches(
     ----------
     image : uint8, RGB (H, W, 3) or grey (H, W) or (H, W, 1).
     seed : seed of the random positions, 0 or more.
-    count : number of patches, at least 1.
+    count : number of patches, at least 1; None for 2.
     side : side of the patches in pixels; None for half the short side of the image, at most 96.
 
     Returns
@@ -52,7 +53,9 @@ def cut_patches(
     (8, 8, 16, 16)
     """
     check_image(image, "the image")
-    if count < 1:
+    if count is None:
+        count = COUNT
+    elif count < 1:
         raise UserError(f"count must be at least 1, not {count}")
     height, width = image.shape[:2]
     if side is None:

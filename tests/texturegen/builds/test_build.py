@@ -28,7 +28,7 @@ from texturegen.builds.engines import ENGINES, Entry, Lost, Stopped
 from texturegen.builds.job import STAGES, run_job
 from texturegen.builds.recipe import make_plan, texture_seed
 from texturegen.builds.trial import estimate
-from texturegen.errors import UserError
+from texturegen.errors import OtherBuildError, UserError
 from texturegen.shards import verify
 from texturegen.shards.build_json import seal
 from texturegen.shards.layout import QUALITY
@@ -505,6 +505,7 @@ def test_a_job_refuses_another_data_set(tmp_path: Path) -> None:
         ({"limit": 0}, "--limit is 0"),
         ({"seed": -1}, "--seed is -1"),
         ({"patch_size": 0}, "--patch-size is 0"),
+        ({"patches": 0}, "--patches is 0; it must be at least 1"),
         ({"encoding": "jpg"}, "did you mean 'jpeg'"),
         ({"method": "coherant"}, "did you mean 'coherent'"),
         ({"settings": {"windw": 5}}, "windw"),
@@ -516,6 +517,17 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(tmp_path: Path, ch
     with pytest.raises(UserError, match=message):
         build(Recipe(**{"dataset": "shapes", **changes}), tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_recipe_sets_number_and_side_of_the_patches(tmp_path: Path) -> None:
+    build(replace(TINY, limit=1, patches=3, patch_size=12), tmp_path / "s")
+    (boxes,) = open_shards(tmp_path / "s").manifest["patches"].to_pylist()
+    assert [box[2:] for box in boxes] == [[12, 12]] * 3
+    assert boxes[0] == [10, 10, 12, 12]
+    recorded = json.loads((tmp_path / "s" / "build.json").read_text())["recipe"]
+    assert (recorded["patches"], recorded["patch_size"]) == (3, 12)
+    with pytest.raises(OtherBuildError, match=r"recipe.patches 3 there, None requested"):
+        build(replace(TINY, limit=1, patch_size=12), tmp_path / "s")
 
 
 def test_build_json_has_counts_versions_and_checksums(shapes_shards: Path) -> None:

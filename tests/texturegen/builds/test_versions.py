@@ -135,6 +135,9 @@ def test_the_fingerprint_is_that_of_texturegen_0_1_0() -> None:
     every = dict.fromkeys(list_algorithms(SMALL), 1)
     assert Plan.from_description({**content, "algorithms": every}).fingerprint == FINGERPRINT
     assert Plan.from_description({**content, "algorithms": {"coherent": 2}}).fingerprint != FINGERPRINT
+    for name in ("patches", "patch_size"):
+        changed = {**content, "recipe": {**content["recipe"], name: 12}}
+        assert Plan.from_description(changed).fingerprint != FINGERPRINT
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
