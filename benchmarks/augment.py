@@ -65,7 +65,7 @@ def main(threads: int, rounds: int, chunks: bool) -> None:
     for policy in ("geometric", "mocov2"):
         for side, images in batches.items():
             ours, theirs = WeakAugment(policy, MEAN, STD), per_image(policy, side)
-            states = [Draws(0, 0, np.arange(len(images))).of(view) for view in range(3)]
+            states = [Draws(0, 0, torch.arange(len(images))).of(view) for view in range(3)]
 
             def augment_batch(ours: WeakAugment = ours, images: torch.Tensor = images, states: list = states) -> None:
                 for state in states:  # two views of the image and one of the texture
@@ -91,7 +91,7 @@ def compare_chunks(batches: dict[int, torch.Tensor], rounds: int) -> None:
     print("|---" * (len(sizes) + 1) + "|")
     for side, images in batches.items():
         whole = images.repeat(128 // len(images), 1, 1, 1)
-        call = partial(WeakAugment("geometric", MEAN, STD), whole, Draws(0, 0, np.arange(128)).of(0))
+        call = partial(WeakAugment("geometric", MEAN, STD), whole, Draws(0, 0, torch.arange(128)).of(0))
         times: dict[int, list[float]] = {size: [] for size in sizes}
         call()
         for _ in range(rounds):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BRIGHTNESS, CONTRAST, SATURATION = range(3)  # what `scale` can scale
+
 
 def to_grey(x: Tensor) -> Tensor:
     """Return the luma (ITU-R BT.601), (N, 1, H, W)."""
@@ -14,38 +16,44 @@ def to_grey(x: Tensor) -> Tensor:
     return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the brightness: factor 0 is black, 1 leaves the image unchanged."""
-    return (x * _per_sample(factor)).clamp(0, 1)
+def scale(x: Tensor, quality: Tensor, factor: Tensor) -> Tensor:
+    """Scale the brightness, the contrast or the saturation of each image.
 
+    All three interpolate between the image and another one, so they are one operation for the whole batch.
 
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the contrast: factor 0 is the image's mean grey, 1 leaves it unchanged."""
+    Parameters
+    ----------
+    x : Tensor (N, 3, H, W)
+    quality : Tensor int64 (N,)
+        BRIGHTNESS: factor 0 gives black; CONTRAST: the image's mean grey; SATURATION: the grey image.
+    factor : Tensor (N,)
+        1 leaves the image unchanged, bit for bit.
+    """
+    quality, grey = _per_sample(quality), to_grey(x)
     # In a batch of one, torch splits one long sum among threads, which rounds differently; two short sums avoid that.
-    mean = to_grey(x).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
-    return _blend(x, mean, factor)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the saturation: factor 0 is grey, 1 leaves the image unchanged."""
-    return _blend(x, to_grey(x), factor)
+    mean = grey.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+    other = torch.where(quality == SATURATION, grey, torch.where(quality == CONTRAST, mean, 0.0))
+    return x.lerp(other, 1 - _per_sample(factor)).clamp_(0, 1)
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Rotate the hue by `shift`, a fraction of the colour circle, -0.5 to 0.5; saturation and value do not change."""
     red, green, blue = x.unbind(dim=1)
-    value, chroma = x.amax(dim=1), x.amax(dim=1) - x.amin(dim=1)  # (N, H, W)
-    divisor = torch.where(chroma > 0, chroma, 1)  # grey pixels: the chroma is 0, so the hue does not matter
-    hue = torch.where(
-        value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )  # sixths of the circle
-    hue = hue + 6 * shift[:, None, None]
-    # Back to RGB without branches: each channel is `value`, minus `chroma` where the hue is far from that channel.
-    sector = torch.stack([(offset + hue) % 6 for offset in (5, 3, 1)], dim=1)  # (N, 3, H, W)
-    distance = torch.minimum(sector, 4 - sector).clamp(0, 1)
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * distance
+    value = x.amax(dim=1)  # (N, H, W)
+    chroma = value - x.amin(dim=1)
+    is_red, is_green = value == red, value == green
+    difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    sector = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
+    divisor = torch.where(chroma > 0, chroma, 1.0)  # grey pixels: the chroma is 0, so the hue does not matter
+    hue = (sector + difference / divisor + 6 * shift[:, None, None]) % 6  # sixths of the circle
+    # Back to RGB without branches: each channel is `value`, minus `chroma` where the hue is far from that channel's.
+    far = (2 - (hue - 3).abs(), (hue - 2).abs() - 1, (hue - 4).abs() - 1)
+    return torch.stack([value - chroma * distance.clamp_(0, 1) for distance in far], dim=1)
+
+
+def solarise(x: Tensor, threshold: float = 0.5) -> Tensor:
+    """Invert the values from `threshold` on."""
+    return torch.where(x >= threshold, 1 - x, x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
@@ -65,9 +73,5 @@ def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     return x
 
 
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other.expand_as(x), x, _per_sample(factor)).clamp(0, 1)
-
-
-def _per_sample(factor: Tensor) -> Tensor:
-    return factor[:, None, None, None]
+def _per_sample(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

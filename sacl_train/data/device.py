@@ -59,9 +59,14 @@ def unpack(buffer: Tensor, arrays: Sequence[np.ndarray]) -> list[Tensor]:
     ]
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # a compiled graph holds the tensor; it does not copy it from the host again
 def constant(values: tuple[float, ...] | tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """Return a cached tensor of constants on `device`: float32, or int64 for tuples of int. Do not modify it."""
+    return _constant(values, device)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...] | tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be used in training later
         is_integer = all(isinstance(value, tuple) for value in values)
         return torch.tensor(values, dtype=torch.int64 if is_integer else torch.float32, device=device)

@@ -1,27 +1,61 @@
 """Stateless random numbers: each is a hash of its purpose, so none depends on how many were drawn before it.
 
-A sample's views are the same in any batch, on any number of processes, and in a resumed run. The hash is SplitMix64
-(Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15), applied once per word.
+A sample's views are the same in any batch, on any number of processes, on every device and in a resumed run. The hash
+is SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators", figure 15), applied once per word.
+It is computed where the samples' indices are; nothing is copied between host and device.
+
+torch has no arithmetic for uint64, so the hash is computed in int64, whose sums and products wrap around to the same 64
+bits.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
-
-GOLDEN, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def mix(state: np.ndarray, word: int | np.ndarray) -> np.ndarray:
-    """Hash states, uint64 of any shape, with a word: one for all states, or an array with one for each."""
-    z = (state ^ np.asarray(word).astype(np.uint64)) + GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * FIRST
-    z = (z ^ (z >> np.uint64(27))) * SECOND
-    return z ^ (z >> np.uint64(31))
+import torch
+from torch import Tensor
 
 
-def uniform(state: np.ndarray, word: int) -> np.ndarray:
-    """Return float32 numbers in [0, 1), one for each state; different words give independent numbers."""
-    return (mix(state, word) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+def _signed(number: int) -> int:
+    """Return the int64 with the same lowest 64 bits."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+GOLDEN, FIRST, SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+SIGN = _signed(1 << 63)
+
+
+def mix(state: Tensor, word: int | Tensor) -> Tensor:
+    """Hash states, int64 of any shape, with a word: one int for all, or int64 that broadcasts with the states."""
+    z = (state ^ (_signed(word) if isinstance(word, int) else word)) + GOLDEN
+    z = (z ^ _shift_right(z, 30)) * FIRST
+    z = (z ^ _shift_right(z, 27)) * SECOND
+    return z ^ _shift_right(z, 31)
+
+
+def uniform(state: Tensor, word: int | range) -> Tensor:
+    """Return float32 numbers in [0, 1); different words give independent numbers.
+
+    Parameters
+    ----------
+    state : Tensor int64 (N,)
+    word : int or range
+        One word, or K consecutive ones.
+
+    Returns
+    -------
+    Tensor float32 (N,), or (K, N) for a range
+    """
+    return _shift_right(_hash(state, word), 40).to(torch.float32) * 2**-24
+
+
+def integers(state: Tensor, words: range, count: int) -> Tensor:
+    """Return integers in [0, count), int64 (K, N), for states int64 (N,) and K words; count is below 2**32."""
+    return _shift_right(_hash(state, words), 1) % count
+
+
+def sort_keys(state: Tensor, words: range) -> Tensor:
+    """Return a key for each of K things, int64 (N, K) below 2**63 - 1; sorting by them gives a random order."""
+    # With the sign bit flipped, signed integers compare as the unsigned hashes do.
+    return (_hash(state, words) ^ SIGN).T
 
 
 @dataclass(frozen=True)
@@ -32,25 +66,37 @@ class Draws:
     ----------
     seed : int
         Seed of the run.
-    epoch : int
-        Index of the epoch.
-    samples : ndarray int64 (N,)
-        Indices of the samples in the shards.
+    epoch : int or Tensor int64 (0-d)
+        Index of the epoch. A tensor may change between replays of a captured CUDA graph.
+    samples : Tensor int64 (N,)
+        Indices of the samples in the shards. All random numbers are computed on their device.
 
     Examples
     --------
-    >>> draws = Draws(seed=0, epoch=2, samples=np.array([7, 8]))
-    >>> bool((draws.of(1)[0] == Draws(0, 2, np.array([7])).of(1)[0]).all())  # the same in any batch
+    >>> draws = Draws(seed=0, epoch=2, samples=torch.tensor([7, 8]))
+    >>> torch.equal(draws.of(1)[:1], Draws(0, 2, torch.tensor([7])).of(1))  # the same in any batch
     True
     """
 
     seed: int
-    epoch: int
-    samples: np.ndarray
+    epoch: int | Tensor
+    samples: Tensor
 
-    def of(self, purpose: int) -> np.ndarray:
-        """Return a state for each sample, uint64 (N,), for `uniform` and `mix`. The purpose of a view is its index."""
-        states = np.zeros(len(self.samples), np.uint64)
+    def of(self, purpose: int) -> Tensor:
+        """Return a state for each sample, int64 (N,), for `uniform` and `mix`. The purpose of a view is its index."""
+        states = torch.zeros_like(self.samples)
         for word in (self.seed, self.epoch, self.samples, purpose):
             states = mix(states, word)
         return states
+
+
+def _hash(state: Tensor, word: int | range) -> Tensor:
+    """Mix states (N,) with one word, or with each of a range: int64 (N,) or (K, N)."""
+    if isinstance(word, int):
+        return mix(state, word)
+    return mix(state, torch.arange(word.start, word.stop, word.step, device=state.device)[:, None])
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Shift in zeros from the left; >> of int64 would repeat the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -19,8 +19,9 @@ def crop_matrix(top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Ten
 
 def flip_matrix(flip: Tensor) -> Tensor:
     """Mirror images horizontally where `flip`, bool (N,), is True."""
-    zero, one = torch.zeros(len(flip)), torch.ones(len(flip))
-    return _affine(torch.where(flip, -1.0, 1.0), zero, zero, zero, one, zero)
+    mirror = torch.where(flip, -1.0, 1.0)
+    zero, one = torch.zeros_like(mirror), torch.ones_like(mirror)
+    return _affine(mirror, zero, zero, zero, one, zero)
 
 
 def rotation_matrix(angle: Tensor, aspect: float) -> Tensor:
@@ -58,12 +59,10 @@ def _grid(matrices: Tensor, height: int, width: int) -> Tensor:
         (2 * torch.arange(side, device=matrices.device, dtype=matrices.dtype) + 1) / side - 1  # centres of the pixels
         for side in (width, height)
     )
-    grid = matrices.new_empty(len(matrices), height, width, 2)
-    for axis in (0, 1):
-        row = matrices[:, axis, :1] * across + matrices[:, axis, 2:]  # (N, W)
-        column = matrices[:, axis, 1:2] * down  # (N, H)
-        torch.add(row[:, None, :], column[:, :, None], out=grid[..., axis])
-    return grid
+    rows = matrices[:, :2, :1] * across + matrices[:, :2, 2:]  # (N, 2, W)
+    columns = matrices[:, :2, 1:2] * down  # (N, 2, H)
+    # x and y are two planes in memory: the sum runs along whole rows, and grid_sample reads them as fast.
+    return (rows[:, :, None, :] + columns[:, :, :, None]).permute(0, 2, 3, 1)
 
 
 def _affine(xx: Tensor, xy: Tensor, x0: Tensor, yx: Tensor, yy: Tensor, y0: Tensor) -> Tensor:

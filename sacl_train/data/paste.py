@@ -3,11 +3,9 @@
 A fully synthetic negative can be recognised from any of its pixels; here most of the border is real.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.data.device import to_device
 from sacl_train.data.draws import uniform
 
 # Fractions of the image's side.
@@ -18,7 +16,7 @@ SOFT_EDGE = 0.06  # width of the box's soft edge
 WORDS = range(0x900, 0x904)  # words of `draws`: half height and half width of the box, vertical and horizontal offset
 
 
-def paste_inside(images: Tensor, textures: Tensor, states: np.ndarray) -> Tensor:
+def paste_inside(images: Tensor, textures: Tensor, states: Tensor) -> Tensor:
     """Return the images with a texture pasted into a box in the middle.
 
     Parameters
@@ -26,7 +24,7 @@ def paste_inside(images: Tensor, textures: Tensor, states: np.ndarray) -> Tensor
     images : Tensor, uint8 (N, C, H, W)
     textures : Tensor, uint8 (N, P, C, H, W)
         P textures of each image.
-    states : ndarray, uint64 (N,)
+    states : Tensor, int64 (N,)
         Random states (`Draws.of`); the box of an image is the same for all its textures.
 
     Returns
@@ -34,7 +32,7 @@ def paste_inside(images: Tensor, textures: Tensor, states: np.ndarray) -> Tensor
     Tensor, uint8 (N, P, C, H, W)
     """
     height, width = images.shape[-2:]
-    draws = [draw[:, None] for draw in to_device([uniform(states, word) for word in WORDS], images.device)]
+    draws = uniform(states, WORDS)[:, :, None]  # (4, N, 1)
     halves = [HALF_SIDE[0] + (HALF_SIDE[1] - HALF_SIDE[0]) * draw for draw in draws[:2]]
     centres = [0.5 + MAX_OFFSET * (2 * draw - 1) for draw in draws[2:]]
     inside = []

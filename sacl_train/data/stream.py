@@ -242,7 +242,8 @@ class Stream:
         count = self._shape[0] - 1
         if self.plan.textures != "one" or count < 2:
             return [0] * len(indices)
-        return (uniform(Draws(self.plan.seed, epoch, indices).of(TEXTURE_CHOICE), 0) * count).astype(int).tolist()
+        draws = Draws(self.plan.seed, epoch, torch.from_numpy(indices))
+        return (uniform(draws.of(TEXTURE_CHOICE), 0) * count).long().tolist()
 
     def _read(self, index: int, first: int, image: np.ndarray, textures: np.ndarray) -> bool:
         """Read a sample's image into `image` (H, W, 3) and its textures from `first` on into `textures` (P, H, W, 3).

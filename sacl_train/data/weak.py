@@ -1,27 +1,29 @@
 """Weak augmentation of a whole batch on its device, from uint8 images to normalised views (SACL §2.1, §3.2).
 
 "Chosen at random from a search space of common augmentations": a policy is a list of operations, each with a
-probability. The geometric operations of a view are composed into one matrix, and the image is resampled once. The
-parameters of a sample are hashed from (seed, epoch, sample, view) on the CPU, so they are the same in any batch, in any
-process and on every device.
+probability. The geometric operations of a view are composed into one matrix, and the image is resampled once.
+
+The parameters of a sample are hashed from (seed, epoch, sample, view), so they are the same in any batch, in any
+process and on every device. Every operation is computed for the whole batch, and `torch.where` selects the samples that
+it applies to: shapes do not depend on what is drawn and the host never waits for the device, so that a whole training
+step can be compiled, and captured in a CUDA graph.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sacl_train.data import colour, geometry
-from sacl_train.data.device import constant, to_device
+from sacl_train.data.device import constant
 from sacl_train.data.draws import uniform
 from texturegen.errors import UserError, nearest
 
 CHUNK = 128 * 32 * 32  # pixels per image plane that a CPU processes at once
+CROP_TRIALS = 10
 
 
 class GeometricOp(Protocol):
@@ -36,37 +38,18 @@ class GeometricOp(Protocol):
 
     STREAM: ClassVar[int]
 
-    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        """Return matrices float (N, 3, 3) on the CPU, for states uint64 (N,) and images of height x width pixels."""
+    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
+        """Return matrices float32 (N, 3, 3), for states int64 (N,) and images of height x width pixels."""
         ...
 
 
-@dataclass(frozen=True)
-class Adjustment:
-    """A photometric change of selected images of a batch.
-
-    Attributes
-    ----------
-    adjust : callable
-        Maps float images (n, 3, H, W) in 0 to 1 and amounts float32 (n,) to changed images.
-    rows : ndarray int64 (n,)
-        Rows of the batch to change, ascending.
-    amounts : ndarray float32 (n,)
-        Strength of the change for each row.
-    """
-
-    adjust: Callable[[Tensor, Tensor], Tensor]
-    rows: np.ndarray
-    amounts: np.ndarray
-
-
 class ColourOp(Protocol):
-    """A photometric operation, which draws changes of the selected rows; STREAM as in `GeometricOp`."""
+    """A photometric operation; STREAM as in `GeometricOp`."""
 
     STREAM: ClassVar[int]
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
-        """Return the changes in order, for a batch's states uint64 (N,) and its selected rows, int64 (n,) ascending."""
+    def apply(self, x: Tensor, states: Tensor) -> Tensor:
+        """Return changed images, for float32 images (N, 3, H, W) in 0 to 1 and states int64 (N,); keep the input."""
         ...
 
 
@@ -124,7 +107,7 @@ def make_policy(
     return policies[name]
 
 
-class WeakAugment:
+class WeakAugment(nn.Module):
     """Makes one random view of each image.
 
     Parameters
@@ -133,21 +116,27 @@ class WeakAugment:
         A policy, or the name of one; UserError if it is unknown.
     mean, std : sequence of float
         Normalisation per channel, for pixels in 0 to 1.
+    channels_last : bool
+        Memory layout of the views.
 
     Examples
     --------
     >>> weak = WeakAugment("geometric", mean=(0.5,) * 3, std=(0.25,) * 3)
     >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    >>> weak(images, np.array([1, 2], np.uint64)).shape
+    >>> weak(images, torch.tensor([1, 2])).shape
     torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(self, policy: Policy | str, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, policy: Policy | str, mean: Sequence[float], std: Sequence[float], channels_last: bool = False
+    ) -> None:
+        super().__init__()
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
         self.mean = mean
         self.std = std
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __call__(self, images: Tensor, states: np.ndarray, geometric: np.ndarray | None = None) -> Tensor:
+    def forward(self, images: Tensor, states: Tensor, geometric: Tensor | None = None) -> Tensor:
         """Return a view of each image.
 
         On a CPU, a view depends only on the image and its state, bit for bit, not on the rest of the batch.
@@ -155,9 +144,9 @@ class WeakAugment:
         Parameters
         ----------
         images : Tensor, uint8 (N, 3, H, W)
-        states : ndarray, uint64 (N,)
+        states : Tensor, int64 (N,)
             Random states: `Draws.of(number of the view)`.
-        geometric : ndarray, uint64 (N,), or None
+        geometric : Tensor, int64 (N,), or None
             States that the geometry is drawn from, to give two images the same geometry; None: `states`.
 
         Returns
@@ -165,37 +154,36 @@ class WeakAugment:
         Tensor, float32 (N, 3, H, W)
             Normalised, on the same device.
         """
-        # On a CPU a chunk and its temporaries fit into the processor's cache (benchmarks/augment.py --chunks).
-        count = len(images) if images.is_cuda else max(1, CHUNK // (images.shape[2] * images.shape[3]))
         geometric = states if geometric is None else geometric
-        parts = [
-            self._views(images[i : i + count], states[i : i + count], geometric[i : i + count])
-            for i in range(0, len(images), count)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if images.is_cuda:
+            return self._views(images, states, geometric)
+        # On a CPU a chunk and its temporaries fit into the processor's cache (benchmarks/augment.py --chunks).
+        count = max(1, CHUNK // (images.shape[2] * images.shape[3]))
+        chunks = zip(images.split(count), states.split(count), geometric.split(count), strict=True)
+        return torch.cat([self._views(*chunk) for chunk in chunks])
 
-    def _views(self, images: Tensor, states: np.ndarray, geometric: np.ndarray) -> Tensor:
-        height, width = images.shape[-2:]
-        changes: list[Adjustment] = []
-        for photometric, probability in self.policy.colour:
-            rows = np.flatnonzero(uniform(states, photometric.STREAM) < probability)
-            changes += photometric.changes(states, rows, height, width)
-        matrices = self._matrices(geometric, height, width)
-        # One copy to the device for all random numbers.
-        device_matrices, *adjustments = to_device([matrices, *_arrays(changes)], images.device)
+    def compile(self, **options: Any) -> None:
+        """Compile the views by torch.compile, with its `options`."""
+        self._views = torch.compile(self._views, **options)  # type: ignore[method-assign]
+
+    def _views(self, images: Tensor, states: Tensor, geometric: Tensor) -> Tensor:
         views = _to_float(images)
-        if len(matrices):
-            views = geometry.warp(views, device_matrices)
-        return _standardise(_apply_changes(views, changes, adjustments), self.mean, self.std)
+        if self.policy.geometry:
+            views = geometry.warp(views, self._matrices(geometric, *images.shape[-2:]))
+        for photometric, probability in self.policy.colour:
+            if probability > 0:
+                changed = photometric.apply(views, states)
+                views = _select(states, photometric.STREAM, probability, changed, views)
+        return _standardise(views, self.mean, self.std).contiguous(memory_format=self.memory_format)
 
-    def _matrices(self, states: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Return the composed geometric operations, float32 (N, 3, 3); (0, 3, 3) if the policy has none."""
-        matrices = torch.eye(3).expand(len(states) if self.policy.geometry else 0, 3, 3)
+    def _matrices(self, states: Tensor, height: int, width: int) -> Tensor:
+        """Return the composed geometric operations, float32 (N, 3, 3)."""
+        identity = torch.eye(3, device=states.device)
+        matrices = identity.expand(len(states), 3, 3)
         for op, probability in self.policy.geometry:
-            chosen = torch.from_numpy(uniform(states, op.STREAM) < probability)
-            drawn = op.matrices(states, height, width)
-            matrices = geometry.compose(matrices, torch.where(chosen[:, None, None], drawn, torch.eye(3)))
-        return matrices.numpy()
+            drawn = _select(states, op.STREAM, probability, op.matrices(states, height, width), identity)
+            matrices = geometry.compose(matrices, drawn)
+        return matrices
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -207,23 +195,33 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 class Crop:
     """Random resized crop: uniform area, log-uniform aspect ratio (Szegedy et al. 2015 §6).
 
-    A side longer than the image's is clipped to it. torchvision redraws instead, which needs a loop over samples.
+    A box that exceeds the image is drawn again, as in torchvision: the first of ten that fits is used, else the largest
+    central box with the nearest aspect ratio. torchvision rounds a box to whole pixels; this one is not rounded.
     """
 
     STREAM: ClassVar[int] = 0x100
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        area = self.scale[0] + (self.scale[1] - self.scale[0]) * uniform(states, self.STREAM + 1).astype(float)
-        low, high = np.log(self.ratio)
-        ratio = np.exp(low + (high - low) * uniform(states, self.STREAM + 2).astype(float))
-        ratio *= height / width  # from the aspect ratio in pixels to that of the fractions below
-        crop_width = np.minimum(np.sqrt(area * ratio), 1)
-        crop_height = np.minimum(np.sqrt(area / ratio), 1)
-        top = uniform(states, self.STREAM + 3) * (1 - crop_height)
-        left = uniform(states, self.STREAM + 4) * (1 - crop_width)
-        return geometry.crop_matrix(*map(_tensor, (top, left, crop_height, crop_width)))
+    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
+        words = range(self.STREAM + 1, self.STREAM + 3 + 2 * CROP_TRIALS)
+        numbers = uniform(states, words).double()
+        areas, ratios, places = numbers.split((CROP_TRIALS, CROP_TRIALS, 2))  # (10, N), (10, N), (2, N)
+        areas = self.scale[0] + (self.scale[1] - self.scale[0]) * areas
+        low, high = map(math.log, self.ratio)
+        # From the aspect ratio in pixels to that of the fractions of the image's sides below.
+        ratios = (low + (high - low) * ratios).exp() * (height / width)
+        widths, heights = (areas * ratios).sqrt(), (areas / ratios).sqrt()
+        central_width = min(1, self.ratio[1] * height / width)
+        central_height = min(1, width / (self.ratio[0] * height))
+        # The central box is an eleventh trial, which always fits; argmax returns the first True.
+        widths = torch.cat([widths, torch.full_like(widths[:1], central_width)])
+        heights = torch.cat([heights, torch.full_like(heights[:1], central_height)])
+        first = ((widths <= 1) & (heights <= 1)).int().argmax(dim=0, keepdim=True)
+        width_of, height_of = widths.gather(0, first)[0], heights.gather(0, first)[0]
+        down, across = torch.where(first == CROP_TRIALS, 0.5, places)
+        box = (down * (1 - height_of), across * (1 - width_of), height_of, width_of)
+        return geometry.crop_matrix(*(side.float() for side in box))
 
 
 @dataclass(frozen=True)
@@ -232,8 +230,8 @@ class Flip:
 
     STREAM: ClassVar[int] = 0x200
 
-    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        return geometry.flip_matrix(torch.ones(len(states), dtype=torch.bool))
+    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
+        return geometry.flip_matrix(torch.ones_like(states, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -243,8 +241,8 @@ class Rotation:
     STREAM: ClassVar[int] = 0x300
     degrees: float = 15.0
 
-    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        angle = torch.from_numpy(_between(states, self.STREAM + 1, -self.degrees, self.degrees)) * (math.pi / 180)
+    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
+        angle = _between(uniform(states, self.STREAM + 1), -self.degrees, self.degrees) * (math.pi / 180)
         return geometry.rotation_matrix(angle, width / height)
 
 
@@ -255,10 +253,9 @@ class Translation:
     STREAM: ClassVar[int] = 0x400
     shift: float = 0.1
 
-    def matrices(self, states: np.ndarray, height: int, width: int) -> Tensor:
-        right = _between(states, self.STREAM + 1, -self.shift, self.shift)
-        down = _between(states, self.STREAM + 2, -self.shift, self.shift)
-        return geometry.translation_matrix(torch.from_numpy(right), torch.from_numpy(down))
+    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
+        right, down = _between(uniform(states, range(self.STREAM + 1, self.STREAM + 3)), -self.shift, self.shift)
+        return geometry.translation_matrix(right, down)
 
 
 @dataclass(frozen=True)
@@ -274,23 +271,23 @@ class ColourJitter:
     saturation: float = 0.4
     hue: float = 0.1
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
-        steps = (
-            (colour.adjust_brightness, 1, self.brightness),
-            (colour.adjust_contrast, 1, self.contrast),
-            (colour.adjust_saturation, 1, self.saturation),
-            (colour.adjust_hue, 0, self.hue),
-        )
-        # The argsort of random numbers is a random permutation.
-        order = np.argsort([uniform(states[rows], self.STREAM + 10 + i) for i in range(len(steps))], axis=0)  # (4, n)
-        changes = []
-        for position in range(len(steps)):
-            for step, (adjust, centre, strength) in enumerate(steps):
-                selected = rows[order[position] == step]
-                if strength and len(selected):
-                    amounts = _between(states[selected], self.STREAM + 1 + step, centre - strength, centre + strength)
-                    changes.append(Adjustment(adjust, selected, amounts))
-        return changes
+    def apply(self, x: Tensor, states: Tensor) -> Tensor:
+        numbers = uniform(states, range(self.STREAM + 1, self.STREAM + 5))  # (4, N)
+        keys = uniform(states, range(self.STREAM + 10, self.STREAM + 14))  # (4, N): the changes in order of their keys
+        strengths = (self.brightness, self.contrast, self.saturation)
+        factors = torch.stack([_between(u, 1 - s, 1 + s) for u, s in zip(numbers[:3], strengths, strict=True)])
+        qualities = keys[:3].argsort(dim=0, stable=True)  # (3, N), for `colour.scale`
+        factors = factors.gather(0, qualities)
+        precedes_hue = keys[:3].gather(0, qualities) < keys[3]
+        # The hue takes most of the time, so it is not computed at each of the four positions: the changes before it in
+        # a sample's order are applied first, then the hue, then the others. A factor of 1 changes nothing.
+        for early in (True, False):
+            if any(strengths):
+                for quality, factor, precedes in zip(qualities, factors, precedes_hue, strict=True):
+                    x = colour.scale(x, quality, torch.where(precedes == early, factor, 1.0))
+            if early and self.hue:
+                x = colour.adjust_hue(x, _between(numbers[3], -self.hue, self.hue))
+        return x
 
 
 @dataclass(frozen=True)
@@ -299,8 +296,8 @@ class Grey:
 
     STREAM: ClassVar[int] = 0x600
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
-        return [Adjustment(_grey, rows, np.zeros(len(rows), np.float32))]
+    def apply(self, x: Tensor, states: Tensor) -> Tensor:
+        return colour.to_grey(x).expand_as(x)
 
 
 @dataclass(frozen=True)
@@ -313,44 +310,26 @@ class Blur:
     STREAM: ClassVar[int] = 0x700
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    def changes(self, states: np.ndarray, rows: np.ndarray, height: int, width: int) -> list[Adjustment]:
-        side = min(height, width)
+    def apply(self, x: Tensor, states: Tensor) -> Tensor:
+        side = min(x.shape[-2:])
         if side <= 64:
-            return []
-        sigma = _between(states[rows], self.STREAM + 1, *self.sigma) * np.float32(side / 224)
+            return x
+        sigma = _between(uniform(states, self.STREAM + 1), *self.sigma) * (side / 224)
         radius = math.ceil(3 * self.sigma[1] * side / 224)  # beyond 3 sigma is only 0.3 % of a Gaussian
-        return [Adjustment(partial(colour.gaussian_blur, radius=radius), rows, sigma)]
+        return colour.gaussian_blur(x, sigma, radius)
 
 
-def change(x: Tensor, changes: Sequence[Adjustment]) -> Tensor:
-    """Apply changes in order to float images (N, 3, H, W) in 0 to 1; changes of some rows only are made in place."""
-    return _apply_changes(x, changes, to_device(_arrays(changes), x.device))
+def _select(states: Tensor, word: int, probability: float, changed: Tensor, unchanged: Tensor) -> Tensor:
+    """Return `changed` (N, ...) for samples chosen with a probability, `unchanged` for the others."""
+    if probability >= 1 or changed is unchanged:
+        return changed
+    chosen = uniform(states, word) < probability
+    return torch.where(chosen.view(-1, *[1] * (changed.dim() - 1)), changed, unchanged)
 
 
-def _arrays(changes: Sequence[Adjustment]) -> list[np.ndarray]:
-    return [array for adjustment in changes for array in (adjustment.rows, adjustment.amounts)]
-
-
-def _apply_changes(x: Tensor, changes: Sequence[Adjustment], tensors: Sequence[Tensor]) -> Tensor:
-    """Apply changes in order; `tensors` are their `_arrays` on the device of x."""
-    for adjustment, rows, amounts in zip(changes, tensors[::2], tensors[1::2], strict=True):
-        if len(rows) == len(x):
-            x = adjustment.adjust(x, amounts)
-        elif len(rows):
-            x.index_copy_(0, rows, adjustment.adjust(x.index_select(0, rows), amounts).contiguous())
-    return x
-
-
-def _grey(x: Tensor, amounts: Tensor) -> Tensor:
-    return colour.to_grey(x).repeat(1, 3, 1, 1)
-
-
-def _between(states: np.ndarray, word: int, low: float, high: float) -> np.ndarray:
-    return (low + (high - low) * uniform(states, word).astype(float)).astype(np.float32)
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
+def _between(numbers: Tensor, low: float, high: float) -> Tensor:
+    """Map numbers in [0, 1) to float32 from low to high."""
+    return (low + (high - low) * numbers.double()).float()
 
 
 def _to_float(images: Tensor) -> Tensor:
@@ -360,7 +339,5 @@ def _to_float(images: Tensor) -> Tensor:
 
 
 def _standardise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalise in place, because a copy of the batch would cost more than the arithmetic."""
-    for values, operation in ((mean, x.sub_), (std, x.div_)):
-        operation(constant(tuple(values), x.device)[:, None, None])
-    return x
+    mean_of, std_of = (constant(tuple(values), x.device)[:, None, None] for values in (mean, std))
+    return (x - mean_of).div_(std_of)

@@ -165,7 +165,7 @@ def finetune(
                 for group in optimizer.param_groups:
                     group["lr"] = cosine_lr(epoch * batches + i, epochs * batches, group["base"])
                 if len(chosen) > 1:  # BatchNorm needs two images
-                    states = Draws(seed, epoch, indices[chosen].numpy()).of(0)
+                    states = Draws(seed, epoch, indices[chosen].to(device)).of(0)
                     logits = model(weak(pixels[chosen].to(device), states))
                     loss = F.cross_entropy(logits, labels[chosen].to(device))
                     optimizer.zero_grad()

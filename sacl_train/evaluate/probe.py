@@ -220,7 +220,7 @@ def shuffle_cells(images: Tensor, samples: np.ndarray) -> Tensor:
     Tensor uint8 (N, C, H, W)
     """
     side = min(images.shape[-2:]) // SHUFFLED_CELLS
-    return shuffle_patches(images, Draws(0, 0, samples).of(0), (side, side))
+    return shuffle_patches(images, Draws(0, 0, torch.from_numpy(samples)).of(0), (side, side))
 
 
 def score(images: Images, scores: Tensor, features: Features) -> dict[str, Any]:

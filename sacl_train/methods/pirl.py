@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sacl_train.data.device import to_device
-from sacl_train.data.draws import Draws, mix, uniform
+from sacl_train.data.draws import Draws, integers, mix, sort_keys, uniform
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
@@ -99,13 +97,11 @@ class PIRL(Method):
         self.jigsaw_projector = nn.Linear(SIDE * SIDE * out, out)  # g, second part: the nine cells concatenated
         self.register_buffer("bank", F.normalize(torch.randn(settings.images, out), dim=1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._steps_done = 0  # a copy of `steps` on the host, because reading the tensor would wait for the device
-        self.register_load_state_dict_post_hook(lambda method, _: setattr(method, "_steps_done", int(method.steps)))
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the losses of the image and of its jigsaw (eq. 5), then update the bank."""
         settings = self.settings
-        indices, negatives = to_device([draws.samples, self._draw_negatives(draws.seed)], self.bank.device)
+        indices, negatives = draws.samples, self._draw_negatives(draws.seed)
         textures: list[Tensor] | list[None] = [None, None]  # for the image and for the jigsaw
         if settings.texture_role == "negative":
             queries = [draws.of(view) for view in (0, 1)]
@@ -127,7 +123,6 @@ class PIRL(Method):
     def after_step(self, step: int, steps: int) -> dict[str, float]:
         """Count the step; the count seeds the draw of the next step's negatives."""
         self.steps += 1
-        self._steps_done += 1
         return {}
 
     def _jigsaw(self, batch: dict[str, Tensor], draws: Draws) -> Tensor:
@@ -137,14 +132,13 @@ class PIRL(Method):
         features = self.cell_projector(self.encoder(cells.flatten(0, 1)))
         return self.jigsaw_projector(features.unflatten(0, (len(cells), -1)).flatten(1))
 
-    def _draw_negatives(self, seed: int) -> np.ndarray:
+    def _draw_negatives(self, seed: int) -> Tensor:
         """Return int64 (K,): indices in the bank, the same in every process."""
-        count = len(self.bank)
-        if self.settings.negatives >= count:
-            return np.arange(count)
-        state = mix(mix(np.zeros(1, np.uint64), seed), self._steps_done)
-        drawn = mix(state, np.arange(self.settings.negatives)) % np.uint64(count)
-        return drawn.astype(np.int64)
+        count, drawn = len(self.bank), self.settings.negatives
+        if drawn >= count:
+            return torch.arange(count, device=self.bank.device)
+        state = mix(mix(torch.zeros_like(self.steps), seed), self.steps)
+        return integers(state, range(drawn), count)[:, 0]
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:
@@ -162,7 +156,7 @@ class PIRL(Method):
         self.bank[indices] = F.normalize(m * self.bank[indices] + (1 - m) * fresh, dim=1)
 
 
-def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
+def cut_jigsaw(x: Tensor, states: Tensor) -> Tensor:
     """Cut images into 3x3 cells and return a random crop of each, in random order (section 3.4).
 
     Rows at the bottom and columns at the right that the 3x3 cells do not cover are dropped.
@@ -171,7 +165,7 @@ def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
     ----------
     x : Tensor (N, C, H, W)
         Images.
-    states : ndarray uint64 (N,)
+    states : Tensor int64 (N,)
         Random states for the positions of the crops and the order of the cells.
 
     Returns
@@ -181,15 +175,14 @@ def cut_jigsaw(x: Tensor, states: np.ndarray) -> Tensor:
     cells = SIDE * SIDE
     sides = [length // SIDE for length in x.shape[-2:]]
     crops = [max(round(CROP * side), 1) for side in sides]
-    order = np.stack([mix(states, ORDER + i) for i in range(cells)], 1).argsort(1)  # (N, 9): cell at each position
-    starts = []
-    for word, side, crop, cell in (
-        (ROWS, sides[0], crops[0], order // SIDE),
-        (COLUMNS, sides[1], crops[1], order % SIDE),
-    ):
-        offset = np.stack([uniform(states, word + i) for i in range(cells)], 1) * (side - crop + 1)
-        starts.append(cell * side + offset.astype(np.int64))
-    row_starts, column_starts = to_device(starts, x.device)
+    order = sort_keys(states, range(ORDER, ORDER + cells)).argsort(dim=1)  # (N, 9): cell at each position
+    row_starts, column_starts = (
+        cell * side + (uniform(states, range(word, word + cells)).T * (side - crop + 1)).long()  # (N, 9)
+        for word, side, crop, cell in (
+            (ROWS, sides[0], crops[0], order // SIDE),
+            (COLUMNS, sides[1], crops[1], order % SIDE),
+        )
+    )
     rows = row_starts[:, :, None] + torch.arange(crops[0], device=x.device)  # (N, 9, h)
     columns = column_starts[:, :, None] + torch.arange(crops[1], device=x.device)  # (N, 9, w)
     image = torch.arange(len(x), device=x.device)[:, None, None, None]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from sacl_train.data.draws import Draws
@@ -15,7 +15,7 @@ FIRST, SECOND = 2, 0x40000  # purposes in `Draws.of` for the first and second vi
 
 
 def texture_views(
-    weak: WeakAugment, batch: dict[str, Tensor], draws: Draws, geometric: np.ndarray | None = None, second: bool = False
+    weak: WeakAugment, batch: dict[str, Tensor], draws: Draws, geometric: Tensor | None = None, second: bool = False
 ) -> Tensor:
     """Return a weak view of each texture image of a batch.
 
@@ -27,7 +27,7 @@ def texture_views(
         "texture" uint8 (N, P, 3, H, W).
     draws : Draws
         The random numbers of the batch's N samples.
-    geometric : ndarray uint64 (N,) or None
+    geometric : Tensor int64 (N,) or None
         States that the geometry of the views is drawn from; None: the views' own states.
     second : bool
         Return another view of the same textures.
@@ -49,8 +49,8 @@ def texture_views(
         )
     count = textures.shape[1]
     purposes = range(SECOND, SECOND + count) if second else range(FIRST, FIRST + count)
-    states = np.stack([draws.of(purpose) for purpose in purposes], axis=1).reshape(-1)  # (N*P,)
-    return weak(textures.flatten(0, 1), states, None if geometric is None else np.repeat(geometric, count))
+    states = torch.stack([draws.of(purpose) for purpose in purposes], dim=1).flatten()  # (N*P,)
+    return weak(textures.flatten(0, 1), states, None if geometric is None else geometric.repeat_interleave(count))
 
 
 def texture_keys(
@@ -58,7 +58,7 @@ def texture_keys(
     weak: WeakAugment,
     batch: dict[str, Tensor],
     draws: Draws,
-    geometric: np.ndarray | None = None,
+    geometric: Tensor | None = None,
 ) -> Tensor:
     """Return the keys of a batch's textures.
 
@@ -84,7 +84,7 @@ def keys_for_queries(
     batch: dict[str, Tensor],
     draws: Draws,
     texture_view: str,
-    queries: Sequence[np.ndarray],
+    queries: Sequence[Tensor],
     gather: Callable[[Tensor], Tensor] = gather_keys,
 ) -> list[Tensor]:
     """Return the texture keys for each query view.
@@ -97,7 +97,7 @@ def keys_for_queries(
         "own": draw the views of the textures independently of the queries, which all share the same keys. "query": give
         them the geometry of the query (Ge et al. 2021), so that only content distinguishes the two; the textures are
         then encoded once per query.
-    queries : sequence of ndarray uint64 (N,)
+    queries : sequence of Tensor int64 (N,)
         States of the query views.
     gather : callable
         Collects the keys of all processes: (N, P, D) -> (M, P, D).

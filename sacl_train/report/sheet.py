@@ -42,7 +42,7 @@ def draw_views(path: Path, shards: Shards, weak: WeakAugment) -> None:
     if not samples:
         return
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
-    draws = Draws(0, 0, np.array(readable))
+    draws = Draws(0, 0, torch.tensor(readable))
     mean, std = (torch.tensor(values)[:, None, None] for values in (weak.mean, weak.std))
     columns = [images]
     if shards.textures_per_image:

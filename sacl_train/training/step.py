@@ -92,7 +92,7 @@ def add_gradients(
 
     Returns the piece's loss terms, divided by `config.accumulate`, and their metrics, all without gradient.
     """
-    draws = Draws(config.seed, epoch, piece["index"].numpy())
+    draws = Draws(config.seed, epoch, piece["index"].to(device, non_blocking=True))
     terms = method.loss_terms(_prepare_batch(piece, draws, config, device), draws)
     done: list[LossTerm] = []
     # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.

@@ -41,7 +41,7 @@ def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
     images = torch.from_numpy(random.integers(0, 256, (BATCH, 3, 16, 16), np.uint8))
     count = 1 if "texture_role=instance" in settings else 2
     textures = torch.from_numpy(random.integers(0, 256, (BATCH, count, 3, 16, 16), np.uint8))
-    share = np.array_split(np.arange(BATCH), distributed.count_processes())[distributed.process_rank()]
+    share = torch.arange(BATCH).tensor_split(distributed.count_processes())[distributed.process_rank()]
     distributed.synchronise_batch_norm(method, torch.device("cpu"))
     parts = []
     for loss, metrics in method.loss_terms({"image": images[share], "texture": textures[share]}, Draws(0, 0, share)):
@@ -55,11 +55,11 @@ def one_step(name: str, *settings: str) -> dict[str, torch.Tensor]:
 
 
 class _Double(WeakAugment):
-    def __call__(self, *args: object, **kwargs: object) -> torch.Tensor:
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         kind = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
-            return super().__call__(*args, **kwargs).to(kind)
+            return super().forward(*args, **kwargs).to(kind)
         finally:
             torch.set_default_dtype(kind)
 

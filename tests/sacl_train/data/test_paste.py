@@ -1,6 +1,5 @@
 """Textures pasted into their images cover the middle and keep the border."""
 
-import numpy as np
 import torch
 
 from sacl_train.data.draws import Draws
@@ -10,7 +9,7 @@ from sacl_train.data.paste import paste_inside
 def test_texture_covers_middle_and_image_keeps_border() -> None:
     images = torch.full((30, 3, 32, 48), 200, dtype=torch.uint8)
     textures = torch.stack([torch.full_like(images, 10), torch.full_like(images, 90)], 1)
-    states = Draws(0, 0, np.arange(30)).of(0)
+    states = Draws(0, 0, torch.arange(30)).of(0)
     pasted = paste_inside(images, textures, states)
     assert pasted.dtype == torch.uint8
     assert pasted.shape == textures.shape

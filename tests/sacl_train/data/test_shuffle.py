@@ -1,6 +1,5 @@
 """Patch-shuffle on the device permutes whole cells, drawn per sample."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -9,8 +8,8 @@ from sacl_train.data.shuffle import shuffle_patches
 from texturegen.errors import UserError
 
 
-def states(count: int, seed: int = 0) -> np.ndarray:
-    return Draws(seed, 0, np.arange(count)).of(0)
+def states(count: int, seed: int = 0) -> torch.Tensor:
+    return Draws(seed, 0, torch.arange(count)).of(0)
 
 
 def numbered(count: int, height: int, width: int) -> torch.Tensor:

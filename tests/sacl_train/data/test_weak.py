@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from sacl_train.data import colour
@@ -21,7 +22,6 @@ from sacl_train.data.weak import (
     Rotation,
     Translation,
     WeakAugment,
-    change,
     make_policy,
     normalise,
 )
@@ -35,12 +35,12 @@ def seeded(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def states(count: int, view: int = 0) -> np.ndarray:
-    return Draws(0, 0, np.arange(count)).of(view)
+def states(count: int, view: int = 0) -> Tensor:
+    return Draws(0, 0, torch.arange(count)).of(view)
 
 
 def done(op: ColourOp, x: Tensor) -> Tensor:
-    return change(x, op.changes(states(len(x)), np.arange(len(x)), *x.shape[-2:]))
+    return op.apply(x, states(len(x)))
 
 
 def images(count: int = 6, height: int = 32, width: int = 32) -> Tensor:
@@ -84,7 +84,7 @@ def test_view_is_bitwise_independent_of_batch_size(policy: str, height: int, wid
     for size in (1, 7):
         for start in (0, 5, 121):
             assert torch.equal(weak(x[start : start + size], of[start : start + size]), whole[start : start + size])
-    backwards = np.arange(128)[::-1].copy()
+    backwards = torch.arange(127, -1, -1)
     assert torch.equal(weak(x[backwards], of[backwards]), whole[backwards])
 
 
@@ -126,23 +126,35 @@ def test_colour_operations_apply_to_selected_samples_only() -> None:
     assert 0.72 < untouched < 0.88
 
 
-def test_crop_boxes_are_inside_image_with_areas_in_range() -> None:
-    matrices = Crop(scale=(0.2, 0.6)).matrices(states(2000), 48, 32)
-    width, height = matrices[:, 0, 0], matrices[:, 1, 1]  # fractions of the image
-    for side, centre in ((width, matrices[:, 0, 2]), (height, matrices[:, 1, 2])):
-        assert (centre.abs() + side <= 1 + 1e-6).all()
-    area, ratio = width * height, (width * 32) / (height * 48)
-    cut = width >= 1 - 1e-6  # the portrait image is too narrow for some boxes
-    assert 0.0 < cut.float().mean() < 0.2
-    assert area[~cut].min() >= 0.2 - 1e-6
-    assert area.max() <= 0.6 + 1e-6
-    assert area.max() - area.min() > 0.35
-    assert abs(area.mean() - 0.4) < 0.02
-    assert ratio[~cut].max() <= 4 / 3 + 1e-5
-    assert ratio.min() >= 3 / 4 * 0.65
-    assert ratio.max() - ratio.min() > 0.5
-    drawn = torch.stack([area, ratio, matrices[:, 0, 2], matrices[:, 1, 2]])[:, ~cut]  # each by itself
-    assert (torch.corrcoef(drawn) - torch.eye(4)).abs().max() < 0.1
+@pytest.mark.parametrize(("height", "width"), [(1000, 1000), (1200, 900)])
+def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
+    scale, ratios = (0.2, 1.0), (3 / 4, 4 / 3)
+    torch.manual_seed(0)
+    image = torch.empty(1, height, width)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, scale, ratios) for _ in range(20_000)]).double()
+    theirs = (theirs / torch.tensor([height, width] * 2)).T  # top, left, height, width as fractions
+    matrices = Crop(scale, ratios).matrices(states(20_000), height, width).double()
+    sides, centres = matrices.diagonal(dim1=1, dim2=2)[:, :2].T.flip(0), matrices[:, :2, 2].T.flip(0)
+    ours = torch.cat([(centres + 1 - sides) / 2, sides])
+    assert ours.min() >= -1e-6
+    assert (ours[:2] + ours[2:]).max() <= 1 + 1e-6
+    described = []
+    for top, left, high, wide in (ours, theirs):
+        described.append(
+            torch.stack([high * wide, (wide * width / (high * height)).log(), top + high / 2, left + wide / 2])
+        )
+    for a, b in zip(*described, strict=True):
+        assert abs(a.mean() - b.mean()) < 3 * (a.var() / 10_000).sqrt()
+        quantiles = torch.linspace(0.02, 0.98, 13, dtype=torch.float64)
+        assert (a.quantile(quantiles) - b.quantile(quantiles)).abs().max() < 0.04 * (a.max() - a.min())
+    assert (torch.corrcoef(described[0]) - torch.corrcoef(described[1])).abs().max() < 0.04
+
+
+def test_crop_that_never_fits_is_largest_central_box() -> None:
+    wide = Crop((1, 1), (3 / 4, 4 / 3)).matrices(states(5), 100, 400)  # 4/3 of the height, a third of the width
+    torch.testing.assert_close(wide, torch.diag(torch.tensor([1 / 3, 1, 1])).expand(5, 3, 3))
+    tall = Crop((1, 1), (3 / 4, 4 / 3)).matrices(states(5), 400, 100)
+    torch.testing.assert_close(tall, torch.diag(torch.tensor([1, 1 / 3, 1])).expand(5, 3, 3))
 
 
 def test_whole_image_crop_is_whole_square_image() -> None:
@@ -168,21 +180,39 @@ def test_geometric_operations_are_composed_in_their_order() -> None:
     crop, turn, drawn = Crop(), Rotation(), states(20)
     matrices = WeakAugment(Policy(((crop, 1.0), (turn, 1.0))), MEAN, STD)._matrices(drawn, 32, 48)
     expected = crop.matrices(drawn, 32, 48) @ turn.matrices(drawn, 32, 48)
-    torch.testing.assert_close(torch.from_numpy(matrices), expected)
+    torch.testing.assert_close(matrices, expected)
 
 
-def test_jitter_draws_each_strength_and_order_of_four() -> None:
-    adjusts = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue)
-    of, drawn, order = [0.1, 0.2, 0.3, 0.05], np.zeros((4, 2000)), np.zeros((4, 2000))
-    for place, made in enumerate(ColourJitter(*of).changes(states(2000), np.arange(2000), 8, 8)):
-        drawn[adjusts.index(made.adjust), made.rows], order[adjusts.index(made.adjust), made.rows] = made.amounts, place
-    for amounts, centre, strength in zip(drawn, (1, 1, 1, 0), of, strict=True):
+def test_jitter_draws_each_strength_and_order_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[Tensor, Tensor]] = []
+    count = 2000
+
+    def scale(x: Tensor, quality: Tensor, factor: Tensor) -> Tensor:
+        done.append((quality, factor))
+        return x
+
+    def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
+        done.append((torch.full((count,), 3), shift))
+        return x
+
+    monkeypatch.setattr(colour, "scale", scale)
+    monkeypatch.setattr(colour, "adjust_hue", adjust_hue)
+    strengths = [0.1, 0.2, 0.3, 0.05]
+    ColourJitter(*strengths).apply(torch.zeros(count, 3, 1, 1), states(count))
+    drawn = np.full((4, count), np.nan)
+    changes: list[list[int]] = [[] for _ in range(count)]
+    for qualities, amounts in done:
+        for i, (quality, amount) in enumerate(zip(qualities.tolist(), amounts.tolist(), strict=True)):
+            if quality == 3 or amount != 1:
+                changes[i].append(quality)
+                drawn[quality, i] = amount
+    for amounts, centre, strength in zip(drawn, (1, 1, 1, 0), strengths, strict=True):
         assert centre - strength <= amounts.min() < centre - 0.98 * strength
         assert centre + 0.98 * strength < amounts.max() <= centre + strength
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
-    counts = np.unique(np.argsort(order, axis=0), axis=1, return_counts=True)[1]
-    assert len(counts) == 24
-    assert np.abs(counts - 2000 / 24).max() < 5 * math.sqrt(2000 / 24)
+    order, counts = np.unique(changes, axis=0, return_counts=True)
+    assert len(order) == 24, "each is done once, in any order"
+    assert np.abs(counts - count / 24).max() < 5 * math.sqrt(count / 24)
 
 
 def test_jitter_strength_zero_and_grey() -> None:

@@ -3,11 +3,10 @@
 import copy
 from itertools import combinations
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import Linear
 
 from sacl_train.data.draws import Draws
@@ -37,7 +36,7 @@ def make_batch(images: int = 8, per_image: int = 1) -> dict[str, Tensor]:
 
 
 def draws(batch: dict[str, Tensor], seed: int = 0) -> Draws:
-    return Draws(seed, 0, np.arange(len(batch["image"])))
+    return Draws(seed, 0, torch.arange(len(batch["image"])))
 
 
 def slow_step(method: SACL, batch: dict[str, Tensor], seed: int) -> Tensor:
@@ -136,13 +135,14 @@ def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
         method(make_batch(4, 2), drawn)
 
 
-class _Double:
+class _Double(nn.Module):
     """Return views in float64, so that rounding cannot hide a wrong loss."""
 
     def __init__(self, weak: WeakAugment) -> None:
+        super().__init__()
         self.weak = weak
 
-    def __call__(self, images: Tensor, states: np.ndarray, geometric: np.ndarray | None = None) -> Tensor:
+    def forward(self, images: Tensor, states: Tensor, geometric: Tensor | None = None) -> Tensor:
         return self.weak(images, states, geometric).double()
 
 

@@ -185,7 +185,7 @@ def test_overflowing_fp16_step_is_skipped_and_scale_halved() -> None:
 def test_negatives_come_from_shards_device_or_both() -> None:
     def prepared(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts, batch = make("sacl", **changes)
-        moved = sacl_train.training.step._prepare_batch(batch, Draws(0, 0, np.arange(16)), parts.config, CPU)
+        moved = sacl_train.training.step._prepare_batch(batch, Draws(0, 0, torch.arange(16)), parts.config, CPU)
         assert torch.equal(moved["image"], batch["image"])
         return batch["image"], batch["texture"], moved["texture"]
 
@@ -271,7 +271,7 @@ def test_resumed_pirl_run_draws_same_negatives() -> None:
         parts.step(batch, 0, number, 10, 0.1)
     again, _ = make("pirl")
     again.method.load_state_dict(parts.method.state_dict())
-    assert np.array_equal(again.method._draw_negatives(0), parts.method._draw_negatives(0))  # type: ignore[operator]
+    assert torch.equal(again.method._draw_negatives(0), parts.method._draw_negatives(0))  # type: ignore[operator]
 
 
 def test_tensors_of_failed_step_are_freed_before_estimate(
