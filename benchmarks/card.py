@@ -7,9 +7,9 @@ Each stage runs in a separate process with a time limit, so that a crash or hang
 its figures to the file as it measures them. Stages:
 
 hardware   the matrix peak (bf16, random data) and the memory bandwidth (bytes read and written by a large copy)
-steps      time of a step, images/s, FLOPs, fraction of the peak, kernel launches: eager, compiled; ours, lightly's
-exact      bitwise comparison of a `deterministic` run resumed from a checkpoint with an uninterrupted one
-cifar      build textures of CIFAR-10, train for as many epochs as fit, then score by kNN and linear probe
+steps      time of a step, images/s, FLOPs, fraction of the peak: as a CUDA graph, eager, and compiled; ours, lightly's
+exact      bitwise comparison of `deterministic` runs: resumed and uninterrupted, as a CUDA graph and eager
+cifar      build textures of CIFAR-10, train --rows for as many epochs as fit, then score by kNN and linear probe
 profile    the ten operations that take the most time in a step
 """
 
@@ -29,18 +29,21 @@ from typing import Any
 
 import click
 import torch
-from gpu import FULL, STEPS, TINY, Scale, count_flops, make_config, matrix_peak, our_step, synchronise, time_steps
+from gpu import FULL, STEPS, TINY, Scale, count_flops, make_config, our_step, time_steps
 from torch.profiler import ProfilerActivity, profile
 
 from sacl_train import load_config, train
+from sacl_train.config import Config
 from sacl_train.evaluate.probe import evaluate
+from sacl_train.methods import METHODS
 from sacl_train.training.checkpoint import list_checkpoints, read_checkpoint
+from sacl_train.training.speed import matrix_peak, synchronise
 from sacl_train.training.step import arithmetic
 from texturegen.builds import Recipe, build
 from texturegen.system.threads import count_cpus
 
 # Time limit of each stage in seconds; cifar gets the rest of --minutes.
-LIMITS = {"hardware": 40, "steps": 110, "exact": 45, "profile": 30, "cifar": 300}
+LIMITS = {"hardware": 40, "steps": 150, "exact": 60, "profile": 30, "cifar": 300}
 Write = Callable[..., None]
 
 
@@ -52,59 +55,80 @@ def hardware(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
     target = torch.empty_like(source)
     seconds = min(time_steps(lambda: target.copy_(source), device, scale.steps, scale.rounds + 1))
     write(device=name, torch=torch.__version__, cuda=torch.version.cuda, cpus=count_cpus())
-    write(matrix_tflops=matrix_peak(device, scale) / 1e12, copy_tb_per_s=2 * count / seconds / 1e12)
+    write(matrix_tflops=matrix_peak(device, scale.matrix) / 1e12, copy_tb_per_s=2 * count / seconds / 1e12)
 
 
 def steps(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
-    sizes = [("se_resnet18", 32, 128), ("se_resnet18", 32, 512), ("se_resnet50", 32, 128), ("se_resnet50", 32, 512)]
-    sizes += [("se_resnet50", 96, 256), ("se_resnet50", 224, 256)]
-    scale = replace(FULL, rounds=3, steps=5)
-    if toy:
-        sizes, scale = [("se_resnet8", 16, 8)], TINY
-    peak = matrix_peak(device, scale)
-    kinds = {**STEPS, "ours, simclr": our_step("simclr")}
-    for compiled in (False, True):
-        for encoder, side, count in sizes:
-            for name, make in kinds.items():
-                if compiled and name != "ours, sacl":  # minutes of compiling
-                    continue
-                about = {"step": name, "encoder": encoder, "px": side, "batch": count, "compile": compiled}
-                try:
-                    write(
-                        **about,
-                        **_time_step(make, device, replace(scale, encoder=encoder), compiled, side, count, peak),
-                    )
-                except (torch.OutOfMemoryError, ImportError) as error:
-                    write(**about, failed=type(error).__name__)
+    scale = TINY if toy else replace(FULL, rounds=3, steps=5)
+    peak = matrix_peak(device, scale.matrix)
+    for mode, name, encoder, side, count in PLAN_TOY if toy else PLAN:
+        compiled, graph = MODES[mode]
+        kinds = {**STEPS, "ours, simclr": our_step("simclr")}
+        about = {"step": name, "mode": mode, "encoder": encoder, "px": side, "batch": count}
+        config = make_config(
+            replace(scale, encoder=encoder),
+            precision="bf16",
+            compile=compiled,
+            cuda_graph=graph and device.type == "cuda",
+        )
+        begin = time.monotonic()
+        try:
+            found = _time_step(kinds[name], device, scale, config, side, count, peak)
+            write(**about, **found, measured_in_s=time.monotonic() - begin)
+        except (torch.OutOfMemoryError, ImportError) as error:
+            write(**about, failed=type(error).__name__)
+
+
+# Mode -> compile, cuda_graph.
+MODES = {"captured": ("none", True), "eager": ("none", False), "compiled and captured": ("default", True)}
+
+# What `steps` measures, the most important first: the time limit may cut it off.
+PLAN = [
+    *(("captured", "ours, sacl", *size) for size in (("se_resnet18", 32, 128), ("se_resnet18", 32, 512))),
+    *(("captured", "ours, sacl", *size) for size in (("se_resnet50", 32, 128), ("se_resnet50", 224, 256))),
+    ("compiled and captured", "ours, sacl", "se_resnet18", 32, 128),
+    ("compiled and captured", "ours, sacl", "se_resnet50", 32, 128),
+    ("compiled and captured", "ours, sacl", "se_resnet50", 224, 256),
+    *(("captured", name, "se_resnet18", 32, 128) for name in ("ours, mocov2", "ours, simclr")),
+    *(("eager", name, "se_resnet18", 32, 128) for name in ("lightly, mocov2", "ours, mocov2", "ours, sacl")),
+    ("compiled and captured", "ours, sacl", "se_resnet18", 32, 512),
+    *(("captured", "ours, sacl", *size) for size in (("se_resnet50", 32, 512), ("se_resnet50", 96, 256))),
+    *(("eager", name, "se_resnet50", 224, 256) for name in ("lightly, mocov2", "ours, mocov2", "ours, sacl")),
+]
+PLAN_TOY = [(mode, "ours, sacl", "se_resnet8", 16, 8) for mode in ("captured", "eager")]
+PLAN_TOY += [("eager", name, "se_resnet8", 16, 8) for name in ("ours, mocov2", "ours, simclr", "lightly, mocov2")]
 
 
 def _time_step(
-    make: Callable[..., Any], device: torch.device, scale: Scale, compiled: bool, side: int, count: int, peak: float
+    make: Callable[..., Any],
+    device: torch.device,
+    scale: Scale,
+    config: Config,
+    side: int,
+    count: int,
+    peak: float,
 ) -> dict[str, Any]:
     torch._dynamo.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    config = make_config(scale, precision="bf16", channels_last=True, compile=compiled)
     with arithmetic(config):
-        flops = count_flops(make(replace(config, compile=False), device, side, count))
+        flops = count_flops(make(replace(config, compile="none", cuda_graph=False), device, side, count))
         step = make(config, device, side, count)
         seconds = statistics.median(time_steps(step, device, scale.steps, scale.rounds))
-        launches, _ = _profile(step, device)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {
         "ms": 1000 * seconds,
         "images_per_s": count / seconds,
         "gflop_per_image": flops / count / 1e9,
         "share_of_peak": flops / seconds / peak,
-        "launches": launches,
         "peak_gib": memory / 2**30,
     }
 
 
 def _profile(step: Callable[[], object], device: torch.device) -> tuple[int, list[tuple[str, float, int]]]:
     """Return the number of kernels (on a CPU, operations) in a step, and (name, ms, calls) per kind, longest first."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     with profile(activities=activities) as record:
         step()
         synchronise(device)
@@ -117,27 +141,24 @@ def _profile(step: Callable[[], object], device: torch.device) -> tuple[int, lis
 def exact(device: torch.device, toy: bool, write: Write, work: Path, **_: Any) -> None:
     shards = work / "shapes"
     build(Recipe("shapes", limit=64 if toy else 512), shards)
-    settings: dict[str, Any] = {
-        "epochs": 2,
-        "batch_size": 16 if toy else 64,
-        "save_every": 1,
-        "keep": 99,
-        "knn_every": 0,
-    }
-    settings |= {"encoder": "se_resnet8" if toy else "se_resnet18", "device": device.type, "deterministic": True}
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 16 if toy else 64, "save_every": 4 if toy else 8}
+    settings |= {"keep": 99, "knn_every": 0, "compile": "none", "precision": "bf16", "deterministic": True}
+    settings |= {"encoder": "se_resnet8" if toy else "se_resnet18", "device": device.type}
     settings |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "width": 8} if toy else {}
-    for precision in ("fp32", "bf16"):
-        config = load_config(None, {**settings, "precision": precision})
-        whole, resumed = work / f"whole-{precision}", work / f"resumed-{precision}"
-        train(config, shards, whole)
-        resumed.mkdir()
-        paths = list_checkpoints(whole)  # newest first
-        middle = paths[len(paths) // 2]
-        shutil.copy(middle, resumed / middle.name)
-        train(config, shards, resumed)
-        ours, theirs = (read_checkpoint(list_checkpoints(run)[0])["method"] for run in (whole, resumed))
+    config = load_config(None, settings)
+    whole, resumed, eager = (work / name for name in ("whole", "resumed", "eager"))
+    train(config, shards, whole)
+    resumed.mkdir()
+    middle = list_checkpoints(whole)[1]  # the newest one is of the end
+    shutil.copy(middle, resumed / middle.name)
+    train(config, shards, resumed)
+    train(replace(config, cuda_graph=False), shards, eager)
+    ours = read_checkpoint(list_checkpoints(whole)[0])["method"]
+    for run in (resumed, eager):
+        theirs = read_checkpoint(list_checkpoints(run)[0])["method"]
         differ = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-        write(precision=precision, resumed_from=middle.name, tensors=len(ours), tensors_that_differ=len(differ))
+        far = max((float((ours[name].double() - theirs[name].double()).abs().max()) for name in differ), default=0.0)
+        write(run=run.name, resumed_from=middle.name, tensors=len(ours), that_differ=len(differ), largest=far)
 
 
 def cifar(
@@ -154,30 +175,46 @@ def cifar(
         build(
             Recipe("webdataset", per_image=0, shard_size=500), test_shards, root=f"{data}/test-*.tar", workers=workers
         )
-    built = time.monotonic() - begin
-    write(data=str(data or "shapes"), build_seconds=built)
-    settings: dict[str, Any] = {"encoder": choice["encoder"], "method": choice["method"], "device": device.type}
-    settings |= {"precision": "bf16", "knn_every": 0, "save_every": 10**6, "cache": "ram", "cache_gb": 8}
-    settings |= {"weak": "colour-geometric", "compile": not toy}
-    if choice["role"]:
-        settings["texture_role"] = choice["role"]
-    most = 2 if toy else choice["epochs"]
+    write(data=str(data or "shapes"), build_seconds=time.monotonic() - begin)
+    settings: dict[str, Any] = {"encoder": choice["encoder"], "device": device.type, "knn_every": 0}
+    settings |= {"weak": "colour-geometric", "precision": "bf16", "batch_size": choice["batch_size"]}
+    settings |= {"lr": 0.1 * choice["batch_size"] / 128, "save_minutes": 100}
     if toy:
         settings |= {"encoder": "se_resnet8", "width": 8, "stem": "cifar-stride2", "batch_size": 32}
-        settings |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8}
-    probe = train(load_config(None, {**settings, "epochs": 3}), train_shards, work / "probe")
-    seconds_per_epoch = _samples(train_shards) / max(row["samples_per_second"] for row in probe[1:])
-    left = limit - (time.monotonic() - begin) - (5 if toy else 75)  # for recompilation and the probes
-    epochs = max(1, min(most, int(left / seconds_per_epoch)))
-    write(seconds_per_epoch=seconds_per_epoch, epochs=epochs, **{k: settings[k] for k in ("encoder", "method")})
-    started = time.monotonic()
-    rows = train(load_config(None, {**settings, "epochs": epochs}), train_shards, work / "run")
-    about = {name: rows[-1][name] for name in ("loss", "samples_per_second", "data_wait")}
-    write(train_seconds=time.monotonic() - started, role=choice["role"], **about)
-    for name in ("knn", "linear"):
-        given = {"epochs": 2 if toy else 50} if name == "linear" else {}
-        found = evaluate(name, work / "run", train_shards, [test_shards], device.type, **given)
-        write(probe=name, test=found["test"])
+    rows = [row.partition(":") for row in choice["rows"].split(",")]
+    configs = [_row_config(method, role, settings, toy) for method, _, role in rows]
+    if choice["epochs"] is None:
+        trial = train(replace(configs[0], epochs=3), train_shards, work / "trial")
+        per_epoch = _samples(train_shards) / max(row["samples_per_second"] for row in trial[1:])
+        each = (limit - (time.monotonic() - begin)) / len(rows) - (5 if toy else PROBE_SECONDS)
+        epochs = max(1, min(2 if toy else 200, int(each / per_epoch)))
+        write(seconds_per_epoch=per_epoch, epochs=epochs)
+    else:
+        epochs = choice["epochs"]
+    for (method, _, role), config in zip(rows, configs, strict=True):
+        about = {"method": method, "role": role or "default", "encoder": config.encoder, "epochs": epochs}
+        run, started = work / f"{method}-{role}", time.monotonic()
+        made = train(replace(config, epochs=epochs), train_shards, run)
+        last = {name: made[-1][name] for name in ("loss", "samples_per_second", "data_wait", "embedding_std")}
+        last |= {name: made[-1][name] for name in ("mfu", "peak_memory_gb") if name in made[-1]}
+        write(**about, train_seconds=time.monotonic() - started, batch_size=config.batch_size, **last)
+        for name in ("knn", "linear"):
+            given = {"epochs": 2 if toy else 30} if name == "linear" else {}
+            started = time.monotonic()
+            found = evaluate(name, run, train_shards, [test_shards], device.type, **given)
+            write(**about, probe=name, test=found["test"], seconds=time.monotonic() - started)
+
+
+PROBE_SECONDS = 40  # of a row, for compilation and its two probes
+
+
+def _row_config(method: str, role: str, settings: dict[str, Any], toy: bool) -> Config:
+    own = {"texture_role": role} if role else {}
+    own |= {"queue": 4096} if method == "mocov2" else {}
+    fields = METHODS[method].load().Settings.__dataclass_fields__
+    small = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "queue": 64} if toy else {}
+    own |= {key: value for key, value in small.items() if key in fields}
+    return load_config(None, {"method": method, "attention": "se", **settings, **own})
 
 
 def _samples(shards: Path) -> int:
@@ -186,10 +223,12 @@ def _samples(shards: Path) -> int:
 
 def profile_step(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
     scale, side, count = (TINY, 16, 8) if toy else (replace(FULL, encoder="se_resnet50"), 32, 128)
-    step = STEPS["ours, sacl"](make_config(scale, precision="bf16"), device, side, count)
-    for _ in range(3):
-        step()
-    launches, costs = _profile(step, device)
+    config = make_config(scale, precision="bf16", compile="none", cuda_graph=device.type == "cuda")
+    with arithmetic(config):
+        step = STEPS["ours, sacl"](config, device, side, count)
+        for _ in range(5):
+            step()
+        launches, costs = _profile(step, device)
     total = sum(cost for _, cost, _ in costs)
     for name, cost, calls in costs[:10]:
         write(operation=name[:100], ms=cost, share=cost / total, calls=calls)
@@ -206,9 +245,9 @@ STAGES = {"hardware": hardware, "steps": steps, "exact": exact, "profile": profi
 @click.option("--stages", default=",".join(STAGES), show_default=True)
 @click.option("--minutes", default=8.5, show_default=True, help="Total for all stages.")
 @click.option("--encoder", default="se_resnet18", show_default=True, help="For the stage cifar, like the next three.")
-@click.option("--method", default="sacl", show_default=True)
-@click.option("--role", help="texture_role  [default: the method's]")
-@click.option("--epochs", default=200, show_default=True, help="Maximum number of epochs.")
+@click.option("--rows", default="sacl", show_default=True, help="METHOD[:TEXTURE_ROLE],... to train in turn.")
+@click.option("--batch-size", default=128, show_default=True)
+@click.option("--epochs", type=int, help="Epochs of every row  [default: as many of 200 as fit]")
 @click.option("--toy", is_flag=True, help="Use tiny sizes, to test the script.")
 @click.option("--stage", hidden=True, help="Run only this stage, in this process.")
 @click.option("--limit", type=float, hidden=True)

@@ -26,13 +26,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from sacl_train import train
 from sacl_train.config import Config, load_config
 from sacl_train.nets.ema import make_target
+from sacl_train.training.compilation import compile_method
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.setup import build_method
+from sacl_train.training.speed import matrix_peak, synchronise
 from sacl_train.training.step import DTYPES, arithmetic, make_step
 from texturegen.builds import Recipe, build
 
 PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
-VARIANTS = [(last, compiled) for compiled in (False, True) for last in (False, True)]  # channels_last, compile
+# compile, cuda_graph
+VARIANTS = [("none", False), ("none", True), ("default", False), ("default", True)]
 
 
 @dataclass(frozen=True)
@@ -77,30 +80,24 @@ def report(rounds: int, device_name: str = "cuda", tiny: bool = False) -> None:
         return
     device, scale = torch.device(device_name), TINY if tiny else replace(FULL, rounds=rounds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device_name
-    peak = matrix_peak(device, scale)
+    peak = matrix_peak(device, scale.matrix, scale.steps, scale.rounds)
     print(f"{name}, torch {torch.__version__}; bf16 product of {scale.matrix}^2 matrices: {peak / 1e12:.4g} TFLOP/s\n")
     report_speed(device, scale, peak)
     report_waiting(device, scale)
     report_profile(device, scale)
 
 
-def matrix_peak(device: torch.device, scale: Scale) -> float:
-    """Return the FLOP/s of a large product of bf16 matrices, the best of several rounds."""
-    a, b = (torch.randn(scale.matrix, scale.matrix, device=device, dtype=torch.bfloat16) for _ in range(2))
-    times = time_steps(lambda: a @ b, device, scale.steps, scale.rounds + 1)
-    return 2 * scale.matrix**3 / min(times)
-
-
 def report_speed(device: torch.device, scale: Scale, peak: float) -> None:
     """Print the throughput of every kind of step."""
-    print(f"| {scale.encoder}, bf16 | px | batch | channels_last | compile | images/s | GFLOP per image | % of peak |")
+    print(f"| {scale.encoder}, bf16 | px | batch | compile | CUDA graph | images/s | GFLOP per image | % of peak |")
     print("|---" * 8 + "|")
     for side, count in scale.sizes:
         for name, make in STEPS.items():
-            for last, compiled in VARIANTS:
-                config = make_config(scale, precision="bf16", channels_last=last, compile=compiled)
-                on = ("yes" if switch else "no" for switch in (last, compiled))
-                cells = [name, str(side), str(count), *on, *measure(make, device, scale, config, side, count, peak)]
+            for compiled, graph in VARIANTS:
+                graph = graph and device.type == "cuda"
+                config = make_config(scale, precision="bf16", compile=compiled, cuda_graph=graph)
+                cells = [name, str(side), str(count), compiled, "yes" if graph else "no"]
+                cells += measure(make, device, scale, config, side, count, peak)
                 print("|", " | ".join(cells), "|", flush=True)
 
 
@@ -119,7 +116,7 @@ def measure(
     try:
         with arithmetic(config):
             # The counter does not work for compiled networks, so it runs on the eager one, which has the same FLOPs.
-            flops = count_flops(make(replace(config, compile=False), device, side, count)) / count
+            flops = count_flops(make(replace(config, compile="none", cuda_graph=False), device, side, count)) / count
             step = make(config, device, side, count)
             seconds = statistics.median(time_steps(step, device, scale.steps, scale.rounds))
         found = [f"{count / seconds:,.0f}", f"{flops / 1e9:.2f}", f"{flops * count / seconds / peak:.1%}"]
@@ -145,10 +142,10 @@ def our_step(method_name: str) -> Callable[[Config, torch.device, int, int], Cal
         method: Any = build_method(config, (side, side)).to(device)
         if config.channels_last:
             method = method.to(memory_format=torch.channels_last)
-        if config.compile:
-            for network in method.children():
-                network.compile()
-        do_step = make_step(method, build_optimizer(method), config, device)
+        if config.compile != "none":
+            compile_method(method, config.compile)
+        optimizer = build_optimizer(method, capturable=device.type == "cuda")
+        do_step = make_step(method, optimizer, config, device)
         pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 2, side, side, 3), np.uint8))
         pixels = pixels.pin_memory() if device.type == "cuda" else pixels
         image, texture = pixels[:, 0].permute(0, 3, 1, 2), pixels[:, 1:].permute(0, 1, 4, 2, 3)
@@ -158,7 +155,8 @@ def our_step(method_name: str) -> Callable[[Config, torch.device, int, int], Cal
     return make
 
 
-KEPT_SETTINGS = ("encoder", "mean", "std", "precision", "channels_last", "compile", "projector_hidden", "projector_out")
+KEPT_SETTINGS = ("encoder", "mean", "std", "precision", "channels_last", "compile", "cuda_graph")
+KEPT_SETTINGS += ("projector_hidden", "projector_out")
 
 
 def lightly_step(config: Config, device: torch.device, side: int, count: int) -> Callable[[], object]:
@@ -176,7 +174,7 @@ def lightly_step(config: Config, device: torch.device, side: int, count: int) ->
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
     target, loss_of = make_target(online), NTXentLoss(0.2, memory_bank_size=(4096, 128)).to(device)
     optimizer = build_optimizer(online)
-    if config.compile:
+    if config.compile != "none":
         online.compile()
         target.compile()
 
@@ -221,12 +219,6 @@ def time_steps(step: Callable[[], object], device: torch.device, steps: int, rou
     return times[1:]
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU to finish its queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def report_waiting(device: torch.device, scale: Scale) -> None:
     """Print the fraction of an epoch that the loop waits for batches read from shards."""
     print(f"\n| {scale.encoder}, sacl, bf16, 32 px, from shards | waiting, % of time | images/s |\n|---|---|---|")
@@ -246,13 +238,15 @@ def report_waiting(device: torch.device, scale: Scale) -> None:
 def report_profile(device: torch.device, scale: Scale) -> None:
     """Print the three operations that take the most device time in a step of SACL."""
     side, count = scale.sizes[-1]
-    step = STEPS["ours, sacl"](make_config(scale, precision="bf16"), device, side, count)
-    for _ in range(3):
-        step()
+    config = make_config(scale, precision="bf16", cuda_graph=False)  # a graph's kernels have no operation
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as record:
-        step()
-        synchronise(device)
+    with arithmetic(config):
+        step = STEPS["ours, sacl"](config, device, side, count)
+        for _ in range(3):
+            step()
+        with profile(activities=activities) as record:
+            step()
+            synchronise(device)
     spent = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     costs = sorted(((getattr(event, spent), event.key) for event in record.key_averages()), reverse=True)
     total = sum(cost for cost, _ in costs)

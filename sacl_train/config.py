@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from sacl_train.methods import METHODS
+from sacl_train.methods.recipes import resolve_recipe
 from sacl_train.methods.sacl import SACLSettings
 from texturegen.errors import UserError, nearest
 
@@ -26,8 +27,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("global", "shards"),
     "remainder": ("drop", "wrap"),
     "optimizer": ("sgd", "lars", "adamw"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "cache": ("auto", "ram", "none"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "compile": ("auto", "none", "default", "max-autotune-no-cudagraphs"),
+    "cache": ("auto", "device", "ram", "none"),
 }
 
 MINIMUMS = {
@@ -35,16 +37,19 @@ MINIMUMS = {
     "batch_size": 2,
     "accumulate": 1,
     "knn_every": 0,
+    "held_out": 0,
     "threads": 1,
     "seed": 0,
     "cache_gb": 0,
     "save_every": 1,
+    "save_minutes": 0,
     "keep": 1,
     "log_every": 0,
     "bad_share": 0,
     "shuffle_buffer": 1,
     "sgd_momentum": 0,
     "weight_decay": 0,
+    "norm_lr": 0,
     "degrees": 0,
     "shift": 0,
 }
@@ -70,17 +75,20 @@ class Config:
 
     method: str = "sacl"  # a name in `methods.METHODS`
     method_settings: MethodSettings = field(default_factory=SACLSettings)  # an instance of the method's Settings
+    recipe: str | None = None  # published settings of the method that replaced the defaults: cifar, imagenet or paper
 
     # Encoder
-    encoder: str = "se_resnet50"  # a name in `nets.ENCODERS`
+    encoder: str = "se_resnet50"  # a name in `nets.ENCODERS`, or timm:NAME
+    init: str | None = None  # file of initial weights of the encoder; see `nets.foreign`
     stem: str = "auto"  # imagenet, cifar or cifar-stride2; auto: cifar for images up to 64 px, else imagenet
     attention: str = "se"  # se, cbam, gc, nonlocal, triplet, abn or none
     placement: str = "standard"  # position of the attention in a block: standard, pre, post or identity
     width: int | None = None  # channels of the first stage; CIFAR family only
+    zero_init_residual: bool = False  # each residual block starts as its shortcut: the scale of its last BN is 0
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
 
     # Views
-    weak: str = "geometric"  # augmentation policy: geometric, mocov2, colour-geometric or none
+    weak: str = "colour-geometric"  # augmentation policy: geometric, mocov2, colour-geometric or none
     crop_scale: tuple[float, float] = (0.2, 1.0)  # smallest and largest area of a crop, as a share of the image
     degrees: float = 15.0  # maximum rotation to either side
     shift: float = 0.1  # maximum translation in any direction, as a share of the side
@@ -101,33 +109,42 @@ class Config:
     remainder: str = "drop"  # incomplete last batch: drop it, or wrap around to the beginning of the epoch
 
     # Optimisation
-    optimizer: str = "sgd"  # sgd, or lars for batches of thousands
+    optimizer: str = "sgd"  # sgd, adamw, or lars for batches of thousands
     epochs: int = 200  # 0 writes an untrained encoder
     batch_size: int = 128  # images per step, over all processes
     accumulate: int = 1  # process a batch in this many pieces; an image is contrasted within its piece only
     lr: float = 0.1  # base learning rate; it falls to 0 along a cosine
     warmup_epochs: float = 0.0  # epochs of linear warm-up, counted within `epochs`
     clip: float | None = None  # maximum norm of the gradient; None: no clipping
-    sgd_momentum: float = 0.9  # momentum of either optimizer
+    sgd_momentum: float = 0.9  # of sgd and lars
+    betas: tuple[float, float] = (0.9, 0.999)  # of adamw
     weight_decay: float = 1e-4
+    decay_norms: bool | None = None  # decay biases and norms, and let lars scale them; None: with sgd only
+    norm_lr: float = 1.0  # learning rate of biases and norms, as a multiple of lr
+    lars_trust: float = 1e-3  # trust coefficient of lars
+    lars_clip: bool = False  # lars moves no weight further than sgd would
 
     # Run
     seed: int = 0  # of the weights, the order and the views
     device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda if it is available
     knn_every: int = 5  # epochs between kNN scores; 0: never
+    held_out: float = 0.0  # share of the images kept out of training, the queries of the kNN score; 0: training images
     online: bool = False  # train a linear probe along (training/online.py): for watching a run, not for tables
-    precision: str = "fp32"  # of the forward pass, by autocast: fp32, bf16 or fp16
+    precision: str = "auto"  # of the forward pass, by autocast: fp32, bf16 or fp16; auto: bf16 on CUDA, else fp32
     tf32: bool = True  # allow TF32 in fp32 matrix products and convolutions on CUDA
     channels_last: bool = True  # memory layout of the networks
-    compile: bool = False  # compile the networks by torch.compile
+    compile: str = "auto"  # torch.compile's mode for the networks, or none; auto: default on CUDA, else none
+    cuda_graph: bool | None = None  # replay the step as a CUDA graph; None: on CUDA, where the settings allow it
     deterministic: bool = False  # deterministic CUDA kernels: the same bits in every run, slower
     threads: int | None = None  # threads that decode images; None: all CPUs, divided among the machine's processes
-    cache: str = "auto"  # decoded images in memory: ram, none, or auto: if they fit into cache_gb
-    cache_gb: float | None = None  # cache limit per process, in GB; None: its share of half the available memory
+    cache: str = "auto"  # decoded images: kept on the device, in ram, or none; auto: the first of these that fits
+    cache_gb: float | None = None  # cache limit per process, in GB; None: half the free memory (in ram, its share)
     bad_share: float = 0.01  # share of damaged samples, over all processes, above which the run stops
     log_every: int = 50  # steps between two lines of steps.jsonl; 0: no lines
     tensorboard: bool = False  # write TensorBoard events too
-    save_every: int = 1000  # steps between two checkpoints; one is also written after every epoch
+    wandb: bool = False  # log to Weights & Biases too; WANDB_PROJECT, WANDB_MODE and others apply
+    save_minutes: float = 10.0  # between two checkpoints; one is also written at the end and at a new best kNN score
+    save_every: int | None = None  # steps between two checkpoints, whatever the time
     keep: int = 2  # newest checkpoints to keep; best.pt, of the best kNN score, is kept besides
 
     def __post_init__(self) -> None:
@@ -142,18 +159,23 @@ class Config:
                 f"shuffle_cells is {list(self.shuffle_cells)}; it must be two shares of the side, "
                 "0 < smallest <= largest <= 0.5"
             )
+        if self.held_out >= 1:
+            raise UserError(f"held_out is {self.held_out}; it must be a share of the images, below 1")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise UserError(f"warmup_epochs is {self.warmup_epochs}; it must be between 0 and epochs, {self.epochs}")
-        if self.compile and self.checkpointing:
+        if self.compile not in ("auto", "none") and self.checkpointing:
             raise UserError(
                 "compile and checkpointing do not go together: set compile for speed, or checkpointing to save memory"
             )
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip is {self.clip}; it must be above 0, or none")
-        if self.lr <= 0:
-            raise UserError(f"lr is {self.lr}; it must be above 0")
+        for key in ("lr", "lars_trust"):
+            if (value := getattr(self, key)) <= 0:
+                raise UserError(f"{key} is {value}; it must be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas is {list(self.betas)}; it must be two numbers, at least 0 and below 1")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError(
                 f"crop_scale is {list(self.crop_scale)}; it must be two areas, 0 < smallest <= largest <= 1"
@@ -178,7 +200,9 @@ class Config:
 
 
 def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
-    """Return the defaults of `Config` and of the method, overridden by a TOML file, overridden by `settings`.
+    """Return the defaults of `Config` and of the method, overridden by a recipe, by a TOML file, and by `settings`.
+
+    The recipe is the one that the key `recipe` names, in the file or in `settings`.
 
     Parameters
     ----------
@@ -209,6 +233,7 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a TOML file ({error})") from None
     given.update({key: (value, "") for key, value in settings.items()})
+    given = {key: (modern_settings({key: value})[key], where) for key, (value, where) in given.items()}
 
     method, where = given.pop("method", ("sacl", ""))
     if not isinstance(method, str) or method not in METHODS:
@@ -225,14 +250,35 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
                 raise UserError(f"{where}method {method} has no setting {key!r}; it belongs to {', '.join(owners)}")
             raise UserError(f"{where}there is no setting {key!r}{nearest(key, hints)}")
         values[key] = _typed(value, hints[key], f"{where}{key}")
+    if values.get("recipe") is not None:
+        batch_size, epochs = (values.get(key, getattr(Config, key)) for key in ("batch_size", "epochs"))
+        recipe = resolve_recipe(values["recipe"], cls.recipes, method, batch_size, epochs)
+        if values.get("encoder", "").startswith("timm:"):
+            recipe.pop("zero_init_residual", None)  # timm's ResNets start that way by themselves
+        values = {**recipe, **values}
     method_settings = cls.Settings(**{key: values.pop(key) for key in of_method if key in values})
-    return replace(Config(), method=method, method_settings=method_settings, **{**cls.defaults, **values})
+    defaults = dict(cls.defaults)
+    if values.get("encoder", "").startswith("timm:"):
+        defaults["attention"] = "none"  # the name of a timm model says what attention it has
+    return replace(Config(), method=method, method_settings=method_settings, **{**defaults, **values})
+
+
+def modern_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of version 0.1 in today's values: `compile` was true or false before it named a mode."""
+    if isinstance(settings.get("compile"), bool):
+        return {**settings, "compile": "default" if settings["compile"] else "none"}
+    return settings
 
 
 def dump_config(config: Config) -> str:
-    """Return the config as TOML that `load_config` reads back; settings that are None are left out."""
+    """Return the config as TOML that `load_config` reads back.
+
+    TOML has no null: settings that are None are left out, or are "none" where the recipe has another value.
+    """
+    recipe = {} if config.recipe is None else METHODS[config.method].load().recipes[config.recipe]
+    values = {key: "none" if value is None and key in recipe else value for key, value in config.flat().items()}
     # JSON and TOML write numbers, strings, booleans and lists in the same way.
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.flat().items() if value is not None)
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

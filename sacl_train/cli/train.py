@@ -25,14 +25,21 @@ PATH = click.Path(path_type=Path)
 @click.option("--config", type=PATH, help="TOML file of settings.")
 @click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; overrides --config.")
 @click.option("--method", help=f"One of {', '.join(METHODS)}  [default: sacl]")
-@click.option("--encoder", help=f"One of {', '.join(ENCODERS)}  [default: se_resnet50]")
+@click.option("--recipe", help="Published settings of the method: cifar or imagenet; for sacl also paper.")
+@click.option("--encoder", help=f"{', '.join(ENCODERS)} or timm:NAME  [default: se_resnet50]")
+@click.option("--init", help="File of weights to start the encoder from, of any program.")
 @click.option("--epochs", type=int, help="Number of epochs; 0 writes an untrained encoder  [default: 200]")
 @click.option("--batch-size", type=int, help="Images per step, over all processes  [default: 128]")
 @click.option("--texture-role", help="negative, instance, positive or none  [default: negative for sacl, else none]")
 @click.option("--order", help="global: shuffle all samples; shards: read shard by shard  [default: global]")
-@click.option("--cache", help="Decoded images in memory: auto, ram or none  [default: auto]")
-@click.option("--precision", help="fp32, bf16 or fp16  [default: fp32]")
-@click.option("--compile/--no-compile", default=None, help="Compile the networks with torch.compile  [default: no]")
+@click.option("--cache", help="Where decoded images are kept: device, ram or none  [default: the first that fits]")
+@click.option("--precision", help="fp32, bf16 or fp16  [default: bf16 on CUDA, else fp32]")
+@click.option(
+    "--compile",
+    is_flag=False,
+    flag_value="default",
+    help="Mode of torch.compile, or none; without a value: default  [default: default on CUDA, else none]",
+)
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: cuda if it is available, else cpu]")
 @click.option("--seed", type=int, help="Seed of the weights, the sample order and the views  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.")
@@ -45,7 +52,8 @@ def train_main(
     Run the same command again to resume from the last checkpoint. Ctrl-C and SIGTERM save a checkpoint after the
     current step and exit with status 0.
 
-    Settings are taken from the defaults, --config, --set and the other flags; later ones override earlier ones.
+    Settings are taken from the defaults, --recipe, --config, --set and the other flags; later ones override earlier
+    ones.
 
     On several GPUs or machines: `torchrun --nproc-per-node 4 -m sacl_train ...`.
     """

@@ -12,7 +12,7 @@ import torch
 
 from sacl_train.data.draws import Draws, uniform
 from sacl_train.data.memory import cache_budget
-from sacl_train.data.order import count_batches, epoch_order, split_batch
+from sacl_train.data.order import count_batches, epoch_order, held_out, split_batch
 from texturegen.console import warn
 from texturegen.errors import DamagedError, UserError, nearest
 from texturegen.shards import Shards
@@ -46,6 +46,8 @@ class Plan:
         Index of this process, and number of processes.
     accumulate : int
         Number of pieces of a batch, for gradient accumulation.
+    held_out : float
+        Share of the samples that no epoch contains; see `order.held_out`.
     """
 
     batch_size: int
@@ -57,6 +59,7 @@ class Plan:
     rank: int = 0
     ranks: int = 1
     accumulate: int = 1
+    held_out: float = 0.0
 
 
 class Stream:
@@ -133,11 +136,9 @@ class Stream:
             shards.enable_block_cache(
                 round(2 * bytes_per_sample * (plan.shuffle_buffer + plan.batch_size)) + SPARE_BYTES
             )
-        self._steps = count_batches(len(shards), plan.batch_size, plan.remainder)
-        # The cache holds a sample's image and its K textures side by side: (1 + K, H, W, 3).
-        cached_textures = shards.textures_per_image if plan.textures != "none" else 0
-        height, width = shards.image_size()
-        self._shape = (1 + cached_textures, height, width, 3)
+        self._held_out = held_out(len(shards), plan.held_out, plan.seed)
+        self._steps = count_batches(self.samples, plan.batch_size, plan.remainder)
+        self._shape = pixel_shape(shards, plan)
         self._cache: np.ndarray | None = None
         if cache == "none":
             return
@@ -154,9 +155,14 @@ class Stream:
             self._cached = np.zeros(len(shards), bool)
 
     @property
-    def cached(self) -> bool:
-        """True if decoded pixels are kept in memory."""
-        return self._cache is not None
+    def place(self) -> str:
+        """Where decoded pixels are kept, in words."""
+        return "kept decoded in memory" if self._cache is not None else "decoded again in each epoch"
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that are trained on."""
+        return len(self.shards) - len(self._held_out)
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
@@ -164,17 +170,27 @@ class Stream:
 
     def epoch(self, index: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch `index`, from batch `skip` on."""
-        plan, shards = self.plan, self.shards.numbers
-        order = epoch_order(shards, plan.seed, index, plan.order, plan.shuffle_buffer)
+        order = self._order(index)
 
         def load(step: int) -> Batch:
-            positions = np.arange(step * plan.batch_size, (step + 1) * plan.batch_size) % len(order)
-            batch_shards = shards[order[positions]] if plan.order == "shards" else None
-            positions = split_batch(positions, batch_shards, plan.rank, plan.ranks, plan.accumulate)
+            positions = self._positions(order, step)
             # Replacements are taken half an epoch away, so no batch holds a sample twice.
             return self._load(order[positions], index, lambda i: np.roll(order, -(positions[i] + len(order) // 2)))
 
         return self._prefetch(load, range(skip, self._steps))
+
+    def _order(self, index: int) -> np.ndarray:
+        """Return the order of an epoch's samples, without those that are held out."""
+        plan = self.plan
+        order = epoch_order(self.shards.numbers, plan.seed, index, plan.order, plan.shuffle_buffer)
+        return order[~np.isin(order, self._held_out)] if len(self._held_out) else order
+
+    def _positions(self, order: np.ndarray, step: int) -> np.ndarray:
+        """Return the positions in `order` of this process's part of a batch, int64 (batch_size / ranks,)."""
+        plan = self.plan
+        positions = np.arange(step * plan.batch_size, (step + 1) * plan.batch_size) % len(order)
+        shards = self.shards.numbers[order[positions]] if plan.order == "shards" else None
+        return split_batch(positions, shards, plan.rank, plan.ranks, plan.accumulate)
 
     def in_order(self, indices: np.ndarray | None = None) -> Iterator[Batch]:
         """Yield every sample once, in the order of `indices`, by default the order in the shards.
@@ -232,7 +248,8 @@ class Stream:
     def _as_batch(self, images: torch.Tensor, textures: torch.Tensor, loaded: list[int]) -> Batch:
         """Make a batch of the samples `loaded` from the start of images (N, H, W, 3) and textures (N, P, H, W, 3)."""
         count = len(loaded)
-        batch = {"image": images[:count].permute(0, 3, 1, 2), "index": torch.tensor(loaded, dtype=torch.int64)}
+        index = torch.tensor(loaded, dtype=torch.int64, pin_memory=self.pin)
+        batch = {"image": images[:count].permute(0, 3, 1, 2), "index": index}
         if textures.shape[1]:
             batch["texture"] = textures[:count].permute(0, 1, 4, 2, 3)
         return batch
@@ -308,6 +325,12 @@ class Stream:
                 f"bad_share allows; the last one: {list(self._damaged.values())[-1]}; run `texturegen repair` to "
                 "rebuild their shards"
             )
+
+
+def pixel_shape(shards: Shards, plan: Plan) -> tuple[int, int, int, int]:
+    """Return the shape of a sample's pixels: its image and the K textures that the plan chooses from, (1 + K, H, W, 3)."""
+    height, width = shards.image_size()
+    return (1 + (shards.textures_per_image if plan.textures != "none" else 0), height, width, 3)
 
 
 def default_threads() -> int:

@@ -13,6 +13,7 @@ from sacl_train.distributed import gather
 from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import embedding_std, negative_cosine
 from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.recipes import Linear
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
@@ -26,17 +27,23 @@ class BYOLSettings:
     ----------
     momentum, momentum_schedule
         m of the target's moving average; rises from 0.996 to 1 along a cosine by default. See `ema.momentum_at`.
+    loss_scale : float
+        Factor of the loss, for recipes that average cosines instead of adding up squared distances.
     projector_hidden, projector_out, predictor_hidden : int
         Widths of the heads.
+    predictor_lr : str
+        "schedule", or "constant": the predictor's learning rate does not fall.
     texture_role : str
         "none"; the method has no negatives.
     """
 
     momentum: float = 0.996
     momentum_schedule: str = "cosine"
+    loss_scale: float = 1.0
     projector_hidden: int = 4096
     projector_out: int = 256
     predictor_hidden: int = 4096
+    predictor_lr: str = "schedule"
     texture_role: str = "none"
 
     def __post_init__(self) -> None:
@@ -48,6 +55,39 @@ class BYOL(Method):
 
     Settings = BYOLSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        # The paper has none for CIFAR; this is lightly's cifar10_benchmark.py (kNN 86.9 % after 200 epochs, batch 128).
+        "cifar": {
+            "optimizer": "sgd",
+            "lr": Linear(0.06, batch=128),
+            "weight_decay": 5e-4,
+            "momentum": 0.99,
+            "momentum_schedule": "constant",
+            "loss_scale": 0.25,  # the mean of two negative cosines
+            "projector_hidden": 1024,
+            "projector_out": 256,
+            "predictor_hidden": 1024,
+            "weak": "mocov2",  # no blur
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+        },
+        # Section 3.2 and appendix B of the paper (1000 epochs, batch 4096).
+        "imagenet": {
+            "optimizer": "lars",
+            "lr": Linear(0.2),  # the authors' byol/configs/byol.py: 0.3 for 300 epochs, 0.45 for 100
+            "decay_norms": False,
+            "weight_decay": 1.5e-6,
+            "warmup_epochs": 10.0,
+            "momentum": 0.996,
+            "momentum_schedule": "cosine",
+            "projector_hidden": 4096,
+            "projector_out": 256,
+            "predictor_hidden": 4096,
+            "weak": "mocov2",
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.4, 0.4, 0.2, 0.1),  # table 6
+        },
+    }
 
     def __init__(
         self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: BYOLSettings
@@ -61,9 +101,9 @@ class BYOL(Method):
         self.target_projector = make_target(self.projector)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
-        """Yield one term for each view as the query (eq. 2).
+        """Yield one term for each view as the query: the squared distance of predictions and keys (eq. 2).
 
-        The terms use `losses.negative_cosine`; eq. 2 is 2 + 2 times that value.
+        The loss is the sum of both terms (section 3.1), from 0 to 8.
         """
         views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
         keys = [self._keys(view) for view in views]
@@ -71,9 +111,9 @@ class BYOL(Method):
         for view, key in zip(views, reversed(keys), strict=True):
             p = self.predictor(self.projector(self.encoder(view)))
             loss, metrics = negative_cosine(p, key)
-            yield loss / 2, {**metrics, "embedding_std": std}
+            yield self.settings.loss_scale * (2 + 2 * loss), {**metrics, "embedding_std": std}
 
-    def after_step(self, step: int, steps: int) -> dict[str, float]:
+    def after_step(self, step: int | Tensor, steps: int) -> dict[str, float | Tensor]:
         """Move the target towards the online networks (eq. 1); return the momentum as "m"."""
         m = momentum_at(step, steps, self.settings.momentum, self.settings.momentum_schedule)
         update_target(self.target_encoder, self.encoder, m)

@@ -26,14 +26,26 @@ class Method(nn.Module):
         The encoder to evaluate.
     weak : WeakAugment
         The augmentation that makes the views.
+    settings : Settings
+        The method's own settings.
     """
 
     # A frozen dataclass with a default for every field; `texture_role` is one of the fields.
     Settings: ClassVar[type[Any]]
     # Overrides of `Config` defaults, where the method's paper differs from SACL.
     defaults: ClassVar[dict[str, Any]] = {}
+    # Published settings by the name that --recipe takes; see `recipes`.
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+    # False if `loss_terms` computes on the host, which a CUDA graph cannot hold (`training.capture`).
+    is_capturable: ClassVar[bool] = True
     encoder: Encoder
     weak: WeakAugment
+    settings: Any
+
+    @classmethod
+    def resolve_settings(cls, settings: Any, images: int) -> Any:
+        """Return the method's settings with the values that depend on the data set, a number of images."""
+        return settings
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the terms of a batch's loss, which is their sum.
@@ -54,6 +66,11 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def constant_lr(self) -> list[nn.Module]:
+        """Return the networks whose learning rate does not follow the schedule: the predictor, if it is so set."""
+        is_constant = getattr(self.settings, "predictor_lr", "schedule") == "constant"
+        return [self.get_submodule("predictor")] if is_constant else []
+
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> LossTerm:
         """Return the total loss of a batch and its metrics, which include "loss".
 
@@ -65,13 +82,16 @@ class Method(nn.Module):
         terms = list(self.loss_terms(batch, draws))
         return torch.stack([loss for loss, _ in terms]).sum(), merge(terms)
 
-    def after_step(self, step: int, steps: int) -> dict[str, float]:
+    def after_step(self, step: int | Tensor, steps: int) -> dict[str, float | Tensor]:
         """Update the method after an optimizer step; return metrics of the update.
 
         Parameters
         ----------
-        step, steps : int
-            The step, 0 <= step < steps, and the number of steps of the run.
+        step : int, or Tensor int64 (0-d)
+            The step, 0 <= step < steps. In a captured step it is a tensor on the device, and so are the metrics that
+            depend on it.
+        steps : int
+            Number of steps of the run.
         """
         return {}
 

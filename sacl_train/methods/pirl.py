@@ -5,7 +5,7 @@ to a moving average of the image's features in earlier epochs. Colour jitter is 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import embedding_std, pirl_nce
 from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
@@ -75,7 +76,27 @@ class PIRL(Method):
     """The encoder with one head for images and one for jigsaws, and the bank (images, D) of L2-normalised features."""
 
     Settings = PIRLSettings
+    is_capturable: ClassVar[bool] = False  # the negatives of a batch are drawn on the host
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        # Section 3.4 of the paper (800 epochs, batch 1024), and VISSL's pirl_jigsaw_4node_resnet50.yaml.
+        "imagenet": {
+            "optimizer": "sgd",
+            "lr": Linear(0.03),
+            "decay_norms": False,  # VISSL: regularize_bn, regularize_bias
+            "weight_decay": 1e-4,
+            "tau": 0.07,
+            "negatives": 32000,
+            "bank_momentum": 0.5,
+            "weight": 0.5,
+            "projector_out": 128,
+            "weak": "colour-geometric",  # VISSL: crop, flip, jitter, grey; no blur
+            "degrees": 0.0,
+            "shift": 0.0,
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.4, 0.4, 0.4, 0.2),
+        },
+    }
     bank: Tensor
     steps: Tensor
 
@@ -97,6 +118,11 @@ class PIRL(Method):
         self.jigsaw_projector = nn.Linear(SIDE * SIDE * out, out)  # g, second part: the nine cells concatenated
         self.register_buffer("bank", F.normalize(torch.randn(settings.images, out), dim=1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def resolve_settings(cls, settings: PIRLSettings, images: int) -> PIRLSettings:
+        """Give the bank a place for each image."""
+        return settings if settings.images is not None else replace(settings, images=images)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the losses of the image and of its jigsaw (eq. 5), then update the bank."""
@@ -120,7 +146,7 @@ class PIRL(Method):
             yield weight * loss, {**metrics, "embedding_std": std}
         self._update_bank(gather(indices), gather(image.detach()))
 
-    def after_step(self, step: int, steps: int) -> dict[str, float]:
+    def after_step(self, step: int | Tensor, steps: int) -> dict[str, float | Tensor]:
         """Count the step; the count seeds the draw of the next step's negatives."""
         self.steps += 1
         return {}

@@ -15,6 +15,7 @@ from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import check_settings
 from sacl_train.methods.losses import embedding_std, info_nce
 from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import keys_for_queries, texture_views
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
@@ -48,9 +49,13 @@ class SACLSettings:
         positive pair and all images its negatives (not in the paper). "none": no textures (Fast-MoCo).
     texture_view : str
         "own": draw a texture's weak view independently. "query": give it the geometry of the query that it is compared
-        with (Ge et al. 2021); the textures are then encoded twice.
+        with (Ge et al. 2021 share the colours too); the textures are then encoded twice.
+    decoupled : bool
+        Leave the positive pair out of the denominator; see `losses.info_nce`.
     projector_hidden, projector_out, predictor_hidden : int
         Widths of the heads; choose smaller ones for a small encoder.
+    predictor_lr : str
+        "schedule", or "constant": the predictor's learning rate does not fall.
 
     Raises
     ------
@@ -67,14 +72,39 @@ class SACLSettings:
     scope: str = "batch"
     texture_role: str = "negative"
     texture_view: str = "own"
+    decoupled: bool = False
     projector_hidden: int = 2048
     projector_out: int = 2048
     predictor_hidden: int = 512
+    predictor_lr: str = "schedule"
 
     def __post_init__(self) -> None:
         check_settings(self, TEXTURE_ROLES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be between 1 and grid*grid, not {self.cells} with grid {self.grid}")
+
+
+# What the paper gives (§3.2, and table 6 for m). CIFAR and STL-10: 200 epochs, ImageNet-100: 100; batch 128.
+PAPER: dict[str, Any] = {
+    "optimizer": "sgd",
+    "lr": Linear(0.1, batch=128),
+    "weight_decay": 1e-4,
+    "tau": 0.2,
+    "momentum": 0.99,  # table 6; §2.4 has 0.999
+    "momentum_schedule": "constant",
+    "grid": 2,
+    "cells": 2,  # Fast-MoCo
+    "projector_hidden": 2048,
+    "projector_out": 2048,
+    "predictor_hidden": 512,
+}
+# What Fast-MoCo's ssl_exp/fast_moco/fastmoco_e100/config.yaml adds; the SACL paper is silent.
+FAST_MOCO: dict[str, Any] = {
+    "warmup_epochs": 1.0,
+    "clip": 1.0,
+    "zero_init_residual": True,
+    "predictor_lr": "constant",  # lr_scheduler WCosConEpoch
+}
 
 
 class SACL(Method):
@@ -93,6 +123,12 @@ class SACL(Method):
     """
 
     Settings = SACLSettings
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "cifar": {**PAPER, **FAST_MOCO, "weak": "colour-geometric", "sgd_momentum": 0.9},
+        "imagenet": {**PAPER, **FAST_MOCO, "weak": "colour-geometric", "sgd_momentum": 0.9},
+        # Literally: geometric views (abstract) and SGD's momentum of §3.2.
+        "paper": {**PAPER, "weak": "geometric", "sgd_momentum": 0.99},
+    }
 
     def __init__(
         self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: SACLSettings | None = None
@@ -151,7 +187,7 @@ class SACL(Method):
         settings = self.settings
         for n, z, t in sides:
             p = self._queries(views[n])  # (A, N, D)
-            loss, metrics = info_nce(p, z, t, settings.tau, settings.alpha, settings.scope, first)
+            loss, metrics = info_nce(p, z, t, settings.tau, settings.alpha, settings.scope, first, settings.decoupled)
             yield loss / len(sides), {**metrics, "embedding_std": std}
 
     def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[LossTerm]:
@@ -171,10 +207,12 @@ class SACL(Method):
         first, std = process_rank() * len(views[0]), embedding_std(keys[0])
         for view, z, t in sides:
             p = self._queries(view)
-            loss, metrics = info_nce(p, z, t[:, None], settings.tau, settings.alpha, settings.scope, first)
+            loss, metrics = info_nce(
+                p, z, t[:, None], settings.tau, settings.alpha, settings.scope, first, settings.decoupled
+            )
             yield loss / len(sides), {**metrics, "embedding_std": std}
 
-    def after_step(self, step: int, steps: int) -> dict[str, float]:
+    def after_step(self, step: int | Tensor, steps: int) -> dict[str, float | Tensor]:
         """Move the target towards the online networks (eq. 6, 7); return the momentum as "m"."""
         m = momentum_at(step, steps, self.settings.momentum, self.settings.momentum_schedule)
         update_target(self.target_encoder, self.encoder, m)
@@ -196,13 +234,29 @@ class SACL(Method):
 
 @dataclass(frozen=True)
 class FastMoCoSettings(SACLSettings):
-    """Settings of SACL with texture role "none" by default."""
+    """Settings of SACL with texture role "none", and the predictor's learning rate constant, by default."""
 
     texture_role: str = "none"
+    predictor_lr: str = "constant"
 
 
 class FastMoCo(SACL):
     """Fast-MoCo (Ci et al. 2022): SACL without attention and textures."""
 
     Settings = FastMoCoSettings
-    defaults: ClassVar[dict[str, Any]] = {"attention": "none"}
+    defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        # Nobody has published one for CIFAR: the temperature and learning rate of SACL §3.2, the rest of Fast-MoCo.
+        "cifar": {**PAPER, **FAST_MOCO, "weak": "mocov2", "sgd_momentum": 0.9},
+        # fastmoco_e100/config.yaml (100 epochs, batch 512).
+        "imagenet": {
+            **PAPER,
+            **FAST_MOCO,
+            "lr": Linear(0.1, batch=512),
+            "sgd_momentum": 0.9,
+            "tau": 1.0,
+            "weak": "mocov2",
+            "crop_scale": (0.2, 1.0),
+            "jitter": (0.4, 0.4, 0.4, 0.1),
+        },
+    }

@@ -17,21 +17,28 @@ from sacl_train.config import Config
 from sacl_train.data.device import fetch_async
 from sacl_train.report.curves import draw_curves
 from sacl_train.training.allocator import keep_freed_memory
-from sacl_train.training.checkpoint import exclusive, save_checkpoint
-from sacl_train.training.metrics import Lap, Row, require_board, write_rows
+from sacl_train.training.checkpoint import exclusive
+from sacl_train.training.compilation import compile_method
+from sacl_train.training.metrics import Lap, Row, require_boards, write_rows
 from sacl_train.training.out_of_memory import explain_out_of_memory
 from sacl_train.training.resume import load_resumable, refuse_other_run, warn_of_other_threads
 from sacl_train.training.run import Run, Score, open_run
 from sacl_train.training.setup import choose_device, make_stream, resolve
 from sacl_train.training.signals import stop_on_signal
 from sacl_train.training.state import EpochProgress, PendingMetrics, TrainState, make_state, restore, snapshot
-from sacl_train.training.step import Metrics, Step, arithmetic, make_step, stack_metrics
+from sacl_train.training.step import Step, StepMetrics, arithmetic, join, make_step, stack_metrics
 from texturegen.console import warn
 from texturegen.errors import UserError
 from texturegen.shards import open_shards
 from texturegen.storage.atomic import write_atomically
 
 COLLAPSED = 0.1  # embedding_std below which embeddings count as collapsed; evenly spread ones have 1
+
+# Reading a number waits for the device: on CUDA, this many steps are queued before the metrics of the first are read.
+IN_FLIGHT = 8
+
+# What processes that train together tell each other along with their metrics.
+STOP, SAVE = "stop", "save"
 
 
 class Stopped(Exception):
@@ -76,13 +83,14 @@ def train(config: Config, shards_dir: str | Path, out: str | Path, score: Score 
     shards, out = open_shards(shards_dir), Path(out)
     with exclusive(out) if distributed.is_first_started() else nullcontext():
         checkpoint = load_resumable(out)
-        config = resolve(config, shards, checkpoint)
-        with arithmetic(config), distributed.join_processes(choose_device(config.device)) as device:
+        device = choose_device(config.device)
+        config = resolve(config, shards, device, checkpoint)
+        with arithmetic(config), distributed.join_processes(device):
             if device.type == "cpu":
                 keep_freed_memory()
-            require_board(config.tensorboard)
+            require_boards(config)
             stream = make_stream(config, shards, device)
-            state = make_state(config, shards, device, len(stream))
+            state = make_state(config, shards, device, len(stream), is_new=checkpoint is None)
             distributed.wait()  # no process may write a checkpoint while another one still reads
             is_new = checkpoint is None
             if checkpoint is not None:
@@ -93,9 +101,8 @@ def train(config: Config, shards_dir: str | Path, out: str | Path, score: Score 
                 stream.recheck(state.damaged)
                 del checkpoint  # a second copy of all weights
             _refuse_different_checkpoints(out, state)
-            if config.compile:
-                for network in state.method.children():
-                    network.compile()
+            if config.compile != "none":
+                compile_method(state.method, config.compile)
             step = make_step(state.method, state.optimizer, config, device, state.scaler)
             with open_run(config, shards, stream, out, device, state, score) as run:
                 if is_new:
@@ -108,13 +115,14 @@ def train(config: Config, shards_dir: str | Path, out: str | Path, score: Score 
                         _warn_of_collapse(run, row)
                         state.rows.append(row)
                         state.epoch = EpochProgress(state.epoch.number + 1)
-                        _save(run, state, is_best)
+                        if is_best or state.is_save_due or state.epoch.number == config.epochs:
+                            _save(run, state, is_best)
                         if run.is_writer:
                             write_rows(out, state.rows)
                             run.board.write("epoch", row, state.saved_step)
                 if state.rows and run.is_writer:
                     draw_curves(out / "curves.png", state.rows)
-                return state.rows
+            return state.rows
 
 
 def _train_epoch(run: Run, state: TrainState, step: Step, stop: threading.Event) -> Row:
@@ -129,19 +137,17 @@ def _train_epoch(run: Run, state: TrainState, step: Step, stop: threading.Event)
         state.lap.waited += waited
 
         number, lr = state.step, run.lr(state.step)
-        metrics: Metrics | None = None
+        metrics: StepMetrics | None = None
         with suppress(torch.OutOfMemoryError):
             done = step(batch, epoch.number, number, run.steps, lr)
             if state.online is not None:
-                done |= state.online.step(state.method.encoder, batch, config)
+                done = join(done, stack_metrics(state.online.step(state.method.encoder, batch, config), run.device))
             metrics = done
         if metrics is None:  # outside the handler, which would keep the tensors of the failed step alive
             hint = _new_out_hint(state)
             raise explain_out_of_memory(state.method, batch, number, epoch.number, config, run.device, hint)
-        names, values = stack_metrics({**metrics, "stop": float(stop.is_set())}, run.device)
-        state.pending.append(PendingMetrics(number, lr, names, fetch_async(distributed.average(values))))
-        # Reading a number waits for the device: on CUDA a step's metrics are read when the next step is queued.
-        _read_metrics(run, state, leave=1 if run.device.type == "cuda" else 0)
+        _queue_metrics(run, state, metrics, lr, stop.is_set())
+        _read_metrics(run, state, leave=IN_FLIGHT if run.device.type == "cuda" else 0)
 
         epoch.batches += 1
         ended = time.monotonic()
@@ -149,10 +155,10 @@ def _train_epoch(run: Run, state: TrainState, step: Step, stop: threading.Event)
         if state.is_stop_requested:
             _save(run, state)
             raise Stopped(state.saved_step)
-        if state.step - state.saved_step >= config.save_every and epoch.batches < len(run.stream):
+        if state.is_save_due and epoch.batches < len(run.stream):  # after the last batch, the epoch's row comes first
             _save(run, state)
         begin = time.monotonic()
-        epoch.seconds += begin - ended  # writing a checkpoint counts as time, but not as waiting for data
+        epoch.seconds += begin - ended  # a checkpoint counts as time, but not as waiting for data
     _read_metrics(run, state)
 
     steps = len(run.stream)
@@ -163,7 +169,20 @@ def _train_epoch(run: Run, state: TrainState, step: Step, stop: threading.Event)
         "damaged": len(_gather_damaged(run, state)),
         "samples_per_second": steps * config.batch_size / epoch.seconds,
         "data_wait": epoch.waited / epoch.seconds,
+        **(run.speed.metrics(steps, epoch.seconds) if run.speed is not None else {}),
     }
+
+
+def _queue_metrics(run: Run, state: TrainState, metrics: StepMetrics, lr: float, is_stopping: bool) -> None:
+    """Start copying a step's metrics to the host, and find out whether to stop or to save after it."""
+    is_due = run.is_save_due(state)
+    if distributed.count_processes() == 1:
+        state.is_stop_requested |= is_stopping
+        state.is_save_due |= is_due
+    else:  # the means over the processes, so that all of them stop and save after the same step
+        metrics = join(metrics, stack_metrics({STOP: float(is_stopping), SAVE: float(is_due)}, run.device))
+    values = fetch_async(distributed.average(metrics.values))
+    state.pending.append(PendingMetrics(state.step, lr, metrics.names, values))
 
 
 def _read_metrics(run: Run, state: TrainState, leave: int = 0) -> None:
@@ -178,7 +197,8 @@ def _read_metrics(run: Run, state: TrainState, leave: int = 0) -> None:
     while len(state.pending) > leave:
         number, lr, names, fetch = state.pending.popleft()
         values = dict(zip(names, fetch(), strict=True))
-        state.is_stop_requested |= values.pop("stop") > 0  # the mean over the processes: all stop at the same step
+        state.is_stop_requested |= values.pop(STOP, 0) > 0
+        state.is_save_due |= values.pop(SAVE, 0) > 0
         if not math.isfinite(values["loss"]):
             raise UserError(
                 f"step {number} (epoch {number // steps + 1}): the loss is {values['loss']}; the last good checkpoint "
@@ -190,9 +210,13 @@ def _read_metrics(run: Run, state: TrainState, leave: int = 0) -> None:
         if run.log is None:
             continue
         note = f"epoch {number // steps + 1}/{config.epochs}, loss {values['loss']:.3f}"
+        if run.speed is not None and state.lap.steps > 1:
+            note += f", {run.speed.metrics(state.lap.steps, state.lap.seconds)['mfu']:.0%} of peak"
         run.progress(config.batch_size, note=note)
         if config.log_every and number % config.log_every == 0:
             values = {"lr": lr, **values, **state.lap.speed(config.batch_size)}
+            if run.speed is not None:
+                values |= run.speed.metrics(state.lap.steps, state.lap.seconds)
             state.lap = Lap()
             run.log.write({"step": number, "epoch": number // steps + 1, **values})
             run.board.write("step", values, number)
@@ -203,22 +227,22 @@ def _save(run: Run, state: TrainState, is_best: bool = False) -> None:
     _read_metrics(run, state)
     _refuse_broken_weights(run, state)
     state.damaged = _gather_damaged(run, state)
-    state.saved_step = state.step
-    if run.log is not None:
+    state.saved_step, state.saved_at, state.is_save_due = state.step, time.monotonic(), False
+    if run.log is not None and run.writer is not None:
         if state.damaged:
             write_atomically(run.out / "damaged.txt", "".join(f"{text}\n" for text in state.damaged.values()))
         state.log_bytes = run.log.sync()
-        save_checkpoint(run.out, snapshot(state, run.config, run.shards), run.config.keep, is_best)
+        run.writer.write(snapshot(state, run.config, run.shards), is_best)
 
 
 def _score_epoch(run: Run, state: TrainState, row: Row) -> bool:
-    """Add the kNN score to the row if it is due; return True if it is the best so far."""
+    """Add the kNN score and RankMe to the row if they are due; return True if the score is the best so far."""
     every, number = run.config.knn_every, state.epoch.number + 1
     if run.score is None or not every or (number % every and number != run.config.epochs):
         return False
     # In eval mode torch.compile would compile the networks once more, for minutes.
     with torch.compiler.set_stance("force_eager"):
-        row["knn"] = run.score(state.method.encoder, run.shards, run.config, run.device) if run.is_writer else None
+        row |= run.score(state.method.encoder, run.shards, run.config, run.device) if run.is_writer else {"knn": None}
     distributed.wait()
     scores = [other["knn"] for other in state.rows if other.get("knn") is not None]
     return row["knn"] is not None and row["knn"] >= max(scores, default=0)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sacl_train.config import Config
+from sacl_train.training.wandb_run import WandbRun
 from texturegen.errors import MissingError
 from texturegen.storage.atomic import write_atomically
 
@@ -27,9 +29,14 @@ class Lap:
     steps: int = 0
     waited: float = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.begin
+
     def speed(self, batch_size: int) -> dict[str, float]:
         """Return samples per second and the share of the time spent waiting for data, named as in an epoch's row."""
-        seconds = time.monotonic() - self.begin
+        seconds = self.seconds
         return {"samples_per_second": self.steps * batch_size / seconds, "data_wait": self.waited / seconds}
 
 
@@ -65,17 +72,17 @@ class StepLog:
         self._file.close()
 
 
-def require_board(wanted: bool) -> None:
-    """Raise MissingError if TensorBoard is wanted and not installed."""
-    if wanted and importlib.util.find_spec("tensorboard") is None:
-        raise MissingError(
-            "tensorboard is not installed: pip install 'sacl-texture[tensorboard]', or train with "
-            "--set tensorboard=false"
-        )
+def require_boards(config: Config) -> None:
+    """Raise MissingError if TensorBoard or Weights & Biases is wanted and not installed."""
+    for name in ("tensorboard", "wandb"):
+        if getattr(config, name) and importlib.util.find_spec(name) is None:
+            raise MissingError(
+                f"{name} is not installed: pip install 'sacl-texture[{name}]', or train with --set {name}=false"
+            )
 
 
 class Board:
-    """TensorBoard's events in RUN/tensorboard, or nothing.
+    """TensorBoard's events in RUN/tensorboard and a run of Weights & Biases, as the config asks, or nothing.
 
     Parameters
     ----------
@@ -83,27 +90,33 @@ class Board:
         Directory of the run.
     step : int
         First step of this session; events of later steps are dropped, because the steps are done again.
-    wanted : bool
-        False makes every method do nothing.
+    config : Config or None
+        Settings of the run; None makes every method do nothing.
     """
 
-    def __init__(self, run: Path, step: int, wanted: bool) -> None:
+    def __init__(self, run: Path, step: int, config: Config | None) -> None:
         self._writer: SummaryWriter | None = None
-        if not wanted:
-            return
-        from torch.utils import tensorboard
+        self._wandb: WandbRun | None = None
+        if config is not None and config.tensorboard:
+            from torch.utils import tensorboard
 
-        self._writer = tensorboard.SummaryWriter(str(run / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+            self._writer = tensorboard.SummaryWriter(str(run / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+        if config is not None and config.wandb:
+            self._wandb = WandbRun(run, config.flat())
 
     def write(self, group: str, values: Row, step: int) -> None:
         """Write the numbers among `values` as scalars GROUP/NAME."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{group}/{name}", value, step)  # type: ignore[no-untyped-call]
+            for name, value in numbers.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)  # type: ignore[no-untyped-call]
+        if self._wandb is not None:
+            self._wandb.write(group, numbers, step)
 
     def close(self) -> None:
-        """Flush and close the events."""
+        """Flush and close the events and the run."""
+        if self._wandb is not None:
+            self._wandb.close()
         if self._writer is not None:
             self._writer.close()  # type: ignore[no-untyped-call]
 

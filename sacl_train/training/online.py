@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sacl_train.config import Config
-from sacl_train.data.device import to_device
 from sacl_train.data.stream import Batch
 from sacl_train.data.weak import normalise
 from sacl_train.distributed import average_gradients
@@ -42,12 +41,15 @@ class OnlineProbe(nn.Module):
     features : int
         Width of the encoder's output.
     labels : Tensor, int64 (N,)
-        Labels of all images of the shards, on the CPU; -1 for none.
+        Labels of all images of the shards; -1 for none.
     """
+
+    labels: Tensor
 
     def __init__(self, features: int, labels: Tensor) -> None:
         super().__init__()
-        self.labels, classes = labels, int(labels.max()) + 1
+        classes = int(labels.max()) + 1
+        self.register_buffer("labels", labels, persistent=False)
         self.norm = nn.BatchNorm1d(features, affine=False, track_running_stats=False)
         self.layer = nn.Linear(features, classes)
         nn.init.zeros_(self.layer.weight)
@@ -70,7 +72,7 @@ class OnlineProbe(nn.Module):
             Mean, std and precision.
         """
         features = self._encode(encoder, batch["image"], config)
-        labels = to_device([self.labels[batch["index"]].numpy()], features.device)[0]
+        labels = self.labels[batch["index"].to(features.device, non_blocking=True)]
         logits = self.layer(self.norm(features))
         total = (labels >= 0).sum().clamp_min(1)
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / total

@@ -6,7 +6,7 @@ from sacl_train.config import Config
 from sacl_train.data.stream import Batch
 from sacl_train.distributed import count_processes
 from sacl_train.methods.method import Method
-from sacl_train.training.step import add_gradients, make_scaler
+from sacl_train.training.step import add_gradients, make_scaler, move_batch
 from texturegen.errors import UserError
 
 
@@ -69,7 +69,7 @@ def _estimate(method: Method, few: Batch, epoch: int, config: Config, device: to
     base = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        add_gradients(method, few, epoch, config, device, make_scaler(config, device))
+        add_gradients(method, move_batch(few, device), epoch, config, device, make_scaler(config, device))
     except torch.OutOfMemoryError:
         return "hardly any images fit with this encoder"
     free = base + torch.cuda.mem_get_info(device)[0]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sacl_train.config import Config, load_config
+from sacl_train.config import Config, load_config, modern_settings
 from sacl_train.methods.method import Method
 from sacl_train.nets import Encoder
 from sacl_train.training.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, read_checkpoint
@@ -22,9 +22,12 @@ RESUME_MAY_CHANGE = (
     "cache_gb",
     "bad_share",
     "save_every",
+    "save_minutes",
+    "cuda_graph",
     "keep",
     "log_every",
     "tensorboard",
+    "wandb",
 )
 
 
@@ -45,7 +48,7 @@ def refuse_other_run(out: Path, checkpoint: Checkpoint, config: Config, digest: 
     mine = comparable(config)
     # A setting that is newer than the checkpoint had its default value then.
     defaults = load_config(None, {"method": checkpoint["config"].get("method", "sacl")}).flat()
-    theirs = {**defaults, **checkpoint["config"]}
+    theirs = {**defaults, **modern_settings(checkpoint["config"])}
     differ = [f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} here" for k in mine if theirs.get(k) != mine.get(k)]
     if checkpoint["shards"] != digest:
         differ.append("other shards")
@@ -105,19 +108,19 @@ def load_encoder(run: str | Path) -> tuple[Encoder, Config, int]:
     >>> config.encoder, encoder.out_features, epochs
     ('se_resnet8', 32, 0)
     """
-    method, config, epochs = load_method(Path(run))
-    return method.encoder.eval(), config, epochs
+    method, config, checkpoint = load_networks(Path(run))
+    return method.encoder.eval(), config, checkpoint["epoch"]
 
 
-def load_method(run: Path) -> tuple[Method, Config, int]:
-    """Return the method of a run with all its networks, its config and its finished epochs, as `load_encoder`."""
+def load_networks(run: Path) -> tuple[Method, Config, Checkpoint]:
+    """Return the method of a run with all its networks on the CPU, its config and its checkpoint, as `load_encoder`."""
     checkpoint = read_checkpoint(run) if is_checkpoint(run) else load_checkpoint(run)
     if checkpoint is None:
         raise MissingError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
-    config = load_config(None, checkpoint["config"])  # config.toml may have been edited since
+    config = load_config(None, modern_settings(checkpoint["config"]))  # config.toml may have been edited since
     method = build_method(config, checkpoint["image_size"])
     load_weights(method, checkpoint, run)
-    return method, config, checkpoint["epoch"]
+    return method, config, checkpoint
 
 
 def load_weights(method: Method, checkpoint: Checkpoint, run: Path) -> None:

@@ -5,14 +5,20 @@ from dataclasses import replace
 
 import torch
 
-from sacl_train.config import Config
+from sacl_train.config import Config, modern_settings
+from sacl_train.data.order import held_out
+from sacl_train.data.resident import ResidentStream, fits_on_device
 from sacl_train.data.stream import Plan, Stream, channel_statistics
 from sacl_train.data.weak import WeakAugment, make_policy
 from sacl_train.distributed import count_processes, process_rank
 from sacl_train.methods import METHODS
 from sacl_train.methods.method import Method
-from sacl_train.nets import build_encoder
+from sacl_train.nets import Encoder, build_encoder
+from sacl_train.nets.blocks import zero_init_residual
 from sacl_train.training.checkpoint import Checkpoint
+from sacl_train.training.compilation import can_compile
+from sacl_train.training.step import precision_on
+from texturegen.console import note
 from texturegen.errors import UserError
 from texturegen.shards import Shards
 
@@ -46,17 +52,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def resolve(config: Config, shards: Shards, checkpoint: Checkpoint | None = None) -> Config:
-    """Return the config with the values that it leaves to the shards: mean, std, and the places of a memory bank.
+def resolve(config: Config, shards: Shards, device: torch.device, checkpoint: Checkpoint | None = None) -> Config:
+    """Return the config with the values that it leaves open.
 
-    A resumed run keeps the checkpoint's mean and std: measured again, they would change with every sample that was
-    damaged or repaired since.
+    The device decides `precision` and `compile`; the shards decide mean, std, and the size of a memory bank or
+    queue. A resumed run keeps the checkpoint's values: measured again, mean and std would change with every sample that
+    was damaged or repaired since, and another precision would be another run.
     """
-    if getattr(config.method_settings, "images", len(shards)) is None:
-        config = replace(config, method_settings=replace(config.method_settings, images=len(shards)))
+    saved = modern_settings(checkpoint["config"]) if checkpoint is not None else {}
+    if config.precision == "auto":
+        config = replace(config, precision=saved.get("precision", precision_on(device, "auto")))
+    if config.compile == "auto":
+        compiles = device.type == "cuda" and not config.checkpointing and can_compile()
+        config = replace(config, compile=saved.get("compile", "default" if compiles else "none"))
+    settings = METHODS[config.method].load().resolve_settings(config.method_settings, len(shards))
+    config = replace(config, method_settings=settings)
     if config.mean is not None and config.std is not None:
         return config
-    saved = checkpoint["config"] if checkpoint is not None else {}
     if saved.get("mean") and saved.get("std"):
         mean, std = tuple(saved["mean"]), tuple(saved["std"])
     else:
@@ -73,10 +85,12 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
         If the shards hold fewer images than a batch, a piece of a batch has fewer than two, or the settings ask for
         textures that the shards do not have.
     """
-    if config.batch_size > len(shards):
+    trained = len(shards) - len(held_out(len(shards), config.held_out, config.seed))
+    if config.batch_size > trained:
+        without = f", {len(shards) - trained} of them held out" if trained < len(shards) else ""
         raise UserError(
-            f"batch_size is {config.batch_size}, but {shards.directory} holds {len(shards)} images; "
-            f"set batch_size to {len(shards)} or less"
+            f"batch_size is {config.batch_size}, but {shards.directory} holds {len(shards)} images{without}; "
+            f"set batch_size to {trained} or less"
         )
     pieces = count_processes() * config.accumulate
     if config.batch_size // pieces < 2:
@@ -96,12 +110,24 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
         rank=process_rank(),
         ranks=count_processes(),
         accumulate=config.accumulate,
+        held_out=config.held_out,
     )
+    if config.cache in ("auto", "device"):
+        if device.type == "cpu":  # its memory is the device's
+            config = replace(config, cache="ram" if config.cache == "device" else "auto")
+        elif fits_on_device(shards, plan, device, config.cache_gb):
+            return ResidentStream(shards, plan, device, config.threads, config.bad_share)
+        elif config.cache == "device":
+            raise UserError(
+                f"cache device: the pixels of {len(shards)} samples do not fit into "
+                f"{'cache_gb' if config.cache_gb is not None else 'half of the free memory of ' + str(device)}; "
+                "set cache to auto, ram or none"
+            )
     pin = device.type == "cuda"
     return Stream(shards, plan, config.threads, config.cache, config.cache_gb, config.bad_share, pin)
 
 
-def build_method(config: Config, image_size: tuple[int, int]) -> Method:
+def build_method(config: Config, image_size: tuple[int, int], initialise: bool = False) -> Method:
     """Return the method of `config` with freshly initialised networks, a function of its settings and seed alone.
 
     Parameters
@@ -110,6 +136,13 @@ def build_method(config: Config, image_size: tuple[int, int]) -> Method:
         With mean and std resolved.
     image_size : tuple of int
         Height and width in pixels.
+    initialise : bool
+        Load the encoder's weights from the file `config.init`, if there is one, before its target is copied from it.
+
+    Raises
+    ------
+    UserError
+        If the file does not fit the encoder, or a model of timm does not take the images or the cells of the grid.
     """
     if config.mean is None or config.std is None:
         raise ValueError("mean and std must be resolved before the networks are built")
@@ -124,21 +157,55 @@ def build_method(config: Config, image_size: tuple[int, int]) -> Method:
             config.placement,
             config.checkpointing,
         )
+        if config.zero_init_residual:
+            zero_init_residual(encoder)
+        if config.encoder.startswith("timm:"):
+            _check_sizes(encoder, config, image_size)
+        if initialise and config.init is not None:
+            from sacl_train.nets.foreign import load_initial  # loads timm
+
+            line = load_initial(encoder, config.init)
+            if process_rank() == 0:
+                note(line)
         policy = make_policy(config.weak, config.crop_scale, config.degrees, config.shift, config.jitter, config.grey)
         weak = WeakAugment(policy, config.mean, config.std)
         return METHODS[config.method].load()(encoder, weak, image_size, config.method_settings)
 
 
+def find_notes(method: Method) -> list[str]:
+    """Return what a user should know about the networks before they are trained, a sentence each."""
+    networks = {name: sum(p.numel() for p in child.parameters()) for name, child in method.named_children()}
+    encoder = networks.pop("encoder")
+    heads = sum(count for name, count in networks.items() if not name.startswith("target"))
+    notes = list(method.encoder.notes)
+    if heads > encoder:
+        widths = [key for key in vars(method.settings) if key.endswith(("_hidden", "_out"))]
+        notes.append(
+            f"the heads have {heads / 1e6:.1f} million parameters and the encoder {encoder / 1e6:.1f} million; for a "
+            f"small encoder set smaller {', '.join(widths)}"
+        )
+    return notes
+
+
+def _check_sizes(encoder: Encoder, config: Config, image_size: tuple[int, int]) -> None:
+    from sacl_train.nets.timm_models import TimmEncoder, check_sizes  # loads timm
+
+    assert isinstance(encoder, TimmEncoder)
+    height, width = image_size
+    grid = getattr(config.method_settings, "grid", 1)
+    check_sizes(encoder, [image_size, *([(height // grid, width // grid)] if grid > 1 else [])])
+
+
 def describe(config: Config, stream: Stream, step: int) -> str:
     """Return one line on what a run that starts at `step` will do."""
     shards, count = stream.shards, len(stream) * config.batch_size
-    odd = abs(len(shards) - count)
+    held = f", {len(shards) - stream.samples} held out" if stream.samples < len(shards) else ""
+    odd = abs(stream.samples - count)
     fate = "used twice per epoch" if config.remainder == "wrap" else "left out of each epoch"
     rest = f", {odd} {fate}" if odd else ""
     processes = f" on {stream.plan.ranks} processes" if stream.plan.ranks > 1 else ""
-    cache = "kept decoded in memory" if stream.cached else "decoded again in each epoch"
     resumed = f", resuming after step {step}" if step else ""
     return (
-        f"{len(shards)} images, {cache}; {config.epochs} epochs of {len(stream)} batches of {config.batch_size}"
-        f"{processes}{rest}{resumed}"
+        f"{len(shards)} images{held}, {stream.place}; {config.epochs} epochs of {len(stream)} batches of "
+        f"{config.batch_size}{processes}{rest}{resumed}"
     )

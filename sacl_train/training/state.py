@@ -1,5 +1,6 @@
 """What changes while a run trains, and how it goes into a checkpoint and comes back."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -64,10 +65,11 @@ class TrainState:
     epoch : progress within the current epoch.
     damaged : samples that any process found damaged: number -> what is wrong.
     saved_step : step of the last checkpoint.
+    saved_at : `time.monotonic()` of the last checkpoint of this session, or of its start; not in checkpoints.
     log_bytes : length of steps.jsonl at the last checkpoint.
 
-    pending, lap, is_stop_requested : not in checkpoints: metrics that are still on the device, the time since the last
-        line of steps.jsonl, and whether a process was asked to stop.
+    pending, lap, is_stop_requested, is_save_due : not in checkpoints: metrics that are still on the device, the time
+        since the last line of steps.jsonl, and whether to stop, or to write a checkpoint, after this step.
     """
 
     method: Method
@@ -79,10 +81,12 @@ class TrainState:
     epoch: EpochProgress = field(default_factory=lambda: EpochProgress(0))
     damaged: dict[int, str] = field(default_factory=dict)
     saved_step: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
     log_bytes: int = 0
     pending: deque[PendingMetrics] = field(default_factory=deque)
     lap: Lap = field(default_factory=Lap)
     is_stop_requested: bool = False
+    is_save_due: bool = False
 
     @property
     def step(self) -> int:
@@ -90,20 +94,40 @@ class TrainState:
         return self.epoch.number * self.steps_per_epoch + self.epoch.batches
 
 
-def make_state(config: Config, shards: Shards, device: torch.device, steps_per_epoch: int) -> TrainState:
-    """Return the state before the first step, its networks on the device."""
-    method = build_method(config, shards.image_size())
+def make_state(
+    config: Config, shards: Shards, device: torch.device, steps_per_epoch: int, is_new: bool = True
+) -> TrainState:
+    """Return the state before the first step, its networks on the device.
+
+    A run that is not new restores its weights afterwards, so the file of `config.init` is not needed any more.
+    """
+    method = build_method(config, shards.image_size(), initialise=is_new)
     synchronise_batch_norm(method, device)
     method = method.to(device)
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(method, config.optimizer, config.lr, config.sgd_momentum, config.weight_decay)
+    # On CUDA always as for a captured step, so that a step has the same bits whether it is captured or not.
+    on_cuda = device.type == "cuda"
+    optimizer = build_optimizer(
+        method,
+        config.optimizer,
+        config.lr,
+        config.sgd_momentum,
+        config.weight_decay,
+        decay_norms=config.decay_norms,
+        norm_lr=config.norm_lr,
+        betas=config.betas,
+        trust=config.lars_trust,
+        trust_clip=config.lars_clip,
+        constant_lr=method.constant_lr(),
+        capturable=on_cuda,
+    )
     online = make_online(config, method.encoder, shards, device)
     return TrainState(method, optimizer, make_scaler(config, device), online, steps_per_epoch)
 
 
 def snapshot(state: TrainState, config: Config, shards: Shards) -> Checkpoint:
-    """Return the checkpoint of `state`. Its tensors are the state's own: write it before the next step."""
+    """Return the checkpoint of `state`. Its tensors are the state's own: copy them before the next step."""
     return {
         "step": state.saved_step,
         "epoch": len(state.rows),
@@ -115,7 +139,7 @@ def snapshot(state: TrainState, config: Config, shards: Shards) -> Checkpoint:
         "metrics": state.rows,
         "steps_bytes": state.log_bytes,
         "damaged": state.damaged,
-        # Which run this is; `resume.refuse_other_run` and `resume.load_method` read it.
+        # Which run this is; `resume.refuse_other_run` and `resume.load_networks` read it.
         "config": comparable(config),
         "shards": shards.digest,
         "shards_place": location(shards),
@@ -138,7 +162,11 @@ def restore(state: TrainState, checkpoint: Checkpoint, out: Path) -> None:
         # "epoch" is the number of rows of "metrics".
         state.epoch = EpochProgress(**checkpoint["running"])
         load_weights(state.method, checkpoint, out)
+        # The groups' options follow from the config and the device; the schedule sets the learning rates.
+        options = [{key: group[key] for key in group if key != "params"} for group in state.optimizer.param_groups]
         state.optimizer.load_state_dict(checkpoint["optimizer"])
+        for group, own in zip(state.optimizer.param_groups, options, strict=True):
+            group.update(own)
         state.scaler.load_state_dict(checkpoint["scaler"])
         if state.online is not None:
             state.online.load(online)

@@ -1,9 +1,13 @@
-"""One step of the optimizer: forward and backward passes, gradient averaging, clipping, update, EMA target."""
+"""One step of the optimizer: forward and backward passes, gradient averaging, clipping, update, EMA target.
+
+`make_step` returns the function that the loop calls. On CUDA that is a `capture.CapturedStep` where the settings allow
+it: the same operations, recorded once as a CUDA graph and replayed.
+"""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +17,11 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.paste import paste_inside
 from sacl_train.data.shuffle import shuffle_patches
 from sacl_train.data.stream import Batch
-from sacl_train.distributed import average_gradients
+from sacl_train.distributed import average_gradients, count_processes
 from sacl_train.methods.method import LossTerm, Method, merge
+from sacl_train.training.capture import CapturedStep
+from sacl_train.training.optim import set_lr
+from texturegen.errors import UserError
 
 Metrics = dict[str, Tensor | float]  # 0-d tensors on the device, without gradient, and numbers known to the host
 
@@ -25,10 +32,24 @@ PASTE = SHUFFLE + 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class StepMetrics(NamedTuple):
+    """The metrics of a step, stacked so that the host reads them in a single copy.
+
+    Attributes
+    ----------
+    names : list of str
+    values : Tensor, float64 (len(names),), on the device
+        A captured step writes the next step's values into the same tensor.
+    """
+
+    names: list[str]
+    values: Tensor
+
+
 class Step(Protocol):
     """What `make_step` returns: run one optimizer step (0 <= step < steps) on this process's part of the batch."""
 
-    def __call__(self, batch: Batch, epoch: int, step: int, steps: int, lr: float) -> Metrics: ...
+    def __call__(self, batch: Batch, epoch: int, step: int, steps: int, lr: float) -> StepMetrics: ...
 
 
 def make_step(
@@ -47,7 +68,7 @@ def make_step(
     optimizer : Optimizer
         Over the parameters of `method` that take a gradient.
     config : Config
-        The run's settings: accumulate, clip, precision, and those of the textures.
+        The run's settings: accumulate, clip, precision, cuda_graph, and those of the textures.
     device : device
         Where the networks are.
     scaler : GradScaler or None
@@ -58,13 +79,17 @@ def make_step(
     Step
         Changes the weights in place and returns the step's metrics. On CUDA it only queues work: the host never waits
         for the device, except in fp16, where the scaler has to know whether the gradients overflowed.
+
+    Raises
+    ------
+    UserError
+        If `cuda_graph` is true and the step cannot be captured.
     """
     scaler = make_scaler(config, device) if scaler is None else scaler
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def do_step(batch: Batch, epoch: int, step: int, steps: int, lr: float) -> Metrics:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    def update(batch: Batch, epoch: int | Tensor, step: int | Tensor, steps: int) -> StepMetrics:
+        """Do the step on a batch that is on the device; `epoch` and `step` are 0-d tensors if it is captured."""
         terms: list[LossTerm] = []
         for piece in _pieces(batch, config.accumulate):
             terms += add_gradients(method, piece, epoch, config, device, scaler)  # loss.backward() is in here
@@ -75,25 +100,57 @@ def make_step(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return {**merge(terms), **method.after_step(step, steps)}  # after_step moves the EMA target
+        moved = method.after_step(step, steps)  # moves the EMA target
+        return stack_metrics({**merge(terms), **moved}, device)
 
-    return do_step
+    if is_captured(method, config, device):
+        return CapturedStep(update, optimizer, device)
+
+    def run(batch: Batch, epoch: int, step: int, steps: int, lr: float) -> StepMetrics:
+        set_lr(optimizer, lr)
+        return update(move_batch(batch, device), epoch, step, steps)
+
+    return run
+
+
+def is_captured(method: Method, config: Config, device: torch.device) -> bool:
+    """Return True if the step runs as a CUDA graph.
+
+    A graph holds no host work, so gradient accumulation, fp16's loss scaling, communication between processes, and
+    methods that compute on the host run operation by operation.
+
+    Raises
+    ------
+    UserError
+        If `cuda_graph` is true and one of these stands against it.
+    """
+    reasons = {
+        "the device is no CUDA GPU": device.type != "cuda",
+        f"accumulate is {config.accumulate}": config.accumulate > 1,
+        "precision is fp16": config.precision == "fp16",
+        f"{count_processes()} processes train together": count_processes() > 1,
+        f"method {config.method} computes on the host": not method.is_capturable,
+    }
+    against = [reason for reason, holds in reasons.items() if holds]
+    if config.cuda_graph and against:
+        raise UserError(f"cuda_graph is true, but {' and '.join(against)}; set cuda_graph to none or false")
+    return config.cuda_graph is not False and not against
 
 
 def add_gradients(
     method: Method,
     piece: Batch,
-    epoch: int,
+    epoch: int | Tensor,
     config: Config,
     device: torch.device,
     scaler: torch.amp.GradScaler,
 ) -> list[LossTerm]:
-    """Add the gradients of one piece of a batch to the parameters' own.
+    """Add the gradients of one piece of a batch, on the device, to the parameters' own.
 
     Returns the piece's loss terms, divided by `config.accumulate`, and their metrics, all without gradient.
     """
-    draws = Draws(config.seed, epoch, piece["index"].to(device, non_blocking=True))
-    terms = method.loss_terms(_prepare_batch(piece, draws, config, device), draws)
+    draws = Draws(config.seed, epoch, piece["index"])
+    terms = method.loss_terms(_make_textures(piece, draws, config), draws)
     done: list[LossTerm] = []
     # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
     while (term := _next(terms, config, device)) is not None:
@@ -110,7 +167,15 @@ def make_scaler(config: Config, device: torch.device) -> torch.amp.GradScaler:
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """Return the context manager in which forward passes compute in the run's precision."""
-    return torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+    precision = precision_on(device, config.precision)
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def precision_on(device: torch.device, precision: str) -> str:
+    """Return the precision that "auto" stands for on a device: bf16 on CUDA, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 @contextmanager
@@ -137,19 +202,23 @@ def arithmetic(config: Config) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[3])
 
 
-def stack_metrics(metrics: Metrics, device: torch.device) -> tuple[list[str], Tensor]:
-    """Stack the metrics of a step into one tensor, so that the host reads them in a single copy.
-
-    Returns
-    -------
-    names : list of str
-    values : Tensor, float64 (len(names),), on `device`
-    """
+def stack_metrics(metrics: Metrics, device: torch.device) -> StepMetrics:
+    """Stack the metrics of a step into one tensor on `device`."""
     values = [
         v.to(device, torch.float64) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device)
         for v in metrics.values()
     ]
-    return list(metrics), torch.stack(values)
+    return StepMetrics(list(metrics), torch.stack(values))
+
+
+def join(first: StepMetrics, second: StepMetrics) -> StepMetrics:
+    """Return the metrics of both; their names differ."""
+    return StepMetrics(first.names + second.names, torch.cat([first.values, second.values]))
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to the device; from page-locked memory the host does not wait for the copy."""
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
 def cell_sizes(config: Config, image_size: tuple[int, ...]) -> tuple[int, int]:
@@ -165,18 +234,18 @@ def _next(terms: Iterator[LossTerm], config: Config, device: torch.device) -> Lo
         return next(terms, None)
 
 
-def _prepare_batch(batch: Batch, draws: Draws, config: Config, device: torch.device) -> Batch:
-    """Copy images and textures to the device, and make there the textures that the config asks for."""
-    moved: Batch = {name: batch[name].to(device, non_blocking=True) for name in ("image", "texture") if name in batch}
+def _make_textures(batch: Batch, draws: Draws, config: Config) -> Batch:
+    """Return images and textures, among them those that the config asks to be made on the device."""
+    made: Batch = {name: batch[name] for name in ("image", "texture") if name in batch}
     if config.method_settings.texture_role == "none":
-        return moved
+        return made
     if config.texture_source != "shards":
-        sizes = cell_sizes(config, moved["image"].shape[-2:])
-        shuffled = shuffle_patches(moved["image"], draws.of(SHUFFLE), sizes)[:, None]
-        moved["texture"] = torch.cat([moved["texture"], shuffled], 1) if "texture" in moved else shuffled
-    if config.texture_part == "inside" and "texture" in moved:
-        moved["texture"] = paste_inside(moved["image"], moved["texture"], draws.of(PASTE))
-    return moved
+        sizes = cell_sizes(config, made["image"].shape[-2:])
+        shuffled = shuffle_patches(made["image"], draws.of(SHUFFLE), sizes)[:, None]
+        made["texture"] = torch.cat([made["texture"], shuffled], 1) if "texture" in made else shuffled
+    if config.texture_part == "inside" and "texture" in made:
+        made["texture"] = paste_inside(made["image"], made["texture"], draws.of(PASTE))
+    return made
 
 
 def _pieces(batch: Batch, count: int) -> Iterator[Batch]:

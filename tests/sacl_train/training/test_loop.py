@@ -12,6 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from click.testing import CliRunner
 import sacl_train.training.loop
 import sacl_train.training.signals
 import sacl_train.training.state
+import sacl_train.training.writer
 from sacl_train import train
 from sacl_train.cli.train import train_main
 from sacl_train.config import Config, load_config
@@ -37,13 +41,17 @@ from sacl_train.training.optim import cosine_lr
 from sacl_train.training.out_of_memory import largest_batch
 from sacl_train.training.resume import load_encoder
 from sacl_train.training.signals import stop_on_signal
-from sacl_train.training.step import Metrics, Step
+from sacl_train.training.step import Step, StepMetrics
+from tests.texturegen import kill
 from texturegen import open_shards
 from texturegen.builds import Recipe, build
 from texturegen.errors import DamagedError, UserError
 
+# Kills of one run. SACL_KILLS=30 kills more often, in a longer run.
+KILLS = int(os.environ.get("SACL_KILLS", "5"))
+
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "epochs": 3, "knn_every": 2}
-TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "device": "cpu"}
+TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "device": "cpu", "save_every": 4}
 
 
 def tiny(**changes: object) -> Config:
@@ -65,7 +73,7 @@ def plain(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return train(tiny(epochs=2, knn_every=0), shapes_shards, tmp_path_factory.mktemp("plain"))
 
 
-def test_run_writes_its_files(shapes_shards: Path, tmp_path: Path) -> None:
+def test_run_writes_its_files(shapes_shards: Path, tmp_path: Path, curves: None) -> None:
     rows = train(tiny(log_every=1, sgd_momentum=0.8, weight_decay=1e-3), shapes_shards, tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     lines = logged_steps(tmp_path)
@@ -130,7 +138,7 @@ def test_epochs_and_steps_are_numbered_and_steps_have_their_learning_rate(
     def noted_make_step(*parts: Any) -> Step:
         step = make_step(*parts)
 
-        def noted_step(batch: Batch, *where: Any) -> Metrics:
+        def noted_step(batch: Batch, *where: Any) -> StepMetrics:
             asked.append(where)
             return step(batch, *where)
 
@@ -178,11 +186,20 @@ def test_ctrl_c_before_first_step_prints_no_traceback(
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoints_are_written_every_save_every_steps_and_after_each_epoch(
-    shapes_shards: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        ({"save_every": 3}, [0, 3, 6, 8]),
+        ({"save_every": None}, [0, 8]),
+        ({"save_every": None, "save_minutes": 0}, list(range(9))),
+    ],
+    ids=["steps", "end", "time"],
+)
+def test_checkpoints_are_written_by_steps_by_time_and_at_the_end(
+    settings: dict[str, Any], saved: list[int], shapes_shards: Path, tmp_path: Path
 ) -> None:
-    train(tiny(epochs=2, knn_every=0, save_every=3, keep=9), shapes_shards, tmp_path)
-    assert sorted(int(path.stem[-8:]) for path in tmp_path.glob("checkpoint-*.pt")) == [0, 3, 4, 7, 8]
+    train(tiny(epochs=2, knn_every=0, keep=9, **settings), shapes_shards, tmp_path)
+    assert sorted(int(path.stem[-8:]) for path in tmp_path.glob("checkpoint-*.pt")) == saved
 
 
 @pytest.mark.parametrize(("scores", "best"), [([0.3, 0.5, 0.4], 2), ([0.4, 0.2, 0.3], 1), ([0.3, None, 0.3], 3)])
@@ -190,7 +207,7 @@ def test_best_pt_has_best_score_and_newest_of_equal_scores(
     scores: list[float | None], best: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(scores)
-    monkeypatch.setattr("sacl_train.evaluate.quick.quick_knn", lambda *_: next(left))
+    monkeypatch.setattr("sacl_train.evaluate.quick.quick_scores", lambda *_: {"knn": next(left)})
     train(tiny(knn_every=1, batch_size=64), shapes_shards, tmp_path)
     assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == best
 
@@ -280,13 +297,13 @@ def test_batch_of_one_image_at_a_time_is_refused_early(shapes_shards: Path, tmp_
 def test_writing_checkpoints_does_not_count_as_waiting_for_data(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = sacl_train.training.loop.save_checkpoint
+    save = sacl_train.training.writer.save_checkpoint
 
     def slowly(*arguments: object) -> None:
         time.sleep(0.3)
         save(*arguments)
 
-    monkeypatch.setattr(sacl_train.training.loop, "save_checkpoint", slowly)
+    monkeypatch.setattr(sacl_train.training.writer, "save_checkpoint", slowly)
     settings = {"epochs": 2, "knn_every": 0, "save_every": 1, "log_every": 2, "device": "cpu"}
     rows = train(tiny(**settings), shapes_shards, tmp_path)
     lines = logged_steps(tmp_path)
@@ -335,7 +352,7 @@ def test_collapsed_embeddings_are_reported(
     assert "the embeddings have collapsed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("last", "save_every", "good"), [(8, 1000, 4), (2, 1, 1)], ids=["epoch", "step"])
+@pytest.mark.parametrize(("last", "save_every", "good"), [(8, 4, 4), (2, 1, 1)], ids=["epoch", "step"])
 def test_weights_that_are_not_finite_are_not_saved(
     last: int, save_every: int, good: int, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,86 +468,82 @@ def test_checkpoint_with_invalid_content_is_reported(part: str, shapes_shards: P
 
 @pytest.mark.slow
 def test_run_killed_at_any_step_ends_with_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
-    settings = {**TINY, "epochs": 12, "save_every": 1, "knn_every": 0}
+    settings = {**TINY, "epochs": 6 if KILLS < 10 else 12, "save_every": 1, "knn_every": 0}
     sets = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
-    program = "import torch; torch.set_num_threads(1); from sacl_train.cli.train import train_main; train_main()"
-    command = [sys.executable, "-c", program, "--shards", str(shapes_shards), *sets, "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    killed, last = tmp_path / "killed", tmp_path / "killed" / "checkpoint-00000048.pt"
+    log = tmp_path / "log"
+
+    def begin(name: str) -> BaseProcess:
+        line = ["--shards", str(shapes_shards), *sets, "--out", str(tmp_path / name)]
+        return kill.start(partial(kill.run_command, "sacl_train.cli.train:train_main", line, log))
+
+    def end(process: BaseProcess) -> int | None:
+        process.join(kill.TIMEOUT)
+        return process.exitcode
+
+    assert end(begin("whole")) == 0, log.read_text()
+    killed, last = tmp_path / "killed", max(tmp_path.glob("whole/checkpoint-*.pt")).name
     waits, kills = random.Random(0), 0
-    while kills < 10 and not last.exists():
-        process = subprocess.Popen([*command, str(killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while kills < KILLS and not (killed / last).exists():
+        process = begin("killed")
         newest = max(killed.glob("*.pt"), default=None)
-        while process.poll() is None and max(killed.glob("*.pt"), default=None) == newest:
+        while process.is_alive() and max(killed.glob("*.pt"), default=None) == newest:
             time.sleep(0.01)
-        time.sleep(waits.uniform(0, 0.3))
+        time.sleep(waits.uniform(0, 0.15))
         sent = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
-        process.send_signal(sent)
-        stdout, _ = process.communicate()
-        if not last.exists():  # else it may have been past listening
-            assert process.returncode == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
-            assert ("to resume: " in stdout) == (sent == signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid or 0, sent)
+        code = end(process)
+        if not (killed / last).exists():  # else it may have been past listening
+            assert code == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
+            assert ("to resume: " in log.read_text()) == (sent == signal.SIGTERM)
         kills += 1
     assert kills >= 3
-    done = subprocess.run([*command, str(killed)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert end(begin("killed")) == 0, log.read_text()
     one, other = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
     assert one is not None
     assert other is not None
     assert deterministic(other["metrics"]) == deterministic(one["metrics"])
+    assert_equal_states(one, other)
+
+
+def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Compare networks and optimizer of two checkpoints, bit by bit."""
     for part in ("method", "optimizer"):
         ours, theirs = (torch.utils._pytree.tree_leaves(state[part]) for state in (one, other))
-        assert len(ours) == len(theirs)
         for mine, its in zip(ours, theirs, strict=True):
             assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its
 
 
-TWO_THREADS = """
-import json, os, signal, sys
-import torch
-import sacl_train.training.loop as loop
-from sacl_train.config import load_config
+def train_with_threads(threads: int, settings: dict[str, Any], shards: Path, run: Path, kill_at: int | None) -> None:
+    """Train with a number of torch threads; kill the process after the checkpoint of step `kill_at`."""
+    torch.set_num_threads(threads)
+    save = sacl_train.training.writer.save_checkpoint
 
-settings, shards, kill_at, *runs = json.loads(sys.argv[1])
-assert torch.get_num_threads() == 2
-save = loop.save_checkpoint
+    def save_and_die(directory: Path, checkpoint: dict[str, Any], *more: Any) -> None:
+        save(directory, checkpoint, *more)
+        if checkpoint["step"] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def save_and_die(run, checkpoint, *more):
-    save(run, checkpoint, *more)
-    if checkpoint["step"] == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-loop.save_checkpoint = save_and_die
-for run in runs:
-    loop.train(load_config(None, settings), shards, run)
-"""
+    sacl_train.training.writer.save_checkpoint = save_and_die
+    train(load_config(None, settings), shards, run)
 
 
 @pytest.mark.slow
 def test_two_threads_give_same_bits_twice_and_after_kill(tmp_path: Path) -> None:
     """Uses a size that torch divides among threads; other tests run with one thread."""
-    build(Recipe("shapes", limit=128, size=32), tmp_path / "s")
+    build(Recipe("shapes", limit=128, size=32, per_image=1), tmp_path / "s")
     settings = {**TINY, "width": 16, "batch_size": 64, "epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9}
 
-    def run(code: int, kill_at: int | None, *names: str) -> None:
-        runs = [str(tmp_path / name) for name in names]
-        given = json.dumps([settings, str(tmp_path / "s"), kill_at, *runs])
-        command = [sys.executable, "-c", TWO_THREADS, given]
-        # Passive: threads that spin while they wait take minutes on a busy machine.
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == code, done.stderr
+    def run(name: str, kill_at: int | None = None) -> int:
+        return kill.run(partial(train_with_threads, 2, settings, tmp_path / "s", tmp_path / name, kill_at))
 
-    run(0, None, "whole", "again")
-    run(-signal.SIGKILL, 3, "killed")  # in the middle of the second epoch
-    run(0, None, "killed")
+    assert (run("whole"), run("again")) == (0, 0)
+    assert run("killed", kill_at=3) == kill.KILLED  # in the middle of the second epoch
+    assert run("killed") == 0
     states = [load_checkpoint(tmp_path / name) for name in ("whole", "again", "killed")]
     assert [state and (state["step"], state["torch_threads"]) for state in states] == [(4, 2)] * 3
-    for part in ("method", "optimizer"):
-        first, *others = (torch.utils._pytree.tree_leaves(state[part]) for state in states)
-        for other in others:
-            for ours, theirs in zip(first, other, strict=True):
-                assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+    for other in states[1:]:
+        assert_equal_states(states[0], other)
 
 
 def test_run_resumed_with_another_number_of_torch_threads_warns(
@@ -569,6 +582,7 @@ def test_unlabelled_images_train_without_knn_score(image_folder: Path, tmp_path:
     assert set(open_shards(tmp_path / "s").labels.tolist()) == {-1}
     rows = train(tiny(epochs=1, batch_size=2, knn_every=1), tmp_path / "s", tmp_path / "run")
     assert rows[0]["knn"] is None
+    assert rows[0]["rankme"] >= 1
     with pytest.raises(UserError, match="no labelled images, and the online probe needs them"):
         train(tiny(epochs=1, batch_size=2, online=True), tmp_path / "s", tmp_path / "other")
 
@@ -583,7 +597,8 @@ def test_knn_score_excludes_its_bank(shapes_shards: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(quick, "extract_features", numbers_of)
     monkeypatch.setattr(quick, "knn_accuracy", lambda *of: seen.append(of) or 0.5)
     for seed in (0, 1):
-        assert quick.quick_knn(torch.nn.Identity(), shards, tiny(seed=seed), torch.device("cpu")) == 0.5
+        scores = quick.quick_scores(torch.nn.Identity(), shards, tiny(seed=seed), torch.device("cpu"))
+        assert scores["knn"] == 0.5
     for bank, of_bank, queries, of_queries in seen:
         assert (len(queries), len(bank), len(torch.cat([queries, bank]).unique())) == (10, 40, 50)
         for numbers, labels in ((bank, of_bank), (queries, of_queries)):
@@ -646,7 +661,7 @@ def test_compiled_networks_learn_same(shapes_shards: Path, tmp_path: Path) -> No
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     settings = {"epochs": 1, "knn_every": 0}
-    compiled = train(tiny(compile=True, **settings), shapes_shards, tmp_path / "compiled")
+    compiled = train(tiny(compile="default", **settings), shapes_shards, tmp_path / "compiled")
     plain = train(tiny(**settings), shapes_shards, tmp_path / "plain")
     assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-3)
     encoder, _, _ = load_encoder(tmp_path / "compiled")
@@ -655,7 +670,7 @@ def test_compiled_networks_learn_same(shapes_shards: Path, tmp_path: Path) -> No
 
 def test_compile_and_checkpointing_are_refused_together() -> None:
     with pytest.raises(UserError, match="compile and checkpointing do not go together"):
-        tiny(compile=True, checkpointing=True)
+        tiny(compile="default", checkpointing=True)
 
 
 def test_out_of_memory_error_names_step_and_settings(
@@ -778,7 +793,7 @@ def test_processes_that_see_different_directories_do_not_train(
 
 
 def test_scale_of_fp16_is_resumed(shapes_shards: Path, tmp_path: Path) -> None:
-    config = tiny(precision="fp16", batch_size=64, epochs=2, knn_every=0, keep=9)
+    config = tiny(precision="fp16", batch_size=64, epochs=2, knn_every=0, save_every=1, keep=9)
     train(config, shapes_shards, tmp_path)
     first, last = tmp_path / "checkpoint-00000001.pt", tmp_path / "checkpoint-00000002.pt"
     state = torch.load(first, weights_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import sacl_train.training.metrics
+from sacl_train.config import Config
 from sacl_train.training.metrics import Board, Lap, StepLog
 
 
@@ -35,7 +36,7 @@ def test_lost_log_starts_empty(tmp_path: Path) -> None:
 def test_events_of_repeated_steps_are_dropped(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for begin, end in ((0, 8), (5, 7)):
-        board = Board(tmp_path, begin, wanted=True)
+        board = Board(tmp_path, begin, Config(tensorboard=True))
         for step in range(begin, end):
             board.write("step", {"loss": 10.0 * begin + step, "damaged": 1, "note": "no number"}, step)
         board.close()

@@ -29,9 +29,11 @@ from sacl_train.training.out_of_memory import explain_out_of_memory
 from sacl_train.training.setup import build_method, choose_device
 from sacl_train.training.step import (
     Step,
+    StepMetrics,
     add_gradients,
     arithmetic,
     cell_sizes,
+    join,
     make_scaler,
     make_step,
     stack_metrics,
@@ -71,6 +73,10 @@ def make(name: str, **changes: Any) -> tuple[Parts, Batch]:
     return Parts(method, optimizer, scaler, config, make_step(method, optimizer, config, CPU, scaler)), batch
 
 
+def named(metrics: StepMetrics) -> dict[str, float]:
+    return dict(zip(metrics.names, metrics.values.tolist(), strict=True))
+
+
 class Waits(TorchDispatchMode):
     """Record calls that would synchronise with the device."""
 
@@ -106,8 +112,8 @@ def test_step_does_not_synchronise(settings: dict[str, Any], monkeypatch: pytest
     online = OnlineProbe(parts.method.encoder.out_features, torch.arange(16) % 3)
 
     def step(number: int) -> None:
-        done = parts.step(batch, 0, number, 10, 0.1) | online.step(parts.method.encoder, batch, parts.config)
-        stack_metrics({**done, "stop": 0.0}, CPU)
+        done = parts.step(batch, 0, number, 10, 0.1)
+        join(done, stack_metrics(online.step(parts.method.encoder, batch, parts.config), CPU))
 
     def no_copy(*_: object, **__: object) -> None:
         raise AssertionError("a copy from memory that is not page-locked")
@@ -122,7 +128,7 @@ def test_step_does_not_synchronise(settings: dict[str, Any], monkeypatch: pytest
 
 def test_step_uses_given_number_and_learning_rate() -> None:
     parts, batch = make("byol")
-    done = parts.step(batch, 0, 3, 10, 0.05)
+    done = named(parts.step(batch, 0, 3, 10, 0.05))
     assert {group["lr"] for group in parts.optimizer.param_groups} == {0.05}
     assert done["m"] == momentum_at(3, 10, 0.996, "cosine")
 
@@ -151,9 +157,9 @@ def test_gradient_with_accumulation_is_mean_over_pieces() -> None:
     names = [p for p in parts.method.parameters() if p.requires_grad]
     parts.optimizer.register_step_pre_hook(lambda *_: moved.append(torch.cat([p.grad.flatten() for p in names])))
     losses = [float(sum(loss for loss, _ in whole.add_gradients(piece, 0))) for piece in pieces]
-    done = parts.step(batch, 0, 0, 10, 0.1)
+    done = named(parts.step(batch, 0, 0, 10, 0.1))
     torch.testing.assert_close(moved[0], expected)
-    assert float(done["loss"]) == pytest.approx(sum(losses) / 2)
+    assert done["loss"] == pytest.approx(sum(losses) / 2)
     assert all(p.grad is None for p in names), "the next step starts without gradients"
 
 
@@ -185,7 +191,7 @@ def test_overflowing_fp16_step_is_skipped_and_scale_halved() -> None:
 def test_negatives_come_from_shards_device_or_both() -> None:
     def prepared(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts, batch = make("sacl", **changes)
-        moved = sacl_train.training.step._prepare_batch(batch, Draws(0, 0, torch.arange(16)), parts.config, CPU)
+        moved = sacl_train.training.step._make_textures(batch, Draws(0, 0, torch.arange(16)), parts.config)
         assert torch.equal(moved["image"], batch["image"])
         return batch["image"], batch["texture"], moved["texture"]
 
