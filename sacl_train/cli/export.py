@@ -14,16 +14,21 @@ with exit_on_interrupt():
 @click.command(cls=FriendlyCommand)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "form", default="safetensors", show_default=True, help="safetensors, torchvision, timm or onnx."
+    "--format",
+    "form",
+    default="safetensors",
+    show_default=True,
+    help="safetensors, hub, torchvision, timm or onnx; hub and timm are directories.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File or directory  [default: RUN/encoder-FORMAT.EXT]")
+@click.option("--out", help="File or directory  [default: RUN/encoder-FORMAT.EXT]")
 @click.version_option(__version__)
-def export_main(run: Path, form: str, out: Path | None) -> None:
+def export_main(run: Path, form: str, out: str | None) -> None:
     """Write the encoder of RUN for other programs.
 
-    RUN is a directory of `sacl-train`, or a checkpoint in it. A model card is written next to the encoder.
+    RUN is a directory of `sacl-train`, or a checkpoint in it. A model card is written next to the encoder, or into its
+    directory. Nothing is uploaded.
     """
-    from sacl_train.export import export
+    from sacl_train.export import card_of, export
 
     written = export(run, form, out)
-    print(f"{written}\n{written.with_suffix('.md')}")
+    print(f"{written}\n{card_of(written)}")

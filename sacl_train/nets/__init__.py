@@ -1,4 +1,7 @@
-"""Networks: ResNet encoders with attention, heads, and the EMA target. `build_encoder` makes an encoder by name."""
+"""Networks: ResNet encoders with attention, models of timm, encoders from files of other programs, heads, EMA target.
+
+`build_encoder` makes an encoder by name; `foreign.open_encoder` reads one from a file.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +70,8 @@ def build_encoder(
     Parameters
     ----------
     name : str
-        One of `ENCODERS`.
+        One of `ENCODERS`, or "timm:NAME" for a model of timm, whose architecture its name decides: stem must be "auto",
+        attention "none", placement "standard" and width None.
     stem : str
         "imagenet", "cifar", "cifar-stride2", or "auto" to choose by `image_size`.
     width : int or None
@@ -75,7 +79,7 @@ def build_encoder(
     attention : str
         "se" (SACL eq. 3, 4), "cbam", "gc", "nonlocal", "triplet", "abn" (SACL table 1), or "none" for the plain ResNet.
     image_size : int or None
-        Side of the images in pixels; required by stem "auto".
+        Side of the images in pixels; required by stem "auto". timm's vision transformers are built for it.
     placement : str
         Position of the attention in a block: "standard", "pre", "post" or "identity" (SACL table 4).
     checkpointing : bool
@@ -98,8 +102,21 @@ def build_encoder(
     >>> encoder(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 512])
     """
+    if name.startswith("timm:"):
+        from sacl_train.nets.timm_models import TimmEncoder
+
+        given = {"stem": (stem, "auto"), "width": (width, None), "attention": (attention, "none")}
+        for key, (value, only) in {**given, "placement": (placement, "standard")}.items():
+            if value != only:
+                raise UserError(
+                    f"{key} '{value}' does not apply to {name}, whose name decides its architecture; set {key} to "
+                    f"{'none' if only is None else only}"
+                )
+        return TimmEncoder(name, image_size, checkpointing)
     if name not in ENCODERS:
-        raise UserError(f"unknown encoder '{name}'{nearest(name, ENCODERS)}; known: {', '.join(ENCODERS)}")
+        raise UserError(
+            f"unknown encoder '{name}'{nearest(name, ENCODERS)}; known: {', '.join(ENCODERS)}, and timm:NAME"
+        )
     from sacl_train.nets.attention import check_attention
     from sacl_train.nets.stem import choose_stem
 

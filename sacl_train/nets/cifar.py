@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sacl_train.nets.blocks import BasicBlock, Stage
-from sacl_train.nets.encoder import Encoder, init_convolutions
+from sacl_train.nets.encoder import StagedEncoder, init_convolutions
 from sacl_train.nets.stem import build_stem
 
 
-class CifarResNet(Encoder):
+class CifarResNet(StagedEncoder):
     """ResNet of the CIFAR family. Features: (N, 4 * width).
 
     Parameters

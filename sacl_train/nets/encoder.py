@@ -1,4 +1,4 @@
-"""The encoder's base class: the interface that heads and probes rely on."""
+"""Base classes of encoders: the interface that heads and probes rely on, and what all our ResNets share."""
 
 from torch import Tensor, nn
 
@@ -13,14 +13,34 @@ class Encoder(nn.Module):
     ----------
     out_features : int
         Dimensions of a feature vector.
+    notes : tuple of str
+        What a user should know about this encoder at the size of the images, a sentence each; for stderr.
     """
 
     out_features: int
+    notes: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to features (N, out_features)."""
+        raise NotImplementedError
+
+
+class StagedEncoder(Encoder):
+    """An encoder of a stem, stages of residual blocks, and global average pooling; its blocks take attention.
+
+    Attributes
+    ----------
+    conv1, bn1, relu, maxpool : nn.Module
+        The stem.
+    abn : nn.Module
+        Before the last stage; nn.Identity except with attention "abn".
+    """
+
     conv1: nn.Conv2d
     bn1: nn.BatchNorm2d
     relu: nn.Module
     maxpool: nn.Module
-    abn: nn.Module  # before the last stage; nn.Identity except with attention "abn"
+    abn: nn.Module
 
     def stages(self) -> list[Stage]:
         """Return the stages in the order of the forward pass."""

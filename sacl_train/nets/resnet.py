@@ -11,11 +11,11 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from sacl_train.nets.blocks import BasicBlock, Block, Bottleneck, Stage
-from sacl_train.nets.encoder import Encoder
+from sacl_train.nets.encoder import StagedEncoder
 from sacl_train.nets.stem import build_stem
 
 
-class ResNetEncoder(Encoder, ResNet):
+class ResNetEncoder(StagedEncoder, ResNet):
     """torchvision's ResNet without its classifier. Features: (N, 512 * block.expansion).
 
     Parameters

@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 from click.testing import CliRunner
 
 from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.cli.export import export_main
 from sacl_train.config import load_config
-from sacl_train.export import export, load_exported
+from sacl_train.data.weak import normalise
+from sacl_train.export import FORMATS, card_of, export, load_exported
+from sacl_train.nets.encoder_file import EncoderFile
+from sacl_train.nets.foreign import open_encoder
 from sacl_train.report.figures import flatten
 from sacl_train.training.checkpoint import load_checkpoint
 from sacl_train.training.resume import load_encoder
 from texturegen.errors import UserError
 
 SMALL = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "epochs": 0, "device": "cpu"}
+PIXELS = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1)).float() / 255
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -127,7 +130,26 @@ def test_test_sets_of_same_split_have_different_labels() -> None:
     assert flatten("knn", {"test": tests[:1]}) == {"knn, test: top-1": 0.2}
 
 
-def test_onnx_runs_in_onnxruntime_at_any_size(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+def run_card(path: Path, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Execute the lines of a model card beside what it describes, as a user who copies them."""
+    code = card_of(path).read_text().partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in code.splitlines() if not line.startswith("#")]) <= 6
+    monkeypatch.chdir(path.parent)
+    names = {"images": images}
+    with torch.no_grad():
+        exec(code, names)
+    return torch.as_tensor(names["features"])
+
+
+def expect(run: Path, images: torch.Tensor) -> torch.Tensor:
+    encoder, config, _ = load_encoder(run)
+    with torch.no_grad():
+        return encoder(normalise((images * 255).round().to(torch.uint8), config.mean, config.std))
+
+
+def test_onnx_runs_at_any_size_and_says_how_to_feed_it(
+    tiny: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     run, features = tiny
     path = export(run, "onnx", tmp_path / "deep" / "e.onnx")
@@ -135,18 +157,88 @@ def test_onnx_runs_in_onnxruntime_at_any_size(tiny: tuple[Path, torch.Tensor], t
     (found,) = session.run(["features"], {"images": IMAGES.numpy()})
     np.testing.assert_allclose(found, features.numpy(), rtol=1e-4, atol=1e-5)
     assert session.run(None, {"images": np.zeros((1, 3, 32, 32), np.float32)})[0].shape == (1, features.shape[1])
+    metadata = session.get_modelmeta().custom_metadata_map
+    _, config, _ = load_encoder(run)
+    assert tuple(map(float, metadata["mean"].split(","))) == config.mean
+    assert tuple(map(float, metadata["std"].split(","))) == config.std
+    assert (metadata["size"], metadata["channels"]) == ("32", "RGB")
+    torch.testing.assert_close(run_card(path, PIXELS, monkeypatch), expect(run, PIXELS), rtol=1e-3, atol=1e-4)
+    opened = open_encoder(EncoderFile(str(path)))
+    assert (opened.mean, opened.size) == (config.mean, 32)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("form", "attention"), [("torchvision", "none"), ("timm", "none")])
-def test_weights_load_into_other_libraries(form: str, attention: str, shapes_shards: Path, tmp_path: Path) -> None:
-    run, features = make(shapes_shards, tmp_path, encoder="se_resnet18", stem="imagenet", attention=attention)
-    weights = torch.load(export(run, form), weights_only=True)
-    theirs = torchvision.models.resnet18() if form == "torchvision" else timm.create_model("resnet18")
-    assert theirs.load_state_dict(weights, strict=False).missing_keys == ["fc.weight", "fc.bias"]
-    theirs.fc = torch.nn.Identity()
-    with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(IMAGES), features, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(
+    ("form", "encoder", "stem", "attention"),
+    [
+        ("torchvision", "se_resnet18", "imagenet", "none"),
+        ("torchvision", "se_resnet18", "cifar", "none"),
+        ("torchvision", "se_resnet18", "cifar-stride2", "none"),
+        ("timm", "se_resnet18", "imagenet", "none"),
+        ("timm", "se_resnet18", "imagenet", "se"),
+        ("timm", "timm:test_vit", "auto", "none"),
+        ("hub", "se_resnet8", "cifar-stride2", "se"),
+        ("hub", "timm:test_resnet", "auto", "none"),
+        ("safetensors", "timm:test_vit", "auto", "none"),
+    ],
+)
+def test_lines_of_card_load_encoder(
+    form: str,
+    encoder: str,
+    stem: str,
+    attention: str,
+    shapes_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, _ = make(shapes_shards, tmp_path / "run", encoder=encoder, stem=stem, attention=attention)
+    path = export(run, form, f"{tmp_path}/new/")
+    assert path.is_dir() == (not FORMATS[form].extension)
+    torch.testing.assert_close(run_card(path, PIXELS, monkeypatch), expect(run, PIXELS), rtol=1e-3, atol=1e-4)
+    card = card_of(path).read_text()
+    assert "Trained on images of 32 x 32 px." in card
+    assert "channels R, G, B, in 0..1" in card
+    assert (f"Stem {stem}: " in card) == (stem != "auto")
+    if path.is_dir():
+        assert sorted(file.name for file in path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+        assert card.startswith(f"---\nlibrary_name: {'timm' if form == 'timm' else 'sacl-texture'}\ntags:\n")
+    opened = open_encoder(EncoderFile(str(path), "resnet18" if form == "torchvision" else None))
+    if stem != "cifar-stride2" or form != "torchvision":  # a 3x3 convolution does not show its stride
+        config = load_encoder(run)[1]
+        normalised = normalise(
+            (PIXELS * 255).round().to(torch.uint8), opened.mean if form != "torchvision" else config.mean, config.std
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(opened.encoder(normalised), expect(run, PIXELS), rtol=1e-3, atol=1e-4)
+
+
+def test_directory_for_timm_has_its_data_config(shapes_shards: Path, tmp_path: Path) -> None:
+    run, _ = make(shapes_shards, tmp_path / "run", encoder="timm:test_resnet")
+    model = timm.create_model(f"local-dir:{export(run, 'timm')}", pretrained=True)
+    config = load_encoder(run)[1]
+    data = timm.data.resolve_model_data_config(model)
+    assert (tuple(data["mean"]), tuple(data["std"]), data["input_size"]) == (config.mean, config.std, (3, 32, 32))
+
+
+def test_timm_has_no_small_stem(shapes_shards: Path, tmp_path: Path) -> None:
+    run, _ = make(shapes_shards, tmp_path / "run", encoder="se_resnet18", attention="none")
+    with pytest.raises(UserError, match=r"have no 3x3 stem, .* images of 32 px; use .* or onnx, or torchvision"):
+        export(run, "timm")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"other: holds a README\.md of something else; choose another --out"):
+        export(run, "hub", tmp_path / "other")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file: a file, but format hub is a directory"):
+        export(run, "hub", tmp_path / "file")
+
+
+def test_out_without_suffix_or_with_slash_is_a_directory(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    run, _ = tiny
+    for out in ("new/", "v1.2/", "plain"):
+        done = CliRunner().invoke(export_main, [str(run), "--out", str(tmp_path / out) + "/" * out.endswith("/")])
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / out / "encoder-safetensors.safetensors").is_file()
+    assert export(run, "safetensors", tmp_path / "mine.bin").name == "mine.bin"
 
 
 def test_encoder_that_does_not_fit_format_is_refused(tiny: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
