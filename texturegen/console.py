@@ -207,3 +207,8 @@ def isatty() -> bool:
 def warn(message: str) -> None:
     """Print a warning on one line of stderr."""
     tqdm.write(f"warning: {escape_controls(message)}", file=sys.stderr)  # keeps a progress bar intact
+
+
+def note(message: str) -> None:
+    """Print what a command is about to do on one line of stderr."""
+    tqdm.write(escape_controls(message), file=sys.stderr)

@@ -129,6 +129,8 @@ def _rebuild(
             f"{content['derived']['operation']}` that made this directory again"
         )
     plan, source = _restore_plan(directory, content, root)
+    if root is None and source.root is not None:
+        root = str(source.root)
     # Images that failed in the build fail again without being tried: the cause may have been a worker's death, or a
     # file that can be read today.
     rows = pq.read_table(

@@ -58,7 +58,7 @@ def build(
     recipe: Recipe,
     out: str | Path,
     root: str | None = None,
-    download: bool = False,
+    download: bool | None = False,
     workers: int | None = 0,
     engine: str = "processes",
     engine_options: Mapping[str, Any] | None = None,
@@ -78,9 +78,10 @@ def build(
     out : str or Path
         The shard directory; created if missing.
     root : str, optional
-        Directory of the data set's files, for data sets that have files.
-    download : bool
-        Download the data set's files that are missing in `root`.
+        Directory of the data set's files, for data sets that have files. None, for a benchmark or `imagenet100`: found
+        as in `texturegen.sources.open_source`.
+    download : bool or None
+        Download the data set's official files that are missing. None: only without `root`.
     workers : int or None
         Processes or tasks at once. 0: build in this process. None: as many as the engine finds CPUs.
     engine : str
@@ -127,6 +128,8 @@ def build(
     options = dict(engine_options or {})
     entry = find_engine(engine, options)
     plan, source = make_plan(recipe, root, download)
+    if root is None and source.root is not None:
+        root = str(source.root)  # jobs may run in another directory, or on another machine
     numbers = range(plan.shards) if part is None else _numbers_of_part(plan, *part)
     ignored, names = len(source.ignored), tuple(source.ignored[:MAX_FAILURES])
     out = Path(out)

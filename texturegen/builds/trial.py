@@ -87,6 +87,8 @@ def estimate(recipe: Recipe, root: str | None = None, workers: int = 1, seconds:
     if not 0 < seconds < MAX_SECONDS:  # also refuses NaN
         raise UserError(f"--seconds is {seconds}; it must be above 0 and below {MAX_SECONDS}")
     plan, source = make_plan(recipe, root)
+    if root is None and source.root is not None:
+        root = str(source.root)
     workers = max(1, min(workers, plan.shards))
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -8,7 +8,10 @@ from texturegen.console import option, read_pairs
 from texturegen.texture import METHODS
 
 WORKERS = click.IntRange(1)
-ROOT_HELP = "Folder of the data set's files; shapes needs none."
+ROOT_HELP = (
+    "Folder of the data set's files. CIFAR, STL-10 and imagenet100 are otherwise looked for in $TEXTUREGEN_DATA, data/ "
+    "and the user's cache; shapes needs none."
+)
 
 method_option = option(
     "--method",

@@ -31,6 +31,7 @@ class Entry:
     needs_root : whether it reads files below `root`.
     urls : whether `root` may also be a URL or a pattern; it is then passed on as a string.
     official : whether the files are those of a benchmark, with checksums and a download.
+    located : whether `root` may be left out: the files are then looked for in `official.data_folders`.
     options : names of further keyword arguments.
     listed : whether it searches folders, so that a `Listing` can spare it the search.
     """
@@ -42,6 +43,7 @@ class Entry:
     needs_root: bool = False
     urls: bool = False
     official: bool = False
+    located: bool = False
     options: tuple[str, ...] = ()
     listed: bool = False
 
@@ -61,6 +63,7 @@ SOURCES: dict[str, Entry] = {
         default_split="train",
         needs_root=True,
         official=True,
+        located=True,
     ),
     "cifar100": Entry(
         "cifar:Cifar100",
@@ -69,6 +72,7 @@ SOURCES: dict[str, Entry] = {
         default_split="train",
         needs_root=True,
         official=True,
+        located=True,
     ),
     "stl10": Entry(
         "stl10:Stl10",
@@ -77,6 +81,7 @@ SOURCES: dict[str, Entry] = {
         default_split="train",
         needs_root=True,
         official=True,
+        located=True,
     ),
     "imagenet100": Entry(
         "imagenet100:ImageNet100",
@@ -84,6 +89,7 @@ SOURCES: dict[str, Entry] = {
         splits=("train", "val"),
         default_split="train",
         needs_root=True,
+        located=True,
         options=("classes",),
         listed=True,
     ),
@@ -103,7 +109,7 @@ def open_source(
     root: str | Path | None = None,
     split: str | None = None,
     size: int | None = None,
-    download: bool = False,
+    download: bool | None = False,
     check: bool = True,
     listing: "Listing | None" = None,
     **options: Any,
@@ -114,11 +120,12 @@ def open_source(
     ----------
     name : key in `SOURCES`.
     root : the folder that holds the files, or will hold them after the download; for `webdataset` also a URL or a
-        pattern.
+        pattern. None, for a benchmark or `imagenet100`: $TEXTUREGEN_DATA, data/ or the user's cache, whichever first
+        holds them.
     split : name of a split; None for the source's default.
     size : side in pixels: images are resized so that the short side has this length, and cropped to the central square
         (`shapes` draws them at this size). None keeps their own sizes.
-    download : fetch a benchmark's official archive if its files are missing or damaged.
+    download : fetch a benchmark's official archive if its files are missing or damaged; None: only if `root` is None.
     check : verify a benchmark's checksums; workers skip it, because the process that started them has done it.
     listing : `Source.listing` of the same data set, opened in another process; spares a search of its folders.
     **options : the options of the source, named in its entry in `SOURCES`.
@@ -153,9 +160,10 @@ def open_source(
     entry = find_entry(name, options)
     arguments: dict[str, Any] = {"split": _resolve_split(name, entry, split), "size": _check_size(size), **options}
     if entry.needs_root:
-        if root is None:
+        if root is None and not entry.located:
             raise UserError(f"data set '{name}' reads files; give their folder with --root")
-        arguments["root"] = str(root) if entry.urls else Path(root)  # Path would turn s3://bucket into s3:/bucket
+        # Path would turn s3://bucket into s3:/bucket
+        arguments["root"] = root if root is None else str(root) if entry.urls else Path(root)
     if entry.listed:
         arguments["listing"] = listing
     if entry.official:

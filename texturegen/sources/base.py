@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class Source(ABC):
     one_size : whether all images have the same size.
     listing : the images found below the source's folder; None if it searches no folder.
     ignored : names of the files in the source's folder that are not images of it.
+    root : folder in which a data set was found that can be opened without one; None for other sources.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Source(ABC):
     one_size: bool = True
     listing: Listing | None = None
     ignored: Sequence[str] = ()
+    root: Path | None = None
 
     def __getitem__(self, index: int) -> Item:
         """Return item `index`, its image a square if the source has a `size`.

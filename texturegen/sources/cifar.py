@@ -86,11 +86,12 @@ class Cifar(Source):
 
     layout: Layout
 
-    def __init__(self, root: Path, split: str, size: int | None, download: bool, check: bool) -> None:
+    def __init__(self, root: Path | None, split: str, size: int | None, download: bool | None, check: bool) -> None:
         self.split, self.size = split, size
         self._batches = self.layout.batches[split]
         files = {batch.file: batch.md5 for batch in self._batches} | dict([self.layout.meta])
         self._folder = require_files(self.name, root, self.layout.archive, files, download, check)
+        self.root = self._folder.parent
         self.classes = _load_class_names(self._folder / self.layout.meta[0], self.layout.class_names)
 
     def __len__(self) -> int:

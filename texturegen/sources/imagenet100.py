@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from texturegen.errors import UserError
+from texturegen.errors import MissingError, UserError
 from texturegen.sources.base import Item, Listing, Source
 from texturegen.sources.files import is_image, make_key, make_listing, names_and_sizes, read_image, require_unique, walk
+from texturegen.sources.official import data_folders
 from texturegen.sources.resize import shrink_short
 from texturegen.storage.image import decode_reduced, original_extension
 from texturegen.storage.names import to_text
@@ -33,7 +34,8 @@ class ImageNet100(Source):
 
     Parameters
     ----------
-    root : holds the folders train/ and val/, or is itself the folder of `split`.
+    root : holds the folders train/ and val/, or is itself the folder of `split`. None: the folder imagenet/ in one of
+        `official.data_folders`.
     split : "train" or "val".
     size : side of the images in pixels; None keeps the aspect ratio.
     classes : a text file of WordNet ids, one per line, or a list of them; None is ImageNet-100.
@@ -45,14 +47,15 @@ class ImageNet100(Source):
 
     def __init__(
         self,
-        root: Path,
+        root: Path | None,
         split: str,
         size: int | None,
         classes: str | Path | Sequence[str] | None = None,
         listing: Listing | None = None,
     ) -> None:
         self.split, self.size, self.one_size = split, size, size is not None
-        self._root = _find_split(root, split)
+        self.root = find_imagenet(split) if root is None else root
+        self._root = _find_split(self.root, split)
         if listing is not None:
             self.listing, self.classes, self._paths = listing, listing.classes, listing.paths
         else:
@@ -146,6 +149,19 @@ def read_class_list(classes: str | Path | Sequence[str]) -> list[str]:
     if not seen:
         raise UserError(f"the class list {path} is empty; write one WordNet id per line, such as n01440764")
     return list(seen)
+
+
+def find_imagenet(split: str) -> Path:
+    """Return the folder imagenet/ that holds a split, in one of `official.data_folders`."""
+    places = [folder / "imagenet" for folder in data_folders()]
+    for place in places:
+        if (place / split).is_dir():
+            return place
+    raise MissingError(
+        f"imagenet100: there is no folder {split}/ in {', '.join(map(str, places))}; ImageNet needs an account, so "
+        "fetch ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org, unpack them to "
+        "DIR/train/WNID/*.JPEG and DIR/val/WNID/*.JPEG, and give DIR with --root"
+    )
 
 
 def _find_split(root: Path, split: str) -> Path:

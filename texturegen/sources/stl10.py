@@ -36,10 +36,11 @@ class Stl10(Source):
     name = "stl10"
     classes = CLASSES
 
-    def __init__(self, root: Path, split: str, size: int | None, download: bool, check: bool) -> None:
+    def __init__(self, root: Path | None, split: str, size: int | None, download: bool | None, check: bool) -> None:
         self.split, self.size = split, size
         self._files = {file: md5 for file, md5 in MD5.items() if file.split("_")[0] in split.split("+")}
         folder = require_files(self.name, root, ARCHIVE, self._files, download, check)
+        self.root = folder.parent
         self._parts = [(part, *_open_part(folder, part)) for part in split.split("+")]
 
     def __len__(self) -> int:

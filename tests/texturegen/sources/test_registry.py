@@ -40,7 +40,6 @@ def test_importing_the_package_loads_no_source() -> None:
         (("nothing-like-it",), "unknown data set 'nothing-like-it'; data sets: shapes"),
         (("shapes", None, "tset"), r"no split 'tset' \(did you mean 'test'\?\); splits: train, test, conflict"),
         (("folder", ".", "train"), "'folder' has no splits"),
-        (("cifar10",), "--root"),
         (("folder",), "--root"),
         (("shapes", None, None, 0), "size must be at least 1 pixel, not 0"),
         (("shapes", None, None, 15), "at least 16"),
