@@ -12,6 +12,9 @@ import skimage
 
 from texturegen.builds import Recipe, build
 
+# Read when torch is loaded: threads that spin while they wait for each other take minutes on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # A shell script starts background programs with Ctrl-C ignored, and their children would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -19,8 +19,12 @@ from pipelines.grids.worker import Job, run_cell
 from sacl_train.config import load_config
 from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
+from texturegen.shards.build_json import seal
 
 TINY = SCALES["tiny"]
+# One row of each kind in the largest grid; the settings of every row are checked. SACL_ALL_CELLS=1 trains all rows.
+ROWS = ("untrained", "none", "texture", "patch-shuffle", "texture inside", "texture by wang-tiles")
+ROWS += ("texture, mocov2", "texture, flat textures removed")
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -77,6 +81,7 @@ def out(built: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "ProcessPoolExecutor", _InProcess)
+    monkeypatch.setattr("sacl_train.training.loop.draw_curves", lambda *_: None)  # takes longer than a tiny cell
 
 
 def stamps(out: Path) -> dict[Path, int]:
@@ -89,10 +94,11 @@ def test_tiny_grid_runs_and_is_not_repeated(
     name: str, out: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = make_grid(name, TINY)
+    if name == "negatives" and "SACL_ALL_CELLS" not in os.environ:
+        grid = narrow(grid, ROWS, {})
     written = []
     # Writing the table after each cell takes longer than a tiny cell, so it is written once below.
     monkeypatch.setattr(runner, "write_grid", lambda *a: written.append(a) or out / f"{name}.md")
-    monkeypatch.setattr("sacl_train.training.loop.draw_curves", lambda *_: None)  # one epoch makes no curve
     synthesis = {cell.synthesis for cell in grid.cells if cell.synthesis} - {"quilting"}  # built by the grid itself
     for method in synthesis:
         build(Recipe(**{**TINY.data["shapes"]["train"], "method": method}), out / "shards" / f"shapes-train-{method}")
@@ -134,11 +140,11 @@ class _InProcess:
 
 @pytest.mark.slow
 def test_seeds_run_in_worker_processes(out: Path) -> None:
-    grid = narrow(make_grid("table6", TINY), ("0.9", "0.99"), {})
+    grid = narrow(make_grid("table6", TINY), ("0.9",), {})
     run_grid(grid, TINY, out, device="cpu", seeds=2, jobs=2)
-    cells = json.loads((out / "table6.json").read_text())["cells"]
-    assert [len(cell["runs"]) for cell in cells] == [2, 2]
-    assert (out / "table6.md").read_text().count("±") == 6
+    (cell,) = json.loads((out / "table6.json").read_text())["cells"]
+    assert len(cell["runs"]) == 2
+    assert (out / "table6.md").read_text().count("±") == 4
 
 
 def test_finished_cell_is_independent_of_paths_devices_threads_and_versions(
@@ -154,7 +160,7 @@ def test_finished_cell_is_independent_of_paths_devices_threads_and_versions(
             content["texturegen"] = "0.0.1"
         else:
             del content["run"]["settings"]["online"]  # a newer setting
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(seal(content) if path.name == "build.json" else content))
     moved = out.rename(out.with_name("moved"))
     run_grid(narrow(grid, (), {"threads": 1}), TINY, moved, device="auto", seeds=1)
     assert {path.relative_to(moved): stamp for path, stamp in stamps(moved).items()} == {
@@ -215,26 +221,24 @@ def test_cells_are_distributed_over_devices(out: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whole_group", [True, False])
-def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(
-    whole_group: bool, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = [sys.executable, "-m", "pipelines", "table4", "--out", str(out), "--seeds", "1", "--device", "cpu"]
     line += ["--only", "pre", "--only", "post", "--set", "epochs=15"]
 
     def begin() -> subprocess.Popen:
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
-    process = begin()
-    while process.poll() is None and not list(out.rglob("checkpoint-*.pt")):
-        time.sleep(0.02)
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output.decode()
-    assert "Traceback" not in output.decode()
-    begun = list(out.rglob("config.toml"))
-    assert len(begun) == 1, output.decode()
-    assert not list(out.rglob("figures.json"))
+    for kill in (os.killpg, os.kill):  # a terminal's Ctrl-C, then a signal to the parent alone
+        before = set(out.rglob("checkpoint-*.pt"))
+        process = begin()
+        while process.poll() is None and set(out.rglob("checkpoint-*.pt")) <= before:
+            time.sleep(0.02)
+        kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output.decode()
+        assert "Traceback" not in output.decode()
+        assert len(list(out.rglob("config.toml"))) == 1, output.decode()
+        assert not list(out.rglob("figures.json"))
     process = begin()
     while process.poll() is None and not list(out.rglob("figures.json")):
         time.sleep(0.02)

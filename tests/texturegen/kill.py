@@ -3,12 +3,14 @@
 A fork server starts the processes: it has imported what they need and has no threads, whose locks a fork would copy.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,8 @@ from texturegen.errors import BusyError, UserError
 DONE, REFUSED, BUSY, KILLED = 0, 2, 3, -signal.SIGKILL  # exit codes; 1 is any other exception
 # Audit events of Python that change files, see https://docs.python.org/3/library/audit_events.html
 EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate"}
-MODULES = ["texturegen.builds.run", "texturegen.builds.repair", "texturegen.shards.merge", __name__]
+MODULES = ["texturegen.builds.run", "texturegen.builds.repair", "texturegen.shards.merge", "sacl_train.cli.train"]
+MODULES += ["sacl_train.training.loop", __name__]
 TIMEOUT = 60  # seconds
 # Kill at every 13th change of the file system. TEXTUREGEN_KILL_STRIDE=1 kills at every change, which takes minutes.
 STRIDES = pytest.mark.parametrize("stride", [int(os.environ.get("TEXTUREGEN_KILL_STRIDE", "13"))])
@@ -42,6 +45,18 @@ def start(function: Callable[[], object], kill_before: int | None = None) -> Bas
     process = _context.Process(target=_run, args=(function, kill_before))
     process.start()
     return process
+
+
+def run_command(command: str, arguments: list[str], log: Path) -> None:
+    """Run a click command, given as module:name, with one torch thread and its output in a file."""
+    import torch
+
+    torch.set_num_threads(1)
+    module, _, name = command.partition(":")
+    with log.open("w") as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+    getattr(importlib.import_module(module), name)(arguments)
 
 
 def _run(function: Callable[[], object], kill_before: int | None) -> None:
