@@ -11,7 +11,7 @@ import torch
 
 from pipelines.recipe import Journey
 from sacl_train.evaluate.probe import PROBES
-from sacl_train.report.figures import flatten, name_set
+from sacl_train.report.figures import describe_probe, flatten, name_set
 from texturegen.storage.atomic import write_atomically
 
 PREVIEW = "Training images, each beside its synthesised texture"
@@ -53,12 +53,13 @@ def write_report(
     lines = [f"# `{journey.name}`: from images to figures", ""]
     if html is not None:
         lines += [f"The same runs with interactive charts: [{html.name}]({html.name}).", ""]
-    for probe in next(iter(results.values())):
+    for probe, figures in next(iter(results.values())).items():
+        how = [f"{line}.", ""] if (line := describe_probe(figures)) else []
         if probe in PROBES:
-            lines += [f"## {probe} top-1", "", *_table(results, probe), ""]
+            lines += [f"## {probe} top-1", "", *how, *_table(results, probe), ""]
             lines += [*_findings(results, probe), ""]
         elif rows := _all_figures(results, probe):
-            lines += [f"## {probe}, %", "", *rows, ""]
+            lines += [f"## {probe}, %", "", *how, *rows, ""]
     lines += [
         "± is one standard error over the test images. Each run has one seed: a difference of less than two standard "
         "errors is noise, and a larger one can still be due to the seed.",

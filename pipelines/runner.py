@@ -112,10 +112,13 @@ def evaluation(
         Options of the recipe, which override all of these. The name of a set is replaced by its directory. The
         default stimuli are the set "conflict".
     """
-    accepted = {flag for parameter in eval_main.commands[probe].params for flag in parameter.opts}
+    parameters = {flag: parameter for parameter in eval_main.commands[probe].params for flag in parameter.opts}
+    accepted = parameters.keys()
+    takes_many = getattr(parameters.get("--test-shards"), "multiple", False)
     defaults: dict[str, Any] = {"run": str(run), "shards": "train", "device": device}
-    defaults |= {"images": tests[0]} if probe == "embed" else {}
-    defaults |= {"test-shards": tests[0] if probe == "corruption" else tests}
+    if probe == "embed":  # its --shards is another name of --images
+        defaults = {"run": str(run), "device": device, "images": tests[0]}
+    defaults |= {"test-shards": tests if takes_many else tests[0]}
     defaults |= {"stimuli": "conflict"} if "conflict" in shards else {}
     chosen = {key: value for key, value in defaults.items() if f"--{key}" in accepted}
     aliases = {"test": "test-shards", "train": "shards"}
@@ -170,7 +173,7 @@ def _evaluate(
     run = describe_run(journey.runs[name], digests["train"])
     for probe, options in journey.probes.items():
         output = directory / f"eval-{probe}.json"
-        line = evaluation(probe, directory, shards, journey.tests, device, options)
+        line = evaluation(probe, directory, shards, journey.tests, device, {**options, "json": str(output)})
         inputs = [probe, options, digests, {k: digest_folder(v) for k, v in options.items() if _is_folder(v)}]
         commands.stage(label, line, directory / f"stage-{probe}.json", run, inputs, output)
         figures[probe] = json.loads(output.read_text())

@@ -26,7 +26,7 @@ _LOCATIONS = {
 
 
 def train(config: "Config", shards_dir: str | Path, out: str | Path) -> list[dict[str, Any]]:
-    """Train, or resume, with a kNN score every `config.knn_every` epochs; see `sacl_train.training.loop.train`.
+    """Train, or resume, with a kNN score and RankMe every `config.knn_every` epochs; see `sacl_train.training.loop.train`.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def train(config: "Config", shards_dir: str | Path, out: str | Path) -> list[dic
     from sacl_train.evaluate import quick
     from sacl_train.training import loop
 
-    return loop.train(config, shards_dir, out, quick.quick_knn)
+    return loop.train(config, shards_dir, out, quick.quick_scores)
 
 
 def __getattr__(name: str) -> Any:

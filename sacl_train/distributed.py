@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def process_rank() -> int:
@@ -131,6 +133,21 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
             setattr(module, name, _synchronised(child, device))
         else:
             synchronise_batch_norm(child, device)
+
+
+def local_batch_norm(module: M) -> M:
+    """Make every BatchNorm in `module`, in place, use the statistics of this process alone; return it."""
+    for child in module.modules():
+        if isinstance(child, nn.SyncBatchNorm | _SyncBatchNorm1d | _SyncBatchNorm2d):
+            child.__class__ = _LocalBatchNorm
+    return module
+
+
+class _LocalBatchNorm(_BatchNorm):
+    """BatchNorm for inputs of any number of dimensions."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
 
 
 def _synchronised(norm: nn.BatchNorm1d | nn.BatchNorm2d, device: torch.device) -> nn.Module:

@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sacl_train.config": ("methods",),
     "sacl_train.report": ("data",),
     "sacl_train.training": ("config", "methods", "nets", "data", "distributed", "report", ""),
-    "sacl_train.evaluate": ("training", "config", "methods", "nets", "data"),
+    "sacl_train.evaluate": ("training", "config", "methods", "nets", "data", "distributed"),
     "sacl_train.export": ("training", "report", "config", "nets"),
     "sacl_train": ("training", "evaluate"),
     "sacl_train.cli": ("training", "evaluate", "report", "export", "config", "methods", "nets", "distributed", ""),

@@ -55,6 +55,8 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
             "brackets are the paper's, with its own settings; they are not comparable with those beside them.",
             "",
         ]
+    measured = dict.fromkeys(run["probes"] for runs in found.values() for run in runs if run.get("probes"))
+    lines += [line for how in measured for line in (f"Linear: {how}; the other probes encode alike.", "")]
     if len(columns) == 1 and len(grid.figures) > 1:
         lines += _table_of_figures(grid, rows, columns[0], found)
     else:

@@ -145,12 +145,14 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
     from sacl_train.evaluate.probe import evaluate
     from sacl_train.evaluate.shape_bias import evaluate_shape_bias
     from sacl_train.evaluate.shortcut import evaluate_shortcut
+    from sacl_train.report.figures import describe_probe
 
     wanted, device, shards = set(job.figures), job.device, job.shards
     tests: list[str | Path] = [path for name, path in shards.items() if name not in ("train", "conflict")]
     linear = evaluate("linear", directory, shards["train"], tests, device, "destroyed" in wanted, **job.probe)
     first = linear["test"][0]
     figures = {"linear": first["top1"], "images": first["images"], "epochs": linear["trained_epochs"]}
+    figures["probes"] = describe_probe(linear)
     figures |= {key: first[key] for key in ("top5", "destroyed") if key in first}
     if rows:
         figures["spread"] = rows[-1]["embedding_std"]

@@ -10,6 +10,8 @@ from texturegen.system.interrupts import exit_on_interrupt
 with exit_on_interrupt():
     import click
 
+    from sacl_train.cli.subject import subject_options
+    from sacl_train.nets.encoder_file import EncoderFile
     from texturegen import __version__
     from texturegen.console import FriendlyGroup, warn
     from texturegen.storage.atomic import write_atomically
@@ -28,9 +30,24 @@ tests_option = click.option(
 )
 test_option = click.option("--test", "--test-shards", "test", required=True, help="Labelled test images.")
 root_option = click.option("--root", type=PATH, help="Directory of the DATASET's files.")
-size_option = click.option("--size", type=COUNT, help="Resize images that are not in shards to this side, in pixels.")
+size_option = click.option(
+    "--size", type=COUNT, help="Resize images to this side, in pixels; those of shards only with --encoder."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+network_option = click.option(
+    "--network",
+    default="online",
+    show_default=True,
+    help="Encoder to evaluate: online, or target for its moving average.",
+)
+statistics_option = click.option(
+    "--norm-statistics",
+    default="images",
+    show_default=True,
+    help="BatchNorm statistics: images, estimated on whole training images, or training, the run's own averages.",
+)
 destroy_option = click.option("--destroy", is_flag=True, help="Also score the test images with shuffled cells (4x4).")
+model_options = (device_option, network_option, statistics_option)
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the random numbers.")
 probe_epochs_option = click.option(
     "--epochs", default=200, show_default=True, type=COUNT, help="Epochs of the linear probe."
@@ -54,7 +71,7 @@ def _options(*options: Option) -> Option:
 
 def _probe_options(name: str, *tests: Option) -> Option:
     """Return a decorator that adds the options of a probe with labelled training images."""
-    return _options(run_option, train_option, *tests, root_option, size_option, device_option, _json_option(name))
+    return _options(subject_options, train_option, *tests, root_option, size_option, *model_options, _json_option(name))
 
 
 def _parse_rate(context: click.Context, parameter: click.Parameter, value: str) -> float | str:
@@ -108,11 +125,13 @@ def knn(**options: Any) -> None:
     help="Initial learning rate, or sweep to choose it on held-out training images.",
 )
 @click.option("--batch-size", default=128, show_default=True, type=COUNT, help="Images per batch.")
+@click.option("--augment", is_flag=True, help="Train on random crops and flips, encoded anew in each epoch.")
 @seed_option
 def linear(**options: Any) -> None:
     """Linear classifier on frozen features, trained by LARS.
 
-    SACL, section 3.2.
+    SACL, section 3.2. Features are of whole images and standardised; with --augment they are of random crops and flips,
+    as in most papers, which takes an encoding of the training images per epoch.
     """
     _evaluate("linear", **options)
 
@@ -207,9 +226,39 @@ def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: 
 
 
 @eval_main.command()
-@run_option
-@click.option("--images", "place", required=True, help=f"Images to encode. {IMAGES}")
-@_options(root_option, size_option, device_option)
+@_probe_options("ood", test_option)
+@click.option("--ood", multiple=True, help=f"Out-of-distribution images; may be repeated. {IMAGES}")
+@click.option("--textures", is_flag=True, help="The textures of the test shards are an out-of-distribution set too.")
+@click.option("--k", default=50, show_default=True, type=COUNT, help="Neighbour whose distance is the score knn.")
+@probe_epochs_option
+@seed_option
+def ood(run: Path, ood: tuple[str, ...], output: Path | None, **options: Any) -> None:
+    """Detect images of other sets by four scores.
+
+    Distance to the k-th neighbour (Sun et al. 2022), Mahalanobis distance (Lee et al. 2018), CSI's score (Tack et al.
+    2020) and the largest softmax of a linear probe. --test is the in-distribution set, --train the reference.
+    """
+    from sacl_train.evaluate.ood import evaluate_ood
+
+    figures = evaluate_ood(run, ood=list(ood), **options)
+    rows = [
+        [
+            row["set"] if row["split"] is None else f"{row['split']} ({row['set']})",
+            row["variant"],
+            str(row["images"]),
+            *(_percent(row[key]) for key in ("auroc", "aupr", "fpr95")),
+        ]
+        for row in figures["test"]
+    ]
+    inside = f"in-distribution: {figures['in_distribution']}, {figures['in_distribution_images']} images"
+    heads = ["out of distribution", "score", "images", "AUROC", "AUPR", "FPR@95"]
+    _finish(figures, run, output, heads, rows, above=[inside])
+
+
+@eval_main.command()
+@subject_options
+@click.option("--images", "--shards", "place", required=True, help=f"Images to encode. {IMAGES}")
+@_options(root_option, size_option, *model_options)
 @click.option("--map", "method", default="pca", show_default=True, help="pca, or tsne (needs scikit-learn).")
 @seed_option
 @click.option(
@@ -243,15 +292,15 @@ def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> N
 @eval_main.command()
 @run_option
 @click.option("--shards", required=True, help="Shards with textures, as the run was trained on.")
-@_options(device_option, _json_option("shortcut"))
-def shortcut(run: Path, shards: str, device: str, output: Path | None) -> None:
+@_options(*model_options, _json_option("shortcut"))
+def shortcut(run: Path, shards: str, output: Path | None, **options: Any) -> None:
     """Test whether one direction separates textures from images.
 
     If it does, the loss can discount texture negatives at no cost, and they teach nothing.
     """
     from sacl_train.evaluate.shortcut import evaluate_shortcut
 
-    figures = evaluate_shortcut(run, shards, device)
+    figures = evaluate_shortcut(run, shards, **options)
     labels = {
         "told_apart": "accuracy, textures against images (chance 50 %)",
         "one_direction": "texture similarity explained by one direction",
@@ -286,10 +335,7 @@ def _evaluate(probe: str, run: Path, tests: tuple[str, ...], output: Path | None
     from sacl_train.evaluate.probe import evaluate
 
     figures = evaluate(probe, run, tests=list(tests), **options)
-    trained, planned = figures["trained_epochs"], figures["planned_epochs"]
-    above = [f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs"]
-    if trained < planned:
-        warn(f"{run} is not finished: trained for {trained} of {planned} epochs")
+    above = []
     if "sweep" in figures:
         tried = ", ".join(f"{rate:g}: {accuracy:.1%}" for rate, accuracy in figures["sweep"].items())
         above.append(f"learning rate {figures['chosen_lr']:g}, chosen on held-out training images ({tried})")
@@ -318,10 +364,19 @@ def _finish(
     below: Sequence[str] = (),
 ) -> None:
     """Write the figures as JSON, with the command and the package versions; then print them as a table."""
-    from sacl_train.report.figures import provenance
+    from sacl_train.report.figures import describe_probe, provenance
 
-    output = output or _beside(run, f"eval-{figures['probe']}.json")
+    variant = "-target" if figures["network"] == "target" else ""
+    statistics = figures["norm_statistics"]
+    is_default = statistics == ("training" if isinstance(run, EncoderFile) else "images")
+    variant += "" if is_default else f"-{statistics}-statistics"
+    output = output or _beside(run, f"eval-{figures['probe']}{variant}.json")
     write_atomically(output, json.dumps({**figures, **provenance("sacl-eval")}, indent=2) + "\n")
+    trained, planned = figures["trained_epochs"], figures["planned_epochs"]
+    if trained < planned:
+        warn(f"{run} is not finished: trained for {trained} of {planned} epochs")
+    print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
+    print(f"{figures['probe']}: {describe_probe(figures)}")
     for line in above:
         print(line)
     _print_table(heads, rows)
@@ -329,10 +384,12 @@ def _finish(
         print(line)
 
 
-def _beside(run: Path, name: str) -> Path:
+def _beside(run: Path | EncoderFile, name: str) -> Path:
     """Return RUN/NAME; for a checkpoint such as RUN/best.pt, with `-best` inserted before the suffix."""
     from sacl_train.training.checkpoint import directory_of, is_checkpoint
 
+    if isinstance(run, EncoderFile):
+        return run.results / name
     path, checkpoint = Path(name), f"-{run.stem}" if is_checkpoint(run) else ""
     return directory_of(run) / f"{path.stem}{checkpoint}{path.suffix}"
 

@@ -53,6 +53,27 @@ def epoch_order(shards: np.ndarray, seed: int, epoch: int, order: str = "global"
     return by_shard[np.argsort(np.arange(len(shards)) + random.uniform(0, buffer, len(shards)), kind="stable")]
 
 
+def held_out(samples: int, share: float, seed: int) -> np.ndarray:
+    """Return the samples that a run keeps out of training, determined by the arguments.
+
+    Parameters
+    ----------
+    samples : int
+        Number of samples in the shards.
+    share : float
+        Share of them, 0 to 1.
+    seed : int
+        Seed of the run.
+
+    Returns
+    -------
+    ndarray, int64
+        Indices, ascending.
+    """
+    # A word more than `epoch_order` has, so that the choice is independent of every epoch's order.
+    return np.sort(np.random.default_rng([seed, 0, 1]).permutation(samples)[: round(share * samples)])
+
+
 def count_batches(samples: int, batch_size: int, remainder: str = "drop") -> int:
     """Return the number of batches of an epoch.
 

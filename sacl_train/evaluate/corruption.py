@@ -17,7 +17,9 @@ from torch import Tensor
 
 from sacl_train.evaluate.features import Change, extract_features
 from sacl_train.evaluate.linear import fit_linear
-from sacl_train.evaluate.probe import load_subject, open_test
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS
+from sacl_train.evaluate.probe import PROTOCOLS
+from sacl_train.evaluate.subject import open_subject, open_test
 from texturegen.console import Progress
 from texturegen.errors import MissingError, UserError
 
@@ -34,6 +36,8 @@ def evaluate_corruption(
     device: str = "auto",
     root: str | Path | None = None,
     size: int | None = None,
+    network: str = "online",
+    norm_statistics: str = DEFAULT_STATISTICS,
     images: int | None = None,
     severities: tuple[int, ...] = SEVERITIES,
     **settings: Any,
@@ -45,8 +49,8 @@ def evaluate_corruption(
 
     Parameters
     ----------
-    run, train, device, root, size
-        As in `probe.load_subject`.
+    run, train, device, root, size, network, norm_statistics
+        As in `subject.open_subject`.
     test : str or Path
         Labelled test images; see `images.open_images`.
     images : int or None
@@ -70,43 +74,46 @@ def evaluate_corruption(
         If the images are smaller than 32 px, and in the cases of `probe.evaluate`.
     """
     corruptions = load_corruptions()
-    subject = load_subject(run, train, device, root, size)
-    test_set = open_test(test, subject, root, size)
-    if min(test_set.size) < MIN_SIDE:
-        raise UserError(f"{test}: images of {test_set.size} px; the corruptions need at least {MIN_SIDE} px (--size)")
-    classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
-    indices = np.flatnonzero(test_set.labels >= 0)
-    if images is not None:
-        indices = indices[np.unique(np.linspace(0, len(indices) - 1, min(images, len(indices))).astype(int))]
-    labels = torch.from_numpy(test_set.labels)
+    with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
+        test_set = open_test(test, subject, root, size)
+        if min(test_set.size) < MIN_SIDE:
+            raise UserError(
+                f"{test}: images of {test_set.size} px; the corruptions need at least {MIN_SIDE} px (--size)"
+            )
+        classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
+        indices = np.flatnonzero(test_set.labels >= 0)
+        if images is not None:
+            indices = indices[np.unique(np.linspace(0, len(indices) - 1, min(images, len(indices))).astype(int))]
+        labels = torch.from_numpy(test_set.labels)
 
-    def error(change: Change | None) -> float:
-        values, read = extract_features(subject.encoder, test_set, subject.config, subject.device, indices, change)
-        return (classify(values).argmax(1) != labels[read]).float().mean().item()
+        def error(change: Change | None) -> float:
+            values, read = extract_features(subject.encoder, test_set, subject.config, subject.device, indices, change)
+            return (classify(values).argmax(1).cpu() != labels[read]).float().mean().item()
 
-    progress = Progress(len(corruptions) * len(severities), "corruptions")
-    clean = error(None)
-    errors: dict[str, list[float]] = {}
-    try:
-        for name, corrupt in corruptions.items():
-            errors[name] = []
-            for severity in severities:
-                errors[name].append(error(partial(_corrupt_batch, corrupt, severity)))
-                progress(1)
-    finally:
-        progress.close()
-    return {
-        "probe": "corruption",
-        "settings": settings,
-        **subject.about(),
-        "set": str(test),
-        "split": test_set.split,
-        "images": len(indices),
-        "severities": list(severities),
-        "clean_error": clean,
-        "mean_error": float(np.mean(list(errors.values()))),
-        "errors": errors,
-    }
+        progress = Progress(len(corruptions) * len(severities), "corruptions")
+        clean = error(None)
+        errors: dict[str, list[float]] = {}
+        try:
+            for name, corrupt in corruptions.items():
+                errors[name] = []
+                for severity in severities:
+                    errors[name].append(error(partial(_corrupt_batch, corrupt, severity)))
+                    progress(1)
+        finally:
+            progress.close()
+        return {
+            "probe": "corruption",
+            "protocol": PROTOCOLS["linear"],
+            "settings": settings,
+            **subject.about(),
+            "set": str(test),
+            "split": test_set.split,
+            "images": len(indices),
+            "severities": list(severities),
+            "clean_error": clean,
+            "mean_error": float(np.mean(list(errors.values()))),
+            "errors": errors,
+        }
 
 
 def load_corruptions() -> dict[str, Corruption]:

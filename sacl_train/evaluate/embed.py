@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.images import Images, open_images
-from sacl_train.training.resume import load_encoder
-from sacl_train.training.setup import choose_device
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS, estimate_statistics
+from sacl_train.evaluate.subject import open_model
 from texturegen.errors import MissingError, UserError, nearest
 from texturegen.storage.atomic import write_atomically
 from texturegen.storage.image import encode_png
@@ -34,6 +34,8 @@ def embed(
     method: str = "pca",
     seed: int = 0,
     queries: Sequence[str] = (),
+    network: str = "online",
+    norm_statistics: str = DEFAULT_STATISTICS,
 ) -> dict[str, Any]:
     """Write the features of a set of images to OUT.parquet and a sheet of nearest neighbours to OUT.png.
 
@@ -42,14 +44,12 @@ def embed(
 
     Parameters
     ----------
-    run : str or Path
-        Directory of `sacl-train`, or a checkpoint in it.
+    run, device, network, norm_statistics
+        As in `subject.open_model`; with "images", the BatchNorm statistics are estimated on the images of the set.
     place, root, size
         The images; see `images.open_images`.
     out : str or Path
         OUT; its suffix is replaced.
-    device : str
-        "auto", "cpu", "cuda", "cuda:1", ...
     method : str
         Method for x and y: "pca", or "tsne" (needs scikit-learn).
     seed : int
@@ -77,10 +77,13 @@ def embed(
     """
     if method not in MAPS:
         raise UserError(f"unknown map '{method}'{nearest(method, MAPS)}; known: {', '.join(MAPS)}")
-    encoder, config, epochs = load_encoder(Path(run))
-    torch_device = choose_device(device)
-    images = open_images(place, root, size)
-    features, indices = extract_features(encoder.to(torch_device), images, config, torch_device)
+    with open_model(run, device, network, norm_statistics) as model:
+        images = open_images(place, root, size)
+        model.warn_of_size(images)
+        if norm_statistics == "images" and len(images) > 1:
+            estimate_statistics(model.encoder, images, model.config, model.device)
+        features, indices = extract_features(model.encoder, images, model.config, model.device)
+        features = features.cpu()
     if len(indices) < 2:
         raise UserError(f"{place}: one image; a map and neighbours need at least 2")
     keys = [images.key(i) for i in indices.tolist()]
@@ -117,11 +120,8 @@ def embed(
     ]
     return {
         "probe": "embed",
-        "run": str(run),
-        "method": config.method,
-        "encoder": config.encoder,
-        "trained_epochs": epochs,
-        "planned_epochs": config.epochs,
+        "protocol": "features of whole images, neighbours by cosine",
+        **model.about(),
         "set": images.place,
         "split": images.split,
         "images": len(indices),

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from sacl_train.config import Config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.images import BATCH, Images
+from sacl_train.evaluate.norm import estimate_statistics
 from sacl_train.training.checkpoint import directory_of
+from sacl_train.training.step import autocast
 from texturegen.errors import DamagedError, UserError
 from texturegen.storage.atomic import write_atomically
 
@@ -53,9 +55,9 @@ def extract_features(
     Returns
     -------
     features : Tensor float32 (N, C)
-        On the CPU.
+        On `device`.
     numbers : Tensor int64 (N,)
-        Indices of the images that could be read.
+        Indices of the images that could be read, on the CPU.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def extract_features(
 
 @torch.inference_mode()
 def encode_images(encoder: nn.Module, images: Tensor, config: Config, device: torch.device) -> Tensor:
-    """Return the features of images in memory.
+    """Return the features of images in memory, computed in the run's precision.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def encode_images(encoder: nn.Module, images: Tensor, config: Config, device: to
     Returns
     -------
     Tensor float32 (N, C)
-        On the CPU.
+        On `device`.
 
     Raises
     ------
@@ -95,28 +97,52 @@ def encode_images(encoder: nn.Module, images: Tensor, config: Config, device: to
     """
     assert config.mean is not None
     assert config.std is not None
+    mean, std = config.mean, config.std
+    return torch.cat([encode_views(encoder, normalise(x.to(device), mean, std), config) for x in images.split(BATCH)])
+
+
+@torch.no_grad()
+def encode_views(encoder: nn.Module, views: Tensor, config: Config) -> Tensor:
+    """Return the features of normalised images, computed in the run's precision by the encoder in eval mode.
+
+    Parameters
+    ----------
+    encoder, config
+        As in `extract_features`.
+    views : Tensor float32 (N, 3, H, W)
+        On the encoder's device.
+
+    Returns
+    -------
+    Tensor float32 (N, C)
+
+    Raises
+    ------
+    UserError
+        If a feature is not finite.
+    """
     was_training = encoder.training
     encoder.eval()
-    pieces = [encoder(normalise(x.to(device), config.mean, config.std)).float().cpu() for x in images.split(BATCH)]
+    with autocast(config, views.device):
+        features: Tensor = encoder(views).float()
     encoder.train(was_training)
-    result = torch.cat(pieces)
-    if not bool(result.isfinite().all()):
+    if not bool(features.isfinite().all()):
         raise UserError("the encoder's features are not finite: training diverged; train again with a lower lr")
-    return result
+    return features
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the labelled, readable images of a set.
+    """Features of the readable images of a set.
 
     Attributes
     ----------
     values : Tensor float32 (N, C)
-        The features.
+        The features, on the encoder's device.
     labels : Tensor int64 (N,)
-        Classes, 0 or above.
+        Classes, on the encoder's device; -1 for an image without a label, if the set was read with these.
     numbers : Tensor int64 (N,)
-        Indices of the images in the set.
+        Indices of the images in the set, on the CPU.
     """
 
     values: Tensor
@@ -140,18 +166,33 @@ class FeatureStore:
         As in `extract_features`.
     device : torch.device
         The encoder's device.
+    reference : Images or None
+        Images that the encoder's BatchNorm statistics are estimated on, in place (see `norm`); None keeps those of the
+        training.
     """
 
-    def __init__(self, run: Path, encoder: nn.Module, config: Config, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: Path,
+        encoder: nn.Module,
+        config: Config,
+        device: torch.device,
+        reference: Images | None = None,
+    ) -> None:
         self.folder, self.encoder, self.config, self.device = directory_of(run) / FOLDER, encoder, config, device
-        digest = hashlib.sha256(repr((config.mean, config.std, config.encoder, device.type)).encode())
+        about = (config.mean, config.std, config.encoder, config.precision, config.tf32, device.type)
+        digest = hashlib.sha256(repr((about, reference.digest if reference is not None else None)).encode())
         for name, tensor in encoder.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         self.weights = digest.hexdigest()[:16]
+        if reference is not None:
+            self._estimate_statistics(reference)
 
-    def get(self, images: Images, change: Change | None = None, change_name: str = "whole") -> Features:
-        """Return the features of all labelled images of a set, from the cache if possible.
+    def get(
+        self, images: Images, change: Change | None = None, change_name: str = "whole", labelled_only: bool = True
+    ) -> Features:
+        """Return the features of a set's images, from the cache if possible.
 
         Parameters
         ----------
@@ -161,27 +202,51 @@ class FeatureStore:
             Applied to each batch before it is encoded.
         change_name : str
             Identifies the change in the cache.
+        labelled_only : bool
+            Leave out the images without a label.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file, save
-
         digest = hashlib.sha256(f"{images.digest} {change_name}".encode()).hexdigest()[:16]
-        path = self.folder / f"{self.weights}-{digest}.safetensors"
-        found: dict[str, Tensor] = {}
-        if path.is_file():
-            try:
-                found = load_file(path)
-            except (SafetensorError, OSError):
-                found = {}  # damaged: extract again
+        found = self._load(digest)
         if not found:
             values, numbers = extract_features(self.encoder, images, self.config, self.device, None, change)
-            found = {"values": values, "numbers": numbers}
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, save(found))
-            self._remove_old()
+            found = {"values": values.cpu(), "numbers": numbers}
+            self._save(digest, found)
         labels = torch.from_numpy(images.labels)[found["numbers"]]
         keep = labels >= 0
-        return Features(found["values"][keep], labels[keep], found["numbers"][keep])
+        if not labelled_only:
+            keep = torch.ones_like(keep)
+        values, labels = (tensor[keep].to(self.device) for tensor in (found["values"], labels))
+        return Features(values, labels, found["numbers"][keep])
+
+    def _estimate_statistics(self, reference: Images) -> None:
+        """Estimate the BatchNorm statistics, or take them from the cache: on CUDA they differ from time to time."""
+        statistics = self._load("norm")
+        if not statistics:
+            estimate_statistics(self.encoder, reference, self.config, self.device)
+            statistics = {name: tensor.cpu() for name, tensor in self.encoder.named_buffers()}
+            if statistics:
+                self._save("norm", statistics)
+        self.encoder.load_state_dict(statistics, strict=False)
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of a file of the cache; empty if it is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._path(name))
+        except (SafetensorError, OSError):
+            return {}
+
+    def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path(name), save(tensors))
+        self._remove_old()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{self.weights}-{name}.safetensors"
 
     def _remove_old(self) -> None:
         """Delete all features except those of the current and of the previously used weights."""

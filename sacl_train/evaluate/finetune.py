@@ -14,12 +14,15 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment, make_policy
 from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.images import Images
-from sacl_train.evaluate.probe import Subject, load_subject, open_test
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS
+from sacl_train.evaluate.subject import Subject, open_subject, open_test
 from sacl_train.training.optim import cosine_lr
+from sacl_train.training.step import autocast
 from texturegen.console import Progress
 from texturegen.errors import UserError
 
 SHARES = (0.01, 0.1, 1.0)
+PROTOCOL = "encoder and linear layer trained by SGD on random crops and flips"
 
 
 def evaluate_finetune(
@@ -29,6 +32,8 @@ def evaluate_finetune(
     device: str = "auto",
     root: str | Path | None = None,
     size: int | None = None,
+    network: str = "online",
+    norm_statistics: str = DEFAULT_STATISTICS,
     shares: tuple[float, ...] = SHARES,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -36,8 +41,8 @@ def evaluate_finetune(
 
     Parameters
     ----------
-    run, train, device, root, size
-        As in `probe.load_subject`.
+    run, train, device, root, size, network, norm_statistics
+        As in `subject.open_subject`; the BatchNorm statistics are those that the fine-tuning starts from.
     tests : list of str or Path
         Labelled test sets; see `images.open_images`.
     shares : tuple of float
@@ -65,21 +70,23 @@ def evaluate_finetune(
     for share in shares:
         if not 0 < share <= 1:
             raise UserError(f"a share of the labels must be above 0 and at most 1, not {share}")
-    subject = load_subject(run, train, device, root, size)
-    sets = [open_test(place, subject, root, size) for place in tests]
-    rows = []
-    for share in shares:
-        picked = choose_share(subject.train.labels, share, settings.get("seed", 0))
-        model = finetune(subject, picked, **settings)
-        for images in sets:
-            scores, read = extract_features(
-                model, images, subject.config, subject.device, np.flatnonzero(images.labels >= 0)
-            )
-            labels = torch.from_numpy(images.labels)[read]
-            accuracy = (scores.argmax(1) == labels).float().mean().item()
-            about = {"set": images.place, "split": images.split, "share": share, "train_images": len(picked)}
-            rows.append({**about, "images": len(labels), "top1": accuracy})
-    return {"probe": "finetune", "settings": settings, **subject.about(), "test": rows}
+    with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
+        if not any(parameter.requires_grad for parameter in subject.encoder.parameters()):
+            raise UserError(f"{subject.config.encoder} has no parameters to fine-tune; use linear")
+        sets = [open_test(place, subject, root, size) for place in tests]
+        rows = []
+        for share in shares:
+            picked = choose_share(subject.train.labels, share, settings.get("seed", 0))
+            model = finetune(subject, picked, **settings)
+            for images in sets:
+                scores, read = extract_features(
+                    model, images, subject.config, subject.device, np.flatnonzero(images.labels >= 0)
+                )
+                labels = torch.from_numpy(images.labels)[read]
+                accuracy = (scores.argmax(1).cpu() == labels).float().mean().item()
+                about = {"set": images.place, "split": images.split, "share": share, "train_images": len(picked)}
+                rows.append({**about, "images": len(labels), "top1": accuracy})
+        return {"probe": "finetune", "protocol": PROTOCOL, "settings": settings, **subject.about(), "test": rows}
 
 
 def choose_share(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
@@ -152,7 +159,7 @@ def finetune(
         {"params": list(head.parameters()), "base": head_lr},
     ]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-    weak = _crops(config)
+    weak = crops_and_flips(config, (0.5, 1.0))
     pixels, indices = _read(images, picked, config.threads)
     labels = torch.from_numpy(images.labels)[indices]
     random = np.random.default_rng(seed)
@@ -166,8 +173,9 @@ def finetune(
                     group["lr"] = cosine_lr(epoch * batches + i, epochs * batches, group["base"])
                 if len(chosen) > 1:  # BatchNorm needs two images
                     states = Draws(seed, epoch, indices[chosen].to(device)).of(0)
-                    logits = model(weak(pixels[chosen].to(device), states))
-                    loss = F.cross_entropy(logits, labels[chosen].to(device))
+                    with autocast(config, device):
+                        logits = model(weak(pixels[chosen].to(device), states))
+                    loss = F.cross_entropy(logits.float(), labels[chosen].to(device))
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -177,11 +185,11 @@ def finetune(
     return model.eval()
 
 
-def _crops(config: Config) -> WeakAugment:
-    """Return the augmentation of fine-tuning: random crops of at least half the area, and flips."""
+def crops_and_flips(config: Config, scale: tuple[float, float]) -> WeakAugment:
+    """Return an augmentation by random crops, of an area in `scale` (shares of the image), and flips."""
     assert config.mean is not None
     assert config.std is not None
-    return WeakAugment(make_policy("geometric", (0.5, 1.0), degrees=0.0, shift=0.0), config.mean, config.std)
+    return WeakAugment(make_policy("geometric", scale, degrees=0.0, shift=0.0), config.mean, config.std)
 
 
 def _read(images: Images, picked: np.ndarray, threads: int | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -104,6 +104,24 @@ class ShardImages:
         return Stream(self.shards, Plan(BATCH), threads, "none", bad_share=self.bad_share).in_order(indices)
 
 
+class TextureImages(ShardImages):
+    """The textures of shards as images without labels: the first texture of each; see `ShardImages`."""
+
+    def __init__(self, shards: Shards, bad_share: float = 0.01) -> None:
+        super().__init__(shards, bad_share)
+        self.split, self.digest = f"textures of {self.split or 'images'}", f"{shards.digest}-textures"
+        self.labels, self.classes = np.full(len(shards), -1), []
+
+    @property
+    def textures(self) -> None:
+        return None
+
+    def batches(self, indices: np.ndarray | None = None, threads: int | None = None) -> Iterator[Batch]:
+        plan = Plan(BATCH, textures="all")
+        for batch in Stream(self.shards, plan, threads, "none", bad_share=self.bad_share).in_order(indices):
+            yield {"image": batch["texture"][:, 0], "index": batch["index"]}
+
+
 class SourceImages:
     """The images of a data set's own files; see `Images`. The constructor reads all of them for labels and sizes.
 

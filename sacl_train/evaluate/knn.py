@@ -79,7 +79,7 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20,
     scores = []
     for chunk in F.normalize(queries, dim=1).split(CHUNK):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)  # (n, k)
-        votes = torch.zeros(len(chunk), classes)
+        votes = torch.zeros(len(chunk), classes, device=chunk.device)
         scores.append(votes.scatter_add(1, bank_labels[nearest], ((similarity - similarity[:, :1]) / tau).exp()))
     return torch.cat(scores)
 

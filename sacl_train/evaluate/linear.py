@@ -47,25 +47,49 @@ def fit_linear(
     """
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     features = (features - mean) / std
-    layer = nn.Linear(features.shape[1], int(labels.max()) + 1)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    # Without always_adapt, timm's LARS is plain SGD for parameters without weight decay.
-    optimizer = Lars(layer.parameters(), lr=lr, momentum=0.9, weight_decay=0.0, always_adapt=True)
-    generator = torch.Generator().manual_seed(seed)
+    layer = LinearLayer(features.shape[1], int(labels.max()) + 1, lr, features.device)
+    generator = torch.Generator().manual_seed(seed)  # on the host: the order of the batches is the same on any device
     batches = max(len(features) // batch_size, 1)
     for epoch in range(epochs):
-        order = torch.randperm(len(features), generator=generator)
+        order = torch.randperm(len(features), generator=generator).to(features.device)
         for i in range(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(epoch * batches + i, epochs * batches, lr)
             batch = order[i * batch_size : (i + 1) * batch_size]
-            loss = F.cross_entropy(layer(features[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    weight, bias = layer.weight.detach(), layer.bias.detach()
-    return {"": lambda queries: F.linear((queries - mean) / std, weight, bias)}
+            layer.learn(features[batch], labels[batch], epoch * batches + i, epochs * batches)
+    return {"": layer.classifier(mean, std)}
+
+
+class LinearLayer:
+    """A linear layer that starts from zero, and its optimizer: LARS with momentum 0.9 and cosine decay.
+
+    Parameters
+    ----------
+    features, classes : int
+        Widths of its input and output.
+    lr : float
+        Initial learning rate.
+    device : torch.device
+    """
+
+    def __init__(self, features: int, classes: int, lr: float, device: torch.device) -> None:
+        self.lr, self.layer = lr, nn.Linear(features, classes, device=device)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+        # Without always_adapt, timm's LARS is plain SGD for parameters without weight decay.
+        self.optimizer = Lars(self.layer.parameters(), lr=lr, momentum=0.9, weight_decay=0.0, always_adapt=True)
+
+    def learn(self, features: Tensor, labels: Tensor, step: int, steps: int) -> None:
+        """Do step number `step` of `steps` on standardised features float (N, C) and labels int64 (N,)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine_lr(step, steps, self.lr)
+        loss = F.cross_entropy(self.layer(features), labels)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def classifier(self, mean: Tensor, std: Tensor) -> Classifier:
+        """Return the classifier of features that are not standardised yet; `mean` and `std` are (C,)."""
+        weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
+        return lambda queries: F.linear((queries - mean) / std, weight, bias)
 
 
 def sweep_rates(
@@ -88,7 +112,7 @@ def sweep_rates(
     """
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed + 1))
     count = max(round(HELD_OUT * len(order)), 1)
-    held, kept = order.split([count, len(order) - count])
+    held, kept = order.to(features.device).split([count, len(order) - count])
     found = {}
     for rate in RATES:
         classify = fit_linear(features[kept], labels[kept], epochs, rate, batch_size, seed)[""]

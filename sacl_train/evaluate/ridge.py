@@ -36,8 +36,8 @@ def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[s
     """
     mean, std = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
     x = (features.double() - mean) / std
-    y = F.one_hot(labels).double()
+    y = F.one_hot(labels, int(labels.max()) + 1).double()
     centre = y.mean(0)
-    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     weight = torch.linalg.solve(gram, x.T @ (y - centre))
     return {"": lambda queries: ((queries.double() - mean) / std @ weight + centre).float()}

@@ -13,8 +13,12 @@ import numpy as np
 import torch
 
 from sacl_train.evaluate.features import encode_images
+from sacl_train.evaluate.images import Images
+from sacl_train.evaluate.interface import Classifier
 from sacl_train.evaluate.linear import fit_linear
-from sacl_train.evaluate.probe import load_subject, open_test
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS
+from sacl_train.evaluate.probe import PROTOCOLS
+from sacl_train.evaluate.subject import Subject, open_subject, open_test
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.sources.resize import fit_square
 from texturegen.storage.image import decode_image
@@ -159,6 +163,8 @@ def evaluate_shape_bias(
     device: str = "auto",
     root: str | Path | None = None,
     size: int | None = None,
+    network: str = "online",
+    norm_statistics: str = DEFAULT_STATISTICS,
     **settings: Any,
 ) -> dict[str, Any]:
     """Return the shape bias of a linear probe on a run's encoder.
@@ -167,8 +173,8 @@ def evaluate_shape_bias(
 
     Parameters
     ----------
-    run, train, device, root, size
-        As in `probe.load_subject`.
+    run, train, device, root, size, network, norm_statistics
+        As in `subject.open_subject`.
     stimuli : str or Path
         A directory of stimuli, or images with a class for the shape and one for the texture (`shapes:conflict`, or
         shards of it).
@@ -185,30 +191,40 @@ def evaluate_shape_bias(
     UserError
         If no stimulus can be scored, and in the cases of `probe.evaluate`.
     """
-    subject = load_subject(run, train, device, root, size)
+    with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
+        about = {"probe": "shape-bias", "protocol": PROTOCOLS["linear"], "settings": settings, **subject.about()}
+        about["stimuli_directory"] = str(stimuli)
+        classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
+        if (Path(stimuli) / "build.json").is_file() or not Path(stimuli).exists():
+            return {**about, **_score_images(subject, classify, open_test(stimuli, subject, root, size))}
+        return {**about, **_score_stimuli(subject, classify, Path(stimuli))}
+
+
+def _score_images(subject: Subject, classify: Classifier, conflict: Images) -> dict[str, Any]:
+    """Return the shape bias on images that have a class for the shape and one for the texture."""
+    if conflict.textures is None:
+        raise UserError(
+            f"{conflict.place}: the images have no texture class; use a directory of stimuli or shapes:conflict"
+        )
+    classes, found = subject.train.classes, subject.store.get(conflict)
+    decisions = [classes[i] for i in classify(found.values).argmax(1).tolist()]
+    shape_names = [classes[i] for i in found.labels.tolist()]
+    texture_names = [classes[i] for i in conflict.textures[found.numbers.numpy()].tolist()]
+    return shape_bias(decisions, shape_names, texture_names)
+
+
+def _score_stimuli(subject: Subject, classify: Classifier, stimuli: Path) -> dict[str, Any]:
+    """Return the shape bias on a directory of stimuli."""
     classes = subject.train.classes
-    about = {"probe": "shape-bias", "settings": settings, **subject.about(), "stimuli_directory": str(stimuli)}
-    classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
-    if (Path(stimuli) / "build.json").is_file() or not Path(stimuli).exists():
-        conflict = open_test(stimuli, subject, root, size)
-        if conflict.textures is None:
-            raise UserError(
-                f"{stimuli}: the images have no texture class; use a directory of stimuli or shapes:conflict"
-            )
-        found = subject.store.get(conflict)
-        decisions = [classes[i] for i in classify(found.values).argmax(1).tolist()]
-        shape_names = [classes[i] for i in found.labels.tolist()]
-        texture_names = [classes[i] for i in conflict.textures[found.numbers.numpy()].tolist()]
-        return {**about, **shape_bias(decisions, shape_names, texture_names)}
-    images, shapes, textures = read_stimuli(Path(stimuli), min(subject.train.size))
+    images, shapes, textures = read_stimuli(stimuli, min(subject.train.size))
     known = {CATEGORY_BY_CLASS.get(name, name) for name in classes}
     picked = [i for i in range(len(images)) if {shapes[i], textures[i]} <= known]
     if not picked:
         raise UserError(
-            f"{stimuli}: no stimulus has both its shape and its texture among the classes of {train}; the categories "
-            f"are {', '.join(CATEGORIES)}"
+            f"{stimuli}: no stimulus has both its shape and its texture among the classes of {subject.train.place}; "
+            f"the categories are {', '.join(CATEGORIES)}"
         )
     pixels = torch.from_numpy(images[picked]).permute(0, 3, 1, 2)
     queries = encode_images(subject.encoder, pixels, subject.config, subject.device)
     decisions = categorise(classify(queries), classes)
-    return {**about, **shape_bias(decisions, [shapes[i] for i in picked], [textures[i] for i in picked])}
+    return shape_bias(decisions, [shapes[i] for i in picked], [textures[i] for i in picked])

@@ -15,19 +15,27 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sacl_train.data.weak import normalise
+from sacl_train.evaluate.features import encode_views
+from sacl_train.evaluate.images import ShardImages
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS, estimate_statistics
 from sacl_train.evaluate.ridge import fit_ridge
-from sacl_train.training.resume import load_method
-from sacl_train.training.setup import choose_device
+from sacl_train.evaluate.subject import Model, open_model
+from sacl_train.training.step import autocast
 from texturegen.console import plural
 from texturegen.errors import UserError
-from texturegen.shards import open_shards
+from texturegen.shards import Shards, open_shards
 
 MAX_IMAGES = 2000
 MAX_BATCH = 250  # images encoded at once
 
 
-@torch.inference_mode()
-def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto") -> dict[str, Any]:
+def evaluate_shortcut(
+    run: str | Path,
+    shards: str | Path,
+    device: str = "auto",
+    network: str = "online",
+    norm_statistics: str = DEFAULT_STATISTICS,
+) -> dict[str, Any]:
     """Measure how a run's networks separate images from their textures.
 
     Uses up to 2000 images, evenly spaced over the shards, and the first texture of each. Embeddings are L2-normalised
@@ -36,12 +44,11 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
 
     Parameters
     ----------
-    run : str or Path
-        Directory of `sacl-train`, or a checkpoint in it.
+    run, device, network, norm_statistics
+        As in `subject.open_model`; with "images", the BatchNorm statistics behind the features are estimated on the
+        images of the shards.
     shards : str or Path
         Shards with textures, as the run was trained on.
-    device : str
-        "auto", "cpu", "cuda", "cuda:1", ...
 
     Returns
     -------
@@ -55,20 +62,38 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
     UserError
         If there is no checkpoint, or the shards have no textures or fewer than two images.
     """
-    method, config, epochs = load_method(Path(run))
-    torch_device = choose_device(device)
-    method = method.to(torch_device)
-    dataset = open_shards(shards)
-    if not dataset.textures_per_image:
-        raise UserError(f"{shards}: these shards have no textures; build shards with --per-image 1")
-    if len(dataset) < 2:
-        raise UserError(f"{shards}: {plural(len(dataset), 'image')}; the comparison needs at least 2")
+    with open_model(run, device, network, norm_statistics) as model:
+        dataset = open_shards(shards)
+        if not dataset.textures_per_image:
+            raise UserError(f"{shards}: these shards have no textures; build shards with --per-image 1")
+        if len(dataset) < 2:
+            raise UserError(f"{shards}: {plural(len(dataset), 'image')}; the comparison needs at least 2")
+        images = ShardImages(dataset)
+        model.warn_of_size(images)
+        if norm_statistics == "images":
+            estimate_statistics(model.encoder, images, model.config, model.device)
+        count = min(MAX_IMAGES, len(dataset))
+        features, embeddings = _encode_pairs(model, dataset, np.linspace(0, len(dataset) - 1, count).astype(int))
+        figures = {
+            "probe": "shortcut",
+            "protocol": "ridge regression, features of whole images and textures",
+            **model.about(),
+            "shards": str(shards),
+            "images": count,
+            "told_apart": tell_apart(*features),
+        }
+        return figures | (explain_similarities(*embeddings) if embeddings else {})
+
+
+@torch.inference_mode()
+def _encode_pairs(model: Model, dataset: Shards, picked: np.ndarray) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the features (N, C) of images and of their textures, and their embeddings, if there is a projector."""
+    config, method = model.config, model.method
     assert config.mean is not None
     assert config.std is not None
-    picked = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_IMAGES, len(dataset))).astype(int))
     features: dict[str, list[Tensor]] = {"image": [], "texture": []}
     embeddings: dict[str, list[Tensor]] = {"image": [], "texture": []}
-    project = getattr(method, "projector", None)
+    project = getattr(method, "projector" if model.network == "online" else "target_projector", None)
     for module in method.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = 0.0  # forward passes in train mode must not change the running statistics
@@ -79,30 +104,16 @@ def evaluate_shortcut(run: str | Path, shards: str | Path, device: str = "auto")
             ("image", [sample.image for sample in samples]),
             ("texture", [sample.texture(0) for sample in samples]),
         ):
-            x = normalise(
-                torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(torch_device), config.mean, config.std
-            )
+            stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(model.device)
+            x = normalise(stacked, config.mean, config.std)
             method.eval()
-            features[name].append(method.encoder(x).float().cpu())
+            features[name].append(encode_views(model.encoder, x, config))
             if project is not None:
                 method.train()  # images and textures are normalised by their own batch statistics, as in training
-                embeddings[name].append(F.normalize(project(method.encoder(x)).float(), dim=1).cpu())
-    images, textures = (torch.cat(features[name]) for name in ("image", "texture"))
-    figures = {
-        "probe": "shortcut",
-        "run": str(run),
-        "method": config.method,
-        "encoder": config.encoder,
-        "texture_role": config.method_settings.texture_role,
-        "trained_epochs": epochs,
-        "planned_epochs": config.epochs,
-        "shards": str(shards),
-        "images": len(picked),
-        "told_apart": tell_apart(images, textures),
-    }
-    if project is not None:
-        figures |= explain_similarities(*(torch.cat(embeddings[name]) for name in ("image", "texture")))
-    return figures
+                with autocast(config, model.device):
+                    embeddings[name].append(F.normalize(project(model.encoder(x)).float(), dim=1))
+    found = [torch.cat(pieces) for pieces in features.values()]
+    return found, [torch.cat(pieces) for pieces in embeddings.values() if pieces]
 
 
 def tell_apart(images: Tensor, textures: Tensor) -> float:
@@ -121,7 +132,7 @@ def tell_apart(images: Tensor, textures: Tensor) -> float:
         0..1; chance is 0.5.
     """
     values = torch.stack([images, textures], 1)  # keeps an image and its texture in the same half
-    labels = torch.tensor([0, 1]).expand(len(values), 2)
+    labels = torch.tensor([0, 1], device=values.device).expand(len(values), 2)
     classify = fit_ridge(values[::2].flatten(0, 1), labels[::2].flatten())[""]
     is_correct = classify(values[1::2].flatten(0, 1)).argmax(1) == labels[1::2].flatten()
     return is_correct.float().mean().item()
@@ -143,7 +154,7 @@ def explain_similarities(images: Tensor, textures: Tensor) -> dict[str, float]:
         similarities to textures; these are the fractions (0..1) of the sum of squares that are explained by the
         direction from the mean image to the mean texture alone, and by a texture being the image's own.
     """
-    off_diagonal = ~torch.eye(len(images), dtype=torch.bool)
+    off_diagonal = ~torch.eye(len(images), dtype=torch.bool, device=images.device)
     baseline = (images @ images.T)[off_diagonal].mean()
     excess = images @ textures.T - baseline  # similarity to a texture beyond that to another image
     direction = F.normalize(textures.mean(0) - images.mean(0), dim=0)
@@ -151,7 +162,7 @@ def explain_similarities(images: Tensor, textures: Tensor) -> dict[str, float]:
     along = (images @ direction)[:, None] * ((textures - centre) @ direction)[None, :]
     margin = excess.diagonal().mean() - excess[off_diagonal].mean()
     residual = (excess - along).square().sum()
-    own = torch.diag(torch.full((len(images),), float(margin)))
+    own = torch.diag(margin.expand(len(images)))
     total = excess.square().sum()
     return {
         "own_texture": (excess.diagonal().mean() + baseline).item(),

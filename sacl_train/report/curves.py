@@ -54,6 +54,12 @@ PANELS = (
         (0, 1.05),
     ),
     Panel(
+        "Effective rank",
+        "Effective rank of the features (RankMe): it falls when dimensions collapse; at most their number",
+        "rank",
+        ("rankme",),
+    ),
+    Panel(
         "Top-1 on training images",
         "Top-1 accuracy on training images, for monitoring (figures for test images are in the table of probes)",
         "%",
@@ -82,7 +88,7 @@ def draw_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure  # unlike pyplot, needs no display and has no global state
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(13, 3), layout="constrained")
+    figure = Figure(figsize=(16, 3), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for key in panel.keys:
             if points := panel.points(rows, key):

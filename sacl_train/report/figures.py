@@ -14,6 +14,9 @@ _TEST_FIGURES = {
     "top5": "top-5",
     "texture_decisions": "texture decisions",
     "destroyed": "top-1 on shuffled cells",
+    "auroc": "AUROC",
+    "aupr": "AUPR",
+    "fpr95": "FPR at 95 % TPR",
 }
 # Key of a whole probe -> label.
 _FIGURES = {
@@ -42,6 +45,33 @@ def provenance(program: str) -> dict[str, Any]:
         with suppress(PackageNotFoundError):  # some are optional
             versions[name] = version(name)
     return {"command": shlex.join([*shlex.split(program), *sys.argv[1:]]), "versions": versions}
+
+
+MEASURED = ("protocol", "network", "norm_statistics", "precision")
+
+
+def describe_probes(figures: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
+    """Return how each probe was measured: rows of the probe, the values of `MEASURED` and the runs measured so.
+
+    Parameters
+    ----------
+    figures : dict
+        Run -> probe -> the JSON that `sacl-eval` wrote for it.
+    """
+    runs: dict[tuple[str, ...], list[str]] = {}
+    for run, probes in figures.items():
+        for probe, found in probes.items():
+            runs.setdefault((probe, *(str(found.get(key, "-")) for key in MEASURED)), []).append(run)
+    return [[*row, ", ".join(names)] for row, names in sorted(runs.items())]
+
+
+def describe_probe(figures: dict[str, Any]) -> str:
+    """Return a line on how the figures of a probe were measured; "" for those of a version that did not record it."""
+    if "protocol" not in figures:
+        return ""
+    origin = "whole images" if figures["norm_statistics"] == "images" else "the training"
+    where = f"{figures['network']} network, BatchNorm statistics of {origin}, {figures['precision']}"
+    return f"{figures['protocol']}; {where}"
 
 
 def flatten(probe: str, figures: dict[str, Any]) -> dict[str, float]:

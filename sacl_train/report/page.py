@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sacl_train.report.curves import LABELS, PANELS, Panel
-from sacl_train.report.figures import flatten
+from sacl_train.report.figures import describe_probes, flatten
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.storage.atomic import write_atomically
 
@@ -211,12 +211,15 @@ def _probes_section(runs: Mapping[str, _Run]) -> str:
     if not any(values.values()):
         return "<h2>Probes</h2><p class='note'>None yet; see <code>sacl-eval --help</code>.</p>"
     note = "<p class='note'>In per cent. The JSON file of each probe holds the command and the package versions.</p>"
+    heads = ["probe", "protocol", "network", "BatchNorm statistics", "precision", "runs"]
+    of_runs = {name: run.figures for name, run in runs.items()}
     corruptions = {name: _mean_errors(run.figures.get("corruption", {})) for name, run in runs.items()}
     biases = {name: _shape_biases(run.figures.get("shape-bias", {})) for name, run in runs.items()}
     tables = [
         f"<h2>Probes</h2>{note}{_percent_table('figure', values)}",
         _titled("Error by corruption, mean over the severities", _percent_table("corruption", corruptions)),
         _titled("Shape bias, by the shape of the stimulus", _percent_table("shape", biases)),
+        _titled("How the probes were measured", _table(heads, describe_probes(of_runs))),
     ]
     return "".join(tables)
 

@@ -1,9 +1,11 @@
 """A small recipe run by the real commands, its reports, and errors in recipes."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -31,9 +33,30 @@ TINY = {
 }
 
 
+_Popen = subprocess.Popen
+
+
+class _EvaluationHere:
+    """Stands for a process of `sacl-eval`: it saves the import of torch."""
+
+    def __init__(self, line: list[str], **_: object) -> None:
+        done = CliRunner().invoke(eval_main, line[1:])
+        self.stdout, self.status = done.output.splitlines(keepends=True), done.exit_code
+
+    def wait(self) -> int:
+        return self.status
+
+
+def start(line: list[str], **settings: Any) -> Any:
+    """Start a command as `pipelines` does, but evaluate all runs except "untrained" in this process."""
+    here = Path(line[0]).name == "sacl-eval" and "j/runs/untrained" not in line
+    return (_EvaluationHere if here else _Popen)(line, **settings)
+
+
 @pytest.mark.slow
 def test_recipe_writes_reports_and_reruns_only_changed_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.commands.subprocess.Popen", start)
     whole = load_recipe("shapes", TINY)
     probes = {"linear": whole.probes["linear"], "shape-bias": whole.probes["shape-bias"]}
     journey = replace(whole, runs={name: whole.runs[name] for name in ("untrained", "negative")}, probes=probes)
@@ -71,6 +94,7 @@ def test_recipe_writes_reports_and_reruns_only_changed_stages(tmp_path: Path, mo
     monkeypatch.undo()
     # Changed settings of a run, or other images in a set, rerun their stages, and old results are kept.
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.commands.subprocess.Popen", start)
     runs = {"untrained": journey.runs["untrained"], "negative": {**journey.runs["negative"], "tau": 0.5}}
     sets = {**journey.sets, "conflict": {**journey.sets["conflict"], "limit": 30}}
     run(replace(journey, runs=runs, sets=sets, probes={"linear": probes["linear"]}), Path("j"), device="cpu")
@@ -103,6 +127,7 @@ def test_recipe_writes_reports_and_reruns_only_changed_stages(tmp_path: Path, mo
         ("shape-bias", {"stimuli": "shapes:conflict"}, "--shards S/train --device cpu --stimuli shapes:conflict"),
         ("corruption", {"images": 5}, "--shards S/train --device cpu --test-shards S/test --images 5"),
         ("shortcut", {}, "--shards S/train --device cpu"),
+        ("ood", {"ood": "conflict"}, "--shards S/train --device cpu --test-shards S/test --ood S/conflict"),
         ("embed", {"images": "conflict"}, "--device cpu --images S/conflict"),
     ],
 )

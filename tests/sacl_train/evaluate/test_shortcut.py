@@ -65,7 +65,7 @@ def test_command_prints_table(shapes_shards: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     figures = json.loads((tmp_path / "run" / "eval-shortcut.json").read_text())
     assert {"command", "versions"} <= figures.keys()
-    rows = dict(line.rsplit(maxsplit=1) for line in done.output.splitlines()[1:-1])
+    rows = dict(line.rsplit(maxsplit=1) for line in done.output.splitlines()[3:-1])
     assert rows["accuracy, textures against images (chance 50 %)"] == f"{figures['told_apart']:.1%}"
     assert rows["cosine of an image to its own texture"] == f"{figures['own_texture']:.3f}"
     assert len(rows) == 6

@@ -1,0 +1,241 @@
+"""Out-of-distribution detection: which images are unlike those that a probe was fitted on, by four published scores.
+
+A score is larger for an image that is further from the training images. Areas and rates are computed by `detection`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+
+from sacl_train.evaluate.detection import detection_figures
+from sacl_train.evaluate.images import BATCH, Images, ShardImages, TextureImages
+from sacl_train.evaluate.linear import fit_linear
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS
+from sacl_train.evaluate.subject import Subject, open_like, open_subject
+from texturegen.errors import UserError
+
+Score = Callable[[Tensor], Tensor]  # features float (N, C) -> float (N,)
+
+CHUNK = 512  # queries compared with the training features at once
+PROTOCOL = "distance to the training images, features of whole images; max-softmax of a linear layer by LARS"
+
+
+def evaluate_ood(
+    run: str | Path,
+    train: str | Path,
+    test: str | Path,
+    ood: list[str | Path],
+    device: str = "auto",
+    root: str | Path | None = None,
+    size: int | None = None,
+    network: str = "online",
+    norm_statistics: str = DEFAULT_STATISTICS,
+    textures: bool = False,
+    k: int = 50,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure how well a run's encoder tells images of other sets from those of the set that it is used on.
+
+    Parameters
+    ----------
+    run, device, root, size, network, norm_statistics
+        As in `subject.open_subject`.
+    train : str or Path
+        Labelled training images, the reference of all scores.
+    test : str or Path
+        Other images of the same kind: the in-distribution set.
+    ood : list of str or Path
+        Out-of-distribution sets of the same image size; labels are not read. See `images.open_images`.
+    textures : bool
+        Use the textures of the test images as an out-of-distribution set too; the test set must be shards that have
+        some.
+    k : int
+        The neighbour whose distance is the score "knn".
+    **settings
+        Settings of `fit_linear`, for the score "max-softmax".
+
+    Returns
+    -------
+    dict
+        The figures and how they were measured, JSON-serialisable. "test" has a row per out-of-distribution set and
+        score ("variant"), with the figures of `detection.detection_figures`. "csi_space": "projector", or "features" if
+        the network has no projector.
+
+    Raises
+    ------
+    UserError
+        If there is no out-of-distribution set, the test set has no textures, the image sizes differ, and in the cases
+        of `subject.open_subject`.
+
+    Examples
+    --------
+    >>> figures = evaluate_ood("run", "shards", "shards", ["test-shards"], device="cpu", k=5, epochs=5)
+    >>> [row["variant"] for row in figures["test"]]
+    ['knn', 'mahalanobis', 'csi', 'max-softmax']
+    """
+    if not ood and not textures:
+        raise UserError("there is no out-of-distribution set; give one with --ood, or --textures")
+    with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
+        inside = open_like(test, subject, root, size)
+        sets = [open_like(place, subject, root, size) for place in ood]
+        if textures:
+            sets.append(_textures_of(inside))
+        scores = make_scores(subject, k, **settings)
+        of_inside = subject.store.get(inside, labelled_only=False).values
+        rows = []
+        for outside in sets:
+            values = subject.store.get(outside, labelled_only=False).values
+            for name, score in scores.items():
+                row = {"set": outside.place, "split": outside.split, "variant": name, "images": len(values)}
+                rows.append(row | detection_figures(score(of_inside), score(values)))
+        return {
+            "probe": "ood",
+            "protocol": PROTOCOL,
+            "settings": {"k": k, **settings},
+            **subject.about(),
+            "in_distribution": inside.place,
+            "in_distribution_split": inside.split,
+            "in_distribution_images": len(of_inside),
+            "csi_space": "features" if projector_of(subject) is None else "projector",
+            "test": rows,
+        }
+
+
+def make_scores(subject: Subject, k: int = 50, **settings: Any) -> dict[str, Score]:
+    """Return the four scores, fitted on the features of a subject's training images.
+
+    Parameters
+    ----------
+    subject : Subject
+        The network and its training images.
+    k, settings
+        As in `evaluate_ood`.
+
+    Returns
+    -------
+    dict of str to Score
+        Functions of features float (N, C) that return float (N,), larger for images further from the training images.
+    """
+    features, labels = subject.features.values, subject.features.labels
+    project = projector_of(subject)
+    bank = features if project is None else project(features)
+    classify = fit_linear(features, labels, **settings)[""]
+    return {
+        "knn": lambda x: knn_distance(features, x, k),
+        "mahalanobis": fit_mahalanobis(features, labels),
+        "csi": lambda x: -csi_score(bank, x if project is None else project(x)),
+        "max-softmax": lambda x: -classify(x).softmax(1).amax(1),
+    }
+
+
+def knn_distance(bank: Tensor, queries: Tensor, k: int = 50) -> Tensor:
+    """Return the Euclidean distance of unit features to their k-th nearest training feature (Sun et al. 2022, eq. 2).
+
+    Parameters
+    ----------
+    bank, queries : Tensor float (M, C), (N, C)
+        Need not be normalised.
+    k : int
+        At least 1; more than M means M.
+
+    Returns
+    -------
+    Tensor float (N,)
+
+    Raises
+    ------
+    UserError
+        If k is below 1.
+    """
+    if k < 1:
+        raise UserError(f"k must be at least 1, not {k}")
+    bank = F.normalize(bank, dim=1)
+    chunks = F.normalize(queries, dim=1).split(CHUNK)
+    cosines = torch.cat([(chunk @ bank.T).topk(min(k, len(bank)), dim=1).values[:, -1] for chunk in chunks])
+    return (2 - 2 * cosines).clamp_min(0).sqrt()
+
+
+def fit_mahalanobis(features: Tensor, labels: Tensor) -> Score:
+    """Return the squared Mahalanobis distance to the nearest class mean (Lee et al. 2018, eq. 1, 2).
+
+    All classes share one covariance. Computed in float64. Directions in which no training feature varies are ignored.
+
+    Parameters
+    ----------
+    features : Tensor float (M, C)
+    labels : Tensor int64 (M,)
+        0 or above; classes without an image are left out.
+
+    Returns
+    -------
+    Score
+    """
+    x = features.double()
+    present, index = labels.unique(return_inverse=True)
+    means = torch.zeros(len(present), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, index, x)
+    means = means / index.bincount()[:, None]
+    centred = x - means[index]
+    precision = torch.linalg.pinv(centred.T @ centred / len(x), hermitian=True)
+
+    def score(queries: Tensor) -> Tensor:
+        distances = []
+        for mean in means:
+            difference = queries.double() - mean
+            distances.append((difference @ precision * difference).sum(1))
+        return torch.stack(distances).amin(0)
+
+    return score
+
+
+def csi_score(bank: Tensor, queries: Tensor) -> Tensor:
+    """Return the cosine similarity to the nearest training embedding, times the norm (Tack et al. 2020, eq. 6).
+
+    Parameters
+    ----------
+    bank, queries : Tensor float (M, D), (N, D)
+        Embeddings, not normalised.
+
+    Returns
+    -------
+    Tensor float (N,)
+        Smaller for images further from the training images.
+    """
+    unit = F.normalize(bank, dim=1)
+    nearest = [(F.normalize(chunk, dim=1) @ unit.T).amax(1) for chunk in queries.split(CHUNK)]
+    return torch.cat(nearest) * queries.norm(dim=1)
+
+
+def projector_of(subject: Subject) -> Score | None:
+    """Return the projector behind the encoder, in eval mode, or None if the method has none.
+
+    With norm_statistics "images", its BatchNorm statistics are estimated on the features of the training images.
+    """
+    projector = getattr(subject.method, "projector" if subject.network == "online" else "target_projector", None)
+    if not isinstance(projector, nn.Module):
+        return None
+    values = subject.features.values
+    if subject.norm_statistics == "images":
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(values))).to(values.device)
+        count = max(len(order) // BATCH * BATCH, min(len(order), BATCH))
+        update_bn(values[order[:count]].split(BATCH), projector)
+    projector.eval()
+
+    @torch.no_grad()
+    def project(features: Tensor) -> Tensor:
+        return torch.cat([projector(chunk).float() for chunk in features.split(CHUNK)])
+
+    return project
+
+
+def _textures_of(images: Images) -> TextureImages:
+    if not isinstance(images, ShardImages) or not images.shards.textures_per_image:
+        raise UserError(
+            f"{images.place}: no textures; --textures needs a test set of shards built with --per-image 1 or more"
+        )
+    return TextureImages(images.shards, images.bad_share)
