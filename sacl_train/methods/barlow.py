@@ -12,6 +12,7 @@ from sacl_train.distributed import gather_with_gradient
 from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import cross_correlation, embedding_std
 from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.recipes import Linear
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import deep_mlp
 from texturegen.errors import UserError
@@ -25,6 +26,9 @@ class BarlowSettings:
     ----------
     redundancy : float
         lambda, the weight of the off-diagonal terms (eq. 1).
+    loss_scale : float
+        Factor of the loss, which eq. 1 does not have. It matters to SGD, and to LARS for the parameters that it does
+        not scale: the authors' first code had 1/32 and 0.024, solo-learn has 0.1.
     projector_hidden, projector_out : int
         Widths of the projector.
     texture_role : str
@@ -32,6 +36,7 @@ class BarlowSettings:
     """
 
     redundancy: float = 5e-3
+    loss_scale: float = 1.0
     projector_hidden: int = 8192
     projector_out: int = 8192
     texture_role: str = "none"
@@ -47,6 +52,40 @@ class BarlowTwins(Method):
 
     Settings = BarlowSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        # The paper has none for CIFAR. solo-learn's scripts/pretrain/cifar/barlow.yaml (1000 epochs, batch 256).
+        "cifar": {
+            "optimizer": "lars",
+            "lr": Linear(0.3),
+            "lars_trust": 0.02,  # eta
+            "lars_clip": True,  # clip_lr
+            "decay_norms": False,  # exclude_bias_n_norm
+            "weight_decay": 1e-4,
+            "warmup_epochs": 10.0,  # solo/args/pretrain.py
+            "loss_scale": 0.1,
+            "projector_hidden": 2048,
+            "projector_out": 2048,
+            "weak": "mocov2",  # augmentations/asymmetric.yaml: no blur
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+        },
+        # The authors' main.py (1000 epochs, batch 2048), which agrees with section 2.2 where no section is named.
+        "imagenet": {
+            "optimizer": "lars",
+            "lr": Linear(0.2),
+            "norm_lr": 0.024,  # 0.0048 for biases and norms
+            "decay_norms": False,
+            "weight_decay": 1e-6,  # the paper has 1.5e-6
+            "warmup_epochs": 10.0,
+            "zero_init_residual": True,
+            "redundancy": 0.0051,
+            "projector_hidden": 8192,
+            "projector_out": 8192,
+            "weak": "mocov2",
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.4, 0.4, 0.2, 0.1),
+        },
+    }
 
     def __init__(
         self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: BarlowSettings
@@ -60,4 +99,4 @@ class BarlowTwins(Method):
         z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]  # (N, D)
         first, second = (gather_with_gradient(embeddings) for embeddings in z)
         loss, metrics = cross_correlation(first, second, self.settings.redundancy)
-        yield loss, {**metrics, "embedding_std": embedding_std(first.detach())}
+        yield self.settings.loss_scale * loss, {**metrics, "embedding_std": embedding_std(first.detach())}

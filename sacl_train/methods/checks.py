@@ -9,9 +9,24 @@ from texturegen.errors import UserError, nearest
 
 NEGATIVE_ROLES = ("negative", "none")
 ALL_ROLES = ("none", "negative", "instance", "positive")
-CHOICES = {"scope": SCOPES, "texture_view": TEXTURE_VIEWS, "momentum_schedule": SCHEDULES}
-COUNTS = ("projector_hidden", "projector_out", "predictor_hidden", "queue", "negatives", "images")  # at least 1
+PREDICTOR_RATES = ("schedule", "constant")
+CHOICES = {
+    "scope": SCOPES,
+    "texture_view": TEXTURE_VIEWS,
+    "momentum_schedule": SCHEDULES,
+    "predictor_lr": PREDICTOR_RATES,
+}
+COUNTS = (
+    "projector_hidden",
+    "projector_out",
+    "projector_layers",
+    "predictor_hidden",
+    "queue",
+    "negatives",
+    "images",
+)  # at least 1
 FRACTIONS = ("momentum", "weight")  # 0..1
+POSITIVE = ("tau", "loss_scale")
 
 
 def check_settings(settings: Any, roles: tuple[str, ...]) -> None:
@@ -35,8 +50,9 @@ def check_settings(settings: Any, roles: tuple[str, ...]) -> None:
     for name in FRACTIONS:
         if name in values and not 0 <= values[name] <= 1:
             raise UserError(f"{name} is {values[name]}; it must be between 0 and 1")
-    if "tau" in values and not values["tau"] > 0:
-        raise UserError(f"tau is {values['tau']}; it must be above 0")
+    for name in POSITIVE:
+        if name in values and not values[name] > 0:
+            raise UserError(f"{name} is {values[name]}; it must be above 0")
 
 
 def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ def info_nce(
     alpha: float = 1.0,
     scope: str = "batch",
     first: int = 0,
+    decoupled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each query against its own key, among all keys and the texture keys (SACL eq. 10).
 
@@ -43,6 +44,8 @@ def info_nce(
         "batch": w = 1, all textures of the batch. "own": w_ib = 1 only for b = i, the image's own textures.
     first : int
         Index of this process's first key in z.
+    decoupled : bool
+        Leave the positive pair out of the denominator (DCL; Yeh et al. 2022, eq. 6).
 
     Returns
     -------
@@ -83,7 +86,7 @@ def info_nce(
             textures = own if scope == "own" else p @ t.flatten(0, 1).T  # (A, N, P) or (A, N, M*P)
             logits = torch.cat([logits, alpha * textures / tau], dim=2)
         target = torch.arange(first, first + images, device=p.device).repeat(combinations)  # (A*N,)
-        loss = F.cross_entropy(logits.flatten(0, 1), target)
+        loss = _cross_entropy(logits.flatten(0, 1), target, decoupled)
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
@@ -96,6 +99,7 @@ def bank_nce(
     alpha: float = 1.0,
     scope: str = "batch",
     first: int = 0,
+    decoupled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE of each query, with a bank of earlier keys as negatives (He et al. 2020, eq. 1).
 
@@ -105,7 +109,7 @@ def bank_nce(
         Queries and their keys.
     bank : Tensor (K, D)
         Earlier keys, all negatives.
-    t, tau, alpha, scope, first
+    t, tau, alpha, scope, first, decoupled
         As in `info_nce`.
 
     Returns
@@ -122,7 +126,7 @@ def bank_nce(
         if t is not None:
             textures, stats["texture_similarity"] = _texture_cosines(q, _unit(t), scope, first)
             logits = torch.cat([logits, alpha * textures / tau], dim=1)
-        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))
+        loss = _cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device), decoupled)
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
@@ -185,6 +189,7 @@ def nt_xent(
     alpha: float = 1.0,
     scope: str = "batch",
     first: int = 0,
+    decoupled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each view against the other view of its image (Chen et al. 2020, eq. 1).
 
@@ -198,7 +203,7 @@ def nt_xent(
         Both views of the images of all processes.
     t : sequence of two Tensor (M, P, D), or None
         Texture keys for each of the two views.
-    tau, alpha, scope, first
+    tau, alpha, scope, first, decoupled
         As in `info_nce`; `first` is the index of this process's first image in `all_views`.
 
     Returns
@@ -226,14 +231,14 @@ def nt_xent(
             )
             stats["texture_similarity"] = torch.stack(similarities).mean()
             logits = torch.cat([logits, alpha * torch.cat(cosines_to_textures) / tau], dim=1)
-        loss = F.cross_entropy(logits, partner)
+        loss = _cross_entropy(logits, partner, decoupled)
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative cosine similarity, -cos(p, z), averaged over N (Chen & He 2021, eq. 1).
 
-    BYOL's loss (Grill et al. 2020, eq. 2) is 2 + 2 times this value and has the same minimum.
+    The squared distance of the normalised vectors, BYOL's loss (Grill et al. 2020, eq. 2), is 2 + 2 times this value.
 
     Parameters
     ----------
@@ -300,6 +305,15 @@ def embedding_std(z: Tensor) -> Tensor:
     Tensor (0-d)
     """
     return _unit(z).std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, decoupled: bool) -> Tensor:
+    """Return the mean loss of rows of logits (Q, C) whose positives are the columns `target`, int64 (Q,)."""
+    if not decoupled:
+        return F.cross_entropy(logits, target)
+    columns = target[:, None]
+    negatives = logits.scatter(1, columns, -torch.inf)
+    return (negatives.logsumexp(dim=1, keepdim=True) - logits.gather(1, columns)).mean()
 
 
 def _texture_cosines(q: Tensor, t: Tensor, scope: str, first: int) -> tuple[Tensor, Tensor]:

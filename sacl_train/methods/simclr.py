@@ -13,6 +13,7 @@ from sacl_train.distributed import gather_with_gradient, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import embedding_std, nt_xent
 from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import keys_for_queries
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
@@ -30,6 +31,10 @@ class SimCLRSettings:
         None: as wide as the encoder's features.
     projector_out : int
         D, dimensions of an embedding.
+    projector_norm : bool
+        BN after each layer of the projector, as in the authors' code; the paper's text has none.
+    decoupled : bool
+        Leave the positive pair out of the denominator; see `losses.info_nce`.
     texture_role : str
         "none", or "negative": the batch's textures are additional negatives of both views, and gradients flow
         through their embeddings.
@@ -42,6 +47,8 @@ class SimCLRSettings:
     tau: float = 0.5
     projector_hidden: int | None = None
     projector_out: int = 128
+    projector_norm: bool = False
+    decoupled: bool = False
     texture_role: str = "none"
     alpha: float = 1.0
     scope: str = "batch"
@@ -56,6 +63,38 @@ class SimCLR(Method):
 
     Settings = SimCLRSettings
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        # lightly's cifar10_benchmark.py (kNN 84.7 % after 200 epochs, batch 128), with the temperature and the views of
+        # the paper's appendix B.9. Its LARS is for batches of 256 to 4096 and 1000 epochs.
+        "cifar": {
+            "optimizer": "sgd",
+            "lr": Linear(0.06, batch=128),
+            "weight_decay": 5e-4,
+            "tau": 0.5,  # B.9
+            "projector_hidden": 512,
+            "projector_out": 128,
+            "projector_norm": True,
+            "weak": "mocov2",  # B.9: no blur
+            "crop_scale": (0.08, 1.0),  # A
+            "jitter": (0.4, 0.4, 0.4, 0.1),  # B.9: strength 0.5
+        },
+        # Section 2.2 and appendix A of the paper (100 epochs, batch 4096); the authors' code where it is named.
+        "imagenet": {
+            "optimizer": "lars",
+            "lr": Linear(0.3),
+            "decay_norms": False,  # lars_optimizer.py
+            "weight_decay": 1e-6,
+            "warmup_epochs": 10.0,
+            "zero_init_residual": True,  # resnet.py
+            "tau": 0.1,  # table 5
+            "projector_hidden": 2048,
+            "projector_out": 128,
+            "projector_norm": True,  # model_util.py
+            "weak": "mocov2",
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.8, 0.8, 0.8, 0.2),
+        },
+    }
 
     def __init__(
         self, encoder: Encoder, weak: WeakAugment, image_size: tuple[int, int], settings: SimCLRSettings
@@ -63,7 +102,8 @@ class SimCLR(Method):
         super().__init__()
         self.settings, self.weak, self.encoder = settings, weak, encoder
         features = encoder.out_features
-        self.projector = mlp(features, settings.projector_hidden or features, settings.projector_out)
+        hidden, norm = settings.projector_hidden or features, settings.projector_norm
+        self.projector = mlp(features, hidden, settings.projector_out, norm=norm, out_norm=norm)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss of eq. 1 as one term."""
@@ -78,7 +118,8 @@ class SimCLR(Method):
             )  # (M, P, D) for each view
         all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
-        loss, metrics = nt_xent(z, all_views, textures, settings.tau, settings.alpha, settings.scope, first)
+        loss_settings = (settings.tau, settings.alpha, settings.scope, first, settings.decoupled)
+        loss, metrics = nt_xent(z, all_views, textures, *loss_settings)
         yield loss, {**metrics, "embedding_std": embedding_std(all_views[1].detach())}
 
     def _project(self, x: Tensor) -> Tensor:

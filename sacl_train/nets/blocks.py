@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock as PlainBasicBlock
 from torchvision.models.resnet import Bottleneck as PlainBottleneck
 
 from sacl_train.nets.attention import ATTENTION
+from texturegen.errors import UserError
 
 
 class _AttentionBlock(nn.Module):
@@ -147,3 +148,18 @@ def add_attention(stages: list[Stage], kind: str, placement: str) -> None:
             norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2
             block.se = make(block.conv1.in_channels if placement == "pre" else norm.num_features)
             block.placement = placement
+
+
+def zero_init_residual(encoder: nn.Module) -> None:
+    """Set the scale of the last BN of each block to 0, so that a block starts as its shortcut (Goyal et al. 2017).
+
+    Raises
+    ------
+    UserError
+        If the encoder has none of these blocks.
+    """
+    blocks = [module for module in encoder.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    if not blocks:
+        raise UserError("zero_init_residual does not apply to this encoder; set it to false")
+    for block in blocks:
+        nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)

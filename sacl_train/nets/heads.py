@@ -1,29 +1,34 @@
 """Projectors and predictors: the heads between an encoder and the loss (SACL section 3.2; the baselines' papers)."""
 
+import itertools
+
 from torch import nn
 
 
-def projector(features: int, hidden: int = 2048, out: int = 2048) -> nn.Sequential:
+def projector(
+    features: int, hidden: int = 2048, out: int = 2048, layers: int = 3, affine: bool = True
+) -> nn.Sequential:
     """Return the projection head g: (M, features) -> (M, out) (SACL section 3.2; Chen & He 2021, section 3).
 
-    Three linear layers with BN after each and ReLU after the first two. The linear layers have no bias, because BN
-    would cancel it.
+    Linear layers with BN after each and ReLU after all but the last. The linear layers have no bias, because BN would
+    cancel it.
 
     Parameters
     ----------
     features, hidden, out : int
-        Dimensions of the input, of both hidden layers and of the output.
+        Dimensions of the input, of the hidden layers and of the output.
+    layers : int
+        Number of linear layers, at least 1.
+    affine : bool
+        Give the last BN a scale and a shift; SimSiam's code does not.
     """
-    return nn.Sequential(
-        nn.Linear(features, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, out, bias=False),
-        nn.BatchNorm1d(out),
-    )
+    widths = [features, *[hidden] * (layers - 1)]
+    hidden_layers = [
+        layer
+        for before, after in itertools.pairwise(widths)
+        for layer in (nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
+    ]
+    return nn.Sequential(*hidden_layers, nn.Linear(widths[-1], out, bias=False), nn.BatchNorm1d(out, affine=affine))
 
 
 def predictor(features: int = 2048, hidden: int = 512) -> nn.Sequential:
@@ -44,7 +49,7 @@ def predictor(features: int = 2048, hidden: int = 512) -> nn.Sequential:
     )
 
 
-def mlp(features: int, hidden: int, out: int, norm: bool = False) -> nn.Sequential:
+def mlp(features: int, hidden: int, out: int, norm: bool = False, out_norm: bool = False) -> nn.Sequential:
     """Return a two-layer head: (M, features) -> (M, out), with ReLU in between (Chen et al. 2020; Grill et al. 2020).
 
     Parameters
@@ -53,9 +58,12 @@ def mlp(features: int, hidden: int, out: int, norm: bool = False) -> nn.Sequenti
         Dimensions of the input, the hidden layer and the output.
     norm : bool
         Add BN before the ReLU, as BYOL does.
+    out_norm : bool
+        Add BN at the end, as SimCLR's code does.
     """
     norms = [nn.BatchNorm1d(hidden)] if norm else []
-    return nn.Sequential(nn.Linear(features, hidden), *norms, nn.ReLU(inplace=True), nn.Linear(hidden, out))
+    ends = [nn.BatchNorm1d(out)] if out_norm else []
+    return nn.Sequential(nn.Linear(features, hidden), *norms, nn.ReLU(inplace=True), nn.Linear(hidden, out), *ends)
 
 
 def deep_mlp(features: int, hidden: int, out: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ def test_defaults_equal_the_papers() -> None:
     config = load_config(None, {})
     assert (config.lr, config.weight_decay, config.batch_size, config.epochs) == (0.1, 1e-4, 128, 200)
     assert (config.sgd_momentum, config.optimizer, config.warmup_epochs, config.clip) == (0.9, "sgd", 0, None)
-    assert (config.weak, config.crop_scale, config.degrees) == ("geometric", (0.2, 1.0), 15)
+    assert (config.weak, config.crop_scale, config.degrees) == ("colour-geometric", None, 15)
     own = config.method_settings
     assert (own.tau, own.momentum, own.grid, own.texture_role) == (0.2, 0.99, 2, "negative")
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sacl_train import train
 from sacl_train.config import load_config
@@ -102,21 +103,26 @@ def written_out(name: str, method: Any, content: dict[str, torch.Tensor], draws:
         return encode(torch.stack(views, 1).flatten(0, 1)).unflatten(0, (-1, 2))
 
     if name == "mocov2":
-        how = (textures(target), settings.tau, settings.alpha, settings.scope)
-        return bank_nce(online(first), target(second), method.queue, *how)[0]
+        how = (textures(target), settings.tau, settings.alpha, settings.scope, 0, settings.decoupled)
+        losses = [bank_nce(online(first), target(second), method.queue, *how)[0]]
+        if settings.symmetric:
+            losses.append(bank_nce(online(second), target(first), method.queue, *how)[0])
+        return sum(losses) / len(losses)
     if name == "simclr":
         z = online(torch.cat([first, second])).unflatten(0, (2, -1))
         t = textures(online)
-        return nt_xent(z, z, (t, t), settings.tau, settings.alpha, settings.scope)[0]
+        return nt_xent(z, z, (t, t), settings.tau, settings.alpha, settings.scope, 0, settings.decoupled)[0]
     if name == "byol":
         p = [method.predictor(online(x)) for x in (first, second)]
-        return (negative_cosine(p[0], target(second))[0] + negative_cosine(p[1], target(first))[0]) / 2
+        z = [F.normalize(x, dim=1) for x in (target(second), target(first))]
+        unit = [F.normalize(x, dim=1) for x in p]
+        return sum((a - b).square().sum(1).mean() for a, b in zip(unit, z, strict=True)) * settings.loss_scale
     if name == "simsiam":
         z = [online(x) for x in (first, second)]
         p = [method.predictor(x) for x in z]
         return (negative_cosine(p[0], z[1].detach())[0] + negative_cosine(p[1], z[0].detach())[0]) / 2
     if name == "barlow":
-        return cross_correlation(online(first), online(second), settings.redundancy)[0]
+        return settings.loss_scale * cross_correlation(online(first), online(second), settings.redundancy)[0]
     drawn = method._draw_negatives(draws.seed)
     same = drawn[None] == draws.samples[:, None]
     with torch.no_grad():
@@ -131,24 +137,38 @@ def written_out(name: str, method: Any, content: dict[str, torch.Tensor], draws:
 TEXTURES = {"texture_role": "negative", "scope": "own", "alpha": 2.0, "tau": 0.3}
 CHANGES: dict[str, dict[str, object]] = {
     "mocov2": TEXTURES,
+    "mocov2, symmetric": {**TEXTURES, "symmetric": True, "decoupled": True},
     "simclr": TEXTURES,
-    "byol": {},
+    "simclr, decoupled": {**TEXTURES, "decoupled": True, "projector_norm": True},
+    "byol": {"loss_scale": 0.25},
     "simsiam": {},
-    "barlow": {"redundancy": 0.1},
+    "barlow": {"redundancy": 0.1, "loss_scale": 0.1},
     "pirl": {**TEXTURES, "weight": 0.3, "negatives": 40},
 }
 
 
+class _Double(torch.nn.Module):
+    """Return views in float64, so that rounding cannot hide a wrong loss."""
+
+    def __init__(self, weak: WeakAugment) -> None:
+        super().__init__()
+        self.weak = weak
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        return self.weak(*args).double()
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_loss_and_gradients_equal_papers_algorithm(name: str) -> None:
-    method, (content, draws) = make(name, **CHANGES[name]).double(), batch()
+    changes = CHANGES[name]
+    name = name.split(",")[0]
+    method, (content, draws) = make(name, **changes).double(), batch()
     for part, module in method.named_children():
         if part.startswith("target"):  # a target equal to the online network would hide a mix-up
             for p in module.parameters():
                 p.data.mul_(1 + 0.3 * torch.rand_like(p))
     theirs = copy.deepcopy(method)
-    forward = method.weak.forward
-    method.weak.forward = lambda *args: forward(*args).double()
+    method.weak = _Double(method.weak)
     loss, _ = method(content, draws)
     expected = written_out(name, theirs, content, draws)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
@@ -306,12 +326,8 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
 
 def test_baselines_defaults_apply_and_can_be_overridden() -> None:
     config = load_config(None, {"method": "mocov2"})
-    assert (config.method, config.weak, config.attention, config.method_settings.queue) == (
-        "mocov2",
-        "mocov2",
-        "none",
-        65536,
-    )
+    chosen = (config.method, config.weak, config.attention, config.method_settings.queue)
+    assert chosen == ("mocov2", "mocov2", "none", None)
     assert load_config(None, {"method": "mocov2", "weak": "geometric"}).weak == "geometric"
     assert load_config(None, {"method": "fast-moco"}).method_settings.texture_role == "none"
     with pytest.raises(UserError, match="no setting 'queue'"):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,9 @@ from sacl_train.methods.losses import (
 Array = NDArray[np.float64]
 
 
-def slow_loss(p: Array, z: Array, t: Array | None, tau: float, alpha: float, scope: str) -> float:
+def slow_loss(
+    p: Array, z: Array, t: Array | None, tau: float, alpha: float, scope: str, decoupled: bool = False
+) -> float:
     def cosine(a: Array, b: Array) -> float:
         return float(np.dot(a, b) / math.sqrt(np.dot(a, a) * np.dot(b, b)))
 
@@ -29,7 +32,8 @@ def slow_loss(p: Array, z: Array, t: Array | None, tau: float, alpha: float, sco
     combinations, images, _ = p.shape
     for a in range(combinations):
         for i in range(images):
-            candidates = sum(math.exp(cosine(p[a, i], z[b]) / tau) for b in range(images))
+            keys = [z[b] for b in range(images) if not (decoupled and b == i)]
+            candidates = sum(math.exp(cosine(p[a, i], key) / tau) for key in keys)
             for b in range(images if t is not None else 0):
                 if scope == "own" and b != i:
                     continue
@@ -60,10 +64,46 @@ def test_loss_equals_double_loop(
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])
-def test_gradient_equals_finite_differences(scope: str) -> None:
+@pytest.mark.parametrize("per_image", [0, 2])
+def test_decoupled_loss_leaves_positive_out_of_denominator(scope: str, per_image: int) -> None:
+    """Yeh et al. 2022, eq. 6, for every InfoNCE loss, with and without textures."""
+    p, z, textures = inputs(2, 5, 2)
+    t = textures if per_image else None
+    keys = None if t is None else t.numpy()
+    loss, stats = info_nce(p, z, t, 0.2, 2.0, scope, decoupled=True)
+    assert loss.item() == pytest.approx(slow_loss(p.numpy(), z.numpy(), keys, 0.2, 2.0, scope, True), rel=1e-10)
+    assert stats["positive_similarity"] == info_nce(p, z, t, 0.2, 2.0, scope)[1]["positive_similarity"]
+
+    def exps(query: Tensor, keys: Tensor, factor: float = 1.0) -> float:
+        return float((factor * F.cosine_similarity(query[None], keys) / 0.2).exp().sum())
+
+    bank, views = inputs(1, 7, 0)[1], torch.stack([p[0], z])
+    both = None if t is None else (t, t)
+    moco = simclr = 0.0
+    for i in range(5):
+        of_textures = textures[i] if scope == "own" else textures.flatten(0, 1)
+        rest = [exps(views[v, i], of_textures, 2.0) if t is not None else 0.0 for v in (0, 1)]
+        moco -= math.log(exps(p[0, i], z[i][None]) / (exps(p[0, i], bank) + rest[0])) / 5
+        for v in (0, 1):
+            others = torch.stack([views[w, j] for w in (0, 1) for j in range(5) if j != i])
+            simclr -= math.log(exps(views[v, i], views[1 - v, i][None]) / (exps(views[v, i], others) + rest[v])) / 10
+    assert bank_nce(p[0], z, bank, t, 0.2, 2.0, scope, decoupled=True)[0].item() == pytest.approx(moco, rel=1e-10)
+    assert nt_xent(views, views, both, 0.2, 2.0, scope, decoupled=True)[0].item() == pytest.approx(simclr, rel=1e-10)
+
+
+def test_decoupled_simclr_loss_equals_lightly() -> None:
+    lightly = pytest.importorskip("lightly.loss")
+    views = torch.stack([inputs(1, 9, 0)[1], inputs(2, 9, 0)[1]])
+    theirs = lightly.DCLLoss(temperature=0.3)(views[0], views[1])
+    assert nt_xent(views, views, tau=0.3, decoupled=True)[0].item() == pytest.approx(theirs.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("scope", ["batch", "own"])
+def test_gradient_equals_finite_differences(scope: str, decoupled: bool) -> None:
     p, z, t = inputs(2, 3, 2, dims=4)
     p.requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda q: info_nce(q, z, t, 0.2, 2.0, scope)[0], (p,))
+    assert torch.autograd.gradcheck(lambda q: info_nce(q, z, t, 0.2, 2.0, scope, 0, decoupled)[0], (p,))
 
 
 def test_statistics_are_mean_cosines() -> None:
