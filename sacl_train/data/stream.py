@@ -328,7 +328,7 @@ class Stream:
 
 
 def pixel_shape(shards: Shards, plan: Plan) -> tuple[int, int, int, int]:
-    """Return the shape of a sample's pixels: its image and the K textures that the plan chooses from, (1 + K, H, W, 3)."""
+    """Return the shape of a sample's image and its K textures, (1 + K, H, W, 3); K is 0 for a plan without textures."""
     height, width = shards.image_size()
     return (1 + (shards.textures_per_image if plan.textures != "none" else 0), height, width, 3)
 

@@ -96,7 +96,8 @@ def open_run(
         if state.saved_step:
             write_rows(out, state.rows)  # a crash may have come between the checkpoint and these files
         write_atomically(out / "config.toml", dump_config(config))
-        draw_views(out / "sheet.png", shards, state.method.weak)
+        with torch.compiler.set_stance("force_eager"):  # the sheet's few images are not worth a compilation
+            draw_views(out / "sheet.png", shards, state.method.weak)
         log = StepLog(out / "steps.jsonl", state.log_bytes)
         writer = CheckpointWriter(out, config.keep)
         print(describe(config, stream, state.saved_step), file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from sacl_train.config import Config, modern_settings
 from sacl_train.data.order import held_out
 from sacl_train.data.resident import ResidentStream, fits_on_device
 from sacl_train.data.stream import Plan, Stream, channel_statistics
-from sacl_train.data.weak import WeakAugment, make_policy
+from sacl_train.data.weak import WeakAugment, make_policy, published_strengths
 from sacl_train.distributed import count_processes, process_rank
 from sacl_train.methods import METHODS
 from sacl_train.methods.method import Method
@@ -55,9 +55,9 @@ def choose_device(name: str) -> torch.device:
 def resolve(config: Config, shards: Shards, device: torch.device, checkpoint: Checkpoint | None = None) -> Config:
     """Return the config with the values that it leaves open.
 
-    The device decides `precision` and `compile`; the shards decide mean, std, and the size of a memory bank or
-    queue. A resumed run keeps the checkpoint's values: measured again, mean and std would change with every sample that
-    was damaged or repaired since, and another precision would be another run.
+    The device decides `precision` and `compile`; the policy decides the strengths of the views; the shards decide mean,
+    std, and the size of a memory bank or queue. A resumed run keeps the checkpoint's values: measured again, mean and
+    std would change with every sample that was damaged or repaired since, and another precision would be another run.
     """
     saved = modern_settings(checkpoint["config"]) if checkpoint is not None else {}
     if config.precision == "auto":
@@ -65,6 +65,8 @@ def resolve(config: Config, shards: Shards, device: torch.device, checkpoint: Ch
     if config.compile == "auto":
         compiles = device.type == "cuda" and not config.checkpointing and can_compile()
         config = replace(config, compile=saved.get("compile", "default" if compiles else "none"))
+    crop_scale, jitter = published_strengths(config.weak)
+    config = replace(config, crop_scale=config.crop_scale or crop_scale, jitter=config.jitter or jitter)
     settings = METHODS[config.method].load().resolve_settings(config.method_settings, len(shards))
     config = replace(config, method_settings=settings)
     if config.mean is not None and config.std is not None:
@@ -168,7 +170,7 @@ def build_method(config: Config, image_size: tuple[int, int], initialise: bool =
             if process_rank() == 0:
                 note(line)
         policy = make_policy(config.weak, config.crop_scale, config.degrees, config.shift, config.jitter, config.grey)
-        weak = WeakAugment(policy, config.mean, config.std)
+        weak = WeakAugment(policy, config.mean, config.std, config.channels_last)
         return METHODS[config.method].load()(encoder, weak, image_size, config.method_settings)
 
 

@@ -108,7 +108,9 @@ def make_step(
 
     def run(batch: Batch, epoch: int, step: int, steps: int, lr: float) -> StepMetrics:
         set_lr(optimizer, lr)
-        return update(move_batch(batch, device), epoch, step, steps)
+        # On CUDA the step is a tensor as in a captured one, so that both round the target's momentum alike.
+        number = torch.full((), step, device=device) if device.type == "cuda" else step
+        return update(move_batch(batch, device), epoch, number, steps)
 
     return run
 

@@ -18,6 +18,8 @@ from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 from texturegen.storage.ranges import Remote
 
+IN_MEMORY = "kept decoded in memory"
+
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
 def test_epoch_gives_whole_batches_of_distinct_samples(shapes_shards: Path, cache_gb: float) -> None:
@@ -206,9 +208,9 @@ def test_statistics_use_readable_images_spread_over_the_set(shapes_shards: Path,
 
 def test_too_small_cache_is_refused_or_skipped(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
-    assert Stream(shards, Plan(16), cache="auto").cached
-    assert not Stream(shards, Plan(16), cache="auto", cache_gb=1e-4).cached
-    assert not Stream(shards, Plan(16), cache="none").cached
+    assert Stream(shards, Plan(16), cache="auto").place == IN_MEMORY
+    assert Stream(shards, Plan(16), cache="auto", cache_gb=1e-4).place != IN_MEMORY
+    assert Stream(shards, Plan(16), cache="none").place != IN_MEMORY
     with pytest.raises(UserError, match="cache ram: the pixels take"):
         Stream(shards, Plan(16), cache="ram", cache_gb=1e-4)
 
@@ -271,8 +273,8 @@ def test_cache_may_use_half_of_available_memory(
         for spare in (-1, 1):
             half = 64 * 32 * 32 * 3 + spare  # bytes of all images
             monkeypatch.setattr(sacl_train.data.memory, "available_memory", lambda size=2 * half * ranks: size)
-            assert Stream(shards, Plan(16), cache="auto").cached == (spare > 0)
-        assert Stream(shards, Plan(16), cache="auto", cache_gb=1.0).cached
+            assert (Stream(shards, Plan(16), cache="auto").place == IN_MEMORY) == (spare > 0)
+        assert Stream(shards, Plan(16), cache="auto", cache_gb=1.0).place == IN_MEMORY
     monkeypatch.setattr(sacl_train.data.memory, "available_memory", lambda: 0.0)
     with pytest.raises(UserError, match="half of the memory available to this process is 0 GB; set cache_gb higher"):
         Stream(shards, Plan(16), cache="ram")

@@ -4,19 +4,17 @@ They refuse to mix devices and to pass a number to the host. A step that passes 
 and never waits for it. The backward pass needs a real device and is left out: gradients are zeros.
 """
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sacl_train.data.device
 import sacl_train.training.step
 from sacl_train.config import load_config
-from sacl_train.data.weak import WeakAugment
 from sacl_train.methods import METHODS
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.setup import build_method
@@ -51,27 +49,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.fixture(autouse=True)
-def on_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute on the host for real, and make constants again in every test."""
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let torch believe that there is a GPU, and make constants again in every test."""
 
-    def real(function: Callable) -> Callable:
-        @wraps(function)
-        def call(*arguments: Any, **options: Any) -> Any:
-            with unset_fake_temporarily():
-                return function(*arguments, **options)
-
-        return call
-
-    pack, pieces = sacl_train.data.device.pack, sacl_train.training.step._pieces
-    monkeypatch.setattr(sacl_train.data.device, "pack", real(lambda arrays, pin: pack(arrays)))  # none to pin it for
-    monkeypatch.setattr(sacl_train.training.step, "_pieces", real(lambda *given: list(pieces(*given))))
-    monkeypatch.setattr(WeakAugment, "_matrices", real(WeakAugment._matrices))
-    monkeypatch.setattr(Tensor, "numpy", real(Tensor.numpy))
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    sacl_train.data.device.constant.cache_clear()
+    sacl_train.data.device._constant.cache_clear()
     yield
-    sacl_train.data.device.constant.cache_clear()
+    sacl_train.data.device._constant.cache_clear()
 
 
 def step_on_cuda(

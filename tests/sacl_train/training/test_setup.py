@@ -1,6 +1,7 @@
 """Setup of a run: every setting takes effect, and settings that change the result make it another run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "device": "cpu"}
-TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8}
+TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "precision": "fp32", "compile": "none"}
 CPU = torch.device("cpu")
 
 
@@ -60,6 +61,17 @@ def test_settings_of_views_and_smaller_side_reach_method() -> None:
     assert method.weak.policy == make_policy("colour-geometric", **views)
     assert (method.weak.mean, method.weak.std) == ((0.5,) * 3, (0.2,) * 3)
     assert method.encoder.conv1.kernel_size == (3, 3)
+    assert method.weak.memory_format == torch.channels_last
+    assert build_method(tiny(channels_last=False), (32, 32)).weak.memory_format == torch.contiguous_format
+
+
+def test_policy_brings_its_published_strengths(shapes_shards: Path) -> None:
+    shards = open_shards(shapes_shards)
+    found = [resolve(tiny(weak=name), shards, CPU) for name in ("mocov2", "simclr", "byol")]
+    assert [config.crop_scale for config in found] == [(0.2, 1.0), (0.08, 1.0), (0.08, 1.0)]
+    assert [config.jitter for config in found] == [(0.4, 0.4, 0.4, 0.1), (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1)]
+    chosen = resolve(tiny(weak="byol", jitter=(0.1, 0.1, 0.1, 0.0), crop_scale=(0.5, 1.0)), shards, CPU)
+    assert (chosen.jitter, chosen.crop_scale) == ((0.1, 0.1, 0.1, 0.0), (0.5, 1.0))
 
 
 def test_settings_of_order_reach_stream(shapes_shards: Path) -> None:
@@ -67,7 +79,7 @@ def test_settings_of_order_reach_stream(shapes_shards: Path) -> None:
     order = {"order": "shards", "shuffle_buffer": 8, "remainder": "wrap", "accumulate": 2, "texture_draw": "all"}
     stream = make_stream(tiny(seed=3, bad_share=0.5, threads=3, cache="none", **order), shards, torch.device("cuda"))
     assert stream.plan == Plan(16, 3, "all", "shards", 8, "wrap", 0, 1, 2)
-    assert (stream.pin, stream.threads, stream.cached) == (True, 3, False)
+    assert (stream.pin, stream.threads, stream.place) == (True, 3, "decoded again in each epoch")
     stream.add_damaged(dict.fromkeys(range(32), "damaged"))
     assert not make_stream(tiny(), shards, CPU).pin
     for changes in ({"texture_role": "none"}, {"texture_source": "patch-shuffle"}):
@@ -95,11 +107,11 @@ def test_description_of_run_names_remainder(remainder: str, line: str, shapes_sh
 
 def test_given_mean_and_std_are_kept_and_missing_ones_measured(shapes_shards: Path) -> None:
     shards = open_shards(shapes_shards)
-    measured = resolve(tiny(mean="none", std="none"), shards)
-    assert resolve(tiny(std="none"), shards) == tiny(std=measured.std)
-    assert resolve(tiny(mean="none"), shards) == tiny(mean=measured.mean)
+    measured = resolve(tiny(mean="none", std="none"), shards, CPU)
+    assert resolve(tiny(std="none"), shards, CPU) == resolve(tiny(std=measured.std), shards, CPU)
+    assert resolve(tiny(mean="none"), shards, CPU) == resolve(tiny(mean=measured.mean), shards, CPU)
     there = checkpoint(1, tiny(mean=[0.1] * 3, std=[0.3] * 3))
-    assert resolve(tiny(mean="none", std="none"), shards, there) == tiny(mean=[0.1] * 3, std=[0.3] * 3)
+    assert resolve(tiny(mean="none", std="none"), shards, CPU, there) == tiny(mean=[0.1] * 3, std=[0.3] * 3)
 
 
 RESUME_MAY_CHANGE = {
@@ -163,3 +175,36 @@ def test_unavailable_device_is_reported(name: str) -> None:
 def test_devices_other_than_cpu_and_cuda_are_refused() -> None:
     with pytest.raises(UserError, match="device 'mps' is not supported; use --device cpu or cuda"):
         choose_device("mps")
+
+
+def test_device_decides_what_is_left_to_it(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, cuda = open_shards(shapes_shards), torch.device("cuda")
+
+    def chosen(device: torch.device, saved: dict[str, Any] | None = None, **changes: Any) -> tuple[str, str]:
+        checkpoint: Any = None if saved is None else {"config": saved}
+        config = resolve(tiny(**{"precision": "auto", "compile": "auto", **changes}), shards, device, checkpoint)
+        return config.precision, config.compile
+
+    monkeypatch.setattr("sacl_train.training.setup.can_compile", lambda: True)
+    assert chosen(CPU) == ("fp32", "none")
+    assert chosen(cuda) == ("bf16", "default")
+    assert chosen(cuda, precision="fp16", compile="none") == ("fp16", "none")
+    assert chosen(cuda, checkpointing=True) == ("bf16", "none")
+    # A run that began on a CPU stays in fp32, with networks that are not compiled, also in the words of version 0.1.
+    assert chosen(cuda, {"precision": "fp32", "compile": False}) == ("fp32", "none")
+    assert chosen(CPU, {"precision": "bf16", "compile": True}) == ("bf16", "default")
+    monkeypatch.setattr("sacl_train.training.setup.can_compile", lambda: False)
+    assert chosen(cuda) == ("bf16", "none")
+
+
+def test_pixels_stay_on_a_device_with_room_for_them(shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, cuda = open_shards(shapes_shards), torch.device("cuda")
+    for free, place in ((10**9, "kept on the device"), (10**5, "kept decoded in memory")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
+        assert make_stream(tiny(), shards, cuda).place == place
+    with pytest.raises(
+        UserError, match="cache device: the pixels of 64 samples do not fit into half of the free"
+    ):
+        make_stream(tiny(cache="device"), shards, cuda)
+    assert make_stream(tiny(cache="device"), shards, CPU).place == "kept decoded in memory"
+    assert make_stream(tiny(cache="none"), shards, cuda).place == "decoded again in each epoch"
