@@ -13,7 +13,7 @@ from texturegen.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from sacl_train.nets.attention import ATTENTION, PLACEMENTS
-    from sacl_train.nets.encoder import Encoder
+    from sacl_train.nets.encoder import Encoder, StagedEncoder
 
 __all__ = ["ATTENTION", "ENCODERS", "PLACEMENTS", "Encoder", "Entry", "build_encoder"]
 
@@ -38,10 +38,10 @@ class Entry:
     blocks: int | tuple[int, ...]
     width: int | None = None
 
-    def load(self) -> "Callable[..., Encoder]":
+    def load(self) -> "Callable[..., StagedEncoder]":
         """Import the encoder's module and return its constructor with `blocks` bound."""
         module, name = self.location.split(":")
-        build: Callable[..., Encoder] = getattr(import_module(f"{__name__}.{module}"), name)
+        build: Callable[..., StagedEncoder] = getattr(import_module(f"{__name__}.{module}"), name)
         return partial(build, self.blocks)
 
 

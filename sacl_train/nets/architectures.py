@@ -99,6 +99,7 @@ def find_architectures(name: str, tensors: dict[str, Tensor]) -> Iterator[Archit
     import timm
     import torchvision
 
+    in_torchvision = torchvision.models.list_models(module=torchvision.models)  # classifiers only
     if name in ENCODERS or name in RESNETS:
         yield _ours(name, tensors)
         return
@@ -106,20 +107,19 @@ def find_architectures(name: str, tensors: dict[str, Tensor]) -> Iterator[Archit
     if library == "timm":
         check_name(bare)
     elif library == "torchvision":
-        if bare not in torchvision.models.list_models():
+        if bare not in in_torchvision:
             raise UserError(
-                f"torchvision {torchvision.__version__} has no model '{bare}'"
-                f"{nearest(bare, torchvision.models.list_models())}"
+                f"torchvision {torchvision.__version__} has no model '{bare}'{nearest(bare, in_torchvision)}"
             )
-    elif library or not (timm.is_model(bare.partition(".")[0]) or bare in torchvision.models.list_models()):
-        known = (*RESNETS, *ENCODERS, *timm.list_models(), *torchvision.models.list_models())
+    elif library or not (timm.is_model(bare.partition(".")[0]) or bare in in_torchvision):
+        known = (*RESNETS, *ENCODERS, *timm.list_models(), *in_torchvision)
         raise UserError(
             f"unknown architecture '{name}'{nearest(name, known)}; --arch takes {', '.join((*RESNETS, *ENCODERS))}, "
             "a model of timm or torchvision, or torchscript"
         )
     if library != "torchvision" and timm.is_model(bare.partition(".")[0]):
         yield _of_timm(bare, tensors)
-    if library != "timm" and bare in torchvision.models.list_models():
+    if library != "timm" and bare in in_torchvision:
         yield _of_torchvision(bare)
 
 

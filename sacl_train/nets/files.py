@@ -17,8 +17,11 @@ from texturegen.storage.names import printable
 MAX_DEPTH = 8  # of dictionaries within dictionaries
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a directory with config.json, as timm and the hub have
 
-# Plain data that programs store beside their weights: arguments of the command line, and NumPy's numbers.
-_SAFE = [argparse.Namespace, np.dtype, np._core.multiarray.scalar, *(type(np.dtype(t)) for t in "fdilq?")]
+# Plain data that programs store beside their weights: arguments of the command line, and NumPy's numbers, whose
+# constructor had another name before NumPy 2.
+_SCALAR = np._core.multiarray.scalar
+_SAFE: list[Any] = [argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")]
+_SAFE += [type(np.dtype(code)) for code in "fdilq?"]
 
 
 @dataclass(frozen=True)
