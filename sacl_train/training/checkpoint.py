@@ -178,7 +178,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     required = Checkpoint.__required_keys__
     if not isinstance(content, dict) or not required <= content.keys():
         absent = sorted(required - content.keys()) if isinstance(content, dict) else sorted(required)
-        raise DamagedError(f"{path}: not a checkpoint of sacl-train (it has no {', '.join(absent)})")
+        is_foreign = not NAME.fullmatch(path.name) and path.name != BEST
+        hint = "; sacl-eval scores a file of another program by --encoder" if is_foreign else ""
+        raise DamagedError(f"{path}: not a checkpoint of sacl-train (it has no {', '.join(absent)}){hint}")
     checkpoint: Checkpoint = content  # type: ignore[assignment]
     return checkpoint
 
