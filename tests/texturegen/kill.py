@@ -22,8 +22,8 @@ EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.trunc
 MODULES = ["texturegen.builds.run", "texturegen.builds.repair", "texturegen.shards.merge", "sacl_train.cli.train"]
 MODULES += ["sacl_train.training.loop", __name__]
 TIMEOUT = 60  # seconds
-# Kill at every 13th change of the file system. TEXTUREGEN_KILL_STRIDE=1 kills at every change, which takes minutes.
-STRIDES = pytest.mark.parametrize("stride", [int(os.environ.get("TEXTUREGEN_KILL_STRIDE", "13"))])
+# Kill at every 23rd change of the file system. TEXTUREGEN_KILL_STRIDE=1 kills at every change, which takes minutes.
+STRIDES = pytest.mark.parametrize("stride", [int(os.environ.get("TEXTUREGEN_KILL_STRIDE", "23"))])
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(MODULES)
