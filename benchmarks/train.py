@@ -1,12 +1,13 @@
 """Cost of a training step, as ratios within interleaved rounds: data loading, the grid, other methods, memory.
 
-    python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,decode,grid,simclr,memory,cuda]
+    python benchmarks/train.py [--threads 2] [--rounds 5] [--only wait,decode,grid,simclr,memory,launches,cuda]
 
 wait     fraction of a step that the loop waits for its batch: SE-ResNet-20 on 32 px images of `shapes`
 decode   batches read by threads and by processes
 grid     forward and backward passes on a 2x2 grid, compared with whole views
 simclr   a step starting from uint8 images, compared with lightly's transform, head and loss around the same encoder
 memory   peak memory of all tensors in a step
+launches operations of a step, eager and compiled, per method; --launches is short for --only launches
 cuda     everything that needs a CUDA GPU, see gpu.py
 """
 
@@ -32,7 +33,9 @@ from torchvision.transforms.functional import to_pil_image
 from sacl_train import train
 from sacl_train.config import load_config
 from sacl_train.data.stream import Plan, Stream
+from sacl_train.methods import METHODS
 from sacl_train.training.allocator import keep_freed_memory
+from sacl_train.training.compilation import compile_method
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.setup import build_method
 from sacl_train.training.step import arithmetic, make_step
@@ -46,10 +49,21 @@ PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--only", default="wait,decode,grid,simclr,memory", show_default=True, help="Parts to measure.")
+@click.option("--launches", is_flag=True, help="Only count the operations of a step.")
+@click.option("--encoder", default="se_resnet18", show_default=True, help="Of part launches.")
 @click.option("--simclr-steps", hidden=True, help="Print the seconds of this kind of step.")
 @click.option("--device", default="cuda", hidden=True, help="Device of part cuda.")
 @click.option("--tiny", is_flag=True, hidden=True, help="Run part cuda at toy size.")
-def main(threads: int, rounds: int, only: str, simclr_steps: str | None, device: str, tiny: bool) -> None:
+def main(
+    threads: int,
+    rounds: int,
+    only: str,
+    launches: bool,
+    encoder: str,
+    simclr_steps: str | None,
+    device: str,
+    tiny: bool,
+) -> None:
     """Measure the parts named by --only."""
     torch.set_num_threads(threads)
     if simclr_steps:
@@ -62,10 +76,50 @@ def main(threads: int, rounds: int, only: str, simclr_steps: str | None, device:
         "simclr": report_simclr,
         "memory": report_memory,
     }
+    parts["launches"] = lambda rounds: report_launches(encoder)
     parts["cuda"] = lambda rounds: gpu.report(rounds, device, tiny)
-    for name in only.split(","):
+    for name in ("launches",) if launches else only.split(","):
         parts[name](rounds)
         print(flush=True)
+
+
+def report_launches(encoder: str) -> None:
+    """Print the operations of a step that compute something: eager ones, and with compiled views and networks.
+
+    Counted on a CPU, where a compiled kernel is a C++ loop; on CUDA it is a Triton kernel.
+    """
+    print(f"| step with {encoder}, 32 px | eager | compiled | of them generated |\n|---|---|---|---|")
+    torch._inductor.config.cpp.enable_kernel_profile = True
+    for name in METHODS:
+        counts = {}
+        for mode in ("none", "default"):
+            torch._dynamo.reset()
+            own = {"queue": 4096} if name == "mocov2" else {}
+            own |= {"images": 64} if name == "pirl" else {}
+            settings = {"method": name, "encoder": encoder, "attention": "se", **PIXELS, **own, "batch_size": 8}
+            config = load_config(None, settings)
+            method = build_method(config, (32, 32))
+            if mode != "none":
+                compile_method(method, mode)
+            step = make_step(method, build_optimizer(method), config, torch.device("cpu"))
+            pixels = torch.randint(0, 256, (8, 2, 3, 32, 32), dtype=torch.uint8)
+            batch = {"image": pixels[:, 0], "texture": pixels[:, 1:], "index": torch.arange(8)}
+            for number in range(2):
+                step(batch, 0, number, 10, 0.1)
+            with profile(activities=[ProfilerActivity.CPU]) as record:
+                step(batch, 0, 2, 10, 0.1)
+            counts[mode] = count_operations(record.events())
+        print(f"| {name} | {counts['none'][0]:,} | {counts['default'][0]:,} | {counts['default'][1]:,} |", flush=True)
+
+
+def count_operations(events: Any) -> tuple[int, int]:
+    """Return the number of operations that compute (no views, no allocations), and of generated kernels among them."""
+    generated = sum(event.name.startswith("graph_") for event in events)
+    leaves = [event.name for event in events if event.name.startswith("aten::") and not event.cpu_children]
+    idle = ("view", "as_strided", "empty", "reshape", "permute", "transpose", "expand", "slice", "select", "detach")
+    idle += ("unsqueeze", "squeeze", "resize_", "t", "alias", "unbind", "split", "narrow", "lift_fresh", "result_type")
+    computing = [name for name in leaves if not name.removeprefix("aten::").startswith(idle) or name == "aten::tanh"]
+    return len(computing) + generated, generated
 
 
 def report_waiting(rounds: int) -> None:

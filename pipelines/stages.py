@@ -217,14 +217,15 @@ def _holds_run(directory: Path, settings: dict[str, Any], shards: str | Path) ->
     from sacl_train.config import load_config
     from sacl_train.training.checkpoint import load_checkpoint
     from sacl_train.training.resume import refuse_other_run
-    from sacl_train.training.setup import resolve
+    from sacl_train.training.setup import choose_device, resolve
     from texturegen.shards import open_shards
 
     state = load_checkpoint(directory)
     if state is None:
         return None
     opened = open_shards(shards)
-    config = resolve(load_config(None, settings), opened, state)
+    config = load_config(None, settings)
+    config = resolve(config, opened, choose_device(config.device), state)
     try:
         refuse_other_run(directory, state, config, opened.digest)
     except UserError:

@@ -5,7 +5,7 @@ it: the same operations, recorded once as a CUDA graph and replayed.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -22,8 +22,6 @@ from sacl_train.methods.method import LossTerm, Method, merge
 from sacl_train.training.capture import CapturedStep
 from sacl_train.training.optim import set_lr
 from texturegen.errors import UserError
-
-Metrics = dict[str, Tensor | float]  # 0-d tensors on the device, without gradient, and numbers known to the host
 
 # Purposes of `Draws`: the random numbers of patch-shuffle, and of the place where a texture is pasted.
 SHUFFLE = 1 << 17
@@ -204,8 +202,8 @@ def arithmetic(config: Config) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[3])
 
 
-def stack_metrics(metrics: Metrics, device: torch.device) -> StepMetrics:
-    """Stack the metrics of a step into one tensor on `device`."""
+def stack_metrics(metrics: Mapping[str, Tensor | float], device: torch.device) -> StepMetrics:
+    """Stack metrics, 0-d tensors without gradient or numbers known to the host, into one tensor on `device`."""
     values = [
         v.to(device, torch.float64) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device)
         for v in metrics.values()
