@@ -88,11 +88,11 @@ class Config:
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
 
     # Views
-    weak: str = "colour-geometric"  # augmentation policy: geometric, mocov2, colour-geometric or none
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # smallest and largest area of a crop, as a share of the image
+    weak: str = "colour-geometric"  # policy: geometric, colour-geometric, mocov2, simclr, byol or none
+    crop_scale: tuple[float, float] | None = None  # least and largest share of the image in a crop; None: the policy's
     degrees: float = 15.0  # maximum rotation to either side
     shift: float = 0.1  # maximum translation in any direction, as a share of the side
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue; None: the policy's
     grey: float = 0.2  # probability of a greyscale view, 0 to 1
     mean: tuple[float, ...] | None = None  # per channel, 0 to 1; None: measured on the shards
     std: tuple[float, ...] | None = None  # per channel, 0 to 1; None: measured on the shards
@@ -176,13 +176,13 @@ class Config:
                 raise UserError(f"{key} is {value}; it must be above 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas is {list(self.betas)}; it must be two numbers, at least 0 and below 1")
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+        if (crop := self.crop_scale) is not None and (len(crop) != 2 or not 0 < crop[0] <= crop[1] <= 1):
+            raise UserError(f"crop_scale is {list(crop)}; it must be two areas, 0 < smallest <= largest <= 1")
+        if (jitter := self.jitter) is not None and (
+            len(jitter) != 4 or not all(0 <= v <= 1 for v in jitter) or jitter[3] > 0.5
+        ):
             raise UserError(
-                f"crop_scale is {list(self.crop_scale)}; it must be two areas, 0 < smallest <= largest <= 1"
-            )
-        if len(self.jitter) != 4 or not all(0 <= v <= 1 for v in self.jitter) or self.jitter[3] > 0.5:
-            raise UserError(
-                f"jitter is {list(self.jitter)}; it must be three strengths from 0 to 1 and a hue shift from 0 to 0.5"
+                f"jitter is {list(jitter)}; it must be three strengths from 0 to 1 and a hue shift from 0 to 0.5"
             )
         if not 0 <= self.grey <= 1:
             raise UserError(f"grey is {self.grey}; it must be a probability, from 0 to 1")

@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ def split_grid(x: Tensor, n: int) -> Tensor:
     Parameters
     ----------
     x : Tensor, (N, C, H, W)
-        Images.
+        Images, contiguous or channels_last.
     n : int
         Cells along each side.
 
@@ -23,7 +24,7 @@ def split_grid(x: Tensor, n: int) -> Tensor:
     -------
     Tensor, (n*n*N, C, H/n, W/n)
         Cells in cell-major order: the top-left cells of all N images first, then the next cell in reading order. Row
-        k*N + i is cell k of image i.
+        k*N + i is cell k of image i. The memory layout is that of the images.
 
     Raises
     ------
@@ -39,7 +40,9 @@ def split_grid(x: Tensor, n: int) -> Tensor:
     images, channels, height, width = x.shape
     check_grid(n, height, width)
     cells = x.reshape(images, channels, n, height // n, n, width // n)  # (N, C, row, H/n, column, W/n)
-    return cells.permute(2, 4, 0, 1, 3, 5).reshape(n * n * images, channels, height // n, width // n)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return cells.permute(2, 4, 0, 3, 5, 1).flatten(0, 2).permute(0, 3, 1, 2)  # in the same layout
+    return cells.permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
 
 
 def combine(features: Tensor, n: int, cells: int) -> Tensor:

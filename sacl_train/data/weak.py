@@ -11,7 +11,7 @@ step can be compiled, and captured in a CUDA graph.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -24,9 +24,12 @@ def test_split_grid_is_cell_major_slices(n: int, height: int, width: int) -> Non
     assert torch.equal(cells, torch.stack(expected))
 
 
-def test_split_grid_keeps_values_of_channels_last_images() -> None:
+def test_split_grid_keeps_values_and_layout_of_channels_last_images() -> None:
     images = torch.rand(2, 3, 8, 8)
-    assert torch.equal(split_grid(images.to(memory_format=torch.channels_last), 2), split_grid(images, 2))
+    cells = split_grid(images.to(memory_format=torch.channels_last), 2)
+    assert torch.equal(cells, split_grid(images, 2))
+    assert cells.is_contiguous(memory_format=torch.channels_last)
+    assert split_grid(images, 2).is_contiguous()
 
 
 @pytest.mark.parametrize(

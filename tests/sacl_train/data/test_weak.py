@@ -11,24 +11,12 @@ from torchvision.transforms.v2 import functional as F
 
 from sacl_train.data import colour
 from sacl_train.data.draws import Draws
-from sacl_train.data.weak import (
-    Blur,
-    ColourJitter,
-    ColourOp,
-    Crop,
-    Flip,
-    Grey,
-    Policy,
-    Rotation,
-    Translation,
-    WeakAugment,
-    make_policy,
-    normalise,
-)
+from sacl_train.data.operations import Blur, ColourJitter, ColourOp, Crop, Flip, Grey, Rotation, Solarise, Translation
+from sacl_train.data.weak import Policy, WeakAugment, _matrices, make_policy, normalise
 from texturegen.errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-POLICIES = ("geometric", "mocov2", "colour-geometric", "none")
+POLICIES = ("geometric", "mocov2", "byol", "colour-geometric", "none")
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -178,7 +166,7 @@ def test_rotation_and_translation_ranges() -> None:
 
 def test_geometric_operations_are_composed_in_their_order() -> None:
     crop, turn, drawn = Crop(), Rotation(), states(20)
-    matrices = WeakAugment(Policy(((crop, 1.0), (turn, 1.0))), MEAN, STD)._matrices(drawn, 32, 48)
+    matrices = _matrices(Policy(((crop, 1.0), (turn, 1.0))), drawn, 32, 48)
     expected = crop.matrices(drawn, 32, 48) @ turn.matrices(drawn, 32, 48)
     torch.testing.assert_close(matrices, expected)
 
@@ -248,6 +236,36 @@ def test_policies_are_published_ones_with_given_strengths() -> None:
     assert make_policy("colour-geometric", **given) == Policy(turned, jitter_grey)
     chen = ((ColourJitter(0.4, 0.4, 0.4, 0.1), 0.8), (Grey(), 0.2), (Blur((0.1, 2.0)), 0.5))
     assert make_policy("mocov2") == Policy(((Crop((0.2, 1.0)), 1.0), (Flip(), 0.5)), chen)
+    assert make_policy("simclr", **given) == make_policy("mocov2", **given)
+    crop_flip = ((Crop((0.08, 1.0)), 1.0), (Flip(), 0.5))
+    assert make_policy("simclr").geometry == crop_flip
+    assert make_policy("simclr").colour[0] == (ColourJitter(0.8, 0.8, 0.8, 0.2), 0.8)
+    grill = ((ColourJitter(0.4, 0.4, 0.2, 0.1), 0.8), (Grey(), 0.2))
+    second = Policy(crop_flip, (*grill, (Blur(), 0.1), (Solarise(0.5), 0.2)))
+    assert make_policy("byol") == Policy(crop_flip, (*grill, (Blur(), 1.0)), second)
+
+
+def test_second_view_may_have_policy_of_its_own() -> None:
+    x, draws = images(40), Draws(0, 0, torch.arange(40))
+    policy = Policy(colour=((Solarise(), 1.0),), second=Policy(colour=((Grey(), 1.0),)))
+    weak = WeakAugment(policy, (0, 0, 0), (1, 1, 1))
+    original = normalise(x, (0, 0, 0), (1, 1, 1))
+    assert torch.equal(weak.view(x, draws, 0), torch.where(original >= 0.5, 1 - original, original))
+    second = weak.view(x, draws, 1)
+    assert torch.equal(second[:, 0], second[:, 2])
+    symmetric = WeakAugment("geometric", MEAN, STD)
+    for number in (0, 1):
+        assert torch.equal(symmetric.view(x, draws, number), symmetric(x, draws.of(number)))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_memory_layout_of_views_is_as_asked(policy: str) -> None:
+    x = images(140)  # two chunks on a CPU
+    views = [WeakAugment(policy, MEAN, STD, channels_last)(x, states(140)) for channels_last in (False, True)]
+    assert views[0].is_contiguous()
+    assert views[1].is_contiguous(memory_format=torch.channels_last)
+    assert not views[1].is_contiguous()
+    assert torch.equal(*views)
 
 
 def test_unknown_policy_names_nearest() -> None:

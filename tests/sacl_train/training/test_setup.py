@@ -111,7 +111,8 @@ def test_given_mean_and_std_are_kept_and_missing_ones_measured(shapes_shards: Pa
     assert resolve(tiny(std="none"), shards, CPU) == resolve(tiny(std=measured.std), shards, CPU)
     assert resolve(tiny(mean="none"), shards, CPU) == resolve(tiny(mean=measured.mean), shards, CPU)
     there = checkpoint(1, tiny(mean=[0.1] * 3, std=[0.3] * 3))
-    assert resolve(tiny(mean="none", std="none"), shards, CPU, there) == tiny(mean=[0.1] * 3, std=[0.3] * 3)
+    kept = resolve(tiny(mean="none", std="none"), shards, CPU, there)
+    assert (kept.mean, kept.std) == ((0.1,) * 3, (0.3,) * 3)
 
 
 RESUME_MAY_CHANGE = {
@@ -143,7 +144,8 @@ def test_dry_run_raises_the_errors_of_the_run(shapes_shards: Path, tmp_path: Pat
         plan(tiny(grid=3), shapes_shards, tmp_path)
     with pytest.raises(UserError, match="device 'cuda:99' is not available"):
         plan(tiny(device="cuda:99"), shapes_shards, tmp_path)
-    torch.save(checkpoint(1, tiny()), tmp_path / "checkpoint-00000001.pt")
+    config = resolve(tiny(), open_shards(shapes_shards), CPU)
+    torch.save(checkpoint(1, config), tmp_path / "checkpoint-00000001.pt")
     with pytest.raises(UserError, match=r"holds another run \(seed: 0 there, 1 here; other shards\)"):
         plan(tiny(seed=1), shapes_shards, tmp_path)
 
