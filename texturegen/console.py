@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import tomllib
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from texturegen.errors import UserError
 
 LINE_SECONDS = 10.0
+RATE_LINES = 6  # lines whose rate is shown
 KEPT = "finished work is kept; run the same command again"
 
 
@@ -149,6 +151,8 @@ def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple
 class Progress:
     """Progress of a long job: a bar on a terminal, otherwise a line on stderr every ten seconds.
 
+    The rate is that of the last minute.
+
     Parameters
     ----------
     total : how many units there are; None if unknown.
@@ -160,7 +164,9 @@ class Progress:
 
     def __init__(self, total: int | None, unit: str, already: int = 0, as_json: bool = False) -> None:
         self.total, self.unit, self.already, self.done, self.failed = total, unit, already, already, 0
-        self._start = self._last = time.monotonic()
+        self._last = time.monotonic()
+        # The rate is that of the last minute: a start of a minute, such as compilation, would spoil it for an hour.
+        self._marks = deque([(self._last, already)], maxlen=RATE_LINES)
         self._json, quiet = as_json, as_json or not isatty()
         self._bar = tqdm(total=total, initial=already, unit=f" {unit}", dynamic_ncols=True, disable=quiet)
 
@@ -178,7 +184,9 @@ class Progress:
             self._report(note)
 
     def _report(self, note: str) -> None:
-        rate = (self.done - self.already) / (self._last - self._start)
+        then, done = self._marks[0]
+        rate = (self.done - done) / (self._last - then)
+        self._marks.append((self._last, self.done))
         left = (self.total - self.done) / rate if self.total is not None and rate > 0 else None
         if self._json:
             figures = {"done": self.done, "total": self.total, "unit": self.unit, "failed": self.failed}
