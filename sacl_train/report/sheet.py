@@ -48,7 +48,7 @@ def draw_views(path: Path, shards: Shards, weak: WeakAugment) -> None:
     if shards.textures_per_image:
         columns.append(torch.from_numpy(np.stack([s.textures[0] for s in samples])).permute(0, 3, 1, 2))
     for view in range(2):
-        columns.append(((weak(images, draws.of(view)) * std + mean).clamp(0, 1) * 255).round().byte())
+        columns.append(((weak.view(images, draws, view) * std + mean).clamp(0, 1) * 255).round().byte())
     cells = torch.stack(columns, 1)  # (N, columns, 3, H, W)
     factor = max(1, -(-MIN_SIDE // cells.shape[-1]))
     cells = cells.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
