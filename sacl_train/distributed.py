@@ -28,6 +28,11 @@ def is_first_started() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def count_started() -> int:
+    """Return the number of processes that torchrun started, even before `join_processes`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def count_processes() -> int:
     """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -41,7 +46,7 @@ def join_processes(device: torch.device) -> Iterator[torch.device]:
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+    if count_started() == 1 or dist.is_initialized():
         yield device
         return
     cuda = device.type == "cuda"

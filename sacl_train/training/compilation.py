@@ -4,6 +4,7 @@ import shutil
 
 import torch
 
+from sacl_train.distributed import count_processes
 from sacl_train.methods.method import Method
 
 # Networks of one class share a cache of compiled variants: online and target, images and cells, one variant each.
@@ -22,7 +23,8 @@ def compile_method(method: Method, mode: str) -> None:
         The step is captured as a CUDA graph as a whole, so torch's modes with graphs of their own are left out.
     """
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-    options = {"mode": mode, "fullgraph": True, "dynamic": False}
+    # A graph break costs speed without a word, so it is an error, but for what talks to other processes.
+    options = {"mode": mode, "fullgraph": count_processes() == 1, "dynamic": False}
     method.weak.compile(**options)
     for network in method.children():
         network.compile(**options)

@@ -10,7 +10,7 @@ from sacl_train.data.order import held_out
 from sacl_train.data.resident import ResidentStream, fits_on_device
 from sacl_train.data.stream import Plan, Stream, channel_statistics
 from sacl_train.data.weak import WeakAugment, make_policy, published_strengths
-from sacl_train.distributed import count_processes, process_rank
+from sacl_train.distributed import count_processes, count_started, process_rank
 from sacl_train.methods import METHODS
 from sacl_train.methods.method import Method
 from sacl_train.nets import Encoder, build_encoder
@@ -63,7 +63,8 @@ def resolve(config: Config, shards: Shards, device: torch.device, checkpoint: Ch
     if config.precision == "auto":
         config = replace(config, precision=saved.get("precision", precision_on(device, "auto")))
     if config.compile == "auto":
-        compiles = device.type == "cuda" and not config.checkpointing and can_compile()
+        # SyncBatchNorm, in the networks of several processes, would cut a compiled network into hundreds of pieces.
+        compiles = device.type == "cuda" and count_started() == 1 and not config.checkpointing and can_compile()
         config = replace(config, compile=saved.get("compile", "default" if compiles else "none"))
     crop_scale, jitter = published_strengths(config.weak)
     config = replace(config, crop_scale=config.crop_scale or crop_scale, jitter=config.jitter or jitter)

@@ -192,6 +192,9 @@ def test_device_decides_what_is_left_to_it(shapes_shards: Path, monkeypatch: pyt
     assert chosen(cuda) == ("bf16", "default")
     assert chosen(cuda, precision="fp16", compile="none") == ("fp16", "none")
     assert chosen(cuda, checkpointing=True) == ("bf16", "none")
+    with monkeypatch.context() as torchrun:
+        torchrun.setenv("WORLD_SIZE", "2")
+        assert chosen(cuda) == ("bf16", "none")
     # A run that began on a CPU stays in fp32, with networks that are not compiled, also in the words of version 0.1.
     assert chosen(cuda, {"precision": "fp32", "compile": False}) == ("fp32", "none")
     assert chosen(CPU, {"precision": "bf16", "compile": True}) == ("bf16", "default")
