@@ -14,14 +14,16 @@ with exit_on_interrupt():
     from sacl_train.methods import METHODS
     from sacl_train.nets import ENCODERS
     from texturegen import __version__
-    from texturegen.console import FriendlyCommand, read_pairs
+    from texturegen.console import FriendlyCommand, note, read_pairs
 
 PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=FriendlyCommand)
 @click.option("--shards", required=True, help="Directory or URL of shards from `texturegen build`.")
-@click.option("--out", required=True, type=PATH, help="Directory of the run.")
+@click.option(
+    "--out", type=PATH, help="Directory of the run  [default: runs/METHOD-ENCODER-DIGEST of shards and settings]"
+)
 @click.option("--config", type=PATH, help="TOML file of settings.")
 @click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; overrides --config.")
 @click.option("--method", help=f"One of {', '.join(METHODS)}  [default: sacl]")
@@ -45,7 +47,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.")
 @click.version_option(__version__)
 def train_main(
-    shards: str, out: Path, config: Path | None, settings: dict[str, Any], dry_run: bool, **flags: Any
+    shards: str, out: Path | None, config: Path | None, settings: dict[str, Any], dry_run: bool, **flags: Any
 ) -> None:
     """Train an encoder on shards, or resume a run.
 
@@ -58,18 +60,24 @@ def train_main(
     On several GPUs or machines: `torchrun --nproc-per-node 4 -m sacl_train ...`.
     """
     from sacl_train import train
+    from sacl_train.cli.runs import default_out
     from sacl_train.config import dump_config, load_config
     from sacl_train.distributed import is_first_started
     from sacl_train.training.dry_run import plan
     from sacl_train.training.loop import Stopped
+    from texturegen.shards.build_json import read_build, shards_digest
 
     given = {key: value for key, value in flags.items() if value is not None}
     requested = load_config(config, {**settings, **given})
+    is_first = is_first_started()
+    if out is None:
+        out = default_out(requested, shards_digest(read_build(shards)))
+        if is_first:
+            note(f"run directory: {out}")
     if dry_run:
         resolved, line = plan(requested, shards, out)
         print(f"# {line}\n{dump_config(resolved)}", end="")
         return
-    is_first = is_first_started()
     try:
         rows = train(requested, shards, out)
     except Stopped as stopped:

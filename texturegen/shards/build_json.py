@@ -35,6 +35,11 @@ def read_build(directory: str | Path) -> dict[str, Any]:
     return load_build(open_directory(directory))
 
 
+def shards_digest(build: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of the shards' checksums: it changes with any byte of the shards."""
+    return hashlib.sha256("".join(shard["sha256"] for shard in build["shards"]).encode()).hexdigest()
+
+
 def load_build(files: Directory) -> dict[str, Any]:
     """Return the content of build.json in an open directory; raises the same exceptions as `read_build`."""
     data = files.fetch(BUILD)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from texturegen.errors import DamagedError, MissingError, UserError
-from texturegen.shards.build_json import check_size, compare_size, load_build, read_build
+from texturegen.shards.build_json import check_size, compare_size, load_build, read_build, shards_digest
 from texturegen.shards.layout import MANIFEST
 from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, digest_of, parse_meta, read_manifest
 from texturegen.shards.store import LocalStore, RemoteStore, Store
@@ -244,7 +244,7 @@ class Shards:
     @property
     def digest(self) -> str:
         """SHA-256 in hexadecimal, which changes with any byte of the shards."""
-        return hashlib.sha256("".join(shard["sha256"] for shard in self.build["shards"]).encode()).hexdigest()
+        return shards_digest(self.build)
 
     def image_size(self) -> tuple[int, int]:
         """Return (H, W) of all images in pixels; UserError if they differ or there are none."""
