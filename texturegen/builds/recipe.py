@@ -48,8 +48,7 @@ class Recipe:
         Number of patches per texture, at least 1: one from the centre of the image, the others from random places.
         None: 2.
     patch_size : int or None
-        Side of the patches in pixels. None: half the short side of the image, at most 96 (SACL, section 3.2; Ge et
-        al. 2021).
+        Side of the patches in pixels. None: three tenths of the short side of the image, at least 8 and at most 96.
     limit : int or None
         Build only the first images of the data set, at least 1. None: all.
     seed : int

@@ -90,7 +90,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             section="Synthesis",
             type=int,
             metavar="PX",
-            help="Side of the patches in pixels  [default: half the short side, at most 96]",
+            help="Side of the patches in pixels  [default: 3/10 of the short side, at most 96]",
         ),
         option("--seed", section="Synthesis", default=0, show_default=True, help="Seed of patches and textures."),
         option(

@@ -60,7 +60,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "coherent": Method("coherent:coherent", "k-coherence search, coarse to fine", version=1),
+    "coherent": Method("coherent:coherent", "k-coherence search, coarse to fine", version=2),
     "efros-leung": Method("efros_leung:efros_leung", "Efros & Leung 1999, pixel by pixel", version=1),
     "patch-shuffle": Method("patch_shuffle:patch_shuffle", "Ge et al. 2021, cells at random", version=1),
     "quilting": Method("quilting:quilting", "Efros & Freeman 2001, cut blocks", version=1),
@@ -69,7 +69,7 @@ METHODS: dict[str, Method] = {
 }
 
 # Raised by hand, like `Method.version`, when the positions that `cut_patches` draws or the quality figures change.
-PATCHES_VERSION = 1
+PATCHES_VERSION = 2
 QUALITY_VERSION = 1
 
 _LOCATION = {

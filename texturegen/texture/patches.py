@@ -10,6 +10,8 @@ import numpy as np
 from texturegen.errors import UserError
 
 COUNT = 2
+# A patch of half the image's side often shows enough of an object to name it, also in the texture (docs/synthesis.md).
+_SHARE = 3, 10
 MAX_SIDE = 96  # both papers cut patches of this side from images of 224 pixels
 _MIN_SIDE = 8  # a smaller patch is barely larger than a window
 
@@ -26,7 +28,7 @@ def cut_patches(
     image : uint8, RGB (H, W, 3) or grey (H, W) or (H, W, 1).
     seed : seed of the random positions, 0 or more.
     count : number of patches, at least 1; None for 2.
-    side : side of the patches in pixels; None for half the short side of the image, at most 96.
+    side : side of the patches in pixels; None for three tenths of the image's short side, at least 8 and at most 96.
 
     Returns
     -------
@@ -48,9 +50,9 @@ def cut_patches(
     >>> image = open_shards("shards")[0].image
     >>> patches, boxes = cut_patches(image, seed=0)
     >>> image.shape, [patch.shape for patch in patches]
-    ((32, 32, 3), [(16, 16, 3), (16, 16, 3)])
+    ((32, 32, 3), [(9, 9, 3), (9, 9, 3)])
     >>> boxes[0]
-    (8, 8, 16, 16)
+    (11, 11, 9, 9)
     """
     check_image(image, "the image")
     if count is None:
@@ -59,12 +61,13 @@ def cut_patches(
         raise UserError(f"count must be at least 1, not {count}")
     height, width = image.shape[:2]
     if side is None:
-        side = min(min(height, width) // 2, MAX_SIDE)
-        if side < _MIN_SIDE:
+        short = min(height, width)
+        if short < 2 * _MIN_SIDE:
             raise UserError(
-                f"the image has {height}x{width} pixels, too few for patches of half its side ({_MIN_SIDE} or more); "
-                "leave it out, enlarge it, or set the side of the patches (--patch-size)"
+                f"the image has {height}x{width} pixels, too few for two patches: its short side must be "
+                f"{2 * _MIN_SIDE} or more; leave it out, enlarge it, or set the side of the patches (--patch-size)"
             )
+        side = min(max(short * _SHARE[0] // _SHARE[1], _MIN_SIDE), MAX_SIDE)
     elif not 1 <= side <= min(height, width):
         raise UserError(f"side must be from 1 to the short side of the image, {min(height, width)}, not {side}")
     corners = [((height - side) // 2, (width - side) // 2)]

@@ -133,10 +133,10 @@ def test_a_split_directory_has_no_recipe_to_rebuild_from(shards: Path, tmp_path:
     ("change", "message"),
     [
         (
-            {"algorithms": {"coherent": 2}, "texturegen": "9.9"},
-            r"\(coherent version 2 there, 1 here\); repair it with texturegen 9.9",
+            {"algorithms": {"coherent": 9, "patches": 2}, "texturegen": "9.9"},
+            r"\(coherent version 9 there, 2 here\); repair it with texturegen 9.9",
         ),
-        ({"algorithms": {"grain": 1}}, r"\(grain version 1 there, None here\)"),
+        ({"algorithms": {"coherent": 2, "patches": 2, "grain": 1}}, r"\(grain version 1 there, None here\)"),
         ({"algorithms": ["coherent"]}, "build.json: damaged"),
         ({"recipe": {"per_image": 1, "colour": 3}}, "recipe is from another version"),
     ],

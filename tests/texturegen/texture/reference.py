@@ -208,6 +208,8 @@ def wei_levoy(patches, size, seed, window, levels, search, codebook, backtrack):
 def coherent(patches, size, seed, window, levels, block, first_passes, passes, last_passes, candidates, reuse, novelty):
     scales, sizes = scales_and_sizes(patches, size, levels)
     reach = window // 2
+    if first_passes is None:
+        first_passes = 15 if levels > 1 else 6
     if last_passes is None:
         last_passes = 2 if levels == 2 else 1
     source = []
@@ -238,7 +240,7 @@ def coherent(patches, size, seed, window, levels, block, first_passes, passes, l
         inside = set(pixels)
         parts = 3 * window**2 * 256
         price = (reuse * parts // 4 ** (levels - 1 - level)) * len(pixels) // max(len(pixels), height * width)
-        staying = novelty * parts * 8**level // 5**level
+        staying = novelty * parts // 3 ** (levels - 1 - level)
         uses = Counter(position for line in source for position in line)
         similar = {}
         subpasses = [0, 1, 2, 3]

@@ -10,7 +10,7 @@ def numbered(height, width):
     return np.arange(height * width * 3).reshape(height, width, 3).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("size", "side"), [((32, 32), 16), ((96, 96), 48), ((224, 224), 96), ((300, 21), 10)])
+@pytest.mark.parametrize(("size", "side"), [((32, 32), 9), ((96, 96), 28), ((224, 224), 67), ((300, 21), 8)])
 def test_first_patch_is_central_and_all_are_inside(size, side):
     image = numbered(*size)
     patches, boxes = cut_patches(image, seed=7, count=4)
@@ -31,6 +31,12 @@ def test_random_positions_reach_every_corner():
     assert places == {(y, x) for y in range(3) for x in range(3)}
 
 
+@pytest.mark.parametrize(("short", "side"), [(16, 8), (26, 8), (30, 9), (32, 9), (96, 28), (224, 67), (400, 96)])
+def test_default_side_is_three_tenths_of_the_short_side_within_limits(short, side):
+    _, boxes = cut_patches(numbered(short + 9, short), seed=0)
+    assert [box[2:] for box in boxes] == [(side, side)] * 2
+
+
 def test_patch_may_cover_the_image():
     patches, boxes = cut_patches(numbered(9, 12), seed=0, count=1, side=9)
     assert boxes == [(0, 1, 9, 9)]
@@ -45,7 +51,7 @@ def test_grey_images_give_grey_patches_at_same_positions():
         assert places == boxes
         for patch, rgb in zip(found, patches, strict=True):
             np.testing.assert_array_equal(patch, rgb[..., 0].reshape(patch.shape))
-            assert patch.shape == (10, 10, *grey.shape[2:])
+            assert patch.shape == (8, 8, *grey.shape[2:])
 
 
 @pytest.mark.parametrize(

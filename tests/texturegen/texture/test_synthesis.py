@@ -189,7 +189,7 @@ def test_coherent_crops_patches_much_larger_than_output():
 
 
 @pytest.mark.parametrize(
-    ("side", "size", "levels"), [(16, 32, 2), (48, 96, 3), (96, 224, 4), (200, 16, 1), (200, 40, 2)]
+    ("side", "size", "levels"), [(9, 32, 1), (16, 32, 2), (28, 96, 3), (96, 224, 4), (200, 16, 1), (200, 40, 2)]
 )
 def test_automatic_levels_keep_minimum_sides(side, size, levels):
     patch = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)

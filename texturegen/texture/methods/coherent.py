@@ -13,8 +13,8 @@ mostly flat, and the texture collapses.
 A greedy search still prefers flat regions and long copies, so two penalties are added to the distance: `reuse`, for
 each earlier use of an exemplar pixel (the uniformity of Kaspar et al., "Self tuning texture optimization",
 Eurographics 2015, section 4), and `novelty`, for keeping the current source. Both are highest at the coarsest level,
-which determines the content of the texture, and lowest at the finest, where seams matter. docs/synthesis.md reports
-their effects. Windows wrap around the output, so the texture tiles.
+which determines the content of the texture and where an object would survive, and lowest at the finest, where seams
+matter. docs/synthesis.md reports their effects. Windows wrap around the output, so the texture tiles.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from texturegen.texture.kernels.simd import LANES, run_distance
 from texturegen.texture.settings import Integer
 
 # Minimum side of the coarsest patches: a window would cover most of a smaller one, and whole objects would survive.
-_MIN_SIDE = 8
+_MIN_SIDE = 7
 # Minimum side of the coarsest output: a smaller one would be copied in one piece from a much larger patch.
 _MIN_OUTPUT = 16
 # Larger patches are cropped to this multiple of the output's side, but not below this many pixels.
@@ -56,13 +56,13 @@ def coherent(
     *,
     window: Annotated[int, Integer(3, 15, odd=True)] = 5,
     levels: Annotated[int | None, Integer(1, 8, automatic=True)] = None,
-    block: Annotated[int, Integer(1, 256)] = 6,
-    first_passes: Annotated[int, Integer(0, 50)] = 15,
+    block: Annotated[int, Integer(1, 256)] = 3,
+    first_passes: Annotated[int | None, Integer(0, 50, automatic=True)] = None,
     passes: Annotated[int, Integer(0, 50)] = 3,
     last_passes: Annotated[int | None, Integer(0, 50, automatic=True)] = None,
     candidates: Annotated[int, Integer(0, 50)] = 1,
     reuse: Annotated[int, Integer(0, 255)] = 12,
-    novelty: Annotated[int, Integer(0, 255)] = 2,
+    novelty: Annotated[int, Integer(0, 255)] = 18,
 ) -> np.ndarray:
     """Return the source map of a texture that tiles, by coarse-to-fine coherent search.
 
@@ -75,16 +75,16 @@ def coherent(
     size : (H, W) of the texture in pixels.
     seed : seed of all random choices.
     window : side of the compared neighbourhoods in pixels.
-    levels : levels of the pyramid; None for as many as keep the smallest patch at 8 and the output at 16 pixels.
+    levels : levels of the pyramid; None for as many as keep the smallest patch at 7 and the output at 16 pixels.
     block : side of the random blocks that initialise the coarsest level; larger blocks copy more of a patch verbatim.
-    first_passes : correction passes at the coarsest level, or at the only one.
+    first_passes : correction passes at the coarsest level; None for 15, or 6 if there is one level.
     passes : correction passes at the intermediate levels.
     last_passes : correction passes at the finest level; None for 1, or 2 if there are two levels.
     candidates : random exemplar pixels tried at every visit of a pixel.
     reuse : penalty, in grey levels of the mean difference, of a pixel used an average number of times, at the coarsest
         level; a quarter of that at each finer level.
-    novelty : penalty of keeping the current source, in grey levels of the mean difference, at the finest level; 1.6
-        times as much at each coarser level.
+    novelty : penalty of keeping the current source, in grey levels of the mean difference, at the coarsest level; a
+        third of that at each finer level.
 
     Returns
     -------
@@ -105,6 +105,8 @@ def coherent(
     border = window // 2
     # Candidates one pixel outside their patch are read before they are rejected, so the border is one pixel wider.
     exemplar = stack(scales[-1], border + 1)
+    if first_passes is None:
+        first_passes = 15 if levels > 1 else 6
     if last_passes is None:
         last_passes = 2 if levels == 2 else 1
     values = 3 * window**2 * _PENALTY_SCALE
@@ -118,8 +120,9 @@ def coherent(
             coarse, exemplar = exemplar, stack(scales[level], border + 1)
             flat = _refine(flat, coarse, exemplar, sizes[level])
             count = passes if level else last_passes
-        side = _prepare_exemplar(exemplar, reuse * values // 4 ** (levels - 1 - level), flat.size)
-        _correct(flat, side, border, count, candidates, novelty * values * 8**level // 5**level, level_key)
+        finer = levels - 1 - level
+        side = _prepare_exemplar(exemplar, reuse * values // 4**finer, flat.size)
+        _correct(flat, side, border, count, candidates, novelty * values // 3**finer, level_key)
     source = unflatten(flat, exemplar)
     if corners.any():
         source[..., 1:] += corners[source[..., 0]]
