@@ -65,7 +65,7 @@ class BarlowTwins(Method):
             "loss_scale": 0.1,
             "projector_hidden": 2048,
             "projector_out": 2048,
-            "weak": "mocov2",  # augmentations/asymmetric.yaml: no blur
+            "weak": "byol",  # augmentations/asymmetric.yaml: no blur
             "crop_scale": (0.08, 1.0),
             "jitter": (0.4, 0.4, 0.2, 0.1),
         },
@@ -81,7 +81,7 @@ class BarlowTwins(Method):
             "redundancy": 0.0051,
             "projector_hidden": 8192,
             "projector_out": 8192,
-            "weak": "mocov2",
+            "weak": "byol",
             "crop_scale": (0.08, 1.0),
             "jitter": (0.4, 0.4, 0.2, 0.1),
         },
@@ -96,7 +96,7 @@ class BarlowTwins(Method):
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss of eq. 1 as one term. Textures in the batch are ignored."""
-        z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]  # (N, D)
+        z = [self.projector(self.encoder(self.weak.view(batch["image"], draws, view))) for view in (0, 1)]  # (N, D)
         first, second = (gather_with_gradient(embeddings) for embeddings in z)
         loss, metrics = cross_correlation(first, second, self.settings.redundancy)
         yield self.settings.loss_scale * loss, {**metrics, "embedding_std": embedding_std(first.detach())}

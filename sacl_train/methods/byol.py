@@ -67,7 +67,7 @@ class BYOL(Method):
             "projector_hidden": 1024,
             "projector_out": 256,
             "predictor_hidden": 1024,
-            "weak": "mocov2",  # no blur
+            "weak": "byol",  # no blur
             "crop_scale": (0.08, 1.0),
             "jitter": (0.4, 0.4, 0.2, 0.1),
         },
@@ -83,9 +83,9 @@ class BYOL(Method):
             "projector_hidden": 4096,
             "projector_out": 256,
             "predictor_hidden": 4096,
-            "weak": "mocov2",
+            "weak": "byol",  # table 6
             "crop_scale": (0.08, 1.0),
-            "jitter": (0.4, 0.4, 0.2, 0.1),  # table 6
+            "jitter": (0.4, 0.4, 0.2, 0.1),
         },
     }
 
@@ -105,7 +105,7 @@ class BYOL(Method):
 
         The loss is the sum of both terms (section 3.1), from 0 to 8.
         """
-        views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
+        views = [self.weak.view(batch["image"], draws, view) for view in (0, 1)]
         keys = [self._keys(view) for view in views]
         std = embedding_std(gather(keys[0]))
         for view, key in zip(views, reversed(keys), strict=True):

@@ -94,7 +94,7 @@ class MoCoV2(Method):
             "symmetric": True,
             "projector_hidden": 512,
             "projector_out": 128,
-            "weak": "mocov2",  # no blur
+            "weak": "simclr",  # no blur
             "crop_scale": (0.08, 1.0),
             "jitter": (0.4, 0.4, 0.4, 0.1),
         },
@@ -152,7 +152,7 @@ class MoCoV2(Method):
         """Yield the loss (He et al. 2020, eq. 1), a term for each query view; then update the queue."""
         settings = self.settings
         states = [draws.of(view) for view in ((0, 1) if settings.symmetric else (0,))]
-        views = [self.weak(batch["image"], draws.of(view)) for view in (0, 1)]
+        views = [self.weak.view(batch["image"], draws, view) for view in (0, 1)]
         keys = [self._keys(view) for view in (reversed(views) if settings.symmetric else views[1:])]  # (N, D) each
         textures: list[Tensor] | list[None] = [None] * len(states)
         if settings.texture_role == "negative":

@@ -136,7 +136,7 @@ class PIRL(Method):
         same = negatives[None, :] == indices[:, None]  # (N, K): an image is not its own negative
 
         loss_settings = (settings.tau, settings.alpha, settings.scope, process_rank() * len(indices))
-        image = self.projector(self.encoder(self.weak(batch["image"], draws.of(0))))
+        image = self.projector(self.encoder(self.weak.view(batch["image"], draws, 0)))
         std = embedding_std(gather(image.detach()))
         for weight, view, t in (
             (1 - settings.weight, lambda: image, textures[0]),
@@ -153,8 +153,7 @@ class PIRL(Method):
 
     def _jigsaw(self, batch: dict[str, Tensor], draws: Draws) -> Tensor:
         """Return the embeddings (N, D) of the jigsaws of a batch."""
-        states = draws.of(1)
-        cells = cut_jigsaw(self.weak(batch["image"], states), states)  # (N, 9, 3, h, w)
+        cells = cut_jigsaw(self.weak.view(batch["image"], draws, 1), draws.of(1))  # (N, 9, 3, h, w)
         features = self.cell_projector(self.encoder(cells.flatten(0, 1)))
         return self.jigsaw_projector(features.unflatten(0, (len(cells), -1)).flatten(1))
 

@@ -167,7 +167,7 @@ class SACL(Method):
         if len(images) < 2:
             raise UserError("a batch of one image has no negatives; use a larger batch size")
         states = [draws.of(view) for view in (0, 1)]
-        views = [self.weak(images, state) for state in states]  # x1, x2: (N, 3, H, W)
+        views = [self.weak.view(images, draws, view) for view in (0, 1)]  # x1, x2: (N, 3, H, W)
         if role == "instance":
             yield from self._with_instances(batch, draws, views)
             return
@@ -234,17 +234,17 @@ class SACL(Method):
 
 @dataclass(frozen=True)
 class FastMoCoSettings(SACLSettings):
-    """Settings of SACL with texture role "none", and the predictor's learning rate constant, by default."""
+    """Settings of SACL with texture role "none" by default."""
 
     texture_role: str = "none"
-    predictor_lr: str = "constant"
 
 
 class FastMoCo(SACL):
     """Fast-MoCo (Ci et al. 2022): SACL without attention and textures."""
 
     Settings = FastMoCoSettings
-    defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
+    # Only attention and textures differ from SACL; the recipes have the views and the predictor's rate of the paper.
+    defaults: ClassVar[dict[str, Any]] = {"attention": "none"}
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         # Nobody has published one for CIFAR: the temperature and learning rate of SACL §3.2, the rest of Fast-MoCo.
         "cifar": {**PAPER, **FAST_MOCO, "weak": "mocov2", "sgd_momentum": 0.9},

@@ -74,7 +74,7 @@ class SimCLR(Method):
             "projector_hidden": 512,
             "projector_out": 128,
             "projector_norm": True,
-            "weak": "mocov2",  # B.9: no blur
+            "weak": "simclr",  # B.9: no blur
             "crop_scale": (0.08, 1.0),  # A
             "jitter": (0.4, 0.4, 0.4, 0.1),  # B.9: strength 0.5
         },
@@ -90,7 +90,7 @@ class SimCLR(Method):
             "projector_hidden": 2048,
             "projector_out": 128,
             "projector_norm": True,  # model_util.py
-            "weak": "mocov2",
+            "weak": "simclr",
             "crop_scale": (0.08, 1.0),
             "jitter": (0.8, 0.8, 0.8, 0.2),
         },
@@ -109,7 +109,7 @@ class SimCLR(Method):
         """Yield the loss of eq. 1 as one term."""
         settings = self.settings
         states = [draws.of(view) for view in (0, 1)]
-        views = torch.cat([self.weak(batch["image"], state) for state in states])  # (2N, 3, H, W)
+        views = torch.cat([self.weak.view(batch["image"], draws, view) for view in (0, 1)])  # (2N, 3, H, W)
         z = self._project(views).unflatten(0, (2, -1))  # (2, N, D)
         textures: list[Tensor] | None = None
         if settings.texture_role == "negative":

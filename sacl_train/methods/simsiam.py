@@ -101,7 +101,7 @@ class SimSiam(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the symmetric loss of eq. 2 as one term."""
         # Each view has its own forward pass, so that BatchNorm uses its statistics alone, as in algorithm 1.
-        z = [self.projector(self.encoder(self.weak(batch["image"], draws.of(view)))) for view in (0, 1)]
+        z = [self.projector(self.encoder(self.weak.view(batch["image"], draws, view))) for view in (0, 1)]
         std = embedding_std(gather(z[0]))
         sides = [negative_cosine(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]
         metrics = {name: (sides[0][1][name] + sides[1][1][name]) / 2 for name in sides[0][1]}

@@ -147,15 +147,14 @@ CHANGES: dict[str, dict[str, object]] = {
 }
 
 
-class _Double(torch.nn.Module):
+class _Double(WeakAugment):
     """Return views in float64, so that rounding cannot hide a wrong loss."""
 
     def __init__(self, weak: WeakAugment) -> None:
-        super().__init__()
-        self.weak = weak
+        super().__init__(weak.policy, weak.mean, weak.std)
 
-    def forward(self, *args: torch.Tensor) -> torch.Tensor:
-        return self.weak(*args).double()
+    def forward(self, *args: torch.Tensor | None, **kwargs: int) -> torch.Tensor:
+        return super().forward(*args, **kwargs).double()
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -10,6 +10,9 @@ from sacl_train.config import Config, dump_config, load_config
 from sacl_train.methods import METHODS
 from sacl_train.methods.mocov2 import MoCoV2, queue_for
 from sacl_train.methods.recipes import Linear
+from sacl_train.nets import build_encoder
+from sacl_train.nets.blocks import zero_init_residual
+from sacl_train.nets.heads import mlp, projector
 from sacl_train.training.setup import resolve
 from sacl_train.training.state import make_state
 from texturegen.errors import UserError
@@ -137,3 +140,30 @@ def test_queue_follows_data_set_and_may_not_exceed_it() -> None:
     with pytest.raises(UserError, match=r"queue is 65, but the data set has 64 images.*set queue to 8") as error:
         MoCoV2.resolve_settings(settings(queue=65), 64)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["se_resnet8", "se_resnet18", "se_resnet50"])
+def test_zero_init_makes_residual_blocks_shortcuts(name: str) -> None:
+    encoder = build_encoder(name, "cifar").eval()
+    block = encoder.stages()[-1][-1]
+    x = torch.randn(2, block.conv1.in_channels, 4, 4).relu()
+    shortcut = x if block.downsample is None else block.downsample(x)
+    assert not torch.equal(block(x), shortcut)
+    zero_init_residual(encoder)
+    torch.testing.assert_close(block(x), shortcut)
+
+
+def test_zero_init_of_encoder_without_residual_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match="zero_init_residual does not apply to this encoder"):
+        zero_init_residual(torch.nn.Linear(2, 2))
+
+
+def test_heads_have_layers_and_norms_of_recipes() -> None:
+    def kinds(head: torch.nn.Sequential) -> str:
+        return "".join({"Linear": "L", "BatchNorm1d": "B", "ReLU": "R"}[type(layer).__name__] for layer in head)
+
+    assert kinds(projector(8, 16, 12, layers=2)) == "LBRLB"
+    assert kinds(projector(8, 16, 12, layers=1)) == "LB"
+    assert [projector(8, 16, 12, affine=affine)[-1].affine for affine in (True, False)] == [True, False]
+    assert kinds(mlp(8, 16, 12, norm=True, out_norm=True)) == "LBRLB"
+    assert kinds(mlp(8, 16, 12)) == "LRL"

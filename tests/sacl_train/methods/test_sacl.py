@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import Linear
 
 from sacl_train.data.draws import Draws
@@ -135,15 +135,14 @@ def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
         method(make_batch(4, 2), drawn)
 
 
-class _Double(nn.Module):
+class _Double(WeakAugment):
     """Return views in float64, so that rounding cannot hide a wrong loss."""
 
     def __init__(self, weak: WeakAugment) -> None:
-        super().__init__()
-        self.weak = weak
+        super().__init__(weak.policy, weak.mean, weak.std)
 
-    def forward(self, images: Tensor, states: Tensor, geometric: Tensor | None = None) -> Tensor:
-        return self.weak(images, states, geometric).double()
+    def forward(self, *args: Tensor | None, **kwargs: int) -> Tensor:
+        return super().forward(*args, **kwargs).double()
 
 
 @pytest.mark.parametrize("role", ["negative", "instance", "positive", "none"])
