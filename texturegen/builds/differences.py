@@ -8,7 +8,7 @@ from texturegen.builds.listing import read_listing
 from texturegen.builds.recipe import Plan
 from texturegen.errors import DamagedError, OtherBuildError
 from texturegen.shards.layout import PARTS
-from texturegen.sources import Source
+from texturegen.sources import Listing, Source
 from texturegen.storage.atomic import read_json
 from texturegen.storage.names import printable
 
@@ -71,7 +71,7 @@ def _describe_changed_files(directory: Path, digest: str, source: Source) -> str
     """Name the files that differ between the listing `digest`, with which a build began, and a data set."""
     now = source.listing
     before = read_listing(directory, {"digest": digest, "classes": []})
-    if before is None or now is None:
+    if not isinstance(before, Listing) or now is None:
         return ""
     sizes = dict(zip(before.paths, before.sizes, strict=True))
     old, new = {*sizes}, {*now.paths}

@@ -5,7 +5,9 @@ the build would shift the positions of all files after it.
 """
 
 import os
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -15,10 +17,12 @@ import pyarrow as pa
 from texturegen.errors import DamagedError
 from texturegen.shards.layout import PARTS
 from texturegen.sources import Listing, Source
+from texturegen.sources.tar_listing import ABOUT, TarListing
 from texturegen.storage.arrow import map_for_arrow
 from texturegen.storage.atomic import write_atomically
 
 _LISTED_AT = b"listed_at"
+_CENTURY = 10**9 * 60 * 60 * 24 * 365 * 100  # ns
 
 
 class StoredPaths(Sequence[str]):
@@ -41,11 +45,14 @@ class StoredPaths(Sequence[str]):
 
 
 def write_listing(directory: Path, source: Source, compare_times: bool = True) -> None:
-    """Write the listing of a source that lists files to DIRECTORY/parts/; do nothing for other sources.
+    """Write the listing of a source that lists files or tars to DIRECTORY/parts/; do nothing for other sources.
 
     Without `compare_times`, jobs compare only the sizes of files with the listing: the parts of an array may read
     copies of the data set that were made at different times.
     """
+    if source.index is not None:
+        index = source.index if compare_times else replace(source.index, listed_at=time.time_ns() + _CENTURY)
+        write_atomically(_listing_file(directory, source.digest), partial(_write, index.to_table()))
     listing = source.listing
     if listing is None:
         return
@@ -60,7 +67,7 @@ def write_listing(directory: Path, source: Source, compare_times: bool = True) -
     write_atomically(_listing_file(directory, source.digest), partial(_write, table))
 
 
-def read_listing(directory: Path, source: Mapping[str, Any]) -> Listing | None:
+def read_listing(directory: Path, source: Mapping[str, Any]) -> Listing | TarListing | None:
     """Return the listing in DIRECTORY/parts/ of a source, as `Plan.source` describes it; None if there is none.
 
     Raises
@@ -73,6 +80,8 @@ def read_listing(directory: Path, source: Mapping[str, Any]) -> Listing | None:
         return None
     try:
         table = pa.ipc.open_file(map_for_arrow(file)).read_all()
+        if ABOUT in (table.schema.metadata or {}):
+            return TarListing.from_table(table)
         sizes = table["size"].combine_chunks().to_numpy()
         times = table["time"].combine_chunks().to_numpy() if "time" in table.column_names else ()
         listed_at = int(table.schema.metadata[_LISTED_AT])

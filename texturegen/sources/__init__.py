@@ -14,6 +14,7 @@ from texturegen.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from texturegen.sources.base import Item, Listing, Source
+    from texturegen.sources.tar_listing import TarListing
 
 __all__ = ["SOURCES", "Entry", "Item", "Listing", "Source", "open_source"]
 
@@ -33,7 +34,7 @@ class Entry:
     official : whether the files are those of a benchmark, with checksums and a download.
     located : whether `root` may be left out: the files are then looked for in `official.data_folders`.
     options : names of further keyword arguments.
-    listed : whether it searches folders, so that a `Listing` can spare it the search.
+    listed : whether it searches folders or tars, so that a `Listing` or a `TarListing` can spare it the search.
     """
 
     location: str
@@ -99,7 +100,8 @@ SOURCES: dict[str, Entry] = {
         "existing WebDataset tars",
         needs_root=True,
         urls=True,
-        options=("image", "classes", "rename_keys"),
+        options=("image", "classes", "rename_keys", "label", "key"),
+        listed=True,
     ),
 }
 
@@ -111,7 +113,7 @@ def open_source(
     size: int | None = None,
     download: bool | None = False,
     check: bool = True,
-    listing: "Listing | None" = None,
+    listing: "Listing | TarListing | None" = None,
     **options: Any,
 ) -> "Source":
     """Open a data set.
@@ -127,7 +129,8 @@ def open_source(
         (`shapes` draws them at this size). None keeps their own sizes.
     download : fetch a benchmark's official archive if its files are missing or damaged; None: only if `root` is None.
     check : verify a benchmark's checksums; workers skip it, because the process that started them has done it.
-    listing : `Source.listing` of the same data set, opened in another process; spares a search of its folders.
+    listing : `Source.listing`, or `Source.index`, of the same data set, opened in another process; spares a search of
+        its folders or tars.
     **options : the options of the source, named in its entry in `SOURCES`.
 
     Returns

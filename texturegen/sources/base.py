@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from texturegen.sources.tar_listing import TarListing
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Source(ABC):
     classes : names of the classes, by label.
     one_size : whether all images have the same size.
     listing : the images found below the source's folder; None if it searches no folder.
+    index : the samples found in the source's tars; None if it reads no tars.
     ignored : names of the files in the source's folder that are not images of it.
     root : folder in which a data set was found that can be opened without one; None for other sources.
     """
@@ -94,6 +98,7 @@ class Source(ABC):
     classes: list[str]
     one_size: bool = True
     listing: Listing | None = None
+    index: "TarListing | None" = None
     ignored: Sequence[str] = ()
     root: Path | None = None
 

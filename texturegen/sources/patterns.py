@@ -24,14 +24,14 @@ class File(NamedTuple):
     stamp: str
 
 
-def find_files(root: str, suffix: str) -> list[File]:
+def find_files(root: str, suffix: str | tuple[str, ...]) -> list[File]:
     """Return the files that `root` names.
 
     Parameters
     ----------
     root : a folder, a file, a URL of either, or a pattern. A pattern has braces ({000..003}, {a,b}), which keep their
         order, or the wildcards * ? [], which are sorted, or both. In a URL "?" starts the query and is not a wildcard.
-    suffix : of the files of a folder, such as ".tar"; hidden files are skipped.
+    suffix : of the files of a folder, such as ".tar", or several; hidden files are skipped.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _expand(pattern: str) -> list[str]:
     return names
 
 
-def _find_local(root: str, suffix: str) -> list[File]:
+def _find_local(root: str, suffix: str | tuple[str, ...]) -> list[File]:
     if os.path.isdir(root):
         names = [entry.name for entry in os.scandir(root) if entry.name.endswith(suffix) and entry.is_file()]
         paths = [os.path.join(root, name) for name in sorted(names) if not name.startswith(".")]
@@ -120,7 +120,9 @@ def _find_local(root: str, suffix: str) -> list[File]:
         for name in _expand(root):
             paths += sorted(glob.glob(name)) if glob.has_magic(name) else [name]
     if not paths:
-        raise MissingError(f"there are no {suffix} files in {root}; check --root")
+        raise MissingError(
+            f"there are no {suffix if isinstance(suffix, str) else suffix[0]} files in {root}; check --root"
+        )
     return [File(path, found.st_size, str(found.st_mtime_ns)) for path in paths for found in [_stat(path)]]
 
 
@@ -131,10 +133,11 @@ def _stat(path: str) -> os.stat_result:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _find_remote(root: str, suffix: str) -> list[File]:
+def _find_remote(root: str, suffix: str | tuple[str, ...]) -> list[File]:
     fs, _ = find_filesystem(root)
     names = _expand(root)
-    visible = rf"(^|/)[^./][^/]*{re.escape(suffix)}$"
+    suffixes = "|".join(map(re.escape, (suffix,) if isinstance(suffix, str) else suffix))
+    visible = rf"(^|/)[^./][^/]*({suffixes})$"
     if names == [root] and not re.search(_URL_WILDCARDS, root):
         inner = fs._strip_protocol(root)
         if fs.isdir(inner):

@@ -12,7 +12,7 @@ import resource
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,13 @@ from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.shards import open_shards
 from texturegen.sources import open_source
 from texturegen.sources import webdataset as module
-from texturegen.sources.patterns import expand_braces
+from texturegen.sources.patterns import buffered, expand_braces
 from texturegen.sources.tar_index import MAX_EXTENDED, index_tar, split_name, walk_tar
 from texturegen.sources.webdataset import WebDataset
 from texturegen.storage.image import decode_image, encode_png
 
 Encode = Callable[..., bytes]
 Members = list[tuple[str, bytes]]
-
-
-@pytest.fixture(autouse=True)
-def _forget_indexes() -> Iterator[None]:
-    yield
-    module._index.cache_clear()
 
 
 @pytest.fixture
@@ -187,7 +181,7 @@ def test_a_tar_that_is_rewritten_during_a_build_ends_it(tmp_path: Path, small: b
 
 
 def test_labels_are_numbers_within_the_class_names(tmp_path: Path, small: bytes) -> None:
-    texts = [b"1", b" 0\n", b"2", b"cat", b"9" * 5000, b"", b"-2", b"1.0"]
+    texts = [b"1", b" 0\n", b"2", b"dog", b"9" * 5000, b"", b"-2", b"1.0"]
     members = [(f"s{i}.{ext}", data) for i, text in enumerate(texts) for ext, data in (("png", small), ("cls", text))]
     write_tar(tmp_path / "a.tar", members)
     (tmp_path / "names.txt").write_text("cat\nbig dog\n\n")
@@ -197,9 +191,10 @@ def test_labels_are_numbers_within_the_class_names(tmp_path: Path, small: bytes)
     with pytest.raises(ImageError, match=r"s2: .* cls is 2, but there are 2 class names"):
         source[2]
     for index in range(3, 8):
-        with pytest.raises(ImageError, match=r"cls holds '.*', which is not a class number") as caught:
+        message = r"cls (holds '.*', which is (not|neither) a class number|has 5000 bytes, too many)"
+        with pytest.raises(ImageError, match=message) as caught:
             source[index]
-        assert len(str(caught.value)) < 150
+        assert len(str(caught.value)) < 180
     assert source.digest != open_tars(tmp_path).digest
     for content, message in (("a\n\nb", "line 2: is empty"), ("", "are empty")):
         (tmp_path / "names.txt").write_text(content)
@@ -286,7 +281,8 @@ def test_files_that_are_not_tars_are_named(tmp_path: Path, small: bytes) -> None
         (b"", "truncated"),
         (b"hello " * 200, "is not a tar"),
         (bytes(damaged), r"damaged header after a\.png"),
-        (gzip.compress(good + os.urandom(2000)), "is compressed; unpack"),
+        (gzip.compress(b"hello " * 200), "is not a tar"),
+        (gzip.compress(good)[:-30], "cannot be decompressed|truncated"),
         (make_tar([]), "no samples"),
         (make_tar([("README", b"x")]), "no samples"),
         (header_claiming(tarfile.REGTYPE, -5), "claim claims -5 bytes"),
@@ -393,19 +389,13 @@ def test_names_split_at_the_first_dot(name: str, parts: tuple[str, str]) -> None
     assert split_name(name) == parts
 
 
-def test_the_index_is_cached_per_process_and_renewed_for_changed_tars(
-    tmp_path: Path, small: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_digest_is_of_the_content_and_a_source_can_be_pickled(tmp_path: Path, small: bytes) -> None:
     write_tar(tmp_path / "a.tar", [("a.png", small)])
     digest = open_tars(tmp_path).digest
-    made = []
-    monkeypatch.setattr(module, "index_tar", lambda *a: made.append(a) or index_tar(*a))
     assert open_tars(tmp_path).digest == digest
-    assert not made
     write_tar(tmp_path / "a.tar", [("b.png", small)])
-    os.utime(tmp_path / "a.tar", ns=(1, 1))
     source = open_tars(tmp_path)
-    assert (len(made), source.key(0)) == (1, "b")
+    assert source.key(0) == "b"
     assert source.digest != digest
     os.utime(tmp_path / "a.tar", ns=(2, 2))
     assert open_tars(tmp_path).digest == source.digest  # another time stamp, the same tar
@@ -471,7 +461,7 @@ def test_a_url_keeps_its_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_files(root: str, suffix: str) -> list:
         raise UserError(f"asked for {root}")
 
-    monkeypatch.setattr(module, "find_files", find_files)
+    monkeypatch.setattr("texturegen.sources.tar_listing.find_files", find_files)
     with pytest.raises(UserError, match=r"^asked for s3://bucket//x/\{000\.\.003\}\.tar$"):
         open_source("webdataset", root="s3://bucket//x/{000..003}.tar")
 
@@ -512,7 +502,7 @@ def test_remote_indexing_reads_large_chunks(tmp_path: Path) -> None:
         asked.append(end - start)
         return data[start:end]
 
-    index = index_tar("x", module.buffered(read, len(data), 100_000), len(data))
+    index = index_tar("x", buffered(read, len(data), 100_000), len(data))
     assert len(index.keys) == 100
     assert len(asked) <= 7
     assert max(asked) <= 100_000
