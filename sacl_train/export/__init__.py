@@ -10,7 +10,7 @@ from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.files import read_weights
 from sacl_train.training.checkpoint import directory_of, is_checkpoint, write_tensors
 from sacl_train.training.resume import load_networks
-from texturegen.errors import MissingError, UserError, nearest
+from texturegen.errors import DamagedError, MissingError, UserError, nearest
 from texturegen.storage.atomic import write_atomically
 
 __all__ = ["FORMATS", "card_of", "export", "load_exported"]
@@ -62,7 +62,8 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
     path = _choose_path(run, form, out)
     method, config, checkpoint = load_networks(run)
     encoder = method.encoder.eval().to(memory_format=torch.contiguous_format)
-    exported = Exported(run, form, path, encoder, config, checkpoint["epoch"], tuple(checkpoint["image_size"]))
+    height, width = checkpoint["image_size"]
+    exported = Exported(run, form, path, encoder, config, checkpoint["epoch"], (height, width))
     content = FORMATS[form].make(exported)
     card = write_card(exported)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +115,13 @@ def load_exported(path: str | Path) -> Encoder:
     weights = read_weights(path)
     if "arguments" not in weights.about or "method." in next(iter(weights.tensors)):
         raise UserError(f"{path}: not written by `sacl-export --format safetensors`; export the encoder again")
-    encoder = build_encoder(**weights.about["arguments"])
-    encoder.load_state_dict(weights.tensors)
+    try:
+        encoder = build_encoder(**weights.about["arguments"])
+        encoder.load_state_dict(weights.tensors)
+    except (TypeError, RuntimeError):
+        raise DamagedError(
+            f"{path}: its weights do not fit the encoder that it describes; export it again"
+        ) from None
     return encoder.eval()
 
 

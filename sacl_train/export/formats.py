@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sacl_train.config import Config
 from sacl_train.nets import Encoder
+from sacl_train.nets.files import checksum
 from sacl_train.nets.timm_models import TimmEncoder
 from sacl_train.nets.weights import find_stem, timm_weights
 from texturegen.errors import MissingError, UserError
@@ -104,7 +105,8 @@ class Format:
 def _make_safetensors(exported: Exported) -> bytes:
     from safetensors.torch import save
 
-    return save(exported.encoder.state_dict(), {"encoder": json.dumps(exported.describe())})
+    tensors, about = exported.encoder.state_dict(), json.dumps(exported.describe())
+    return save(tensors, {"encoder": about, "sha256": checksum(tensors, about)})
 
 
 def _make_hub(exported: Exported) -> Files:

@@ -154,7 +154,7 @@ def _of_timm(name: str, tensors: dict[str, Tensor]) -> Architecture:
     )
 
 
-def _side_of_positions(model: nn.Module, tensors: dict[str, Tensor]) -> int | None:
+def _side_of_positions(model: Any, tensors: dict[str, Tensor]) -> int | None:
     """Return the image size of the position embeddings in a file, if it is not the model's own."""
     own = getattr(model, "pos_embed", None)
     found = next((t for key, t in tensors.items() if key.endswith("pos_embed") and t.ndim == 3), None)

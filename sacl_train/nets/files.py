@@ -1,8 +1,10 @@
 """Tensors from a file that any program wrote; nothing in the file is executed."""
 
 import argparse
+import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a directory with
 
 # Plain data that programs store beside their weights: arguments of the command line, and NumPy's numbers, whose
 # constructor had another name before NumPy 2.
-_SCALAR = np._core.multiarray.scalar
+_SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 _SAFE: list[Any] = [argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")]
 _SAFE += [type(np.dtype(code)) for code in "fdilq?"]
 
@@ -101,8 +103,15 @@ def read_weights(path: Path) -> WeightFile:
     if kind != "torch":
         raise UserError(f"{path}: a program ({kind}), which has no state dict to start from; give a file of weights")
     try:
+        # torch.load does not compare the CRC-32 of a zip's entries: a flipped bit would become a weight.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (corrupt := archive.testzip()) is not None:
+                    raise DamagedError(f"{path}: damaged (the checksum of {printable(corrupt)} differs); copy it again")
         with torch.serialization.safe_globals(_SAFE):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedError:
+        raise
     except Exception as error:  # torch.load raises many kinds of errors for bytes that are not its own
         reason = " ".join(str(error).split())
         if "Unsupported global" in reason or "Unsupported class" in reason or "WeightsUnpickler" in reason:
@@ -137,6 +146,18 @@ def _read_directory(path: Path) -> WeightFile:
     raise MissingError(f"{path}: has no {' or '.join(WEIGHT_NAMES)} beside config.json")
 
 
+def checksum(tensors: Mapping[str, Tensor], about: str) -> str:
+    """Return a SHA-256 (hex) over what an encoder's file says about it and over its tensors, by name.
+
+    safetensors has no checksum: a flipped bit would become a weight.
+    """
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _read_safetensors(path: Path) -> WeightFile:
     from safetensors import SafetensorError, safe_open
 
@@ -145,8 +166,10 @@ def _read_safetensors(path: Path) -> WeightFile:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata.get("encoder", "{}"))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read as safetensors ({error}); copy or export it again") from None
+    if metadata.get("sha256", expected := checksum(tensors, metadata.get("encoder", ""))) != expected:
+        raise DamagedError(f"{path}: damaged (its content differs from its own checksum); copy or export it again")
     return WeightFile(path, tensors, about if isinstance(about, dict) else {})
 
 

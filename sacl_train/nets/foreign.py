@@ -184,7 +184,7 @@ def _open_torchscript(file: EncoderFile, path: Path) -> OpenedEncoder:
 
 def _open_onnx(file: EncoderFile, path: Path) -> OpenedEncoder:
     model = OnnxModel(path)
-    about = {
+    about: dict[str, Any] = {
         key: [float(v) for v in model.metadata[key].split(",")] for key in ("mean", "std") if key in model.metadata
     }
     side, features = _probe(path, model, model.side or file.size)

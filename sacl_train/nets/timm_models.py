@@ -44,6 +44,8 @@ class TimmEncoder(Encoder):
         If timm has no such model, or the model does not allow `checkpointing`.
     """
 
+    model: Any  # timm's models share no base class beside nn.Module
+
     def __init__(
         self,
         name: str,
@@ -80,7 +82,8 @@ class TimmEncoder(Encoder):
             return None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        features: Tensor = self.model(x)
+        return features
 
 
 def check_name(name: str) -> None:
@@ -163,7 +166,7 @@ def find_pretrained(name: str) -> dict[str, Any]:
             if isinstance(cached, str):
                 return {"file": cached}
     if config is not None and config.url:
-        cached_file = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
+        cached_file = Path(torch.hub.get_dir()) / "checkpoints" / str(config.url).rpartition("/")[2]
         if cached_file.is_file():
             return {"file": str(cached_file)}
     raise MissingError(

@@ -272,7 +272,7 @@ def test_files_that_are_no_encoders_are_one_line(
         ("directory", None, r"a directory without config\.json"),
         ("resnet.pth", None, "does not say its architecture; name it with --arch"),
         ("resnet.pth", "test_vit", r"does not fit timm:test_vit: 0 tensors fit; \d+ missing \(cls_token, pos_embed"),
-        ("resnet.pth", "resnet18", r"does not fit resnet18: \d+ tensors fit; \d+ missing \("),
+        ("resnet.pth", "resnet18", r"does not fit resnet18 with a 3x3 stem .*: \d+ tensors fit; \d+ missing \("),
         ("larger.pth", "test_resnet", r"1 that it does not have \(layer3\.9\.conv1\.weight\)"),
         ("shapes.pth", "test_resnet", r"of another shape \(conv1\.0\.weight \(1, 3, 3, 3\) there, \("),
         ("resnet.pth", "resnt18", r"unknown architecture 'resnt18' \(did you mean"),
