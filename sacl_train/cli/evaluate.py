@@ -42,9 +42,10 @@ network_option = click.option(
 )
 statistics_option = click.option(
     "--norm-statistics",
-    default="images",
+    default="auto",
     show_default=True,
-    help="BatchNorm statistics: images, estimated on whole training images, or training, the run's own averages.",
+    help="BatchNorm statistics: images, estimated on whole training images; training, the running averages of the "
+    "training; auto: images for a run, training for an encoder of another program.",
 )
 destroy_option = click.option("--destroy", is_flag=True, help="Also score the test images with shuffled cells (4x4).")
 model_options = (device_option, network_option, statistics_option)
@@ -368,7 +369,7 @@ def _finish(
 
     variant = "-target" if figures["network"] == "target" else ""
     statistics = figures["norm_statistics"]
-    is_default = statistics == ("training" if isinstance(run, EncoderFile) else "images")
+    is_default = statistics in ("none", "training" if isinstance(run, EncoderFile) else "images")
     variant += "" if is_default else f"-{statistics}-statistics"
     output = output or _beside(run, f"eval-{figures['probe']}{variant}.json")
     write_atomically(output, json.dumps({**figures, **provenance("sacl-eval")}, indent=2) + "\n")

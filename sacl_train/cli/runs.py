@@ -4,19 +4,23 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sacl_train.config import Config, load_config
 from texturegen.errors import MissingError
+
+if TYPE_CHECKING:
+    from sacl_train.config import Config
 
 RUNS = Path("runs")
 
 
-def default_out(config: Config, shards_digest: str) -> Path:
+def default_out(config: "Config", shards_digest: str) -> Path:
     """Return runs/METHOD-ENCODER-DIGEST, the same for every command that resumes the same run.
 
     The digest is of the shards and of the settings that differ from the defaults, so a release that adds settings still
     finds its predecessor's run. Settings that may change on resuming are left out.
     """
+    from sacl_train.config import load_config  # loads torch, which --help must not
     from sacl_train.training.resume import comparable
 
     defaults = comparable(load_config(None, {"method": config.method}))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from sacl_train.cli.runs import newest_run
 from sacl_train.nets.encoder_file import EncoderFile
@@ -39,8 +38,6 @@ def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 run = newest_run()
                 note(f"without --run: {run}, the newest")
             return command(run=run, **options)
-        if click.get_current_context().get_parameter_source("norm_statistics") == ParameterSource.DEFAULT:
-            options["norm_statistics"] = "training"  # those that the encoder was published with
         file = EncoderFile(encoder, arch, prefix, mean, std, options.get("size"))
         return command(run=file, **options)
 

@@ -80,7 +80,7 @@ def embed(
     with open_model(run, device, network, norm_statistics) as model:
         images = open_images(place, root, size)
         model.warn_of_size(images)
-        if norm_statistics == "images" and len(images) > 1:
+        if model.norm_statistics == "images" and len(images) > 1:
             estimate_statistics(model.encoder, images, model.config, model.device)
         features, indices = extract_features(model.encoder, images, model.config, model.device)
         features = features.cpu()

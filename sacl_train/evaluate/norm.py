@@ -18,15 +18,43 @@ from sacl_train.training.step import autocast
 from texturegen.errors import UserError, nearest
 
 STATISTICS = ("images", "training")
-DEFAULT_STATISTICS = "images"
+DEFAULT_STATISTICS = "auto"  # "images" for a run, "training" for an encoder of another program
 MAX_BATCHES = 40  # batches of 256 images
 
 
-def check_statistics(name: str) -> str:
-    """Return `name`; raise UserError unless it is one of `STATISTICS`."""
-    if name not in STATISTICS:
-        raise UserError(f"unknown norm_statistics '{name}'{nearest(name, STATISTICS)}; known: {', '.join(STATISTICS)}")
-    return name
+def resolve_statistics(name: str, encoder: nn.Module, is_foreign: bool = False) -> str:
+    """Return which statistics an encoder is evaluated with.
+
+    Parameters
+    ----------
+    name : str
+        "images", "training" or "auto".
+    encoder : nn.Module
+        The encoder.
+    is_foreign : bool
+        The encoder is of another program, whose published figures are those with its own statistics.
+
+    Returns
+    -------
+    str
+        "images", "training", or "none" for an encoder without BatchNorm.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown.
+    """
+    known = ("auto", *STATISTICS)
+    if name not in known:
+        raise UserError(f"unknown norm_statistics '{name}'{nearest(name, known)}; known: {', '.join(known)}")
+    if not has_batch_norm(encoder):
+        return "none"
+    return ("training" if is_foreign else "images") if name == "auto" else name
+
+
+def has_batch_norm(encoder: nn.Module) -> bool:
+    """Return True if a module of `encoder` is a BatchNorm."""
+    return any(isinstance(module, _BatchNorm) for module in encoder.modules())
 
 
 def estimate_statistics(
@@ -56,7 +84,7 @@ def estimate_statistics(
     UserError
         If there are fewer than two images.
     """
-    if not any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+    if not has_batch_norm(encoder):
         return
     assert config.mean is not None
     assert config.std is not None

@@ -20,7 +20,7 @@ from sacl_train.evaluate.norm import DEFAULT_STATISTICS
 from sacl_train.evaluate.subject import Subject, open_like, open_subject
 from texturegen.errors import UserError
 
-Score = Callable[[Tensor], Tensor]  # features float (N, C) -> float (N,)
+Score = Callable[[Tensor], Tensor]  # features float (N, C) -> float (N,), or embeddings (N, D)
 
 CHUNK = 512  # queries compared with the training features at once
 PROTOCOL = "distance to the training images, features of whole images; max-softmax of a linear layer by LARS"
@@ -102,7 +102,7 @@ def evaluate_ood(
             "in_distribution": inside.place,
             "in_distribution_split": inside.split,
             "in_distribution_images": len(of_inside),
-            "csi_space": "features" if projector_of(subject) is None else "projector",
+            "csi_space": "features" if _find_projector(subject) is None else "projector",
             "test": rows,
         }
 
@@ -123,7 +123,7 @@ def make_scores(subject: Subject, k: int = 50, **settings: Any) -> dict[str, Sco
         Functions of features float (N, C) that return float (N,), larger for images further from the training images.
     """
     features, labels = subject.features.values, subject.features.labels
-    project = projector_of(subject)
+    project = make_projection(subject)
     bank = features if project is None else project(features)
     classify = fit_linear(features, labels, **settings)[""]
     return {
@@ -211,13 +211,18 @@ def csi_score(bank: Tensor, queries: Tensor) -> Tensor:
     return torch.cat(nearest) * queries.norm(dim=1)
 
 
-def projector_of(subject: Subject) -> Score | None:
-    """Return the projector behind the encoder, in eval mode, or None if the method has none.
+def make_projection(subject: Subject) -> Score | None:
+    """Return the projector behind the encoder, in eval mode, or None if the network has none.
 
     With norm_statistics "images", its BatchNorm statistics are estimated on the features of the training images.
+
+    Returns
+    -------
+    callable or None
+        Maps features float (N, C) to embeddings float32 (N, D).
     """
-    projector = getattr(subject.method, "projector" if subject.network == "online" else "target_projector", None)
-    if not isinstance(projector, nn.Module):
+    projector = _find_projector(subject)
+    if projector is None:
         return None
     values = subject.features.values
     if subject.norm_statistics == "images":
@@ -231,6 +236,12 @@ def projector_of(subject: Subject) -> Score | None:
         return torch.cat([projector(chunk).float() for chunk in features.split(CHUNK)])
 
     return project
+
+
+def _find_projector(subject: Subject) -> nn.Module | None:
+    name = "projector" if subject.network == "online" else "target_projector"
+    projector: nn.Module | None = getattr(subject.method, name, None)
+    return projector
 
 
 def _textures_of(images: Images) -> TextureImages:

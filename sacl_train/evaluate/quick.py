@@ -12,7 +12,7 @@ from sacl_train.distributed import local_batch_norm
 from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.images import ShardImages
 from sacl_train.evaluate.knn import knn_accuracy
-from sacl_train.evaluate.norm import DEFAULT_STATISTICS, estimate_statistics
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS, estimate_statistics, resolve_statistics
 from sacl_train.evaluate.rank import rank_me
 from texturegen.shards import Shards
 
@@ -49,7 +49,7 @@ def quick_scores(encoder: nn.Module, shards: Shards, config: Config, device: tor
         return {"knn": None, "rankme": None}
     images = ShardImages(shards, config.bad_share)
     encoder = local_batch_norm(copy.deepcopy(encoder))  # only one process scores: it must not wait for the others
-    if DEFAULT_STATISTICS == "images":
+    if resolve_statistics(DEFAULT_STATISTICS, encoder) == "images":
         estimate_statistics(encoder, images, config, device, picked)
     features, read = extract_features(encoder, images, config, device, picked)
     is_query = torch.from_numpy(np.isin(read.numpy(), queries))

@@ -70,7 +70,7 @@ def evaluate_shortcut(
             raise UserError(f"{shards}: {plural(len(dataset), 'image')}; the comparison needs at least 2")
         images = ShardImages(dataset)
         model.warn_of_size(images)
-        if norm_statistics == "images":
+        if model.norm_statistics == "images":
             estimate_statistics(model.encoder, images, model.config, model.device)
         count = min(MAX_IMAGES, len(dataset))
         features, embeddings = _encode_pairs(model, dataset, np.linspace(0, len(dataset) - 1, count).astype(int))

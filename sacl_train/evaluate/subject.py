@@ -11,7 +11,7 @@ import torch
 from sacl_train.config import Config
 from sacl_train.evaluate.features import Features, FeatureStore
 from sacl_train.evaluate.images import Images, open_images, require_labels
-from sacl_train.evaluate.norm import DEFAULT_STATISTICS, check_statistics
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS, resolve_statistics
 from sacl_train.methods.method import Method
 from sacl_train.nets import Encoder
 from sacl_train.nets.encoder_file import EncoderFile
@@ -47,7 +47,7 @@ class Model:
     network : str
         "online" or "target", its moving average.
     norm_statistics : str
-        "images" or "training"; see `norm`.
+        "images", "training" or "none"; see `norm.resolve_statistics`.
     """
 
     run: Path
@@ -132,14 +132,13 @@ def open_model(
     network : str
         "online", or "target" for the moving average of methods that have one.
     norm_statistics : str
-        "images" or "training"; see `norm`.
+        "images", "training" or "auto"; see `norm.resolve_statistics`.
 
     Raises
     ------
     UserError
         If there is no checkpoint in `run`, the file is no encoder, or the method has no target.
     """
-    check_statistics(norm_statistics)
     if network not in NETWORKS:
         raise UserError(f"unknown network '{network}'{nearest(network, NETWORKS)}; known: {', '.join(NETWORKS)}")
     image_size: tuple[int, int] | None
@@ -155,6 +154,7 @@ def open_model(
     encoder = method.encoder if network == "online" else getattr(method, "target_encoder", None)
     if encoder is None:
         raise UserError(f"{run}: method {config.method} has no target network; use --network online")
+    statistics = resolve_statistics(norm_statistics, encoder, isinstance(run, EncoderFile))
     torch_device = choose_device(device)
     method.to(torch_device).eval()
     with arithmetic(config):
@@ -167,7 +167,7 @@ def open_model(
             image_size,
             torch_device,
             network,
-            norm_statistics,
+            statistics,
         )
 
 
@@ -202,7 +202,7 @@ def open_subject(
     with open_model(run, device, network, norm_statistics) as model:
         images = require_labels(open_images(train, root, size))
         model.warn_of_size(images)
-        reference = images if norm_statistics == "images" else None
+        reference = images if model.norm_statistics == "images" else None
         store = FeatureStore(model.run, model.encoder, model.config, model.device, reference)
         yield Subject(**vars(model), store=store, train=images, features=store.get(images))
 

@@ -14,7 +14,7 @@ from sacl_train.evaluate import features as features_module
 from sacl_train.evaluate import norm
 from sacl_train.evaluate.features import FeatureStore, extract_features
 from sacl_train.evaluate.images import ShardImages, open_images
-from sacl_train.evaluate.norm import estimate_statistics
+from sacl_train.evaluate.norm import estimate_statistics, resolve_statistics
 from sacl_train.evaluate.probe import evaluate
 from sacl_train.evaluate.subject import open_model, open_subject
 from sacl_train.training.resume import load_networks
@@ -110,6 +110,13 @@ def test_mistakes_about_network_and_statistics_are_one_line(run: Path, shapes_sh
     ):
         with pytest.raises(UserError, match=message), open_model(simclr, "cpu", **settings):
             pass
+
+
+def test_statistics_of_other_programs_are_kept_unless_asked() -> None:
+    with_norm, without = nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)
+    assert [resolve_statistics("auto", with_norm, is_foreign) for is_foreign in (False, True)] == ["images", "training"]
+    assert [resolve_statistics(name, with_norm, True) for name in ("images", "training")] == ["images", "training"]
+    assert resolve_statistics("images", without) == "none"
 
 
 def test_images_of_another_size_are_named(run: Path, shapes_shards: Path, capsys: pytest.CaptureFixture) -> None:

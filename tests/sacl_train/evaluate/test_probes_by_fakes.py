@@ -77,10 +77,10 @@ def mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     monkeypatch.setattr(torch.optim, "SGD", recorded(torch.optim.SGD))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    sacl_train.data.device.constant.cache_clear()
+    sacl_train.data.device._constant.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True) as entered:
         yield entered
-    sacl_train.data.device.constant.cache_clear()
+    sacl_train.data.device._constant.cache_clear()
 
 
 def fake_features(mode: FakeTensorMode) -> tuple[Tensor, Tensor, Tensor]:
