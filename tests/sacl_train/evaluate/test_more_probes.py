@@ -99,6 +99,7 @@ def test_embed_prints_and_writes_neighbours_of_queries(run: Path, shapes_shards:
     assert 1 >= first["cosine"] >= second["cosine"]
     assert first["key"] in done.output
     assert decode_image((run / "embedding.png").read_bytes()).shape == (2 * 68, 9 * 68 + 12, 3)
+    options[options.index("--images")] = "--shards"
     done = CliRunner().invoke(eval_main, [*options, "--query", keys[5] + "x"])
     assert done.exit_code == 1
     assert f"did you mean '{keys[5]}'" in done.output
