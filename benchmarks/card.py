@@ -202,7 +202,8 @@ def cifar(
             given = {"epochs": 2 if toy else 30} if name == "linear" else {}
             started = time.monotonic()
             found = evaluate(name, run, train_shards, [test_shards], device.type, **given)
-            write(**about, probe=name, test=found["test"], seconds=time.monotonic() - started)
+            measured = {key: found[key] for key in ("protocol", "network", "norm_statistics", "precision")}
+            write(**about, probe=name, **measured, test=found["test"], seconds=time.monotonic() - started)
 
 
 PROBE_SECONDS = 40  # of a row, for compilation and its two probes
