@@ -1,12 +1,15 @@
 """Command line: `python -m pipelines run RECIPE` goes from images to figures; `table3` and the like run a grid."""
 
-from pathlib import Path
-from typing import Any
+from texturegen.system.interrupts import exit_on_interrupt
 
-import click
+with exit_on_interrupt():
+    from pathlib import Path
+    from typing import Any
 
-from pipelines.grids import GRIDS, SCALES
-from texturegen.console import FriendlyGroup, read_pairs
+    import click
+
+    from pipelines.grids import GRIDS, SCALES
+    from texturegen.console import FriendlyGroup, read_pairs
 
 DEVICE = "Several, separated by commas (cuda:0,cuda:1), each train one run at a time."
 

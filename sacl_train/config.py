@@ -5,7 +5,7 @@ General settings are fields of `Config`; a method's own are fields of its `Setti
 """
 
 import json
-import math
+import sys
 import tomllib
 import types
 import typing
@@ -289,7 +289,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     for kind in kinds:
         if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
             return tuple(_typed(item, float, where) for item in value)
-        if kind is float and type(value) in (int, float) and math.isfinite(value):
+        if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
         if type(value) is kind and kind is not float:
             return value

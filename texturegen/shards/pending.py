@@ -152,14 +152,15 @@ class PendingDirectory:
             "format": FORMAT,
             "recipe": self.recipe,
             "source": {
-                "name": source["name"],
-                "split": source["split"],
+                "name": source.get("name"),
+                "split": source.get("split"),
                 "items": sum(stats["samples"] + stats["failed"] for stats in self.stats),
                 "classes": self.inputs[0].classes,
                 "digest": None,
             },
             "texturegen": __version__,
         }
+            "algorithms": common_values([shards.build.get("algorithms", {}) for shards in self.inputs]),
         self.counts = publish(self.partial, description, self.stats, ignored, RECORDED, derived=self.derived)
 
     def rename(self) -> None:
@@ -271,7 +272,6 @@ def _damaged(f: IO[bytes], key: str) -> DamagedError:
 def _describe(shards: Shards) -> dict[str, Any]:
     """Return the entry of an input in build.json."""
     content = shards.build
-    description = {name: content[name] for name in ("manifest_sha256", "recipe", "source", "versions")}
-    if "derived" in content:
-        description["derived"] = content["derived"]
+    names = ("manifest_sha256", "recipe", "source", "versions", "derived")
+    description = {name: content[name] for name in names if name in content}
     return {"name": shards.directory.resolve().name, **description}

@@ -73,6 +73,7 @@ def test_build_json_records_inputs(two: Path, tmp_path: Path) -> None:
     split(two, tmp_path / "kept", tmp_path / "rest", where="completeness < 50")
     content = json.loads((tmp_path / "kept" / BUILD).read_text())
     original = json.loads((two / BUILD).read_text())
+    assert content["algorithms"] == original["algorithms"] == {"decoding": 1, "png": 1}
     assert content["derived"]["operation"] == "split"
     assert content["derived"]["filter"] == "completeness < 50"
     (described,) = content["derived"]["inputs"]
@@ -92,10 +93,12 @@ def test_build_json_records_inputs(two: Path, tmp_path: Path) -> None:
     other = json.loads((tmp_path / "rest" / BUILD).read_text())
     other["recipe"]["dataset"] = "else"
     other["counts"]["ignored"] = 2
+    other["algorithms"]["png"] = 2
     (tmp_path / "rest" / BUILD).write_text(json.dumps(seal(other)))
     merge([tmp_path / "kept", tmp_path / "rest"], tmp_path / "joined", shard_size=3)
     joined = json.loads((tmp_path / "joined" / BUILD).read_text())
     assert joined["recipe"] == {"per_image": 2, "shard_size": 3, "dataset": None, "settings": {}}
+    assert joined["algorithms"] == {"decoding": 1, "png": None}
     assert [one["name"] for one in joined["derived"]["inputs"]] == ["kept", "rest"]
     assert joined["derived"]["inputs"][0]["derived"] == content["derived"]
     assert [shard["samples"] for shard in joined["shards"]] == [3, 3, 1]

@@ -66,6 +66,7 @@ def make(out: Path, textures: int, samples: int = 8, failed: tuple[int, ...] = (
         "format": FORMAT,
         "recipe": {"per_image": textures, "shard_size": samples // 2, "dataset": "made", "settings": {}},
         "source": {"name": "made", "split": "train", "items": samples, "classes": ["x", "y", "z"], "digest": "d"},
+        "algorithms": {"decoding": 1, "png": 1},
         "texturegen": "0",
         "counts": {**counts, "ignored": 0},
         "shards": stats,
