@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo docs test lint setup
+# Mutated files and failing system calls of `make fuzz`.
+FUZZ_CASES ?= 20000
+FUZZ_SYSTEM_CASES ?= 2000
+
+.PHONY: demo docs test lint setup fuzz bits kills
 
 demo: setup
 	$(BIN)/python -m pipelines run shapes --out runs/demo --jobs 2
 
 # Numba does not notice that a function a cached kernel calls has changed in another module.
-test: lint docs
+test: setup
+	$(MAKE) --jobs 2 --output-sync=target lint docs
 	find texturegen -name '*.nb[ci]' -delete
 	rm -f .coverage .coverage.* coverage.json
 	# A core for each of the two: torch threads that wait for each other spin.
@@ -17,6 +22,20 @@ test: lint docs
 	$(BIN)/coverage json --quiet -o coverage.json --fail-under 0
 	$(BIN)/python tests/check_coverage.py coverage.json
 	$(BIN)/coverage report --skip-covered --sort=cover
+
+# The tests that `make test` runs in part. OMP_NUM_THREADS=1 as there.
+fuzz: setup
+	rm -f fuzz.jsonl
+	OMP_NUM_THREADS=1 FUZZ_CASES=$(FUZZ_CASES) FUZZ_SYSTEM_CASES=$(FUZZ_SYSTEM_CASES) FUZZ_REPORT=fuzz.jsonl \
+		$(BIN)/python -m pytest tests/fuzz
+	$(BIN)/python -m tests.fuzz.summary fuzz.jsonl
+
+bits: setup
+	SACL_ALL_BITS=1 $(BIN)/python -m pytest tests/sacl_train/training/test_bits.py
+
+kills: setup
+	OMP_NUM_THREADS=1 TEXTUREGEN_KILL_STRIDE=1 SACL_KILLS=30 SACL_ALL_CELLS=1 $(BIN)/python -m pytest -n 2 \
+		tests/texturegen/builds tests/texturegen/shards/test_merge.py tests/sacl_train/training/test_loop.py tests/pipelines
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
