@@ -3,8 +3,9 @@
     texturegen build --dataset shapes --limit 4000 --out shards/
     python -m pipelines.reuse.hf_datasets --shards shards/ --cache /tmp/hf        # needs datasets and torch
 
-`load_dataset("webdataset")` (https://huggingface.co/docs/datasets/loading) makes a column for each member: `png`,
-`texture0.png`, `cls`. It infers the columns from the first samples, so all images must have the same format.
+`load_dataset(DIR)` (https://huggingface.co/docs/datasets/loading) reads the columns from the card, DIR/README.md: one
+for each member, such as `png`, `texture0.png` and `cls`. Where images are of several types, each type has its column,
+which is None for the other images; `load` joins them. `texturegen index DIR --for hf` writes the card of older shards.
 """
 
 import argparse
@@ -13,25 +14,41 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Image, load_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-IMAGES = ("png", "jpg", "webp")
+TYPES = ("png", "jpg", "webp")
 
 
 def load(shards: Path, cache: Path | None = None) -> Dataset:
     """Return a data set with the columns image and texture (PIL, decoded on access), label (int) and key."""
-    tars = sorted(str(path) for path in shards.glob("*.tar"))
-    if not tars:
+    if not any(shards.glob("*.tar")):
         raise SystemExit(f"{shards}: no shards (*.tar) here")
-    data = load_dataset("webdataset", data_files={"train": tars}, split="train", cache_dir=cache and str(cache))
-    image = next((name for name in IMAGES if name in data.column_names), None)
-    texture = next((f"texture0.{name}" for name in IMAGES if f"texture0.{name}" in data.column_names), None)
-    if image is None or texture is None:
-        raise SystemExit(f"{tars[0]}: no textures in these shards; build with --per-image 1")
-    data = data.select_columns(["__key__", image, texture, "cls"])
-    return data.rename_columns({"__key__": "key", image: "image", texture: "texture", "cls": "label"})
+    if not (shards / "README.md").is_file():
+        raise SystemExit(f"{shards}: no README.md here; write it with `texturegen index {shards} --for hf`")
+    data = load_dataset(str(shards), split="train", cache_dir=cache and str(cache))
+    images = [name for name in TYPES if name in data.column_names]
+    textures = [f"texture0.{name}" for name in TYPES if f"texture0.{name}" in data.column_names]
+    if not images or not textures:
+        raise SystemExit(f"{shards}: no textures in these shards; build with --per-image 1")
+    data = data.select_columns(["__key__", *images, *textures, "cls"])
+    data = join(join(data, images, "image"), textures, "texture")
+    return data.rename_columns({"__key__": "key", "cls": "label"})
+
+
+def join(data: Dataset, columns: list[str], name: str) -> Dataset:
+    """Replace columns of images, of which each row has one, by one column."""
+    if len(columns) == 1:
+        return data.rename_column(columns[0], name)
+
+    def first(batch: dict) -> dict:
+        rows = zip(*(batch[column] for column in columns), strict=True)
+        return {name: [next(value for value in row if value is not None) for row in rows]}
+
+    for column in columns:
+        data = data.cast_column(column, Image(decode=False))  # copies the files, so nothing is encoded again
+    return data.map(first, batched=True, remove_columns=columns).cast_column(name, Image())
 
 
 def collate(samples: list[dict]) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ from texturegen.builds.listing import read_listing, write_listing
 from texturegen.builds.recipe import RECORDED, Plan
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, read_build
+from texturegen.shards.card import CARD
 from texturegen.shards.layout import BUILD, MANIFEST, PARTS
 from texturegen.shards.publish import publish
 from texturegen.shards.writer import rows_file, stats_file
@@ -50,7 +51,7 @@ from texturegen.storage.lock import LOCK, DirectoryLock, acquire
 RECIPE = "recipe.json"
 REPAIR = "repair"
 # What a process that was killed before it wrote recipe.json, or an array part that starts now, may leave.
-_OWN_FILE = re.compile(r"shard-\d+\.tar(\.[0-9a-f]+\.tmp)?")
+_OWN_FILE = re.compile(r"[\w-]+-\d+\.tar(\.[0-9a-f]+\.tmp)?")
 _OWN_PART = re.compile(r"lock.*|recipe\.json.*|files-.*|\d{6,}\.(parquet|json)(\.[0-9a-f]+\.tmp)?")
 
 
@@ -198,7 +199,7 @@ class BuildDirectory:
 
     def discard(self) -> None:
         """Remove a begun build, so that the directory is empty."""
-        for path in self.path.glob("shard-*.tar"):
+        for path in self.path.glob("*-[0-9]*.tar"):
             path.unlink()
         # recipe.json is removed last: until then the same command can resume.
         for path in sorted(self.parts.iterdir(), key=lambda path: path.name == RECIPE):
@@ -214,7 +215,7 @@ class BuildDirectory:
             stats = read_json(stats_file(self.path, number))
             is_whole = (
                 stats.pop("fingerprint") == plan.fingerprint
-                and (self.path / stats["name"]).stat().st_size == stats["bytes"]
+                and (not stats["bytes"] or (self.path / stats["name"]).stat().st_size == stats["bytes"])
                 and pq.read_metadata(open_for_arrow(rows_file(self.path, number))).num_rows > 0
             )
         except (OSError, DamagedError, KeyError, pa.ArrowInvalid):
@@ -232,13 +233,13 @@ class BuildDirectory:
         """Remove what killed processes left. An array part removes only files of its own shards."""
         if self.part is None:
             shutil.rmtree(self.path / REPAIR, ignore_errors=True)
-            for name in (MANIFEST, BUILD):
+            for name in (MANIFEST, CARD, BUILD):
                 for path in self.path.glob(f"{name}.*.tmp"):
                     path.unlink()
             if self.is_finished:  # killed between writing build.json and removing parts/
                 shutil.rmtree(self.parts, ignore_errors=True)
-        for path in [*self.path.glob("shard-*.tmp"), *self.parts.glob("*.tmp")]:
-            number = path.name.removeprefix("shard-").partition(".")[0]
+        for path in [*self.path.glob("*-[0-9]*.tar.*.tmp"), *self.parts.glob("*.tmp")]:
+            number = path.name.partition(".")[0].rpartition("-")[2]
             if self.part is None or (number.isdecimal() and int(number) in self.part):
                 path.unlink()
 

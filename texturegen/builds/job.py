@@ -16,7 +16,7 @@ from texturegen.builds.recipe import Plan, Recipe, open_planned_source, texture_
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.shards import ShardWriter
 from texturegen.sources import Item, Source
-from texturegen.storage.image import ENCODINGS, encode_image
+from texturegen.storage.image import ENCODING_OF, ENCODINGS, encode_image
 from texturegen.texture import find_method
 
 MAX_TRIED = 3  # images that `try_first` reads
@@ -102,7 +102,7 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write the samples at `positions` of an open source as shard `number`; see `run_job`."""
     watch = watch or Stopwatch()
-    with ShardWriter(directory, number, plan.fingerprint) as writer:
+    with ShardWriter(directory, number, plan.fingerprint, plan.prefix) as writer:
         for position in positions:
             failure = known_failures.get(position)
             if failure is None:
@@ -143,8 +143,9 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
         watch.lap("read")
         made = [_make_texture(recipe, item, index, watch) for index in range(recipe.per_image)]
         image, ext = item.data, item.ext
-        if image is None:
-            image, ext = encode_image(item.image, recipe.encoding), ENCODINGS[recipe.encoding]
+        if image is None or recipe.one_kind not in (None, ext):
+            kind = recipe.one_kind or ENCODINGS[recipe.encoding]
+            image, ext = encode_image(item.image, ENCODING_OF[kind]), kind
             watch.lap("encode")
     except ImageError as error:
         return error.reason  # without the key, which the manifest row holds

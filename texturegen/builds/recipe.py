@@ -7,13 +7,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from texturegen.errors import OtherBuildError, UserError, nearest
-from texturegen.shards.layout import FORMAT
+from texturegen.shards.layout import FORMAT, PREFIX, PREFIXES
 from texturegen.sources import Listing, Source, find_entry, open_source
-from texturegen.storage.image import ENCODINGS
+from texturegen.storage.image import ENCODING_OF, ENCODINGS
 from texturegen.texture import PATCHES_VERSION, QUALITY_VERSION, find_method, resolve_settings
+
+if TYPE_CHECKING:
+    from texturegen.sources.tar_listing import TarListing
 
 # Packages whose versions decide bytes. build.json records them, to explain differences between two machines.
 RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
@@ -21,7 +24,7 @@ RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 # entries for encodings have the name of the encoding. The sources have versions of their own, in their digests.
 IMAGE_VERSIONS = {"seeds": 1, "decoding": 1, "resizing": 1, "png": 1, "webp": 1, "jpeg": 1}
 # Fields of `Recipe` that build.json of texturegen 0.1.0 lacks, with the value that means what 0.1.0 did.
-_ADDED: dict[str, Any] = {"patches": None}
+_ADDED: dict[str, Any] = {"patches": None, "one_kind": None, "prefix": None}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Recipe:
         Images per shard, at least 1.
     encoding : str
         "png", "webp" or "jpeg": format of the textures, and of images that have no file of their own.
+    one_kind : str or None
+        "png", "jpg" or "webp": encode the images that have another extension, so that all have this one. None: keep
+        their files.
+    prefix : str or None
+        First part of the shards' file names, up to 64 letters, digits, _ and -. None: "shard".
 
     Examples
     --------
@@ -79,6 +87,8 @@ class Recipe:
     seed: int = 0
     shard_size: int = 1000
     encoding: str = "png"
+    one_kind: str | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,11 @@ class Plan:
     items: int
     source: dict[str, Any]
     algorithms: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def prefix(self) -> str:
+        """First part of the shards' file names."""
+        return self.recipe.prefix or PREFIX
 
     @property
     def shards(self) -> int:
@@ -170,7 +185,11 @@ class Plan:
 
 
 def open_recipe_source(
-    recipe: Recipe, root: str | None, download: bool | None = False, check: bool = True, listing: Listing | None = None
+    recipe: Recipe,
+    root: str | None,
+    download: bool | None = False,
+    check: bool = True,
+    listing: "Listing | TarListing | None" = None,
 ) -> Source:
     """Open the data set of a recipe, see `texturegen.sources.open_source`."""
     # Checked first: an option named like a parameter of open_source would be passed as that parameter.
@@ -187,7 +206,7 @@ def open_recipe_source(
     )
 
 
-def open_planned_source(plan: Plan, root: str | None, listing: Listing | None = None) -> Source:
+def open_planned_source(plan: Plan, root: str | None, listing: "Listing | TarListing | None" = None) -> Source:
     """Open the data set of a plan in a job, without repeating its checks.
 
     Parameters
@@ -196,8 +215,8 @@ def open_planned_source(plan: Plan, root: str | None, listing: Listing | None = 
         The plan.
     root : str or None
         Directory of the data set's files.
-    listing : Listing, optional
-        What `listing.read_listing` returns for a source of files; nothing is searched then.
+    listing : Listing or TarListing, optional
+        What `listing.read_listing` returns for a source of files or tars; nothing is searched then.
 
     Raises
     ------
@@ -245,6 +264,10 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
     if recipe.encoding not in ENCODINGS:
         close = nearest(recipe.encoding, ENCODINGS)
         raise UserError(f"unknown encoding '{recipe.encoding}'{close}; encodings: {', '.join(ENCODINGS)}")
+    if recipe.one_kind is not None and recipe.one_kind not in ENCODING_OF:
+        raise UserError(f"--one-kind is '{recipe.one_kind}'; it must be one of {', '.join(ENCODING_OF)}")
+    if recipe.prefix is not None and not PREFIXES.fullmatch(recipe.prefix):
+        raise UserError(f"--prefix is {recipe.prefix!r}; use up to 64 letters, digits, _ and -, as in cifar10-train")
     settings = resolve_settings(recipe.method, recipe.settings)
     source = open_recipe_source(recipe, root, download)
     options = dict(recipe.source_options)
@@ -260,6 +283,8 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
 def list_algorithms(recipe: Recipe) -> dict[str, int]:
     """Return the name and version of each algorithm that decides bytes of a recipe's shards."""
     versions = {"decoding": IMAGE_VERSIONS["decoding"], recipe.encoding: IMAGE_VERSIONS[recipe.encoding]}
+    if recipe.one_kind is not None:
+        versions[ENCODING_OF[recipe.one_kind]] = IMAGE_VERSIONS[ENCODING_OF[recipe.one_kind]]
     if recipe.size is not None:
         versions["resizing"] = IMAGE_VERSIONS["resizing"]
     if recipe.per_image:

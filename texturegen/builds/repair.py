@@ -145,7 +145,7 @@ def _rebuild(
         job = partial(run_job, plan, root, scratch, known_failures)
         for outcome in run(job, numbers, workers, progress(total), scratch):
             if isinstance(outcome, Lost):
-                lost.append(shard_name(outcome.number))
+                lost.append(shard_name(outcome.number, plan.prefix))
             elif outcome["sha256"] == recorded[outcome["name"]]:
                 os.replace(scratch / outcome["name"], directory / outcome["name"])
                 rebuilt.append(outcome["name"])

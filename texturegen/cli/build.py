@@ -11,7 +11,7 @@ import click
 from texturegen.builds import RECIPES, find_recipe
 from texturegen.builds.engines import ENGINES
 from texturegen.cli.options import ROOT_HELP, WORKERS, method_option, method_settings_option, read_settings
-from texturegen.console import KEPT, FriendlyCommand, Progress, emit, escape_controls, fail, option, plural
+from texturegen.console import KEPT, FriendlyCommand, Progress, emit, escape_controls, fail, note, option, plural
 from texturegen.errors import UserError
 from texturegen.sources import SOURCES
 from texturegen.system.threads import count_cpus
@@ -99,6 +99,18 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             default="png",
             show_default=True,
             help="Format of what is encoded: png or webp (both lossless), or jpeg.",
+        ),
+        option(
+            "--one-kind",
+            section="Shards",
+            metavar="EXT",
+            help="png, jpg or webp: encode images that have another extension  [default: keep their files]",
+        ),
+        option(
+            "--prefix",
+            section="Shards",
+            metavar="NAME",
+            help="First part of the shards' names: some readers cache by it  [default: shard]",
         ),
         option(
             "--shard-size",
@@ -270,6 +282,8 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
     if result.missing is not None:
         others = f"{plural(result.missing, 'shard')} of other parts missing" if result.missing else "all shards exist"
         print(f"{others}; when all parts have ended: texturegen finish {out}", file=sys.stderr)
+    if not as_json and result.missing is None:
+        _note_mixed(out)
     if counts.get("ignored"):
         names = ", ".join(map(escape_controls, result.ignored[:MAX_IGNORED]))
         more = ", ..." if counts["ignored"] > MAX_IGNORED else ""
@@ -284,6 +298,16 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
             file=sys.stderr,
         )
         sys.exit(FAILED_IMAGES)
+
+
+def _note_mixed(out: Path) -> None:
+    """Say if images have several extensions: readers that look for one of them would skip the others."""
+    from texturegen.shards.card import describe_kinds, read_contents
+    from texturegen.shards.layout import MANIFEST
+
+    kinds = describe_kinds(read_contents(out / MANIFEST))
+    if kinds is not None:
+        note(f"images are of several types ({kinds}); for readers that expect one, build with --one-kind")
 
 
 COMMANDS = (build, finish, plan)

@@ -1,4 +1,4 @@
-"""The commands on finished shard directories: `info`, `preview`, `verify`, `repair`, `merge` and `split`."""
+"""The commands on finished shard directories: `info`, `preview`, `verify`, `repair`, `merge`, `split` and `index`."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from texturegen.cli.options import ROOT_HELP, WORKERS
 from texturegen.console import FriendlyCommand, Progress, fail, plural
 from texturegen.system.threads import count_cpus
 
+MAX_NAMED = 4  # files that `index` names
 DIRECTORY = click.Path(path_type=Path)
 
 
@@ -37,10 +38,8 @@ def _all_or_nothing() -> Iterator[None]:
 @click.argument("directory", type=DIRECTORY)
 def info(directory: Path) -> None:
     """Summarise a shard directory: counts, sizes, recipe, quality."""
-    import pyarrow.compute as pc
-
     from texturegen.shards import open_shards
-    from texturegen.shards.layout import QUALITY
+    from texturegen.shards.card import count_contents
 
     shards = open_shards(directory)
     recipe, counts = shards.build["recipe"], {"ignored": 0, **shards.build["counts"]}
@@ -54,11 +53,15 @@ def info(directory: Path) -> None:
         "seed": recipe["seed"],
         "versions": ", ".join(f"{name} {number}" for name, number in shards.build["versions"].items()),
     }
-    if counts["textures"]:
-        medians = {name: pc.quantile(shards.manifest[name], 0.5)[0].as_py() for name in QUALITY}
-        lines["quality"] = ", ".join(f"{name} {value:.3g}" for name, value in medians.items()) + " (medians)"
+    contents = count_contents([shards.manifest])
+    for name, kinds in (("image types", contents.images), ("texture types", contents.textures)):
+        if kinds:
+            lines[name] = ", ".join(f"{number} {ext}" for ext, number in kinds.items())
+    if contents.medians:
+        lines["quality"] = ", ".join(f"{name} {value:.3g}" for name, value in contents.medians.items()) + " (medians)"
+    width = max(map(len, lines)) + 2
     for name, value in lines.items():
-        print(f"{name:10}{value}")
+        print(f"{name:{width}}{value}")
 
 
 @click.command(cls=FriendlyCommand)
@@ -201,8 +204,30 @@ def split(
         _print_counts(target, counts)
 
 
+@click.command(cls=FriendlyCommand)
+@click.argument("directory", type=DIRECTORY)
+@click.option(
+    "--for",
+    "names",
+    required=True,
+    metavar="NAME,...",
+    help="dali, wids, timm, energon, hf (Hugging Face datasets), croissant; several with commas between them.",
+)
+def index(directory: Path, names: str) -> None:
+    """Write the small files that other readers want.
+
+    They are made from the manifest and build.json, without reading a tar. `verify` compares them with the manifest.
+    """
+    from texturegen.shards.index import write_indexes
+
+    paths = write_indexes(directory, [name.strip() for name in names.split(",")])
+    named = ", ".join(str(path.relative_to(directory)) for path in paths[:MAX_NAMED])
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    print(f"{directory}: wrote {named}{more}")
+
+
 def _print_counts(out: Path | None, counts: dict[str, int]) -> None:
     print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
 
 
-COMMANDS = (info, preview, verify, repair, merge, split)
+COMMANDS = (info, preview, verify, repair, merge, split, index)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from texturegen.errors import DamagedError, MissingError, UserError
-from texturegen.shards.layout import BUILD, FORMAT, PARTS, shard_name
+from texturegen.shards.layout import BUILD, FORMAT, PARTS, PREFIX, PREFIXES, shard_name
 from texturegen.storage.names import printable
 from texturegen.storage.ranges import Directory, open_directory
 
@@ -63,12 +63,17 @@ def seal(build: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_size(path: Path, size: int) -> None:
-    """Raise MissingError if a shard is missing, DamagedError if it does not have `size` bytes."""
+    """Raise MissingError if a shard is missing, DamagedError if it does not have `size` bytes.
+
+    A shard of 0 bytes, all of whose images failed, has no file.
+    """
     compare_size(str(path), path.stat().st_size if path.is_file() else None, size)
 
 
 def compare_size(file: str, found: int | None, size: int) -> None:
     """Raise as `check_size` does; `found` is the size of the file, or None if it is missing."""
+    if size == 0:
+        return
     if found is None:
         raise MissingError(f"{file}: missing; rebuild it from the data set with `texturegen repair`, or copy it again")
     if found != size:
@@ -114,9 +119,12 @@ def _find_fault(build: dict[str, Any]) -> str | None:
         return "manifest_sha256 is not a SHA-256"
     if not isinstance(shards, list):
         return "shards is not a list"
+    prefix = build["recipe"].get("prefix") or PREFIX
+    if not isinstance(prefix, str) or not PREFIXES.fullmatch(prefix):
+        return "recipe.prefix is not a name"
     for number, shard in enumerate(shards):
-        if shard["name"] != shard_name(number):
-            return f"shard {number} is named {printable(str(shard['name']))}, not {shard_name(number)}"
+        if shard["name"] != shard_name(number, prefix):
+            return f"shard {number} is named {printable(str(shard['name']))}, not {shard_name(number, prefix)}"
         if not _is_sha256(shard["sha256"]):
             return f"the sha256 of {shard['name']} is not a SHA-256"
         if not all(_is_count(shard[count]) for count in ("bytes", *COUNTS)):

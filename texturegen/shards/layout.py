@@ -4,6 +4,7 @@ docs/shards.md describes the whole contract.
 
 DIR/shard-000000.tar ...   plain WebDataset tars: KEY.<ext>, KEY.texture0.<ext> ..., KEY.cls, passed-through members
 DIR/manifest.parquet       one row per texture (one per image if there are no textures, or if the image failed)
+DIR/README.md              data set card; free to be edited
 DIR/build.json             recipe, counts, versions, and the sha256 of each shard; written last
 DIR/parts/                 only during a build: recipe, and rows and counts of each finished shard
 """
@@ -18,6 +19,8 @@ FORMAT = 2
 MANIFEST = "manifest.parquet"
 BUILD = "build.json"
 PARTS = "parts"
+PREFIX = "shard"
+PREFIXES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 MAX_KEY = 80  # characters, so that KEY.texture0.webp and the like fit the name field of a ustar header
 MAX_NAME = 100  # bytes of the name field
@@ -58,13 +61,14 @@ MANIFEST_SCHEMA = pa.schema(
         ("status", pa.string()),  # "ok" or "failed"
         ("error", pa.string()),
         ("meta", pa.string()),  # JSON object with the source's metadata besides the label
-    ]
+    ],
+    metadata={"texturegen.format": str(FORMAT)},
 )
 
 
-def shard_name(number: int) -> str:
+def shard_name(number: int, prefix: str = PREFIX) -> str:
     """Return the file name of a shard, by its index from 0."""
-    return f"shard-{number:06d}.tar"
+    return f"{prefix}-{number:06d}.tar"
 
 
 def texture_member(key: str, index: int, ext: str) -> str:

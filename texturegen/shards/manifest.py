@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from texturegen.shards.layout import (
     MEMBER,
     RESERVED,
 )
+from texturegen.shards.sample_index import Keys, SampleIndex
 from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.image import MAX_PIXELS
 from texturegen.storage.names import KEY_SEGMENTS, printable
@@ -40,65 +41,6 @@ MAX_NAMED = 20  # rows named per kind of fault
 # These columns describe the image, so they are equal in all rows of a sample.
 _IMAGE_COLUMNS = ["key", "shard", "label", "width", "height", "meta", "texture_ext"]
 _IMAGE_COLUMNS += ["image_ext", "image_offset", "image_size", "image_sha256"]
-
-
-class SampleIndex:
-    """Keys, labels, image sizes and byte extents of all samples, in order.
-
-    Attributes
-    ----------
-    keys : list of str, length N.
-    labels : int64 (N,), -1 for unlabelled samples.
-    widths, heights : int64 (N,), in pixels.
-    shard_ids : int32 (N,), index into `files` of the sample's shard.
-    extents : int64 (N, 1 + K, 2), offset and size in bytes of the image and of each texture.
-    digests : uint64 (N, 1 + K), the first 8 bytes of the SHA-256 of the image and of each texture. They are enough to
-        find damage, and take a quarter of the memory.
-    ranges : int64 (N, 2), start and end of the byte range that spans all members of the sample.
-    metas : pyarrow string (N,), JSON.
-    members : pyarrow list (N,) of {ext, offset, size, digest}: "cls" and the passed-through members.
-    files : list of str, path or URL of each shard.
-    stride : int, entries per sample in `extents_view`.
-    labels_view, widths_view, heights_view, shard_ids_view, extents_view, digests_view : flat memoryviews of these
-        arrays. A memoryview returns a Python int four times as fast as a NumPy array does.
-    """
-
-    def __init__(
-        self,
-        keys: list[str],
-        labels: np.ndarray,
-        widths: np.ndarray,
-        heights: np.ndarray,
-        shard_ids: np.ndarray,
-        extents: np.ndarray,
-        digests: np.ndarray,
-        ranges: np.ndarray,
-        metas: pa.Array,
-        members: pa.Array,
-        files: list[str],
-    ) -> None:
-        self.keys, self.labels, self.widths, self.heights, self.shard_ids = keys, labels, widths, heights, shard_ids
-        self.extents, self.digests, self.ranges = extents, digests, ranges
-        self.metas, self.members, self.files = metas, members, files
-        self.stride = 2 * extents.shape[1]
-        self.labels_view, self.widths_view, self.heights_view = map(_flat_view, (labels, widths, heights))
-        self.shard_ids_view, self.extents_view, self.digests_view = map(_flat_view, (shard_ids, extents, digests))
-
-    def select(self, i: int) -> "SampleIndex":
-        """Return an index of sample `i` alone. It is a copy, because pickling a slice would pickle the whole array."""
-        one = slice(i, i + 1)
-        labels, widths, heights, extents, digests, ranges = (
-            array[one].copy()
-            for array in (self.labels, self.widths, self.heights, self.extents, self.digests, self.ranges)
-        )
-        metas, members = (pa.array(array[one].to_pylist(), array.type) for array in (self.metas, self.members))
-        files, shard_ids = [self.files[self.shard_ids_view[i]]], np.zeros(1, np.int32)
-        arrays = (labels, widths, heights, shard_ids, extents, digests, ranges)
-        return SampleIndex(self.keys[one], *arrays, metas, members, files)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        arrays = (self.labels, self.widths, self.heights, self.shard_ids, self.extents, self.digests, self.ranges)
-        return SampleIndex, (self.keys, *arrays, self.metas, self.members, self.files)
 
 
 def read_manifest(source: Any, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
@@ -227,7 +169,7 @@ def check_rows(table: pa.Table, build: dict[str, Any], files: list[str]) -> tupl
     if checks.faults:
         return None, checks.faults + checks.totals
     index = SampleIndex(
-        first["key"].to_pylist(),
+        Keys(_combine_chunks(first, "key")),
         _to_numpy(first, "label").copy(),  # Arrow's own memory is read-only
         _to_numpy(first, "width").astype(np.int64),
         _to_numpy(first, "height").astype(np.int64),
@@ -432,7 +374,7 @@ class _Checks:
         used = np.zeros(len(bounds), np.int64)
         np.maximum.at(used, shard_of, ends)
         for shard, end in zip(build["shards"], used.tolist(), strict=True):
-            if end_of_tar(end) != shard["bytes"]:
+            if shard["bytes"] not in ((0, end_of_tar(0)) if end == 0 else (end_of_tar(end),)):
                 self.totals.append(
                     f"the members of {shard['name']} make a tar of {end_of_tar(end)} bytes, "
                     f"but {BUILD} has {shard['bytes']}"
@@ -452,10 +394,6 @@ def _digests(sha256: pa.FixedSizeBinaryArray) -> np.ndarray:
         return np.empty(0, np.uint64)
     words = np.frombuffer(sha256.buffers()[1], "<u8").reshape(-1, 4)[sha256.offset : sha256.offset + len(sha256), 0]
     return words.astype(np.uint64)  # a copy
-
-
-def _flat_view(array: np.ndarray) -> memoryview:
-    return memoryview(cast(Any, array.reshape(-1)))
 
 
 def _list_lengths(column: pa.Array) -> np.ndarray:

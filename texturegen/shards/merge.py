@@ -208,7 +208,7 @@ def _choose_by_hash(shards: Shards, fraction: float, seed: int) -> np.ndarray:
 
 
 def _refuse_repeated_keys(opened: list[Shards]) -> None:
-    repeated = find_repeated_key(pa.concat_arrays([pa.array(shards.keys, pa.string()) for shards in opened]))
+    repeated = find_repeated_key(pa.chunked_array([shards.keys.array for shards in opened]))
     if repeated is not None:
         holders = [str(shards.directory) for shards in opened for _ in range(shards.keys.count(repeated))]
         raise UserError(

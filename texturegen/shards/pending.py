@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from texturegen import __version__
 from texturegen.errors import DamagedError, UserError
-from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS
+from texturegen.shards.card import CARD
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS, PREFIX
 from texturegen.shards.manifest import group_samples, has_failed
 from texturegen.shards.publish import publish
 from texturegen.shards.reader import Shards
@@ -30,7 +31,8 @@ RECORDED = ("numpy", "pyarrow")  # packages whose versions build.json records
 FINGERPRINT = "copied"  # in the stats of shards that no recipe describes
 MARK = "copied"  # file in OUT.partial/parts/ that distinguishes a copy from an unfinished build
 _MEMBER_COLUMNS = [f"{member}_{column}" for member in ("image", "texture") for column in ("ext", "size", "sha256")]
-_OWN_FILE = re.compile(rf"shard-\d+\.tar(\.[0-9a-f]+\.tmp)?|({re.escape(MANIFEST)}|{re.escape(BUILD)})(\..*\.tmp)?")
+_OWN_NAMES = "|".join(map(re.escape, (MANIFEST, BUILD, CARD)))
+_OWN_FILE = re.compile(rf"[\w-]+-\d+\.tar(\.[0-9a-f]+\.tmp)?|({_OWN_NAMES})(\..*\.tmp)?")
 
 Progress = Callable[[int], object]
 
@@ -158,9 +160,9 @@ class PendingDirectory:
                 "classes": self.inputs[0].classes,
                 "digest": None,
             },
+            "algorithms": common_values([shards.build.get("algorithms", {}) for shards in self.inputs]),
             "texturegen": __version__,
         }
-            "algorithms": common_values([shards.build.get("algorithms", {}) for shards in self.inputs]),
         self.counts = publish(self.partial, description, self.stats, ignored, RECORDED, derived=self.derived)
 
     def rename(self) -> None:
@@ -218,7 +220,7 @@ class PendingDirectory:
 
     def _current(self) -> ShardWriter:
         if self._writer is None:
-            self._writer = ShardWriter(self.partial, len(self.stats), FINGERPRINT)
+            self._writer = ShardWriter(self.partial, len(self.stats), FINGERPRINT, self.recipe.get("prefix") or PREFIX)
         return self._writer
 
     def _commit(self) -> None:

@@ -1,4 +1,4 @@
-"""Finish a shard directory: write the manifest from the rows of its shards, then build.json.
+"""Finish a shard directory: write the manifest from the rows of its shards, its card, then build.json.
 
 Builds and merges both call this. Readers treat a directory without build.json as unfinished.
 """
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from texturegen.shards.build_json import COUNTS, seal
+from texturegen.shards.card import CARD, make_card, read_contents
 from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
 from texturegen.shards.writer import rows_file
 from texturegen.storage.arrow import open_for_arrow
@@ -29,7 +30,7 @@ def publish(
     packages: Sequence[str],
     **more: Any,
 ) -> dict[str, int]:
-    """Write the manifest and then build.json of a directory whose shards are all committed.
+    """Write the manifest, the card and then build.json of a directory whose shards are all committed.
 
     DIR/parts/ is left in place for the caller to remove.
 
@@ -64,6 +65,7 @@ def publish(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         **more,
     }
+    write_atomically(directory / CARD, make_card(content, read_contents(directory / MANIFEST)))
     write_json(directory / BUILD, seal(content))
     return counts
 

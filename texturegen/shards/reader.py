@@ -5,7 +5,7 @@ names, in the directory itself. `manifest.check_rows` validates every offset whe
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import pyarrow as pa
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, compare_size, load_build, read_build, shards_digest
 from texturegen.shards.layout import MANIFEST
-from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, digest_of, parse_meta, read_manifest
+from texturegen.shards.manifest import COLUMNS, check_rows, digest_of, parse_meta, read_manifest
+from texturegen.shards.sample_index import SampleIndex, load_cached, store_cached
 from texturegen.shards.store import LocalStore, RemoteStore, Store
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
@@ -28,8 +29,11 @@ _CHANGED = "its bytes differ from those that were written"
 __all__ = ["Sample", "Shards", "check_size", "open_shards", "read_build"]
 
 
-class Sample:
+class Sample(Mapping[str, Any]):
     """One image with its textures. Bytes are read, pixels decoded and metadata parsed on access.
+
+    A sample is also a mapping with the keys "key", "label", "image" and "textures", so torch's default collation makes
+    a batch of samples a dict: lists of str, int64 (N,), uint8 (N, H, W, 3) and uint8 (N, K, H, W, 3).
 
     Attributes
     ----------
@@ -56,6 +60,8 @@ class Sample:
     >>> sample.image.shape, sample.textures.shape
     ((32, 32, 3), (1, 32, 32, 3))
     """
+
+    FIELDS = ("key", "label", "image", "textures")
 
     __slots__ = ("_bytes", "_i", "_image", "_index", "_textures")
 
@@ -163,6 +169,21 @@ class Sample:
     def _fault(self, name: str, fault: str) -> DamagedError:
         return DamagedError(f"{self.shard}: {self.key}: {name}: {fault}; `texturegen verify` lists all damage")
 
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.FIELDS:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.FIELDS)
+
+    def __len__(self) -> int:
+        return len(self.FIELDS)
+
+    # Mapping compares contents, which would decode the images of both samples.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         return f"Sample(key={self.key!r}, label={self.label}, shard={self.shard!r})"
 
@@ -187,7 +208,7 @@ class Shards:
         One row per texture and one per failed image, read on first access; docs/shards.md describes the columns.
     build : dict
         Content of `build.json`: recipe, source, counts, versions, shards.
-    keys : list of str
+    keys : sequence of str
         Keys of the samples, in order.
     labels, widths, heights : ndarray
         int64 (N,); widths and heights in pixels.
@@ -213,28 +234,44 @@ class Shards:
         self._files = open_directory(directory)
         self.directory = self._files.url if isinstance(self._files, Remote) else self._files.path
         self.build = load_build(self._files)
-        table = self._read_manifest(COLUMNS)
         names = [shard["name"] for shard in self.build["shards"]]
         sizes = [shard["bytes"] for shard in self.build["shards"]]
         files = [self._files.locate(name) for name in names]
+        index = load_cached(self.build, files)
+        manifest = None
+        if index is None or not isinstance(self._files, Remote):  # a cached index spares the download
+            manifest = self._open_manifest()
         for file, found, size in zip(files, self._files.sizes(names), sizes, strict=True):
             compare_size(file, found, size)
-        index, faults = check_rows(table, self.build, files)
-        if index is None or faults:
-            raise self._damaged(faults[0])
-        self._index = index
+        self._index = self._check(manifest, files) if index is None else index
+        self._block_cache_bytes: int | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        """Set what is derived from the index and build.json."""
+        index, names = self._index, [shard["name"] for shard in self.build["shards"]]
+        sizes = [shard["bytes"] for shard in self.build["shards"]]
         self._store: Store = (
             RemoteStore(self._files, names, sizes, index.shard_ids, index.ranges)
             if isinstance(self._files, Remote)
-            else LocalStore(files, sizes, len(index.keys))
+            else LocalStore(index.files, sizes, len(index.keys))
         )
         self.keys, self.labels = index.keys, index.labels
         self.widths, self.heights, self.numbers = index.widths, index.heights, index.shard_ids
         self.textures_per_image: int = self.build["recipe"]["per_image"]
+        if self._block_cache_bytes is not None:
+            self.enable_block_cache(self._block_cache_bytes)
+
+    def _check(self, manifest: Any, files: list[str]) -> SampleIndex:
+        """Return the index of an open manifest, and put it in the user's cache if it is large."""
+        index, faults = check_rows(self._parse(manifest, COLUMNS), self.build, files)
+        if index is None or faults:
+            raise self._damaged(faults[0])
+        return store_cached(index, self.build)
 
     @cached_property
     def manifest(self) -> pa.Table:
-        return self._read_manifest(None)
+        return self._parse(self._open_manifest(), None)
 
     @property
     def classes(self) -> list[str]:
@@ -263,6 +300,7 @@ class Shards:
         Use it when neighbouring samples are read soon after each other: one request then serves hundreds of small
         samples. It has no effect on local shards.
         """
+        self._block_cache_bytes = max_bytes
         if isinstance(self._store, RemoteStore):
             self._store.enable_block_cache(max_bytes)
 
@@ -285,8 +323,17 @@ class Shards:
         index = self._index
         return (Sample(index, i, ranges) for i, ranges in enumerate(self._store.samples()))
 
-    def _read_manifest(self, columns: list[str] | None) -> pa.Table:
-        """Read the manifest. A single flipped bit can change a label, so its SHA-256 is compared with build.json."""
+    def _parse(self, manifest: Any, columns: list[str] | None) -> pa.Table:
+        try:
+            return read_manifest(manifest, columns)
+        except DamagedError as error:
+            raise self._damaged(str(error)) from None
+
+    def _open_manifest(self) -> Any:
+        """Return the manifest as a path or an Arrow file, whose SHA-256 is that of build.json.
+
+        A single flipped bit can change a label, so it is compared each time.
+        """
         source: Any
         try:
             if isinstance(self._files, Remote):
@@ -304,10 +351,7 @@ class Shards:
             raise MissingError(f"{self._files.locate(MANIFEST)}: missing; copy it again, or build into a new directory")
         if sha256 != self.build["manifest_sha256"]:
             raise self._damaged("its checksum differs from build.json")
-        try:
-            return read_manifest(source, columns)
-        except DamagedError as error:
-            raise self._damaged(str(error)) from None
+        return source
 
     def _damaged(self, fault: str) -> DamagedError:
         return DamagedError(
@@ -316,7 +360,12 @@ class Shards:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "manifest"}
+        kept = ("_files", "directory", "build", "_index", "_block_cache_bytes")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connect()
 
 
 def open_shards(directory: str | Path) -> Shards:

@@ -9,13 +9,15 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from texturegen.errors import DamagedError, UserError
 from texturegen.shards.build_json import CHECKSUM, read_build
+from texturegen.shards.index import find_stale
 from texturegen.shards.layout import BUILD, MANIFEST
-from texturegen.shards.manifest import COLUMNS, SampleIndex, check_rows, parse_meta, read_manifest, select_ok
+from texturegen.shards.manifest import COLUMNS, check_rows, parse_meta, read_manifest, select_ok
+from texturegen.shards.members import list_members
+from texturegen.shards.sample_index import SampleIndex
 from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
@@ -25,7 +27,6 @@ from texturegen.storage.tar import BLOCK, CHUNK, describe, end_of_tar, find_faul
 from texturegen.system.threads import count_cpus, run_in_threads
 
 _CHECKSUM = "checksum differs from build.json: the file was changed or damaged"
-_EXTENT = ("offset", "size", "sha256")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def inspect(
         members = None
         if ok is not None and index is not None:
             first, end = np.searchsorted(index.shard_ids, [number, number + 1]).tolist()
-            members = _list_members(ok.slice(first * per_sample, (end - first) * per_sample))
+            members = list_members(ok.slice(first * per_sample, (end - first) * per_sample))
         found = _check_shard(directory / shard["name"], shard, members, deep)
         with progress_lock:
             progress(shard["samples"])
@@ -144,8 +145,14 @@ def inspect(
     for name, result in zip(listed, results, strict=True):
         if result.faults:
             faults[name] = [f"{directory / name}: {fault}" for fault in result.faults]
+    if ok is not None:
+        for name in find_stale(directory, build, ok):
+            faults[name] = [
+                f"{directory / name}: differs from what the manifest gives; write it again with `texturegen index`"
+            ]
+    with_file = {shard["name"] for shard in build["shards"] if shard["bytes"]}
     for path in sorted(directory.glob("*.tar")):
-        if path.name not in listed:
+        if path.name not in with_file:
             faults[path.name] = [
                 f"{directory}/{printable(path.name)}: not in build.json, but programs that read *.tar would read it; "
                 "remove it"
@@ -195,46 +202,9 @@ def _find_bad_metas(index: SampleIndex) -> list[str]:
     return faults
 
 
-def _list_members(rows: pa.Table) -> pa.Table:
-    """Return a row per member of a shard, in the tar's order.
-
-    The columns are name, offset, size, sha256, width and height (null except for images and textures), and label (null
-    except for "cls").
-    """
-    rows = rows.combine_chunks()
-    first = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
-    textured = rows.filter(pc.is_valid(rows["index"]))
-    members = first["members"].combine_chunks()
-    members = members if isinstance(members, pa.Array) else pa.array([], first.schema.field("members").type)
-    listed, parents = members.flatten(), pc.list_parent_indices(members)
-
-    def table(names: Any, about: pa.Table, prefix: str) -> pa.Table:
-        extent = {column: about[f"{prefix}_{column}"] for column in _EXTENT}
-        return pa.table({"name": names, **extent, "width": about["width"], "height": about["height"]})
-
-    indices = pc.cast(textured["index"], pa.string())
-    exts = listed.field("ext")
-    # Taking whole rows would repeat the list of members once per member, so only single columns are taken.
-    labels = pc.if_else(pc.equal(exts, "cls"), first["label"].combine_chunks().take(parents), None)
-    tables = [
-        table(_join(first["key"], ".", first["image_ext"]), first, "image"),
-        table(_join(textured["key"], ".texture", indices, ".", textured["texture_ext"]), textured, "texture"),
-        pa.table(
-            {
-                "name": _join(first["key"].combine_chunks().take(parents), ".", exts),
-                **{column: listed.field(column) for column in _EXTENT},
-                "label": labels,
-            }
-        ),
-    ]
-    return pa.concat_tables(tables, promote_options="default").combine_chunks().sort_by("offset")
-
-
-def _join(*parts: Any) -> Any:
-    return pc.binary_join_element_wise(*parts, "")
-
-
 def _check_shard(path: Path, shard: dict[str, Any], members: pa.Table | None, deep: bool) -> _Found:
+    if not shard["bytes"]:  # all of its images failed
+        return _Found(False, [], [])
     if not path.is_file():
         return _Found(True, ["missing"], [])
     try:

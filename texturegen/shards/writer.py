@@ -24,6 +24,7 @@ from texturegen.shards.layout import (
     MAX_KEY,
     MEMBER,
     PARTS,
+    PREFIX,
     RESERVED,
     shard_name,
     texture_member,
@@ -43,6 +44,8 @@ class ShardWriter:
         Index of the shard, from 0.
     fingerprint : str
         Identifies the build in the stats file.
+    prefix : str
+        First part of the file name.
 
     Attributes
     ----------
@@ -52,9 +55,9 @@ class ShardWriter:
         Samples added so far.
     """
 
-    def __init__(self, directory: Path, number: int, fingerprint: str) -> None:
+    def __init__(self, directory: Path, number: int, fingerprint: str, prefix: str = PREFIX) -> None:
         self.directory, self.number, self.fingerprint = directory, number, fingerprint
-        self.name = shard_name(number)
+        self.name = shard_name(number, prefix)
         self.samples = 0
         self._rows: list[dict[str, Any]] = []
         self._temporary = temporary_name(directory / self.name)
@@ -136,7 +139,8 @@ class ShardWriter:
         Returns
         -------
         dict
-            The stats: name, sha256, bytes, samples, textures, failed and seconds.
+            The stats: name, sha256, bytes (0 without samples: then there is no file), samples, textures, failed and
+            seconds.
         """
         self._tar.close()
         self._file.flush()
@@ -145,14 +149,17 @@ class ShardWriter:
         ok = [row for row in self._rows if not has_failed(row)]
         stats = {
             "name": self.name,
-            "sha256": sha256_of(self._temporary),
-            "bytes": self._temporary.stat().st_size,
+            "sha256": sha256_of(self._temporary) if self.samples else hashlib.sha256().hexdigest(),
+            "bytes": self._temporary.stat().st_size if self.samples else 0,
             "samples": self.samples,
             "textures": sum(row.get("index") is not None for row in ok),
             "failed": len(self._rows) - len(ok),
             "seconds": dict(seconds or {}),
         }
-        os.replace(self._temporary, self.directory / self.name)
+        if self.samples:
+            os.replace(self._temporary, self.directory / self.name)
+        else:  # several readers fail on a tar without members, so a shard whose images all failed has no file
+            (self.directory / self.name).unlink(missing_ok=True)
         sync_directory(self.directory)
         table = pa.Table.from_pylist(self._rows, schema=MANIFEST_SCHEMA)
         write_atomically(rows_file(self.directory, self.number), lambda f: pq.write_table(table, f))

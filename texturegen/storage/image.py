@@ -31,6 +31,7 @@ _PILLOW_FORMATS = ("BMP", "GIF", "TIFF", "PPM")
 
 # Encodings of shards -> file extension.
 ENCODINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+ENCODING_OF = {ext: encoding for encoding, ext in ENCODINGS.items()}
 # Measured by benchmarks/shards.py. PNG: OpenCV's defaults (level 1, run-length strategy, filter Sub); other levels and
 # filters save at most 15 % of the bytes and take 10 to 700 % more time. WebP: a quality above 100 is lossless. JPEG:
 # 4:4:4, because textures have much of their structure in colour.
