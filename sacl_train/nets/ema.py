@@ -40,11 +40,12 @@ def update_target(target: nn.Module, online: nn.Module, m: float | Tensor) -> No
     # The target stays in train mode and normalises with batch statistics, as in MoCo and Fast-MoCo, so training never
     # reads its running statistics. They are copied (with num_batches_tracked) so that a target loaded from a
     # checkpoint can be switched to eval mode.
-    averages, weights = list(target.parameters()), list(online.parameters())
+    averages: list[Tensor] = list(target.parameters())
+    weights: list[Tensor] = list(online.parameters())
     if isinstance(m, Tensor):  # foreach_lerp takes a number or a tensor per parameter, not one for all
         steps = torch._foreach_sub(weights, averages)
         torch._foreach_mul_(steps, (1 - m).to(averages[0].dtype))
-        torch._foreach_add_(averages, steps)
+        torch._foreach_add_(averages, list(steps))
     else:
         if not 0 <= m <= 1:
             raise ValueError(f"m must be between 0 and 1, not {m}")
