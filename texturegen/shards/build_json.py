@@ -113,6 +113,9 @@ def _find_fault(build: dict[str, Any]) -> str | None:
     textures, classes, shards = build["recipe"]["per_image"], build["source"]["classes"], build["shards"]
     if not _is_count(textures) or textures >= _MAX_TEXTURES:
         return "recipe.per_image is not a valid count"
+    size = build["recipe"].get("shard_size", 1)
+    if not _is_count(size) or not size:
+        return "recipe.shard_size is not a positive integer"
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return "source.classes is not a list of names"
     if not _is_sha256(build["manifest_sha256"]):

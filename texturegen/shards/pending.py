@@ -67,6 +67,8 @@ class PendingDirectory:
         for shards in inputs:
             if Path(os.path.realpath(shards.directory)) in (self.out, *self.out.parents):
                 raise UserError(f"{out}: is inside the input {shards.directory}; choose a directory outside it")
+        if shard_size is None and "shard_size" not in recipes[0]:
+            raise DamagedError(f"{inputs[0].directory}: the recipe in {BUILD} has no shard_size; copy the file again")
         self.shard_size = recipes[0]["shard_size"] if shard_size is None else shard_size
         if self.shard_size < 1:
             raise UserError(f"--shard-size is {self.shard_size}; it must be at least 1")
