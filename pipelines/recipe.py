@@ -71,7 +71,7 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Journey:
     path = _find(name)
     try:
         content = tomllib.loads(path.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a TOML file ({error})") from None
     _apply(content, changes)
     _check_sections(path, content)

@@ -230,7 +230,7 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
             given.update(
                 {key: (value, f"{path}: ") for key, value in tomllib.loads(Path(path).read_text("utf-8-sig")).items()}
             )
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}: not a TOML file ({error})") from None
     given.update({key: (value, "") for key, value in settings.items()})
     given = {key: (modern_settings({key: value})[key], where) for key, (value, where) in given.items()}

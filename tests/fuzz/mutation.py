@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 ODD_VALUES: list[Any] = [None, True, -1, 0, 1, 1 << 40, -(1 << 70), 0.5, float("inf"), float("nan"), "", "\x00", "../x"]
@@ -105,9 +106,8 @@ def mutate_tree(tree: Any, draws: random.Random) -> Any:
         del parent[key]
     elif kind == 1:
         other, name = draws.choice(places)
-        parent[key] = other.get(name) if isinstance(other, dict) else other[name] if name < len(other) else None
-        if parent[key] is parent:  # JSON knows no circles
-            parent[key] = None
+        value = other.get(name) if isinstance(other, dict) else other[name] if name < len(other) else None
+        parent[key] = deepcopy(value)  # a copy, because JSON and TOML know no circles
     elif kind == 2 and isinstance(parent[key], int):
         parent[key] += draws.choice([-1, 1, 512, 1 << 33])
     else:

@@ -354,6 +354,8 @@ def prepare_texts(place: Path) -> Run:
         else:
             tree = mutate_tree(tomllib.loads(data.decode()), draws)
             changed = (to_toml(tree) if isinstance(tree, dict) else str(tree)).encode("utf-8", "surrogatepass")
+        if draws.random() < 0.05:
+            changed = b"deep = " + b"[" * draws.choice([500, 50_000]) + b"\n" + changed
         path = work / "file.toml"
         path.write_bytes(changed)
         refused = is_refused(lambda: load_recipe(str(path), {}) if is_recipe else load_config(path, {}))
