@@ -72,8 +72,10 @@ def count_contents(tables: Iterable[pa.Table]) -> Contents:
         columns = {name: pa.chunked_array(chunks, pa.float32()) for name, chunks in figures.items()}
         found = {name: pc.quantile(column, 0.5)[0].as_py() for name, column in columns.items()}
         medians = {name: value for name, value in found.items() if value is not None}
-    by_count = [dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))) for counts in (images, textures)]
-    return Contents(*by_count, sorted(members - {"cls"}), medians)
+    image_types, texture_types = (
+        dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))) for counts in (images, textures)
+    )
+    return Contents(image_types, texture_types, sorted(members - {"cls"}), medians)
 
 
 def describe_kinds(contents: Contents) -> str | None:

@@ -123,11 +123,11 @@ class SampleIndex:
     def select(self, i: int) -> "SampleIndex":
         """Return an index of sample `i` alone. It is a copy, because pickling a slice would pickle the whole array."""
         one = slice(i, i + 1)
-        arrays = [array[one].copy() for array in self._arrays()]
-        arrays[3][:] = 0  # the only shard
+        labels, widths, heights, _, extents, digests, ranges = (array[one].copy() for array in self._arrays())
         metas, members = (pa.array(array[one].to_pylist(), array.type) for array in (self.metas, self.members))
         files = [self.files[self.shard_ids_view[i]]]
-        return SampleIndex(Keys(pa.array([self.keys[i]], pa.string())), *arrays, metas, members, files)
+        keys, shard_ids = Keys(pa.array([self.keys[i]], pa.string())), np.zeros(1, np.int32)
+        return SampleIndex(keys, labels, widths, heights, shard_ids, extents, digests, ranges, metas, members, files)
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         first = (self.labels, self.widths, self.heights, self.shard_ids)

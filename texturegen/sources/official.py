@@ -45,7 +45,7 @@ def data_folders() -> list[Path]:
 
     chosen = os.environ.get(DATA)
     own = [Path(chosen).expanduser()] if chosen else []
-    return [Path(os.path.abspath(path)) for path in (*own, "data", user_cache_path("texturegen"))]
+    return [Path(os.path.abspath(path)) for path in (*own, Path("data"), user_cache_path("texturegen"))]
 
 
 def download_folder() -> Path:

@@ -64,7 +64,7 @@ def test_workers_do_not_change_the_bytes(tmp_path: Path) -> None:
     build(TINY, tmp_path / "one")
     build(TINY, tmp_path / "four", workers=4)
     assert digests(tmp_path / "one") == digests(tmp_path / "four")
-    assert len(digests(tmp_path / "one")) == 5  # three shards, the manifest, build.json
+    assert len(digests(tmp_path / "one")) == 6  # three shards, the manifest, the card, build.json
 
 
 def test_a_texture_depends_on_seed_and_key_not_on_the_shards(tmp_path: Path) -> None:
