@@ -6,15 +6,13 @@ BIN := .venv/bin
 FUZZ_CASES ?= 20000
 FUZZ_SYSTEM_CASES ?= 2000
 
-.PHONY: demo docs test lint setup fuzz bits kills
+.PHONY: demo docs test lint setup kernels fuzz bits kills
 
 demo: setup
 	$(BIN)/python -m pipelines run shapes --out runs/demo --jobs 2
 
-# Numba does not notice that a function a cached kernel calls has changed in another module.
 test: setup
-	$(MAKE) --jobs 2 --output-sync=target lint docs
-	find texturegen -name '*.nb[ci]' -delete
+	$(MAKE) --jobs 2 --output-sync=target lint docs kernels
 	rm -f .coverage .coverage.* coverage.json
 	# A core for each of the two: torch threads that wait for each other spin.
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist worksteal
@@ -22,6 +20,12 @@ test: setup
 	$(BIN)/coverage json --quiet -o coverage.json --fail-under 0
 	$(BIN)/python tests/check_coverage.py coverage.json
 	$(BIN)/coverage report --skip-covered --sort=cover
+
+# Numba does not notice that a function a cached kernel calls has changed in another module. Each worker of pytest would
+# compile them anew.
+kernels: setup
+	find texturegen -name '*.nb[ci]' -delete
+	$(BIN)/python -m tests.compile_kernels
 
 # The tests that `make test` runs in part. OMP_NUM_THREADS=1 as there.
 fuzz: setup

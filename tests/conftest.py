@@ -1,5 +1,6 @@
 """Shared fixtures: photographs shipped with scikit-image, small image folders, small shard directories."""
 
+import fcntl
 import os
 import signal
 import tarfile
@@ -66,10 +67,16 @@ def shapes_test_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official CIFAR-10 files, unpacked."""
-    root = tmp_path_factory.mktemp("cifar10")
-    with tarfile.open(shared_data / "cifar-10-batches-py.tar.xz") as tar:
-        tar.extractall(root, filter="data")
+    """The official CIFAR-10 files, unpacked once for all workers of pytest-xdist. Read only."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cifar10"
+    with root.with_suffix(".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            with tarfile.open(shared_data / "cifar-10-batches-py.tar.xz") as tar:
+                tar.extractall(root, filter="data")
+            lock.write("unpacked")
     return root
 
 

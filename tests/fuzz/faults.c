@@ -56,9 +56,11 @@ ssize_t writev(int fd, const struct iovec *parts, int count) {
     return fails_on(WRITE, fd) ? -1 : real(fd, parts, count);
 }
 
+/* While armed, nothing is synced: the tests end processes, not the machine, and syncing takes most of their time. */
 int fsync(int fd) {
     REAL(fsync);
-    return fails_on(SYNC, fd) ? -1 : real(fd);
+    if (!kinds) return real(fd);
+    return fails_on(SYNC, fd) ? -1 : 0;
 }
 
 int rename(const char *from, const char *to) {

@@ -4,6 +4,7 @@ It is started once with the library of faults.c preloaded, has imported the pack
 as a program, it is that server: a JSON line in, a JSON line out.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -67,10 +68,16 @@ def _serve(library: str, modules: list[str]) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryDirectory() as place:
+            (Path(place) / "modules").touch()
             child = os.fork()
             if child == 0:
                 _run(faults, request, Path(place))
             print(json.dumps(_wait(child, Path(place))), flush=True)
+            # What a child had to import, later ones need not.
+            for module in (Path(place) / "modules").read_text().split():
+                if module not in sys.modules:
+                    with contextlib.suppress(ImportError):
+                        importlib.import_module(module)
 
 
 def _run(faults: Any, request: dict[str, Any], place: Path) -> None:
@@ -94,6 +101,7 @@ def _run(faults: Any, request: dict[str, Any], place: Path) -> None:
         traceback.print_exc()
     finally:
         (place / "seen").write_text(str(faults.fault_disarm()))
+        (place / "modules").write_text("\n".join(sys.modules))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -26,7 +26,6 @@ CASES = int(os.environ.get("FUZZ_SYSTEM_CASES", "40"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 REPORT = os.environ.get("FUZZ_REPORT")
 MODULES = ["tests.fuzz.commands", "texturegen.cli.shards", "texturegen.shards.merge", "texturegen.sources.folder"]
-MODULES += ["texturegen.texture.methods.coherent"]  # a recipe loads it to resolve its settings
 
 pytestmark = [
     pytest.mark.slow,

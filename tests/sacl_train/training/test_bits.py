@@ -74,7 +74,7 @@ def resolve(settings: dict[str, Any]) -> Config | None:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bits") / "s"
-    build(Recipe("shapes", limit=128 if ALL else 64), out)
+    build(Recipe("shapes", limit=128 if ALL else 256), out)
     return out
 
 
