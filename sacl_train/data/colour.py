@@ -45,7 +45,8 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
     sector = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
     divisor = torch.where(chroma > 0, chroma, 1.0)  # grey pixels: the chroma is 0, so the hue does not matter
-    hue = (sector + difference / divisor + 6 * shift[:, None, None]) % 6  # sixths of the circle
+    hue = sector + difference / divisor + 6 * shift[:, None, None]  # sixths of the circle
+    hue = hue - 6 * (hue / 6).floor()  # from 0 to 6; a CPU takes far longer for hue % 6
     # Back to RGB without branches: each channel is `value`, minus `chroma` where the hue is far from that channel's.
     far = (2 - (hue - 3).abs(), (hue - 2).abs() - 1, (hue - 4).abs() - 1)
     return torch.stack([value - chroma * distance.clamp_(0, 1) for distance in far], dim=1)
