@@ -144,7 +144,7 @@ def local_batch_norm(module: M) -> M:
     """Make every BatchNorm in `module`, in place, use the statistics of this process alone; return it."""
     for child in module.modules():
         if isinstance(child, nn.SyncBatchNorm | _SyncBatchNorm1d | _SyncBatchNorm2d):
-            child.__class__ = _LocalBatchNorm
+            child.__class__ = _LocalBatchNorm  # type: ignore[assignment]
     return module
 
 

@@ -17,7 +17,7 @@ from sacl_train.evaluate.images import Images
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
 from sacl_train.evaluate.subject import Subject, open_subject, open_test
 from sacl_train.training.optim import cosine_lr
-from sacl_train.training.step import autocast
+from sacl_train.training.step import autocast, make_scaler
 from texturegen.console import Progress
 from texturegen.errors import UserError
 
@@ -71,7 +71,7 @@ def evaluate_finetune(
         if not 0 < share <= 1:
             raise UserError(f"a share of the labels must be above 0 and at most 1, not {share}")
     with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
-        if not any(parameter.requires_grad for parameter in subject.encoder.parameters()):
+        if next(subject.encoder.parameters(), None) is None:  # a graph of ONNX
             raise UserError(f"{subject.config.encoder} has no parameters to fine-tune; use linear")
         sets = [open_test(place, subject, root, size) for place in tests]
         rows = []
@@ -149,17 +149,17 @@ def finetune(
         In eval mode: normalised images float (N, 3, H, W) -> logits (N, classes).
     """
     config, device, images = subject.config, subject.device, subject.train
-    encoder = copy.deepcopy(subject.encoder)
-    head = nn.Linear(encoder.out_features, int(images.labels.max()) + 1)
+    encoder = copy.deepcopy(subject.encoder).requires_grad_(True)  # a target network takes no gradient
+    head = nn.Linear(encoder.out_features, int(images.labels.max()) + 1, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    model = nn.Sequential(encoder, head).to(device)
+    model = nn.Sequential(encoder, head)
     groups: list[dict[str, Any]] = [
         {"params": list(encoder.parameters()), "base": lr},
         {"params": list(head.parameters()), "base": head_lr},
     ]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-    weak = crops_and_flips(config, (0.5, 1.0))
+    scaler, weak = make_scaler(config, device), crops_and_flips(config, (0.5, 1.0))
     pixels, indices = _read(images, picked, config.threads)
     labels = torch.from_numpy(images.labels)[indices]
     random = np.random.default_rng(seed)
@@ -177,8 +177,9 @@ def finetune(
                         logits = model(weak(pixels[chosen].to(device), states))
                     loss = F.cross_entropy(logits.float(), labels[chosen].to(device))
                     optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                    scaler.step(optimizer)
+                    scaler.update()
                 progress(1)
     finally:
         progress.close()

@@ -14,7 +14,8 @@ from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from sacl_train.evaluate.embed import embed, find_neighbours, map_pca
-from sacl_train.evaluate.finetune import choose_share, evaluate_finetune
+from sacl_train.evaluate.finetune import choose_share, evaluate_finetune, finetune
+from sacl_train.evaluate.subject import open_subject
 from sacl_train.training.online import OnlineProbe
 from sacl_train.training.resume import load_encoder
 from texturegen import open_shards
@@ -52,6 +53,16 @@ def test_fine_tuning_fits_its_training_images_and_does_not_change_run(run: Path,
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(UserError, match=r"must be above 0 and at most 1, not 2"):
         evaluate_finetune(run, shapes_shards, [shapes_shards], "cpu", shares=(2,))
+
+
+def test_fine_tuning_trains_target_network_too(run: Path, shapes_shards: Path) -> None:
+    with open_subject(run, shapes_shards, "cpu", network="target") as subject:
+        tuned = finetune(subject, np.arange(16), epochs=1, batch_size=8)[0]
+        changed = [
+            not torch.equal(mine, its)
+            for mine, its in zip(tuned.parameters(), subject.encoder.parameters(), strict=True)
+        ]
+    assert any(changed)
 
 
 def test_online_probe_scores_each_batch_before_it_learns_from_it(run: Path, shapes_shards: Path) -> None:
