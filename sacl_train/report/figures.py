@@ -69,8 +69,9 @@ def describe_probe(figures: dict[str, Any]) -> str:
     """Return a line on how the figures of a probe were measured; "" for those of a version that did not record it."""
     if "protocol" not in figures:
         return ""
-    origin = "whole images" if figures["norm_statistics"] == "images" else "the training"
-    where = f"{figures['network']} network, BatchNorm statistics of {origin}, {figures['precision']}"
+    origins = {"images": "BatchNorm statistics of whole images", "training": "BatchNorm statistics of the training"}
+    norm = origins.get(figures["norm_statistics"], "no BatchNorm")
+    where = f"{figures['network']} network, {norm}, {figures['precision']}"
     return f"{figures['protocol']}; {where}"
 
 
