@@ -35,7 +35,7 @@ FEW: list[dict[str, Any]] = [
     {"method": "pirl", "attention": "nonlocal"},
     {"method": "mocov2", "texture_role": "negative", "attention": "gc", "weak": "mocov2"},
     {"method": "byol", "attention": "abn", "optimizer": "lars"},
-    {"method": "barlow", "attention": "triplet", "weak": "simclr", "precision": "bf16"},
+    {"method": "barlow", "attention": "triplet", "weak": "simclr"},
     {"texture_role": "instance", "accumulate": 2, "online": True},
     {"texture_source": "both", "scope": "own"},
 ]
