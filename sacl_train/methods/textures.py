@@ -95,8 +95,8 @@ def keys_for_queries(
         As in `texture_keys`.
     texture_view : str
         "own": draw the views of the textures independently of the queries, which all share the same keys. "query": give
-        them the geometry of the query (Ge et al. 2021), so that only content distinguishes the two; the textures are
-        then encoded once per query.
+        them the geometry of the query, so that content and colours distinguish the two (Ge et al. 2021 share the
+        colours too); the textures are then encoded once per query.
     queries : sequence of Tensor int64 (N,)
         States of the query views.
     gather : callable
