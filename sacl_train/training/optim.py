@@ -46,12 +46,11 @@ class Lars(optim.SGD):
         lr, momentum and fused, as in torch's SGD.
     """
 
-    # GradScaler must divide the gradients by its scale before `step`: the ratio of the norms depends on it.
-    _step_supports_amp_scaling = False
-
     def __init__(self, groups: Iterable[dict[str, Any]], trust: float = 1e-3, clip: bool = False, **settings: Any):
         self.trust, self.clip = trust, clip
         super().__init__(groups, **settings)
+        # Fused SGD lets GradScaler leave the division by its scale to the kernel; the norms are compared before.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

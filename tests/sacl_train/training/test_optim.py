@@ -8,7 +8,7 @@ from timm.optim import Lars as TimmLars
 from torch import nn
 
 from sacl_train.config import CHOICES
-from sacl_train.training.optim import OPTIMIZERS, build_optimizer, cosine_lr, set_lr
+from sacl_train.training.optim import OPTIMIZERS, Lars, build_optimizer, cosine_lr, set_lr
 from texturegen.errors import UserError
 
 
@@ -158,7 +158,8 @@ def test_fp16_scaler_unscales_before_lars_compares_norms() -> None:
     # Weight decay is added to the gradient, so a gradient that is still scaled would outweigh it.
     def step(scale: float) -> Any:
         module = network()
-        optimizer = build_optimizer(module, "lars", lr=1.0, weight_decay=1.0, trust=0.1)
+        groups = [{"params": list(module.parameters()), "decay": 1.0, "adapt": True}]
+        optimizer = Lars(groups, trust=0.1, lr=1.0, fused=True)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(module(torch.ones(2, 3) * torch.tensor([[1.0], [2.0]])).sum()).backward()
         scaler.step(optimizer)
