@@ -31,7 +31,7 @@ def read_part(context: click.Context, parameter: click.Parameter, text: str | No
 
 
 def read_recipe_name(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
-    """Callback of --recipe: make the recipe's fields the defaults of the options."""
+    """Callback of --recipe: make the recipe's fields the defaults of options, which click reads after given options."""
     if name is not None:
         context.default_map = {**(context.default_map or {}), **find_recipe(name).fields}
 
@@ -64,7 +64,6 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             section="Synthesis",
             metavar="NAME",
             registry=RECIPES,
-            is_eager=True,  # before the options whose defaults it sets
             expose_value=False,
             callback=read_recipe_name,
             help="Use the options of a published recipe, except those that are given too.",
