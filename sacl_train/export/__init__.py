@@ -119,9 +119,7 @@ def load_exported(path: str | Path) -> Encoder:
         encoder = build_encoder(**weights.about["arguments"])
         encoder.load_state_dict(weights.tensors)
     except (TypeError, RuntimeError):
-        raise DamagedError(
-            f"{path}: its weights do not fit the encoder that it describes; export it again"
-        ) from None
+        raise DamagedError(f"{path}: its weights do not fit the encoder that it describes; export it again") from None
     return encoder.eval()
 
 

@@ -207,9 +207,7 @@ def test_pixels_stay_on_a_device_with_room_for_them(shapes_shards: Path, monkeyp
     for free, place in ((10**9, "kept on the device"), (10**5, "kept decoded in memory")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
         assert make_stream(tiny(), shards, cuda).place == place
-    with pytest.raises(
-        UserError, match="cache device: the pixels of 64 samples do not fit into half of the free"
-    ):
+    with pytest.raises(UserError, match="cache device: the pixels of 64 samples do not fit into half of the free"):
         make_stream(tiny(cache="device"), shards, cuda)
     assert make_stream(tiny(cache="device"), shards, CPU).place == "kept decoded in memory"
     assert make_stream(tiny(cache="none"), shards, cuda).place == "decoded again in each epoch"
