@@ -26,7 +26,7 @@ _LOCATIONS = {
 
 
 def train(config: "Config", shards_dir: str | Path, out: str | Path) -> list[dict[str, Any]]:
-    """Train, or resume, with a kNN score and RankMe every `config.knn_every` epochs; see `sacl_train.training.loop.train`.
+    """Train, or resume, with kNN and RankMe every `config.knn_every` epochs; see `sacl_train.training.loop.train`.
 
     Parameters
     ----------

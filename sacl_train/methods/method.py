@@ -36,7 +36,7 @@ class Method(nn.Module):
     defaults: ClassVar[dict[str, Any]] = {}
     # Published settings by the name that --recipe takes; see `recipes`.
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
-    # False if `loss_terms` computes on the host, which a CUDA graph cannot hold (`training.capture`).
+    # False keeps the step out of CUDA graphs (`training.capture`), which hold nothing that the host computes.
     is_capturable: ClassVar[bool] = True
     encoder: Encoder
     weak: WeakAugment

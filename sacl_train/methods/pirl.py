@@ -76,7 +76,7 @@ class PIRL(Method):
     """The encoder with one head for images and one for jigsaws, and the bank (images, D) of L2-normalised features."""
 
     Settings = PIRLSettings
-    is_capturable: ClassVar[bool] = False  # the negatives of a batch are drawn on the host
+    is_capturable: ClassVar[bool] = False  # its bank has not been tried in a CUDA graph
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         # Section 3.4 of the paper (800 epochs, batch 1024), and VISSL's pirl_jigsaw_4node_resnet50.yaml.

@@ -117,7 +117,7 @@ def is_captured(method: Method, config: Config, device: torch.device) -> bool:
     """Return True if the step runs as a CUDA graph.
 
     A graph holds no host work, so gradient accumulation, fp16's loss scaling, communication between processes, and
-    methods that compute on the host run operation by operation.
+    methods that are not made for it run operation by operation.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def is_captured(method: Method, config: Config, device: torch.device) -> bool:
         f"accumulate is {config.accumulate}": config.accumulate > 1,
         "precision is fp16": config.precision == "fp16",
         f"{count_processes()} processes train together": count_processes() > 1,
-        f"method {config.method} computes on the host": not method.is_capturable,
+        f"method {config.method} is not made for it": not method.is_capturable,
     }
     against = [reason for reason, holds in reasons.items() if holds]
     if config.cuda_graph and against:

@@ -71,9 +71,10 @@ def cut_patches(
     elif not 1 <= side <= min(height, width):
         raise UserError(f"side must be from 1 to the short side of the image, {min(height, width)}, not {side}")
     corners = [((height - side) // 2, (width - side) // 2)]
-    generator = np.random.default_rng(seed)
+    # NumPy keeps the numbers of its bit generators for ever, but not those of `Generator.integers` (NEP 19).
+    draw = np.random.PCG64(seed).random_raw
     for _ in range(count - 1):
-        corners.append((int(generator.integers(height - side + 1)), int(generator.integers(width - side + 1))))
+        corners.append((int(draw()) % (height - side + 1), int(draw()) % (width - side + 1)))
     patches = [image[y : y + side, x : x + side] for y, x in corners]
     return patches, [(y, x, side, side) for y, x in corners]
 

@@ -146,7 +146,7 @@ def test_batches_of_another_shape_are_refused(graphs: list[ReplayedGraph], monke
     [
         ({"accumulate": 2}, "accumulate is 2"),
         ({"precision": "fp16"}, "precision is fp16"),
-        ({"method": "pirl"}, "method pirl computes on the host"),
+        ({"method": "pirl"}, "method pirl is not made for it"),
     ],
 )
 def test_steps_that_no_graph_can_hold_run_eagerly(settings: dict[str, Any], reason: str) -> None:
