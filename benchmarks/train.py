@@ -32,6 +32,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from sacl_train import train
 from sacl_train.config import load_config
+from sacl_train.data.grid import split_grid
 from sacl_train.data.stream import Plan, Stream
 from sacl_train.methods import METHODS
 from sacl_train.training.allocator import keep_freed_memory
@@ -171,7 +172,8 @@ def report_grid(rounds: int) -> None:
             config = load_config(None, {"encoder": encoder, "grid": grid, "cells": grid, **PIXELS, **heads})
             method: Any = build_method(config, (32, 32)).to(memory_format=torch.channels_last)
             views = torch.randn(count, 3, 32, 32)
-            calls[str(grid)] = lambda method=method, views=views: method._queries(views).square().mean().backward()
+            cells = split_grid(views, grid)
+            calls[str(grid)] = lambda method=method, cells=cells: method._queries(cells).square().mean().backward()
         whole, cells = interleave(calls, rounds)
         ratio = statistics.median(b / a for a, b in zip(whole, cells, strict=True))
         print(f"| {encoder} | {'small' if heads else 'default'} | {count} | {ratio:.2f} |", flush=True)

@@ -42,10 +42,13 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     return products[:, :, 0] + products[:, :, 1] + products[:, :, 2]
 
 
-def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Resample float images (N, C, H, W) by matrices (N, 3, 3): bilinear, with reflection padding."""
-    # A crop is never larger than its view, so nothing is downsampled and antialiasing is not needed.
-    grid = _grid(matrices, *images.shape[-2:])
+def warp(images: Tensor, matrices: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Resample float images (N, C, H, W) by matrices (N, 3, 3) to `size`, by default theirs.
+
+    Bilinear, with reflection padding.
+    """
+    # A crop is hardly ever larger than its view, so antialiasing is not needed.
+    grid = _grid(matrices, *(images.shape[-2:] if size is None else size))
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

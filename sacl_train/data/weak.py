@@ -10,7 +10,7 @@ step can be compiled, and captured in a CUDA graph.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,6 +125,8 @@ class WeakAugment(nn.Module):
         Normalisation per channel, for pixels in 0 to 1.
     channels_last : bool
         Memory layout of the views.
+    size : tuple of int or None
+        Height and width of the views in pixels; None: the images'.
 
     Examples
     --------
@@ -135,17 +137,48 @@ class WeakAugment(nn.Module):
     """
 
     def __init__(
-        self, policy: Policy | str, mean: Sequence[float], std: Sequence[float], channels_last: bool = False
+        self,
+        policy: Policy | str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels_last: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
         self.mean = mean
         self.std = std
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.size = size
 
     def view(self, images: Tensor, draws: Draws, number: int) -> Tensor:
         """Return view `number`, 0 or 1, of each image, with the random numbers and the policy of that view."""
         return self(images, draws.of(number), number=number)
+
+    def cropping(self, scale: tuple[float, float], size: tuple[int, int]) -> "WeakAugment":
+        """Return this augmentation with smaller crops and views (multi-crop; Caron et al. 2020, section 3.3).
+
+        Parameters
+        ----------
+        scale : tuple of float
+            Smallest and largest area of a crop, as a fraction of the image.
+        size : tuple of int
+            Height and width of the views in pixels.
+
+        Raises
+        ------
+        UserError
+            If the policy does not crop.
+        """
+
+        def smaller(policy: Policy) -> Policy:
+            if not any(isinstance(op, Crop) for op, _ in policy.geometry):
+                raise UserError("crops need a weak policy that crops, and this one does not; set weak, or queries=grid")
+            ops = tuple((replace(op, scale=scale) if isinstance(op, Crop) else op, p) for op, p in policy.geometry)
+            return replace(policy, geometry=ops, second=policy.second and smaller(policy.second))
+
+        is_channels_last = self.memory_format == torch.channels_last
+        return WeakAugment(smaller(self.policy), self.mean, self.std, is_channels_last, size)
 
     def forward(self, images: Tensor, states: Tensor, geometric: Tensor | None = None, number: int = 0) -> Tensor:
         """Return a view of each image.
@@ -164,7 +197,7 @@ class WeakAugment(nn.Module):
 
         Returns
         -------
-        Tensor, float32 (N, 3, H, W)
+        Tensor, float32 (N, 3, H, W), or of the given size
             Normalised, on the same device.
         """
         geometric = states if geometric is None else geometric
@@ -183,7 +216,7 @@ class WeakAugment(nn.Module):
     def _views(self, policy: Policy, images: Tensor, states: Tensor, geometric: Tensor) -> Tensor:
         views = _to_float(images)
         if policy.geometry:
-            views = geometry.warp(views, _matrices(policy, geometric, *images.shape[-2:]))
+            views = geometry.warp(views, _matrices(policy, geometric, *images.shape[-2:]), self.size)
         for photometric, probability in policy.colour:
             if probability > 0:
                 changed = photometric.apply(views, states)

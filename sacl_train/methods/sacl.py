@@ -20,9 +20,15 @@ from sacl_train.methods.textures import keys_for_queries, texture_views
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
-from texturegen.errors import UserError
+from texturegen.errors import UserError, nearest
 
 TEXTURE_ROLES = ("negative", "instance", "positive", "none")
+QUERIES = ("grid", "crops")
+
+# Areas of the crops, as fractions of the image: those of the cells of a 2x2 grid on views of 0.2 to 1.
+CROP_SCALE = (0.05, 0.25)
+# Purpose in `Draws.of` of the first crop of the first view; the second view's are CROPS + n*n onwards.
+CROPS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class SACLSettings:
         n, cells per side of the grid.
     cells : int
         i, cells averaged per combination.
+    queries : str
+        "grid": the cells of a query are those of one view (eq. 1). "crops": they are n*n small views of the image,
+        drawn independently (multi-crop; Caron et al. 2020, section 3.3; not in the paper).
     tau : float
         Temperature.
     momentum : float
@@ -65,6 +74,7 @@ class SACLSettings:
 
     grid: int = 2
     cells: int = 2
+    queries: str = "grid"
     tau: float = 0.2
     momentum: float = 0.99
     momentum_schedule: str = "constant"
@@ -82,6 +92,12 @@ class SACLSettings:
         check_settings(self, TEXTURE_ROLES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be between 1 and grid*grid, not {self.cells} with grid {self.grid}")
+        if self.queries not in QUERIES:
+            raise UserError(f"unknown queries '{self.queries}'{nearest(self.queries, QUERIES)}; known: grid, crops")
+        if self.queries == "crops" and (self.texture_role == "instance" or self.texture_view == "query"):
+            raise UserError(
+                "queries crops goes neither with texture_role instance nor with texture_view query, which need one view"
+            )
 
 
 # What the paper gives (§3.2, and table 6 for m). CIFAR and STL-10: 200 epochs, ImageNet-100: 100; batch 128.
@@ -137,6 +153,9 @@ class SACL(Method):
         self.settings = settings or SACLSettings()
         check_grid(self.settings.grid, *image_size)
         self.weak = weak
+        if self.settings.queries == "crops":
+            height, width = image_size
+            self.crops = weak.cropping(CROP_SCALE, (height // self.settings.grid, width // self.settings.grid))
         self.encoder = encoder  # f
         self.projector = projector(
             encoder.out_features, self.settings.projector_hidden, self.settings.projector_out
@@ -186,7 +205,7 @@ class SACL(Method):
         std = embedding_std(sides[0][1])
         settings = self.settings
         for n, z, t in sides:
-            p = self._queries(views[n])  # (A, N, D)
+            p = self._queries(self._cells(images, views[n], draws, n))  # (A, N, D)
             loss, metrics = info_nce(p, z, t, settings.tau, settings.alpha, settings.scope, first, settings.decoupled)
             yield loss / len(sides), {**metrics, "embedding_std": std}
 
@@ -206,7 +225,7 @@ class SACL(Method):
         sides += [(textures[n], texture_keys[1 - n], keys[1 - n]) for n in (0, 1)]
         first, std = process_rank() * len(views[0]), embedding_std(keys[0])
         for view, z, t in sides:
-            p = self._queries(view)
+            p = self._queries(split_grid(view, settings.grid))
             loss, metrics = info_nce(
                 p, z, t[:, None], settings.tau, settings.alpha, settings.scope, first, settings.decoupled
             )
@@ -219,9 +238,16 @@ class SACL(Method):
         update_target(self.target_projector, self.projector, m)
         return {"m": m}
 
-    def _queries(self, x: Tensor) -> Tensor:
-        """Map views (N, 3, H, W) to queries (A, N, D), one for each subset of the grid's cells."""
-        cells = split_grid(x, self.settings.grid)  # (n*n*N, 3, H/n, W/n)
+    def _cells(self, images: Tensor, view: Tensor, draws: Draws, number: int) -> Tensor:
+        """Return the cells of view `number`, (n*n*N, 3, H/n, W/n): of its grid, or small views of the images."""
+        count = self.settings.grid**2
+        if self.settings.queries == "grid":
+            return split_grid(view, self.settings.grid)
+        purposes = range(CROPS + number * count, CROPS + (number + 1) * count)
+        return torch.cat([self.crops(images, draws.of(purpose), number=number) for purpose in purposes])
+
+    def _queries(self, cells: Tensor) -> Tensor:
+        """Map cells (n*n*N, 3, H/n, W/n) to queries (A, N, D), one for each subset of an image's cells."""
         features = combine(self.encoder(cells), self.settings.grid, self.settings.cells)  # (A, N, C)
         rows = self.predictor(self.projector(features.flatten(0, 1)))  # (A*N, D): BN over all combinations
         return rows.unflatten(0, (comb(self.settings.grid**2, self.settings.cells), -1))

@@ -25,9 +25,8 @@ def compile_method(method: Method, mode: str) -> None:
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     # A graph break costs speed without a word, so it is an error, but for what talks to other processes.
     options = {"mode": mode, "fullgraph": count_processes() == 1, "dynamic": False}
-    method.weak.compile(**options)
-    for network in method.children():
-        network.compile(**options)
+    for part in method.children():  # the augmentations are modules too, without weights
+        part.compile(**options)
 
 
 def can_compile() -> bool:

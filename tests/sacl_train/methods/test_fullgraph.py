@@ -30,7 +30,7 @@ CASES: list[tuple[str, dict[str, object], str, bool]] = [
     ("sacl", {"texture_role": "negative"}, "colour-geometric", False),
     ("sacl", {"texture_role": "negative", "texture_view": "query", "scope": "own"}, "none", True),
     ("sacl", {"texture_role": "instance"}, "mocov2", False),
-    ("sacl", {"texture_role": "positive"}, "geometric", True),
+    ("sacl", {"texture_role": "positive", "queries": "crops"}, "geometric", True),
     ("fast-moco", {}, "mocov2", True),
     ("mocov2", {"texture_role": "none"}, "mocov2", False),
     ("mocov2", {"texture_role": "negative"}, "colour-geometric", True),

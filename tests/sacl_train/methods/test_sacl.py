@@ -10,10 +10,11 @@ from torch import Generator, Tensor
 from torch.nn import Linear
 
 from sacl_train.data.draws import Draws
-from sacl_train.data.weak import WeakAugment
+from sacl_train.data.grid import split_grid
+from sacl_train.data.weak import Policy, WeakAugment
 from sacl_train.methods import METHODS
-from sacl_train.methods.losses import embedding_std
-from sacl_train.methods.sacl import SACL, SACLSettings
+from sacl_train.methods.losses import embedding_std, info_nce
+from sacl_train.methods.sacl import CROP_SCALE, CROPS, SACL, SACLSettings
 from sacl_train.nets import build_encoder
 from texturegen.errors import UserError
 
@@ -123,7 +124,7 @@ def test_instances_are_anchors_with_negatives_of_both_kinds() -> None:
     losses = []
     for kind in (0, 1):
         for n in (0, 1):
-            for combination in F.normalize(reference._queries(views[kind][n]), dim=2):
+            for combination in F.normalize(reference._queries(split_grid(views[kind][n], s.grid)), dim=2):
                 same, against = keys[kind][1 - n], keys[1 - kind][1 - n]
                 for i in range(4):
                     total = (combination[i] @ same.T / s.tau).exp().sum()
@@ -139,7 +140,7 @@ class _Double(WeakAugment):
     """Return views in float64, so that rounding cannot hide a wrong loss."""
 
     def __init__(self, weak: WeakAugment) -> None:
-        super().__init__(weak.policy, weak.mean, weak.std)
+        super().__init__(weak.policy, weak.mean, weak.std, size=weak.size)
 
     def forward(self, *args: Tensor | None, **kwargs: int) -> Tensor:
         return super().forward(*args, **kwargs).double()
@@ -246,3 +247,46 @@ def test_registry_builds_with_settings() -> None:
     assert [layer.out_features for layer in method.projector if isinstance(layer, Linear)] == [24, 24, 16]
     assert [layer.out_features for layer in method.predictor if isinstance(layer, Linear)] == [8, 16]
     assert method.encoder is encoder
+
+
+def test_crops_take_the_place_of_the_cells() -> None:
+    """Four small views of an image, each with random numbers of its own, are what the queries are made of."""
+    method, batch = make(queries="crops").double(), make_batch(4)
+    method.weak, method.crops = _Double(method.weak), _Double(method.crops)
+    drawn, s = draws(batch, 5), method.settings
+    reference = copy.deepcopy(method)
+    loss, _ = method(batch, drawn)
+    keys = [reference._keys(method.weak(batch["image"], drawn.of(n))) for n in (0, 1)]
+    textures = reference._keys(method.weak(batch["texture"][:, 0], drawn.of(2)))[:, None]
+    small = WeakAugment("geometric", MEAN, STD).cropping(CROP_SCALE, (8, 8))
+    losses = []
+    for n in (0, 1):
+        crops = [small(batch["image"], drawn.of(CROPS + 4 * n + k)).double() for k in range(4)]
+        assert {crop.shape[2:] for crop in crops} == {(8, 8)}
+        losses.append(info_nce(reference._queries(torch.cat(crops)), keys[1 - n], textures, s.tau)[0])
+    torch.testing.assert_close(loss, sum(losses) / 2, rtol=1e-9, atol=0)
+
+
+def test_crops_show_a_small_part_of_the_image() -> None:
+    """Crops of a ramp from left to right: the range of a crop's values is its width."""
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(200, 3, 64, 64)
+    weak = WeakAugment("mocov2", (0.0,) * 3, (1.0,) * 3)
+    colourless = WeakAugment(Policy(weak.policy.geometry), (0.0,) * 3, (1.0,) * 3)
+    views = colourless.cropping((0.25, 0.25), (32, 32))(ramp, Draws(0, 0, torch.arange(200)).of(0))
+    widths = (views[:, 0, 0].amax(1) - views[:, 0, 0].amin(1)) * 255 / 4 / 64
+    assert views.shape == (200, 3, 32, 32)
+    assert 0.4 < float(widths.min()) < 0.46  # the square root of 0.25 * 3 / 4 is 0.43
+    assert 0.54 < float(widths.max()) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("settings", "weak", "message"),
+    [
+        ({"queries": "crop"}, "mocov2", r"unknown queries 'crop' \(did you mean 'crops'\?\)"),
+        ({"queries": "crops", "texture_view": "query"}, "mocov2", "queries crops goes neither with"),
+        ({"queries": "crops"}, "none", "crops need a weak policy that crops"),
+    ],
+)
+def test_crops_without_a_meaning_are_refused(settings: dict[str, str], weak: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(weak, **settings)
