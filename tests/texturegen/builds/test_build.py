@@ -272,7 +272,8 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
         build(Recipe("shapes", limit=12, shard_size=5, method="efros-leung"), tmp_path / "s")
     assert digests(tmp_path / "s") == before
     content = json.loads((tmp_path / "s" / "build.json").read_text())
-    (tmp_path / "s" / "build.json").write_text(json.dumps(seal({**content, "algorithms": {**content["algorithms"], "quality": 2}})))
+    content["algorithms"]["quality"] = 2
+    (tmp_path / "s" / "build.json").write_text(json.dumps(seal(content)))
     with pytest.raises(UserError, match=r"\(algorithms.quality 2 there, 1 requested\)"):
         build(TINY, tmp_path / "s")
     (tmp_path / "s" / "build.json").unlink()
