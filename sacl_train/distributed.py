@@ -185,7 +185,7 @@ def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
             norm.num_batches_tracked.add_(1)
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
-    return y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else y
 
 
 class _Normalise(torch.autograd.Function):

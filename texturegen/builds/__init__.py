@@ -39,12 +39,12 @@ RECIPES: dict[str, PublishedRecipe] = {
     # section 3.1: texture-based and patch-based negatives.
     "ge2021": PublishedRecipe(
         {"size": 224, "method": "coherent", "patches": 2, "patch_size": 96},
-        "Ge et al. 2021: two patches of 96 px, 224 px",
+        "Ge et al. 2021: 96 px patches",
     ),
     # One patch that is the whole image: the paper cuts the cells from everywhere.
     "patch-shuffle2021": PublishedRecipe(
         {"size": 224, "method": "patch-shuffle", "patches": 1, "patch_size": 224},
-        "Ge et al. 2021: cells of 16 to 72 px, 224 px",
+        "Ge et al. 2021: shuffled cells",
     ),
 }
 

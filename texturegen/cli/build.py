@@ -66,7 +66,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             registry=RECIPES,
             expose_value=False,
             callback=read_recipe_name,
-            help="Use the options of a published recipe, except those that are given too.",
+            help="Options of a published recipe.",
         ),
         method_option,
         method_settings_option,

@@ -178,7 +178,7 @@ def test_signal_saves_checkpoint_and_command_says_how_to_resume(
 def test_ctrl_c_before_first_step_prints_no_traceback(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sacl_train.training.state, "build_method", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sacl_train.training.state, "build_method", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     sets = [text for key, value in TINY.items() for text in ("--set", f"{key}={value}")]
     done = CliRunner().invoke(train_main, ["--shards", str(shapes_shards), "--out", str(tmp_path / "run"), *sets])
     assert done.exit_code == 130
@@ -339,8 +339,8 @@ def test_collapsed_embeddings_are_reported(
     assert "collapsed" not in capsys.readouterr().err
     build_method = sacl_train.training.state.build_method
 
-    def collapsed(*args: object) -> SACL:
-        method = build_method(*args)
+    def collapsed(*args: object, **kwargs: object) -> SACL:
+        method = build_method(*args, **kwargs)
         last = method.target_projector[-1]  # its scale gone, its shift left: the same key for every image
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.ones_(last.bias)
