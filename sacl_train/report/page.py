@@ -6,6 +6,7 @@ It is made from the files in the runs' directories: config.toml, metrics.jsonl, 
 
 import base64
 import json
+import statistics
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ from texturegen.storage.atomic import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SETTINGS = ("method", "encoder", "attention", "weak", "texture_role", "epochs", "batch_size", "lr", "seed")
+# Metrics of an epoch whose medians are in the table of runs -> heading, format. The last two are of GPUs.
+SPEEDS = {
+    "samples_per_second": ("images/s", ",.0f"),
+    "mfu": ("of the matrix peak", ".0%"),
+    "peak_memory_gb": ("peak memory, GB", ".1f"),
+}
 MAX_POINTS = 2000  # per map
 DASHES = ("solid", "dash", "dot")  # one for each metric of a chart
 # Okabe & Ito 2008 and more; colour-blind readers can distinguish them on light and dark backgrounds.
@@ -163,10 +170,24 @@ def _read_run(directory: Path) -> _Run:
 
 
 def _runs_section(runs: Mapping[str, _Run]) -> str:
+    speeds = [key for key in SPEEDS if any(key in row for run in runs.values() for row in run.rows)]
     rows = [
-        [name, *(str(run.config.get(key, "-")) for key in SETTINGS), str(len(run.rows))] for name, run in runs.items()
+        [
+            name,
+            *(str(run.config.get(key, "-")) for key in SETTINGS),
+            str(len(run.rows)),
+            *(_median(run.rows, key, SPEEDS[key][1]) for key in speeds),
+        ]
+        for name, run in runs.items()
     ]
-    return "<h2>Runs</h2>" + _table(["run", *(key.replace("_", " ") for key in SETTINGS), "epochs done"], rows)
+    heads = ["run", *(key.replace("_", " ") for key in SETTINGS), "epochs done", *(SPEEDS[key][0] for key in speeds)]
+    return "<h2>Runs</h2>" + _table(heads, rows)
+
+
+def _median(rows: list[dict[str, Any]], key: str, form: str) -> str:
+    """Return the median of a metric over the epochs, formatted; "-" if no epoch has it."""
+    values = [row[key] for row in rows if key in row]
+    return format(statistics.median(values), form) if values else "-"
 
 
 def _training_section(runs: Mapping[str, _Run], charts: list[_Chart]) -> str:

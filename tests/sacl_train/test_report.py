@@ -121,3 +121,16 @@ def test_errors_name_directory(tmp_path: Path, page: Path) -> None:
     (tmp_path / "eval-knn.json").write_text("{")
     with pytest.raises(UserError, match=r"eval-\*.json is damaged"):
         write_page([tmp_path], tmp_path / "r.html")
+
+
+def test_table_of_runs_has_speed_and_on_gpus_share_of_peak(page: Path, tmp_path: Path) -> None:
+    assert "<th>images/s</th>" in page.read_text()
+    assert "of the matrix peak" not in page.read_text()
+    shutil.copytree(page.parent / "first", tmp_path / "card")
+    rows = [json.loads(line) for line in (tmp_path / "card" / "metrics.jsonl").read_text().splitlines()]
+    for row, mfu in zip(rows, (0.2, 0.28), strict=True):
+        row |= {"samples_per_second": 17410.4, "mfu": mfu, "peak_memory_gb": 1.62}
+    (tmp_path / "card" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_page([tmp_path / "card"], tmp_path / "card.html").read_text()
+    for cell in ("<th>of the matrix peak</th>", "<td>17,410</td>", "<td>24%</td>", "<td>1.6</td>"):
+        assert cell in text
