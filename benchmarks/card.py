@@ -16,7 +16,6 @@ profile    the ten operations that take the most time in a step
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,15 +28,14 @@ from typing import Any
 
 import click
 import torch
-from gpu import FULL, STEPS, TINY, Scale, count_flops, make_config, our_step, time_steps
-from torch.profiler import ProfilerActivity, profile
+from gpu import FULL, STEPS, TINY, make_config, measure, our_step, profile_step, time_steps
 
 from sacl_train import load_config, train
 from sacl_train.config import Config
 from sacl_train.evaluate.probe import evaluate
 from sacl_train.methods import METHODS
 from sacl_train.training.checkpoint import list_checkpoints, read_checkpoint
-from sacl_train.training.speed import matrix_peak, synchronise
+from sacl_train.training.speed import matrix_peak
 from sacl_train.training.step import arithmetic
 from texturegen.builds import Recipe, build
 from texturegen.system.threads import count_cpus
@@ -73,7 +71,7 @@ def steps(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
         )
         begin = time.monotonic()
         try:
-            found = _time_step(kinds[name], device, scale, config, side, count, peak)
+            found = measure(kinds[name], device, scale, config, side, count, peak)
             write(**about, **found, measured_in_s=time.monotonic() - begin)
         except (torch.OutOfMemoryError, ImportError) as error:
             write(**about, failed=type(error).__name__)
@@ -97,45 +95,6 @@ PLAN = [
 ]
 PLAN_TOY = [(mode, "ours, sacl", "se_resnet8", 16, 8) for mode in ("captured", "eager")]
 PLAN_TOY += [("eager", name, "se_resnet8", 16, 8) for name in ("ours, mocov2", "ours, simclr", "lightly, mocov2")]
-
-
-def _time_step(
-    make: Callable[..., Any],
-    device: torch.device,
-    scale: Scale,
-    config: Config,
-    side: int,
-    count: int,
-    peak: float,
-) -> dict[str, Any]:
-    torch._dynamo.reset()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    with arithmetic(config):
-        flops = count_flops(make(replace(config, compile="none", cuda_graph=False), device, side, count))
-        step = make(config, device, side, count)
-        seconds = statistics.median(time_steps(step, device, scale.steps, scale.rounds))
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return {
-        "ms": 1000 * seconds,
-        "images_per_s": count / seconds,
-        "gflop_per_image": flops / count / 1e9,
-        "share_of_peak": flops / seconds / peak,
-        "peak_gib": memory / 2**30,
-    }
-
-
-def _profile(step: Callable[[], object], device: torch.device) -> tuple[int, list[tuple[str, float, int]]]:
-    """Return the number of kernels (on a CPU, operations) in a step, and (name, ms, calls) per kind, longest first."""
-    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
-    with profile(activities=activities) as record:
-        step()
-        synchronise(device)
-    spent = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    costs = [(e.key, getattr(e, spent) / 1000, e.count) for e in record.key_averages() if getattr(e, spent) > 0]
-    costs.sort(key=lambda cost: -cost[1])
-    return sum(calls for _, _, calls in costs), costs
 
 
 def exact(device: torch.device, toy: bool, write: Write, work: Path, **_: Any) -> None:
@@ -222,21 +181,22 @@ def _samples(shards: Path) -> int:
     return int(json.loads((shards / "build.json").read_text())["counts"]["samples"])
 
 
-def profile_step(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
+def report_kernels(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
     scale, side, count = (TINY, 16, 8) if toy else (replace(FULL, encoder="se_resnet50"), 32, 128)
     config = make_config(scale, precision="bf16", compile="none", cuda_graph=device.type == "cuda")
     with arithmetic(config):
         step = STEPS["ours, sacl"](config, device, side, count)
         for _ in range(5):
             step()
-        launches, costs = _profile(step, device)
+        costs = profile_step(step, device)
+    launches = sum(calls for _, _, calls in costs)
     total = sum(cost for _, cost, _ in costs)
     for name, cost, calls in costs[:10]:
         write(operation=name[:100], ms=cost, share=cost / total, calls=calls)
     write(launches=launches, ms=total)
 
 
-STAGES = {"hardware": hardware, "steps": steps, "exact": exact, "profile": profile_step, "cifar": cifar}
+STAGES = {"hardware": hardware, "steps": steps, "exact": exact, "profile": report_kernels, "cifar": cifar}
 
 
 @click.command()

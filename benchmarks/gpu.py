@@ -97,7 +97,10 @@ def report_speed(device: torch.device, scale: Scale, peak: float) -> None:
                 graph = graph and device.type == "cuda"
                 config = make_config(scale, precision="bf16", compile=compiled, cuda_graph=graph)
                 cells = [name, str(side), str(count), compiled, "yes" if graph else "no"]
-                cells += measure(make, device, scale, config, side, count, peak)
+                try:
+                    cells += format_measured(measure(make, device, scale, config, side, count, peak))
+                except torch.OutOfMemoryError:
+                    cells += ["out of memory", "", ""]
                 print("|", " | ".join(cells), "|", flush=True)
 
 
@@ -109,22 +112,45 @@ def measure(
     side: int,
     count: int,
     peak: float,
-) -> list[str]:
-    """Return images/s, GFLOP per image and fraction of the peak of one kind of step."""
+) -> dict[str, float]:
+    """Time one kind of step.
+
+    Returns
+    -------
+    dict
+        "ms" a step, "images_per_s", "gflop_per_image", "share_of_peak" (0 to 1) and "peak_gib" of memory (0 on a CPU).
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        If the step does not fit.
+    """
     torch._dynamo.reset()
-    found = ["out of memory", "", ""]
-    try:
-        with arithmetic(config):
-            # The counter does not work for compiled networks, so it runs on the eager one, which has the same FLOPs.
-            flops = count_flops(make(replace(config, compile="none", cuda_graph=False), device, side, count)) / count
-            step = make(config, device, side, count)
-            seconds = statistics.median(time_steps(step, device, scale.steps, scale.rounds))
-        found = [f"{count / seconds:,.0f}", f"{flops / 1e9:.2f}", f"{flops * count / seconds / peak:.1%}"]
-    except torch.OutOfMemoryError:
-        pass
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return found
+        torch.cuda.reset_peak_memory_stats(device)
+    with arithmetic(config):
+        # The counter does not work for compiled networks, so it runs on the eager one, which has the same FLOPs.
+        flops = count_flops(make(replace(config, compile="none", cuda_graph=False), device, side, count))
+        step = make(config, device, side, count)
+        seconds = statistics.median(time_steps(step, device, scale.steps, scale.rounds))
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return {
+        "ms": 1000 * seconds,
+        "images_per_s": count / seconds,
+        "gflop_per_image": flops / count / 1e9,
+        "share_of_peak": flops / seconds / peak,
+        "peak_gib": memory / 2**30,
+    }
+
+
+def format_measured(figures: dict[str, float]) -> list[str]:
+    """Return images/s, GFLOP per image and share of the peak of `measure` as cells of a table."""
+    return [
+        f"{figures['images_per_s']:,.0f}",
+        f"{figures['gflop_per_image']:.2f}",
+        f"{figures['share_of_peak']:.1%}",
+    ]
 
 
 def make_config(scale: Scale, **changes: object) -> Config:
@@ -236,23 +262,27 @@ def report_waiting(device: torch.device, scale: Scale) -> None:
 
 
 def report_profile(device: torch.device, scale: Scale) -> None:
-    """Print the three operations that take the most device time in a step of SACL."""
+    """Print the three kernels (on a CPU, operations) that take the most time in a step of SACL."""
     side, count = scale.sizes[-1]
-    config = make_config(scale, precision="bf16", cuda_graph=False)  # a graph's kernels have no operation
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    config = make_config(scale, precision="bf16", cuda_graph=False)
     with arithmetic(config):
         step = STEPS["ours, sacl"](config, device, side, count)
         for _ in range(3):
             step()
-        with profile(activities=activities) as record:
-            step()
-            synchronise(device)
+        costs = profile_step(step, device)
+    total = sum(cost for _, cost, _ in costs)
+    print(f"\n| kernels of a sacl step with the most time, {side} px, batch {count} | % of time | ms |\n|---|---|---|")
+    for name, cost, _ in costs[:3]:
+        print(f"| {name} | {cost / total:.1%} | {cost:.2f} |")
+
+
+def profile_step(step: Callable[[], object], device: torch.device) -> list[tuple[str, float, int]]:
+    """Return (name, ms, calls) of each kind of kernel (on a CPU, operation) in a step, the longest first."""
+    # With the host's operations too, a kernel's time would count twice: as its own and as its operation's.
+    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    with profile(activities=activities) as record:
+        step()
+        synchronise(device)
     spent = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    costs = sorted(((getattr(event, spent), event.key) for event in record.key_averages()), reverse=True)
-    total = sum(cost for cost, _ in costs)
-    print(
-        f"\n| operations of a sacl step with the most device time, {side} px, batch {count} | % of time | ms |\n"
-        "|---|---|---|"
-    )
-    for cost, name in costs[:3]:
-        print(f"| {name} | {cost / total:.1%} | {cost / 1000:.2f} |")
+    costs = [(e.key, getattr(e, spent) / 1000, e.count) for e in record.key_averages() if getattr(e, spent) > 0]
+    return sorted(costs, key=lambda cost: -cost[1])

@@ -211,7 +211,7 @@ def _read_metrics(run: Run, state: TrainState, leave: int = 0) -> None:
             continue
         note = f"epoch {number // steps + 1}/{config.epochs}, loss {values['loss']:.3f}"
         if run.speed is not None and state.lap.steps > 1:
-            note += f", {run.speed.metrics(state.lap.steps, state.lap.seconds)['mfu']:.0%} of peak"
+            note += f", {run.speed.mfu(state.lap.steps, state.lap.seconds):.0%} of peak"
         run.progress(config.batch_size, note=note)
         if config.log_every and number % config.log_every == 0:
             values = {"lr": lr, **values, **state.lap.speed(config.batch_size)}

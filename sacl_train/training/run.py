@@ -103,7 +103,8 @@ def open_run(
         print(describe(config, stream, state.saved_step), file=sys.stderr, flush=True)
         for line in find_notes(state.method):
             note(line)
-    speed = measure_speed(config, stream, device) if device.type == "cuda" else None
+    has_steps = state.epoch.number < config.epochs
+    speed = measure_speed(config, stream, device) if has_steps and device.type == "cuda" else None
     board = Board(out, state.saved_step, config if is_writer else None)
     steps = config.epochs * len(stream)
     progress = Progress(steps * config.batch_size, "samples", state.saved_step * config.batch_size)

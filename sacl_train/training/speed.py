@@ -32,10 +32,14 @@ class Speed:
     peak: float
     device: torch.device
 
+    def mfu(self, steps: int, seconds: float) -> float:
+        """Return the share of the peak that `steps` in `seconds` used."""
+        return self.flops * steps / seconds / self.peak
+
     def metrics(self, steps: int, seconds: float) -> dict[str, float]:
-        """Return "mfu", the share of the peak that `steps` in `seconds` used, and the peak memory in GB so far."""
+        """Return `mfu` and the peak memory in GB so far; reading the memory takes too long for every step."""
         memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return {"mfu": self.flops * steps / seconds / self.peak, "peak_memory_gb": memory / 1e9}
+        return {"mfu": self.mfu(steps, seconds), "peak_memory_gb": memory / 1e9}
 
 
 def measure_speed(config: Config, stream: Stream, device: torch.device) -> Speed:
