@@ -112,16 +112,20 @@ def test_views_of_large_images_and_textures_made_on_device_are_one_graph() -> No
 def test_loss_uses_neither_numpy_nor_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     role = {} if name in ("byol", "simsiam", "barlow") else {"texture_role": "negative"}
     method, (images, textures, epoch, samples) = make(name, role, "byol"), make_batch(2)
+    draws = Draws(5, epoch, samples)
+
+    def step() -> None:
+        shuffled = shuffle_patches(images, draws.of(7), (3, 8))[:, None]
+        content = {"image": images, "texture": paste_inside(images, torch.cat([textures, shuffled], 1), draws.of(8))}
+        loss, _ = method(content, draws)
+        loss.backward()
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the loss reads a tensor on the host, or calls NumPy")
 
+    step()  # constants are copied to the device once
     for attribute in ("numpy", "item", "tolist", "cpu", "__array__", "__bool__", "__int__", "__float__", "nonzero"):
         monkeypatch.setattr(Tensor, attribute, refuse)
     monkeypatch.setattr(torch, "from_numpy", refuse)
     monkeypatch.setattr(torch, "tensor", refuse)  # on CUDA, a copy from the host
-    draws = Draws(5, epoch, samples)
-    shuffled = shuffle_patches(images, draws.of(7), (3, 8))[:, None]
-    content = {"image": images, "texture": paste_inside(images, torch.cat([textures, shuffled], 1), draws.of(8))}
-    loss, _ = method(content, draws)
-    loss.backward()
+    step()
