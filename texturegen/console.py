@@ -163,7 +163,7 @@ class Progress:
     """
 
     def __init__(self, total: int | None, unit: str, already: int = 0, as_json: bool = False) -> None:
-        self.total, self.unit, self.already, self.done, self.failed = total, unit, already, already, 0
+        self.total, self.unit, self.done, self.failed = total, unit, already, 0
         self._last = time.monotonic()
         # The rate is that of the last minute: a start of a minute, such as compilation, would spoil it for an hour.
         self._marks = deque([(self._last, already)], maxlen=RATE_LINES)

@@ -40,7 +40,7 @@ from texturegen.builds.recipe import RECORDED, Plan
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, read_build
 from texturegen.shards.card import CARD
-from texturegen.shards.layout import BUILD, MANIFEST, PARTS
+from texturegen.shards.layout import BUILD, MANIFEST, PARTS, SHARD_FILE
 from texturegen.shards.publish import publish
 from texturegen.shards.writer import rows_file, stats_file
 from texturegen.sources import Source
@@ -50,8 +50,7 @@ from texturegen.storage.lock import LOCK, DirectoryLock, acquire
 
 RECIPE = "recipe.json"
 REPAIR = "repair"
-# What a process that was killed before it wrote recipe.json, or an array part that starts now, may leave.
-_OWN_FILE = re.compile(r"[\w-]+-\d+\.tar(\.[0-9a-f]+\.tmp)?")
+# What a process that was killed before it wrote recipe.json, or an array part that starts now, may leave beside shards.
 _OWN_PART = re.compile(r"lock.*|recipe\.json.*|files-.*|\d{6,}\.(parquet|json)(\.[0-9a-f]+\.tmp)?")
 
 
@@ -282,7 +281,7 @@ class BuildDirectory:
         has_parts = self.parts.is_dir()
         names = {entry.name for entry in self.path.iterdir()} - {PARTS, LOCK}
         if (
-            any(not has_parts or not _OWN_FILE.fullmatch(name) for name in names)
+            any(not has_parts or not SHARD_FILE.fullmatch(name) for name in names)
             or (not has_parts and self.parts.exists())
             or (has_parts and any(not _OWN_PART.fullmatch(entry.name) for entry in self.parts.iterdir()))
         ):

@@ -280,6 +280,11 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
     return Plan(recipe, items, description, list_algorithms(recipe)), source
 
 
+def root_for_jobs(root: str | None, source: Source) -> str | None:
+    """Return the given root, or where the source found its files: jobs may run in another directory or machine."""
+    return root if root is not None or source.root is None else str(source.root)
+
+
 def list_algorithms(recipe: Recipe) -> dict[str, int]:
     """Return the name and version of each algorithm that decides bytes of a recipe's shards."""
     versions = {"decoding": IMAGE_VERSIONS["decoding"], recipe.encoding: IMAGE_VERSIONS[recipe.encoding]}

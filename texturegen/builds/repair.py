@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from texturegen.builds.directory import BuildDirectory
 from texturegen.builds.engines import Lost, find_engine
 from texturegen.builds.job import run_job
-from texturegen.builds.recipe import Plan, Recipe, make_plan
+from texturegen.builds.recipe import Plan, Recipe, make_plan, root_for_jobs
 from texturegen.errors import DamagedError, OtherBuildError, UserError
 from texturegen.shards.build_json import read_build
 from texturegen.shards.layout import BUILD, MANIFEST, shard_name
@@ -129,8 +129,7 @@ def _rebuild(
             f"{content['derived']['operation']}` that made this directory again"
         )
     plan, source = _restore_plan(directory, content, root)
-    if root is None and source.root is not None:
-        root = str(source.root)
+    root = root_for_jobs(root, source)
     # Images that failed in the build fail again without being tried: the cause may have been a worker's death, or a
     # file that can be read today.
     rows = pq.read_table(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from texturegen.builds.directory import BuildDirectory
 from texturegen.builds.engines import ATTEMPTS, Lost, find_engine
 from texturegen.builds.job import STAGES, run_job, try_first
-from texturegen.builds.recipe import Plan, Recipe, make_plan
+from texturegen.builds.recipe import Plan, Recipe, make_plan, root_for_jobs
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import read_build
 from texturegen.shards.layout import BUILD, MANIFEST
@@ -128,8 +128,7 @@ def build(
     options = dict(engine_options or {})
     entry = find_engine(engine, options)
     plan, source = make_plan(recipe, root, download)
-    if root is None and source.root is not None:
-        root = str(source.root)  # jobs may run in another directory, or on another machine
+    root = root_for_jobs(root, source)
     numbers = range(plan.shards) if part is None else _numbers_of_part(plan, *part)
     ignored, names = len(source.ignored), tuple(source.ignored[:MAX_FAILURES])
     out = Path(out)

@@ -14,7 +14,7 @@ from texturegen.builds.directory import prepare_jobs
 from texturegen.builds.engines import Lost, find_engine
 from texturegen.builds.job import write_shard
 from texturegen.builds.listing import read_listing
-from texturegen.builds.recipe import Plan, Recipe, make_plan, open_planned_source
+from texturegen.builds.recipe import Plan, Recipe, make_plan, open_planned_source, root_for_jobs
 from texturegen.errors import UserError
 from texturegen.shards.writer import rows_file
 
@@ -87,8 +87,7 @@ def estimate(recipe: Recipe, root: str | None = None, workers: int = 1, seconds:
     if not 0 < seconds < MAX_SECONDS:  # also refuses NaN
         raise UserError(f"--seconds is {seconds}; it must be above 0 and below {MAX_SECONDS}")
     plan, source = make_plan(recipe, root)
-    if root is None and source.root is not None:
-        root = str(source.root)
+    root = root_for_jobs(root, source)
     workers = max(1, min(workers, plan.shards))
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

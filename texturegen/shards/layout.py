@@ -66,6 +66,10 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
+# A shard under its own name, or under the temporary one that it has while it is written.
+SHARD_FILE = re.compile(r"[\w-]+-\d+\.tar(\.[0-9a-f]+\.tmp)?")
+
+
 def shard_name(number: int, prefix: str = PREFIX) -> str:
     """Return the file name of a shard, by its index from 0."""
     return f"{prefix}-{number:06d}.tar"

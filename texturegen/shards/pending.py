@@ -20,7 +20,7 @@ import pyarrow as pa
 from texturegen import __version__
 from texturegen.errors import DamagedError, UserError
 from texturegen.shards.card import CARD
-from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS, PREFIX
+from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS, PREFIX, SHARD_FILE
 from texturegen.shards.manifest import group_samples, has_failed
 from texturegen.shards.publish import publish
 from texturegen.shards.reader import Shards
@@ -32,7 +32,7 @@ FINGERPRINT = "copied"  # in the stats of shards that no recipe describes
 MARK = "copied"  # file in OUT.partial/parts/ that distinguishes a copy from an unfinished build
 _MEMBER_COLUMNS = [f"{member}_{column}" for member in ("image", "texture") for column in ("ext", "size", "sha256")]
 _OWN_NAMES = "|".join(map(re.escape, (MANIFEST, BUILD, CARD)))
-_OWN_FILE = re.compile(rf"[\w-]+-\d+\.tar(\.[0-9a-f]+\.tmp)?|({_OWN_NAMES})(\..*\.tmp)?")
+_OWN_FILE = re.compile(rf"{SHARD_FILE.pattern}|({_OWN_NAMES})(\..*\.tmp)?")
 
 Progress = Callable[[int], object]
 

@@ -56,10 +56,12 @@ def download(url: str, target: Path, md5: str) -> None:
     part = target.with_name(f"{target.name}.part")
     is_resumed = _size(part) > 0
     _fetch(url, part)
-    if _md5(part) != md5 and is_resumed:  # the server's file may have changed between the two parts
+    found = md5_of(part)
+    if found != md5 and is_resumed:  # the server's file may have changed between the two parts
         part.unlink()
         _fetch(url, part)
-    if (found := _md5(part)) != md5:
+        found = md5_of(part)
+    if found != md5:
         size = _size(part)
         part.unlink()
         raise DamagedError(f"the file of {size} bytes that the server sent is damaged (MD5 {found}, official {md5})")
@@ -146,6 +148,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _md5(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """Return the MD5 of a file in hexadecimal: the checksum that the official sites publish."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,7 +1,6 @@
 """The official files of a benchmark: found, verified by MD5, or downloaded."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tarfile
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from texturegen.console import note
 from texturegen.errors import BusyError, DamagedError, MissingError, UserError
 from texturegen.sources.download import download as download_file
+from texturegen.sources.download import md5_of
 from texturegen.storage.lock import acquire
 
 DATA = "TEXTUREGEN_DATA"  # environment variable: the folder of data sets
@@ -100,8 +100,7 @@ def _find_problem(name: str, folder: Path, archive: Archive, files: Mapping[str,
         if not (folder / file).is_file():
             return MissingError(f"{name}: the file {file} is not in {folder}; {remedy}")
     for file, md5 in files.items() if check else ():
-        with open(folder / file, "rb") as stream:
-            found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        found = md5_of(folder / file)
         if found != md5:
             return DamagedError(f"{name}: {folder / file} is damaged (MD5 {found}, official {md5}); {remedy} again")
     return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from texturegen.errors import DamagedError, UserError
+from texturegen.sources.tar_streams import find_compression
 from texturegen.storage.names import printable
 from texturegen.storage.ranges import Read
 from texturegen.storage.tar import BLOCK, WITHOUT_DATA, padded, parse_header
@@ -27,7 +28,6 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENDED = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _TEXTURE = re.compile(r"texture\d+(\..*)?", re.DOTALL)
 _INTERNAL = re.compile(r"__[^/]*__($|/)")  # WebDataset's own members, which its readers skip
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, Zstandard
 
 
 class Member(NamedTuple):
@@ -135,7 +135,7 @@ def walk_tar(name: str, read: Read, size: int) -> Iterator[Member]:
         if header is None:
             if position:
                 raise DamagedError(f"{name}: has a damaged header after {last}; copy it again")
-            if block.startswith(_COMPRESSED):
+            if find_compression(block):
                 raise UserError(f"{name}: is compressed; unpack it to a plain .tar")
             raise UserError(f"{name}: is not a tar")
         position += BLOCK

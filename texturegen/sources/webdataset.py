@@ -128,7 +128,7 @@ class WebDataset(Source):
             raise refuse(
                 f"has no member {' or '.join(self._images)}; choose among {there} with --source-option image=EXT"
             )
-        label = self._find_label(index, members, refuse)
+        label = self._find_label(members, refuse)
         data = members.pop(chosen)
         self._rename_members(members, chosen, refuse)
         try:
@@ -156,7 +156,7 @@ class WebDataset(Source):
                 )
             members[f"other.{ext}"] = members.pop(ext)
 
-    def _find_label(self, index: int, members: dict[str, bytes], refuse: Callable[[str], ImageError]) -> int:
+    def _find_label(self, members: dict[str, bytes], refuse: Callable[[str], ImageError]) -> int:
         try:
             label = self._label.read(members)
         except UserError as error:
