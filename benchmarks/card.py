@@ -59,9 +59,9 @@ def hardware(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
 def steps(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
     scale = TINY if toy else replace(FULL, rounds=3, steps=5)
     peak = matrix_peak(device, scale.matrix)
+    kinds = {**STEPS, "ours, simclr": our_step("simclr")}
     for mode, name, encoder, side, count in PLAN_TOY if toy else PLAN:
         compiled, graph = MODES[mode]
-        kinds = {**STEPS, "ours, simclr": our_step("simclr")}
         about = {"step": name, "mode": mode, "encoder": encoder, "px": side, "batch": count}
         config = make_config(
             replace(scale, encoder=encoder),

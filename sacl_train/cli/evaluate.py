@@ -365,11 +365,12 @@ def _finish(
     below: Sequence[str] = (),
 ) -> None:
     """Write the figures as JSON, with the command and the package versions; then print them as a table."""
+    from sacl_train.evaluate.norm import default_statistics
     from sacl_train.report.figures import describe_probe, provenance
 
     variant = "-target" if figures["network"] == "target" else ""
     statistics = figures["norm_statistics"]
-    is_default = statistics in ("none", "training" if isinstance(run, EncoderFile) else "images")
+    is_default = statistics in ("none", default_statistics(isinstance(run, EncoderFile)))
     variant += "" if is_default else f"-{statistics}-statistics"
     output = output or _beside(run, f"eval-{figures['probe']}{variant}.json")
     write_atomically(output, json.dumps({**figures, **provenance("sacl-eval")}, indent=2) + "\n")

@@ -84,7 +84,7 @@ class ResidentStream(Stream):
             positions = self._positions(order, step)
             samples = order[positions]
             for i in np.flatnonzero(np.isin(samples, list(self._damaged))):
-                candidates = np.roll(order, -(positions[i] + len(order) // 2))
+                candidates = self._replacements(order, positions[i])
                 samples[i] = candidates[~np.isin(candidates, list(self._damaged))][0]
             batches.append(samples)
         return np.stack(batches) if batches else np.empty((0, 0), np.int64)

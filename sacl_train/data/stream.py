@@ -174,8 +174,7 @@ class Stream:
 
         def load(step: int) -> Batch:
             positions = self._positions(order, step)
-            # Replacements are taken half an epoch away, so no batch holds a sample twice.
-            return self._load(order[positions], index, lambda i: np.roll(order, -(positions[i] + len(order) // 2)))
+            return self._load(order[positions], index, lambda i: self._replacements(order, positions[i]))
 
         return self._prefetch(load, range(skip, self._steps))
 
@@ -184,6 +183,11 @@ class Stream:
         plan = self.plan
         order = epoch_order(self.shards.numbers, plan.seed, index, plan.order, plan.shuffle_buffer)
         return order[~np.isin(order, self._held_out)] if len(self._held_out) else order
+
+    def _replacements(self, order: np.ndarray, position: int) -> np.ndarray:
+        """Return the samples that may take the place of a damaged one, the first readable one first."""
+        # They are taken half an epoch away, so no batch holds a sample twice.
+        return np.roll(order, -(position + len(order) // 2))
 
     def _positions(self, order: np.ndarray, step: int) -> np.ndarray:
         """Return the positions in `order` of this process's part of a batch, int64 (batch_size / ranks,)."""

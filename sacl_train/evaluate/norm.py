@@ -49,7 +49,12 @@ def resolve_statistics(name: str, encoder: nn.Module, is_foreign: bool = False) 
         raise UserError(f"unknown norm_statistics '{name}'{nearest(name, known)}; known: {', '.join(known)}")
     if not has_batch_norm(encoder):
         return "none"
-    return ("training" if is_foreign else "images") if name == "auto" else name
+    return default_statistics(is_foreign) if name == "auto" else name
+
+
+def default_statistics(is_foreign: bool) -> str:
+    """Return what "auto" stands for, for an encoder of a run or of another program."""
+    return "training" if is_foreign else "images"
 
 
 def has_batch_norm(encoder: nn.Module) -> bool:
@@ -97,9 +102,14 @@ def estimate_statistics(
         )
     order = np.random.default_rng(0).permutation(picked)[: MAX_BATCHES * BATCH]
     # Every batch has the same weight in the average, so a last batch of a few images would count too much.
-    order = order[: max(len(order) // BATCH * BATCH, min(len(order), BATCH))]
+    order = order[: whole_batches(len(order))]
     with autocast(config, device):
         update_bn(
             (normalise(batch["image"].to(device), mean, std) for batch in images.batches(order, config.threads)),
             encoder,
         )
+
+
+def whole_batches(count: int) -> int:
+    """Return how many of `count` images fill whole batches; all of them if they do not fill one."""
+    return max(count // BATCH * BATCH, min(count, BATCH))

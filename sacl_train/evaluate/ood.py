@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from sacl_train.evaluate.detection import detection_figures
 from sacl_train.evaluate.images import BATCH, Images, ShardImages, TextureImages
 from sacl_train.evaluate.linear import fit_linear
-from sacl_train.evaluate.norm import DEFAULT_STATISTICS
+from sacl_train.evaluate.norm import DEFAULT_STATISTICS, whole_batches
 from sacl_train.evaluate.subject import Subject, open_like, open_subject
 from texturegen.errors import UserError
 
@@ -102,7 +102,7 @@ def evaluate_ood(
             "in_distribution": inside.place,
             "in_distribution_split": inside.split,
             "in_distribution_images": len(of_inside),
-            "csi_space": "features" if _find_projector(subject) is None else "projector",
+            "csi_space": "features" if subject.projector is None else "projector",
             "test": rows,
         }
 
@@ -221,14 +221,13 @@ def make_projection(subject: Subject) -> Score | None:
     callable or None
         Maps features float (N, C) to embeddings float32 (N, D).
     """
-    projector = _find_projector(subject)
+    projector = subject.projector
     if projector is None:
         return None
     values = subject.features.values
     if subject.norm_statistics == "images":
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(values))).to(values.device)
-        count = max(len(order) // BATCH * BATCH, min(len(order), BATCH))
-        update_bn(values[order[:count]].split(BATCH), projector)
+        update_bn(values[order[: whole_batches(len(order))]].split(BATCH), projector)
     projector.eval()
 
     @torch.no_grad()
@@ -236,12 +235,6 @@ def make_projection(subject: Subject) -> Score | None:
         return torch.cat([projector(chunk).float() for chunk in features.split(CHUNK)])
 
     return project
-
-
-def _find_projector(subject: Subject) -> nn.Module | None:
-    name = "projector" if subject.network == "online" else "target_projector"
-    projector: nn.Module | None = getattr(subject.method, name, None)
-    return projector
 
 
 def _textures_of(images: Images) -> TextureImages:

@@ -93,7 +93,7 @@ def _encode_pairs(model: Model, dataset: Shards, picked: np.ndarray) -> tuple[li
     assert config.std is not None
     features: dict[str, list[Tensor]] = {"image": [], "texture": []}
     embeddings: dict[str, list[Tensor]] = {"image": [], "texture": []}
-    project = getattr(method, "projector" if model.network == "online" else "target_projector", None)
+    project = model.projector
     for module in method.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = 0.0  # forward passes in train mode must not change the running statistics

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sacl_train.config import Config
 from sacl_train.evaluate.features import Features, FeatureStore
@@ -59,6 +60,14 @@ class Model:
     device: torch.device
     network: str
     norm_statistics: str
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The projector behind the encoder, of the same network; None if the method has none."""
+        found: nn.Module | None = getattr(
+            self.method, f"{'target_' if self.network == 'target' else ''}projector", None
+        )
+        return found
 
     def about(self) -> dict[str, Any]:
         """Return the fields common to the figures of all probes, JSON-serialisable."""

@@ -63,7 +63,8 @@ def export(run: str | Path, form: str, out: str | Path | None = None) -> Path:
     method, config, checkpoint = load_networks(run)
     encoder = method.encoder.eval().to(memory_format=torch.contiguous_format)
     height, width = checkpoint["image_size"]
-    exported = Exported(run, form, path, encoder, config, checkpoint["epoch"], (height, width))
+    shards, place = checkpoint["shards"], checkpoint.get("shards_place")
+    exported = Exported(run, form, path, encoder, config, checkpoint["epoch"], (height, width), shards, place)
     content = FORMATS[form].make(exported)
     card = write_card(exported)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from sacl_train.config import dump_config
 from sacl_train.export.formats import FORMATS, Exported
 from sacl_train.report.figures import flatten
-from sacl_train.training.checkpoint import directory_of, is_checkpoint, load_checkpoint
+from sacl_train.training.checkpoint import directory_of, is_checkpoint
 from texturegen import __version__
 from texturegen.errors import UserError
 from texturegen.shards import open_shards
@@ -23,7 +23,7 @@ STEMS = {
 
 def write_card(exported: Exported) -> str:
     """Return the model card as Markdown, all from the run's own files; for a directory with the hub's metadata."""
-    config = exported.config
+    config, scores = exported.config, _find_scores(exported.run)
     height, width = exported.image_size
     stem = "" if exported.stem is None else f" Stem {exported.stem}: {STEMS[exported.stem]}."
     lines = [
@@ -40,10 +40,9 @@ def write_card(exported: Exported) -> str:
         *FORMATS[exported.form].lines(exported),
         "```\n",
         "## Data\n",
-        *_describe_data(exported.run),
+        *_describe_data(exported, scores),
         "\n## Figures\n",
     ]
-    scores = _find_scores(exported.run)
     for path, figures in scores.items():
         found = flatten(path.stem.removeprefix("eval-"), figures)
         lines += [f"- {name}: {value:.2%}" for name, value in found.items()]
@@ -75,21 +74,19 @@ def _find_scores(run: Path) -> dict[Path, dict[str, Any]]:
     }
 
 
-def _describe_data(run: Path) -> list[str]:
+def _describe_data(exported: Exported, scores: dict[Path, dict[str, Any]]) -> list[str]:
     """Describe the training data, from build.json of the shards.
 
     Looks for shards with the run's digest at the location used in training, then at the locations in the run's figures.
     """
-    state = load_checkpoint(directory_of(run))
-    assert state is not None
-    locations = [state.get("shards_place")]
-    locations += [figures.get(key) for figures in _find_scores(run).values() for key in ("train", "shards")]
+    locations = [exported.shards_place]
+    locations += [figures.get(key) for figures in scores.values() for key in ("train", "shards")]
     for location in dict.fromkeys(location for location in locations if location):
         try:
             shards = open_shards(location)
         except (UserError, OSError):
             continue
-        if shards.digest == state["shards"]:
+        if shards.digest == exported.shards:
             recipe, source = shards.build["recipe"], shards.build["source"]
             count = shards.textures_per_image
             textures = f"{count} per image, by {recipe['method']}" if count else "(none)"
@@ -97,6 +94,6 @@ def _describe_data(run: Path) -> list[str]:
                 f"- data set: {source['name']}, split {source['split']}, {len(source['classes'])} classes",
                 f"- images: {len(shards)}",
                 f"- textures: {textures}",
-                f"- digest of the shards: {state['shards']}",
+                f"- digest of the shards: {exported.shards}",
             ]
-    return [f"The shards are not available; their digest is {state['shards']}."]
+    return [f"The shards are not available; their digest is {exported.shards}."]

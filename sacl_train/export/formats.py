@@ -40,6 +40,10 @@ class Exported:
         Epochs that it was trained for.
     image_size : tuple of int
         (H, W) in pixels of the images that it was trained with.
+    shards : str
+        Digest of the shards that it was trained on.
+    shards_place : str or None
+        Where they were.
     """
 
     run: Path
@@ -49,6 +53,8 @@ class Exported:
     config: Config
     epochs: int
     image_size: tuple[int, int]
+    shards: str
+    shards_place: str | None
 
     @property
     def stem(self) -> str | None:

@@ -151,12 +151,12 @@ class MoCoV2(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss (He et al. 2020, eq. 1), a term for each query view; then update the queue."""
         settings = self.settings
-        states = [draws.of(view) for view in ((0, 1) if settings.symmetric else (0,))]
+        queries = (0, 1) if settings.symmetric else (0,)
         views = [self.weak.view(batch["image"], draws, view) for view in (0, 1)]
         keys = [self._keys(view) for view in (reversed(views) if settings.symmetric else views[1:])]  # (N, D) each
-        textures: list[Tensor] | list[None] = [None] * len(states)
+        textures: list[Tensor] | list[None] = [None] * len(queries)
         if settings.texture_role == "negative":
-            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, states)
+            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, queries)
         all_keys = [gather(key) for key in keys]
         std = embedding_std(all_keys[0])
         first = process_rank() * len(keys[0])

@@ -130,8 +130,7 @@ class PIRL(Method):
         indices, negatives = draws.samples, self._draw_negatives(draws.seed)
         textures: list[Tensor] | list[None] = [None, None]  # for the image and for the jigsaw
         if settings.texture_role == "negative":
-            queries = [draws.of(view) for view in (0, 1)]
-            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, queries)
+            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, (0, 1))
         own, bank = self.bank[indices], self.bank[negatives]
         same = negatives[None, :] == indices[:, None]  # (N, K): an image is not its own negative
 

@@ -12,7 +12,7 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.grid import check_grid, combine, split_grid
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
-from sacl_train.methods.checks import check_settings
+from sacl_train.methods.checks import check_choice, check_settings
 from sacl_train.methods.losses import embedding_std, info_nce
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
@@ -20,7 +20,7 @@ from sacl_train.methods.textures import keys_for_queries, texture_views
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
-from texturegen.errors import UserError, nearest
+from texturegen.errors import UserError
 
 TEXTURE_ROLES = ("negative", "instance", "positive", "none")
 QUERIES = ("grid", "crops")
@@ -92,8 +92,7 @@ class SACLSettings:
         check_settings(self, TEXTURE_ROLES)
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be between 1 and grid*grid, not {self.cells} with grid {self.grid}")
-        if self.queries not in QUERIES:
-            raise UserError(f"unknown queries '{self.queries}'{nearest(self.queries, QUERIES)}; known: grid, crops")
+        check_choice("queries", self.queries, QUERIES)
         if self.queries == "crops" and (self.texture_role == "instance" or self.texture_view == "query"):
             raise UserError(
                 "queries crops goes neither with texture_role instance nor with texture_view query, which need one view"
@@ -185,14 +184,13 @@ class SACL(Method):
         images, role = batch["image"], self.settings.texture_role
         if len(images) < 2:
             raise UserError("a batch of one image has no negatives; use a larger batch size")
-        states = [draws.of(view) for view in (0, 1)]
         views = [self.weak.view(images, draws, view) for view in (0, 1)]  # x1, x2: (N, 3, H, W)
         if role == "instance":
             yield from self._with_instances(batch, draws, views)
             return
         textures: list[Tensor | None] = [None, None]  # for each query view: (M, P, D), M = N times the processes
         if role != "none":
-            textures = [*keys_for_queries(self._keys, self.weak, batch, draws, self.settings.texture_view, states)]
+            textures = [*keys_for_queries(self._keys, self.weak, batch, draws, self.settings.texture_view, (0, 1))]
         # All keys are computed before the first term, so the loop can free that term before it asks for the second.
         sides: list[tuple[int, Tensor, Tensor | None]]  # index of the query view, its keys, its texture negatives
         if role == "positive":

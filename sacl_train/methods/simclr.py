@@ -108,13 +108,12 @@ class SimCLR(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss of eq. 1 as one term."""
         settings = self.settings
-        states = [draws.of(view) for view in (0, 1)]
         views = torch.cat([self.weak.view(batch["image"], draws, view) for view in (0, 1)])  # (2N, 3, H, W)
         z = self._project(views).unflatten(0, (2, -1))  # (2, N, D)
         textures: list[Tensor] | None = None
         if settings.texture_role == "negative":
             textures = keys_for_queries(
-                self._project, self.weak, batch, draws, settings.texture_view, states, gather_with_gradient
+                self._project, self.weak, batch, draws, settings.texture_view, (0, 1), gather_with_gradient
             )  # (M, P, D) for each view
         all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]

@@ -84,7 +84,7 @@ def keys_for_queries(
     batch: dict[str, Tensor],
     draws: Draws,
     texture_view: str,
-    queries: Sequence[Tensor],
+    queries: Sequence[int],
     gather: Callable[[Tensor], Tensor] = gather_keys,
 ) -> list[Tensor]:
     """Return the texture keys for each query view.
@@ -97,8 +97,8 @@ def keys_for_queries(
         "own": draw the views of the textures independently of the queries, which all share the same keys. "query": give
         them the geometry of the query, so that content and colours distinguish the two (Ge et al. 2021 share the
         colours too); the textures are then encoded once per query.
-    queries : sequence of Tensor int64 (N,)
-        States of the query views.
+    queries : sequence of int
+        Numbers of the query views, 0 or 1.
     gather : callable
         Collects the keys of all processes: (N, P, D) -> (M, P, D).
 
@@ -109,4 +109,4 @@ def keys_for_queries(
     """
     if texture_view == "own":
         return [gather(texture_keys(encode, weak, batch, draws))] * len(queries)
-    return [gather(texture_keys(encode, weak, batch, draws, states)) for states in queries]
+    return [gather(texture_keys(encode, weak, batch, draws, draws.of(view))) for view in queries]

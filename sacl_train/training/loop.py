@@ -1,6 +1,6 @@
 """The training loop, from top to bottom: a run, its epochs, their batches. It knows no method's insides.
 
-What happens between `loss.backward()` and the next batch: the rest of `do_step` in `step.make_step`, then the rest of
+What happens between `loss.backward()` and the next batch: the rest of `update` in `step.make_step`, then the rest of
 the loop's body in `_train_epoch` below. What a checkpoint holds is in `state`.
 """
 

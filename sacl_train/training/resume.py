@@ -117,7 +117,7 @@ def load_networks(run: Path) -> tuple[Method, Config, Checkpoint]:
     checkpoint = read_checkpoint(run) if is_checkpoint(run) else load_checkpoint(run)
     if checkpoint is None:
         raise MissingError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
-    config = load_config(None, modern_settings(checkpoint["config"]))  # config.toml may have been edited since
+    config = load_config(None, checkpoint["config"])  # config.toml may have been edited since
     method = build_method(config, checkpoint["image_size"])
     load_weights(method, checkpoint, run)
     return method, config, checkpoint

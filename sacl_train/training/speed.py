@@ -1,7 +1,7 @@
 """How much of a GPU's arithmetic a run uses: model FLOPs utilisation (MFU), against the GPU's own matrix products."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -84,7 +84,6 @@ def count_step_flops(config: Config, image_size: tuple[int, int], textures: int,
     device : device
         Where the step is done.
     """
-    config = replace(config, accumulate=1)
     method = build_method(config, image_size).to(device)
     pixels = torch.zeros((IMAGES, 1 + textures, 3, *image_size), dtype=torch.uint8, device=device)
     batch = {"image": pixels[:, 0], "index": torch.arange(IMAGES, device=device)}
