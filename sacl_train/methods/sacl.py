@@ -24,6 +24,7 @@ from texturegen.errors import UserError
 
 TEXTURE_ROLES = ("negative", "instance", "positive", "none")
 QUERIES = ("grid", "crops")
+TEXTURE_QUERIES = ("all", "whole")
 
 # Areas of the crops, as fractions of the image: those of the cells of a 2x2 grid on views of 0.2 to 1.
 CROP_SCALE = (0.05, 0.25)
@@ -82,6 +83,7 @@ class SACLSettings:
     scope: str = "batch"
     texture_role: str = "negative"
     texture_view: str = "own"
+    texture_query: str = "all"
     decoupled: bool = False
     projector_hidden: int = 2048
     projector_out: int = 2048
@@ -93,6 +95,9 @@ class SACLSettings:
         if self.grid < 1 or not 1 <= self.cells <= self.grid**2:
             raise UserError(f"cells must be between 1 and grid*grid, not {self.cells} with grid {self.grid}")
         check_choice("queries", self.queries, QUERIES)
+        check_choice("texture_query", self.texture_query, TEXTURE_QUERIES)
+        if self.texture_query == "whole" and self.texture_role not in ("negative", "none"):
+            raise UserError(f"texture_query whole needs texture_role negative or none, not {self.texture_role}")
         if self.queries == "crops" and (self.texture_role == "instance" or self.texture_view == "query"):
             raise UserError(
                 "queries crops goes neither with texture_role instance nor with texture_view query, which need one view"
@@ -202,10 +207,16 @@ class SACL(Method):
         first = process_rank() * len(images)
         std = embedding_std(sides[0][1])
         settings = self.settings
+        whole = settings.texture_query == "whole"
         for n, z, t in sides:
-            p = self._queries(self._cells(images, views[n], draws, n))  # (A, N, D)
-            loss, metrics = info_nce(p, z, t, settings.tau, settings.alpha, settings.scope, first, settings.decoupled)
-            yield loss / len(sides), {**metrics, "embedding_std": std}
+            for is_whole in (False, True) if whole else (False,):
+                # (A, N, D)
+                p = self._whole_query(views[n]) if is_whole else self._queries(self._cells(images, views[n], draws, n))
+                against = t if is_whole or not whole else None
+                loss, metrics = info_nce(
+                    p, z, against, settings.tau, settings.alpha, settings.scope, first, settings.decoupled
+                )
+                yield loss / (2 * len(sides) if whole else len(sides)), {**metrics, "embedding_std": std}
 
     def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[LossTerm]:
         """Yield the four terms of texture role "instance", each weighted by a quarter.
@@ -249,6 +260,10 @@ class SACL(Method):
         features = combine(self.encoder(cells), self.settings.grid, self.settings.cells)  # (A, N, C)
         rows = self.predictor(self.projector(features.flatten(0, 1)))  # (A*N, D): BN over all combinations
         return rows.unflatten(0, (comb(self.settings.grid**2, self.settings.cells), -1))
+
+    def _whole_query(self, view: Tensor) -> Tensor:
+        """Map whole views (N, 3, H, W) to queries (1, N, D)."""
+        return self.predictor(self.projector(self.encoder(view)))[None]
 
     @torch.no_grad()
     def _keys(self, x: Tensor) -> Tensor:

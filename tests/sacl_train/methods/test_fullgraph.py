@@ -24,14 +24,14 @@ SMALL: dict[str, object] = {
     "negatives": 5,
     "images": 10,
 }
-# Every role of every method (fast-moco is sacl with none), every policy and both precisions; not their product, because
+# Every role of every method (fast-moco is sacl with none by default), every policy and both precisions; not their product, because
 # each graph takes seconds.
 CASES: list[tuple[str, dict[str, object], str, bool]] = [
     ("sacl", {"texture_role": "negative"}, "colour-geometric", False),
     ("sacl", {"texture_role": "negative", "texture_view": "query", "scope": "own"}, "none", True),
     ("sacl", {"texture_role": "instance"}, "mocov2", False),
     ("sacl", {"texture_role": "positive", "queries": "crops"}, "geometric", True),
-    ("fast-moco", {}, "mocov2", True),
+    ("fast-moco", {"texture_role": "negative", "texture_query": "whole"}, "mocov2", True),
     ("mocov2", {"texture_role": "none"}, "mocov2", False),
     ("mocov2", {"texture_role": "negative"}, "colour-geometric", True),
     ("simclr", {"texture_role": "none"}, "simclr", True),

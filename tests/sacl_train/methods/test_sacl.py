@@ -224,6 +224,7 @@ def test_batch_of_one_image() -> None:
     [
         ({"texture_role": "negativ"}, "did you mean 'negative'"),
         ({"scope": "bach"}, "did you mean 'batch'"),
+        ({"texture_query": "hole"}, "did you mean 'whole'"),
         ({"cells": 5}, "cells must be"),
         ({"grid": 0}, "cells must be"),
         ({"tau": 0.0}, "tau is .*; it must be above 0"),
@@ -265,6 +266,22 @@ def test_crops_take_the_place_of_the_cells() -> None:
         assert {crop.shape[2:] for crop in crops} == {(8, 8)}
         losses.append(info_nce(reference._queries(torch.cat(crops)), keys[1 - n], textures, s.tau)[0])
     torch.testing.assert_close(loss, sum(losses) / 2, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("role", ["negative", "none"])
+def test_only_whole_views_meet_textures(role: str) -> None:
+    """Half of the loss is `slow_step` without textures, the other half that of whole views, a grid of one cell."""
+    method, batch = make(texture_query="whole", texture_role=role, alpha=2.0).double(), make_batch(4, 2)
+    method.weak = _Double(method.weak)
+    halves = [copy.deepcopy(method) for _ in range(2)]
+    halves[0].settings = SACLSettings(**SMALL, texture_role="none")
+    halves[1].settings = SACLSettings(**SMALL, texture_role=role, alpha=2.0, grid=1, cells=1)
+    expected = sum(slow_step(half, batch, 5) for half in halves) / 2
+    loss, metrics = method(batch, draws(batch, 5))
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    assert ("texture_similarity" in metrics) == (role == "negative")
+    with pytest.raises(UserError, match="texture_query whole needs texture_role negative or none, not positive"):
+        make(texture_query="whole", texture_role="positive")
 
 
 def test_crops_show_a_small_part_of_the_image() -> None:

@@ -40,7 +40,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {"weak": "geometric", **TEXTURES}) for name in METHODS if has_negatives(name)),
     *(("sacl", {"texture_role": role}) for role in ("positive", "instance", "none")),
     *(("sacl", {"texture_source": source}) for source in ("patch-shuffle", "both")),
-    ("sacl", {"texture_part": "inside"}),
+    ("sacl", {"texture_part": "inside", "texture_query": "whole"}),
     ("sacl", {"precision": "bf16", "clip": 1.0}),
     ("sacl", {"optimizer": "lars", "accumulate": 2, "deterministic": True}),
     ("sacl", {"encoder": "se_resnet18", "width": None, "checkpointing": True}),
