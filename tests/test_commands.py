@@ -350,8 +350,20 @@ def test_a_script_on_stdin_builds_with_workers(tmp_path: Path) -> None:
 
 
 INTERRUPT = """
-import os, signal, threading
-threading.Timer(float(os.environ.pop("INTERRUPT_AFTER")), os.kill, (os.getpid(), signal.SIGINT)).start()
+import os, signal, sys
+
+calls = None  # since run_command was called; counted, not timed, so that a busy machine hits the same places
+
+def count(frame, event, argument):
+    global calls
+    if calls is None and event == "call" and frame.f_code.co_name == "run_command":
+        calls = 0
+    elif calls is not None:
+        calls += 1
+        if calls == int(os.environ["INTERRUPT_AT"]):
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.setprofile(count)
 """
 
 
@@ -368,12 +380,13 @@ threading.Timer(float(os.environ.pop("INTERRUPT_AFTER")), os.kill, (os.getpid(),
 def test_ctrl_c_while_a_command_starts(shapes_shards: Path, tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
     (tmp_path / "shards").symlink_to(shapes_shards)
-    for delay in (0.03, 0.05, 0.07, 0.1):  # after Python itself has started
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "INTERRUPT_AFTER": str(delay)}
+    # The handler is there after some 20 calls; a command imports for about 200,000 before it runs.
+    for calls in (40, 5_000, 60_000, 150_000, 230_000):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "INTERRUPT_AT": str(calls)}
         done = subprocess.run(
             [BIN / command[0], *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
-        assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+        assert (done.returncode, "Traceback" in done.stderr) == (130, False), (calls, done.stderr)
 
 
 def test_a_full_disk_is_one_line_and_the_build_can_resume(tmp_path: Path, uncovered: dict[str, str]) -> None:

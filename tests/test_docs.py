@@ -16,7 +16,7 @@ from typing import NamedTuple
 import click
 import pytest
 
-from pipelines.__main__ import main as pipelines_main
+from pipelines.cli import main as pipelines_main
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.cli.export import export_main
 from sacl_train.cli.train import train_main

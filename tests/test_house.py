@@ -21,14 +21,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "texturegen": ("errors",),
     "texturegen.errors": (),
     "texturegen.system": (),
-    "texturegen.console": ("errors", "storage"),
+    "texturegen.console": ("errors", "storage", "system"),
     "texturegen.storage": ("errors", "system"),
     "texturegen.texture": ("errors", "system"),
     "texturegen.sources": ("errors", "storage", "system", "console"),
     "texturegen.shards": ("errors", "storage", "system", "console", ""),
     "texturegen.builds": ("errors", "storage", "system", "console", "shards", "sources", "texture", ""),
     "texturegen.cli": ("errors", "storage", "system", "console", "shards", "sources", "texture", "builds", ""),
-    "texturegen.__main__": ("cli",),
+    "texturegen.__main__": ("system",),  # imports the command by name
     "sacl_train.distributed": (),
     "sacl_train.data": ("distributed",),
     "sacl_train.nets": (),
@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sacl_train.export": ("training", "report", "config", "nets"),
     "sacl_train": ("training", "evaluate"),
     "sacl_train.cli": ("training", "evaluate", "report", "export", "config", "methods", "nets", "distributed", ""),
-    "sacl_train.__main__": ("cli",),
+    "sacl_train.__main__": (),  # as in texturegen
 }
 # Rooms of the floor below that the trainer knows: the contract and what every floor shares, not how textures are made.
 KNOWN_TO_TRAINER = ("shards", "sources", "storage", "system", "errors", "console", "")

@@ -14,6 +14,7 @@ import click
 from tqdm import tqdm
 
 from texturegen.errors import UserError
+from texturegen.system.interrupts import allow_interrupts
 
 LINE_SECONDS = 10.0
 RATE_LINES = 6  # lines whose rate is shown
@@ -70,6 +71,7 @@ class FriendlyCommand(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            allow_interrupts()
             _prepare_streams()
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:

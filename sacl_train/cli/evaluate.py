@@ -5,16 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from texturegen.system.interrupts import exit_on_interrupt
+import click
 
-with exit_on_interrupt():
-    import click
-
-    from sacl_train.cli.subject import subject_options
-    from sacl_train.nets.encoder_file import EncoderFile
-    from texturegen import __version__
-    from texturegen.console import FriendlyGroup, warn
-    from texturegen.storage.atomic import write_atomically
+from sacl_train.cli.subject import subject_options
+from sacl_train.nets.encoder_file import EncoderFile
+from texturegen import __version__
+from texturegen.console import FriendlyGroup, warn
+from texturegen.storage.atomic import write_atomically
 
 IMAGES = "Shards, a folder of class folders, or DATASET:SPLIT."
 POSITIVE = click.FloatRange(0, min_open=True)

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-from texturegen.system.interrupts import exit_on_interrupt
+import click
 
-with exit_on_interrupt():
-    import click
-
-    from texturegen import __version__
-    from texturegen.console import FriendlyCommand
+from texturegen import __version__
+from texturegen.console import FriendlyCommand
 
 
 @click.command(cls=FriendlyCommand)

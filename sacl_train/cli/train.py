@@ -6,15 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from texturegen.system.interrupts import exit_on_interrupt
+import click
 
-with exit_on_interrupt():
-    import click
-
-    from sacl_train.methods import METHODS
-    from sacl_train.nets import ENCODERS
-    from texturegen import __version__
-    from texturegen.console import FriendlyCommand, note, read_pairs
+from sacl_train.methods import METHODS
+from sacl_train.nets import ENCODERS
+from texturegen import __version__
+from texturegen.console import FriendlyCommand, note, read_pairs
 
 PATH = click.Path(path_type=Path)
 

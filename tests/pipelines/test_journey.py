@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines import runner
-from pipelines.__main__ import main
+from pipelines.cli import main
 from pipelines.commands import Commands
 from pipelines.recipe import HERE, load_recipe
 from pipelines.report import _table, write_report

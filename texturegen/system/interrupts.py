@@ -2,31 +2,34 @@
 
 import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130  # exit status, as in a shell: 128 + SIGINT
 
 
-@contextmanager
-def exit_on_interrupt() -> Iterator[None]:
-    """End the process with status 130 on Ctrl-C in the block, which must leave nothing behind.
+def run_command(module: str, name: str, **kwargs: Any) -> None:
+    """Import a click command and run it; Ctrl-C before it runs ends the process with status 130.
 
-    For imports: a KeyboardInterrupt among them prints a traceback, or is swallowed by a module that is half loaded.
-    Does nothing outside of the main thread, or if the program has its own way with Ctrl-C.
+    A KeyboardInterrupt among imports would print a traceback, or be swallowed by a module that is half loaded.
+    `FriendlyCommand.main` calls `allow_interrupts` where it is ready to catch the exception.
+
+    Parameters
+    ----------
+    module, name : str
+        Where the command stands: "texturegen.cli.group", "main".
+    **kwargs
+        Arguments of the command's `main`, such as prog_name.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield
-        return
-    signal.signal(signal.SIGINT, _exit)
-    try:
-        yield
-    finally:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if the parent process ignores Ctrl-C
+        signal.signal(signal.SIGINT, _exit)
+    getattr(import_module(module), name)(**kwargs)
+
+
+def allow_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
