@@ -15,7 +15,7 @@ from texturegen.storage.names import printable
 MAX_LISTED = 3  # file names in a message
 # A cause, and the differences that follow from it: a different method has different settings.
 CONSEQUENCES = (
-    ("recipe.method", "recipe.settings."),
+    *((f"recipe.{name}", "recipe.settings.") for name in ("method", "per_image")),
     *((f"recipe.{name}", "algorithms.") for name in ("method", "encoding", "size", "per_image")),
     ("recipe.dataset", "source."),
     ("recipe.limit", "source.items"),

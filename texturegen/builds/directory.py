@@ -25,6 +25,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -143,8 +144,13 @@ class BuildDirectory:
             raise UserError(f"{self.path}: begun by another version ({made_by}); finish it with that version")
         return plan, ignored
 
-    def claim(self, plan: Plan, ignored: int, source: Source) -> None:
+    def claim(self, plan: Plan, ignored: int, source: Source) -> Plan:
         """Begin the build of `plan`, or take up the one that is here.
+
+        Returns
+        -------
+        Plan
+            `plan` as recipe.json describes it, so with the fingerprint of the shards that are here.
 
         Raises
         ------
@@ -165,6 +171,7 @@ class BuildDirectory:
             # Part locks stay until the build is finished: removing one would race with the next holder.
             name = f"lock-{self.part.start}-{self.part.stop}"
             self._held.enter_context(acquire(self.parts / name, location=self.path))
+        return replace(self.read_plan()[0], algorithms=plan.algorithms)
 
     def reopen(self, plan: Plan, ignored: int, source: Source) -> None:
         """Turn a finished build into a begun one whose shards are all committed.

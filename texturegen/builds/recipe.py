@@ -44,7 +44,7 @@ class Recipe:
     method : str
         Name of a synthesis method, see `texturegen.synthesize`.
     settings : dict
-        Settings of the method; missing ones get its defaults.
+        Settings of the method; missing ones get its defaults. They are not recorded if `per_image` is 0.
     per_image : int
         K, textures per image, at least 0. 0: write images only.
     patches : int or None
@@ -142,7 +142,7 @@ class Plan:
         """Return what `describe` returned when build.json or recipe.json, whose content this is, was written.
 
         An algorithm that the file does not mention has version 1: the release that wrote it did not record versions
-        yet, or not that one.
+        yet, or not that one. Without textures, settings decide nothing, but texturegen 0.1.0 recorded them.
 
         Raises
         ------
@@ -151,13 +151,15 @@ class Plan:
         """
         described = {name: content[name] for name in ("format", "recipe", "source")}
         described["recipe"] = _ADDED | described["recipe"]
+        if described["recipe"]["per_image"] == 0:
+            described["recipe"]["settings"] = {}
         described["algorithms"] = dict.fromkeys(self.algorithms, 1) | content.get("algorithms", {})
         return described
 
     def matches(self, content: Mapping[str, Any]) -> bool:
         """Return True if the content of a build.json or recipe.json describes this plan."""
         try:
-            return self.read_description(content) == self.describe()
+            return self.read_description(content) == self.read_description(self.describe())
         except (KeyError, TypeError):
             return False
 
@@ -268,12 +270,15 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
         raise UserError(f"--one-kind is '{recipe.one_kind}'; it must be one of {', '.join(ENCODING_OF)}")
     if recipe.prefix is not None and not PREFIXES.fullmatch(recipe.prefix):
         raise UserError(f"--prefix is {recipe.prefix!r}; use up to 64 letters, digits, _ and -, as in cifar10-train")
-    settings = resolve_settings(recipe.method, recipe.settings)
+    find_method(recipe.method)
+    settings: dict[str, Any] = {}
+    if recipe.per_image or recipe.settings:  # imports kernels, which a build without textures does not need
+        settings = resolve_settings(recipe.method, recipe.settings)
     source = open_recipe_source(recipe, root, download)
     options = dict(recipe.source_options)
     if options.get("classes") is not None:
         options["classes"] = list(source.classes)  # a file of classes: its content, not its path
-    recipe = replace(recipe, split=source.split, settings=settings, source_options=options)
+    recipe = replace(recipe, split=source.split, settings=settings if recipe.per_image else {}, source_options=options)
     items = len(source) if recipe.limit is None else min(recipe.limit, len(source))
     description = {"name": source.name, "split": source.split, "items": items, "classes": list(source.classes)}
     description["digest"] = source.digest

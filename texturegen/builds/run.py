@@ -144,7 +144,7 @@ def build(
             directory.reopen(plan, ignored, source)
         elif not directory.is_begun:
             try_first(plan, source)
-        directory.claim(plan, ignored, source)
+        plan = directory.claim(plan, ignored, source)
         if retry_failed:
             directory.forget_failed(plan, numbers)
         directory.remove_leftovers()

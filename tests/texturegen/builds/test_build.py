@@ -850,3 +850,15 @@ def test_finish_refuses_merged_and_damaged_directories(shapes_shards: Path, tmp_
     (tmp_path / "some" / "build.json").write_text("{}")
     with pytest.raises(UserError, match=r"build.json: damaged"):
         finish(tmp_path / "some")
+
+
+def test_a_build_without_textures_loads_no_kernel(tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        import texturegen.cli.build
+        from texturegen.builds import Recipe, build
+        assert build(Recipe("shapes", limit=2, per_image=0), sys.argv[1]).counts["samples"] == 2
+        assert "cv2" in sys.modules
+        assert "numba" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True)

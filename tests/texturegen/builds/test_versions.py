@@ -15,13 +15,15 @@ import pytest
 from tests.texturegen.builds.test_build import digests
 from texturegen import open_shards
 from texturegen.builds import Recipe, build, finish
+from texturegen.builds.directory import BuildDirectory
+from texturegen.builds.job import run_job
 from texturegen.builds.recipe import IMAGE_VERSIONS, Plan, list_algorithms, make_plan, texture_seed
 from texturegen.builds.repair import repair
 from texturegen.errors import OtherBuildError
 from texturegen.shards.build_json import seal
 from texturegen.shards.verify import verify
 from texturegen.storage.image import ENCODINGS, encode_image
-from texturegen.texture import METHODS, PATCHES_VERSION, QUALITY_VERSION, cut_patches, synthesize
+from texturegen.texture import METHODS, PATCHES_VERSION, QUALITY_VERSION, cut_patches, resolve_settings, synthesize
 from texturegen.texture.quality import measure
 
 # What texturegen 0.1.0 wrote for SMALL before it recorded versions of algorithms, which were all 1.
@@ -180,6 +182,30 @@ def test_a_build_that_another_release_began_is_resumed(
     assert (out / "shard-000000.tar").stat().st_mtime_ns == kept
     for name in ("shard-000000.tar", "shard-000001.tar", "manifest.parquet"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("ending", [build, finish])
+def test_settings_of_textures_that_are_not_made_decide_nothing(tmp_path: Path, ending: Callable[..., object]) -> None:
+    recipe = Recipe("shapes", limit=4, shard_size=2, per_image=0)
+    build(recipe, tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "build.json").read_text())["recipe"]["settings"] == {}
+    # texturegen 0.1.0 recorded them.
+    before = replace(recipe, settings=resolve_settings("coherent"))
+    plan, source = make_plan(recipe)
+    plan = replace(plan, recipe=replace(plan.recipe, settings=before.settings))
+    out = tmp_path / "out"
+    with BuildDirectory(out) as directory:
+        directory.claim(plan, 0, source)
+        for number in range(2 if ending is finish else 1):
+            run_job(plan, None, out, {}, number, lambda made, failed: True)
+    kept = (out / "shard-000000.tar").stat().st_mtime_ns
+    assert ending(*([recipe] if ending is build else []), out).counts["samples"] == 4
+    assert (out / "shard-000000.tar").stat().st_mtime_ns == kept
+    assert build(recipe, out) == build(before, out)
+    for name in ("shard-000000.tar", "shard-000001.tar", "manifest.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    (out / "shard-000001.tar").unlink()
+    assert repair(out, workers=0).rebuilt == ["shard-000001.tar"]
 
 
 @pytest.mark.usefixtures("first_versions")
