@@ -190,7 +190,10 @@ def test_ctrl_c_ends_the_command_at_once_and_leaves_nothing(tmp_path: Path, phot
     before = out.read_bytes()
     process = subprocess.Popen([TEXTUREGEN, "texture", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
     try:
-        time.sleep(2)
+        while "llvmlite" not in Path(f"/proc/{process.pid}/maps").read_text():  # not yet past click
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(1.5)
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20)[1] == "stopped; nothing was written\n"
         assert process.returncode == 130
