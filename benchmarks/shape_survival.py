@@ -8,9 +8,10 @@ project. `survival` is its accuracy on textures: chance, 1/10, if no object surv
 its accuracy on the images themselves, and on the images with their pixels shuffled. Larger images are
 reduced to 48 px before the judge sees them, so one judge serves all of them.
 
-A row is METHOD[:KEY=VALUE,...][/COUNTxSIDE]: settings of the method, then number and side of the patches; a side below
-1 is a fraction of the image's. To make rows comparable, coherence and completeness are always measured against two
-patches of half the image's side.
+A row is METHOD[:KEY=VALUE,...][/COUNTxSIDE][@PLACE]: settings of the method, number and side of the patches (a side
+below 1 is a fraction of the image's, none is that of builds), and where they are cut. `object` is the share of the
+patches' pixels that show the object. To make rows comparable, coherence and completeness are always measured against
+two patches of half the image's side.
 """
 
 import json
@@ -36,22 +37,29 @@ TRAIN, JUDGED = 1000, 1001  # entropy words, so that training and judged images 
 MAX_JUDGED = 48  # side in pixels: a judge of larger images takes longer to train and sees no more shape
 
 
-def draw_image(entropy: tuple[int, ...], label: int, size: int) -> np.ndarray:
-    """Return a silhouette of class `label` with random fill and background, uint8 (size, size, 3)."""
+def draw_image(entropy: tuple[int, ...], label: int, size: int, background: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a silhouette of class `label` with random fill, uint8 (size, size, 3), and its mask, uint8 (size, size).
+
+    `background` is plain, photo or both, which draws one of the two.
+    """
     draws = Draws(*entropy)
     fill = cut_crop(load_texture(list(TEXTURES)[draws.below(len(TEXTURES))]), size, draws)
-    mask = draw_mask(SILHOUETTES[CLASSES[label]], size, draws)[..., None].astype(np.uint16)
-    if draws.below(2):
+    mask = draw_mask(SILHOUETTES[CLASSES[label]], size, draws)
+    alpha = mask[..., None].astype(np.uint16)
+    if draws.below(2) if background == "both" else background == "photo":
         behind = cut_crop(load_photo(BACKDROPS[draws.below(len(BACKDROPS))]), size, draws)
     else:
         behind = make_plain(size, draws)
-    return ((mask * fill + (255 - mask) * behind + 127) // 255).astype(np.uint8)
+    return ((alpha * fill + (255 - alpha) * behind + 127) // 255).astype(np.uint8), mask
 
 
-def draw_images(entropy: tuple[int, ...], count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint8 (count, size, size, 3) and labels int64 (count,)."""
+def draw_images(
+    entropy: tuple[int, ...], count: int, size: int, background: str = "both"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images uint8 (count, size, size, 3), masks uint8 (count, size, size) and labels int64 (count,)."""
     labels = np.arange(count) % len(CLASSES)
-    return np.stack([draw_image((*entropy, size, i), int(label), size) for i, label in enumerate(labels)]), labels
+    drawn = [draw_image((*entropy, size, i), int(label), size, background) for i, label in enumerate(labels)]
+    return np.stack([image for image, _ in drawn]), np.stack([mask for _, mask in drawn]), labels
 
 
 class Judge(nn.Sequential):
@@ -77,7 +85,7 @@ class Judge(nn.Sequential):
 def train_judge(size: int, images: int, epochs: int, seed: int, batch: int = 128) -> Judge:
     """Train a judge on `images` newly drawn images."""
     torch.manual_seed(seed)
-    pixels, labels = draw_images(_entropy(TRAIN, seed), images, size)
+    pixels, _, labels = draw_images(_entropy(TRAIN, seed), images, size)
     x, y = _as_tensor(pixels), torch.from_numpy(labels)
     judge = Judge(size)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -112,8 +120,9 @@ def accuracy(judge: Judge, images: np.ndarray, labels: np.ndarray) -> float:
     return float((found == torch.from_numpy(labels)).float().mean())
 
 
-def read_row(text: str, size: int) -> tuple[str, dict[str, Any], int, int | None]:
-    """Parse METHOD[:KEY=VALUE,...][/COUNTxSIDE] into method, settings, count and side in pixels."""
+def read_row(text: str, size: int) -> tuple[str, dict[str, Any], int, int | None, str | None]:
+    """Parse METHOD[:KEY=VALUE,...][/COUNTxSIDE][@PLACE] into method, settings, count, side in pixels and place."""
+    text, _, place = text.partition("@")
     head, _, patches = text.partition("/")
     method, _, pairs = head.partition(":")
     settings: dict[str, Any] = {}
@@ -121,16 +130,20 @@ def read_row(text: str, size: int) -> tuple[str, dict[str, Any], int, int | None
         key, _, value = pair.partition("=")
         settings[key] = int(value) if value.lstrip("-").isdecimal() else float(value) if "." in value else value
     count, _, side = patches.partition("x")
-    return method, settings, int(count or 2), round(float(side) * (size if "." in side else 1)) if side else None
+    pixels = round(float(side) * (size if "." in side else 1)) if side else None
+    return method, settings, int(count or 2), pixels, place or None
 
 
-def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str, samples: int) -> dict[str, Any]:
-    """Return survival with its standard error, coherence, completeness, largest copy and CPU milliseconds of a row."""
-    method, settings, count, side = read_row(text, images.shape[1])
-    made, figures, spent = [], [], 0.0
+def judge_row(
+    judge: Judge, images: np.ndarray, masks: np.ndarray, labels: np.ndarray, text: str, samples: int
+) -> dict[str, Any]:
+    """Return the figures of a row: survival with its standard error, object, quality and CPU milliseconds."""
+    method, settings, count, side, place = read_row(text, images.shape[1])
+    made, figures, shares, spent = [], [], [], 0.0
     for i, image in enumerate(images):
         seed = texture_seed(0, f"judged-{i}", 0)
-        patches, _ = cut_patches(image, seed, count, side)
+        patches, boxes = cut_patches(image, seed, count, side, place)
+        shares += [float(masks[i, y : y + h, x : x + w].mean()) / 255 for y, x, h, w in boxes]
         begin = time.process_time()
         texture = synthesize(patches, image.shape[:2], method, seed, **settings)
         spent += time.process_time() - begin if i else 0.0  # the first call compiles
@@ -144,6 +157,7 @@ def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str, s
         "images": len(images),
         "survival": survival,
         "error": (survival * (1 - survival) / len(images)) ** 0.5,
+        "object": float(np.mean(shares)),
         **means,
         "cpu_ms": 1000 * spent / max(len(images) - 1, 1),
     }
@@ -153,6 +167,7 @@ def judge_row(judge: Judge, images: np.ndarray, labels: np.ndarray, text: str, s
 @click.argument("rows", nargs=-1)
 @click.option("--size", default=32, show_default=True, help="Side of the images in pixels.")
 @click.option("--images", default=500, show_default=True, help="Number of images to judge.")
+@click.option("--background", default="both", show_default=True, type=click.Choice(["plain", "photo", "both"]))
 @click.option(
     "--judge",
     "judge_file",
@@ -168,6 +183,7 @@ def main(
     rows: tuple[str, ...],
     size: int,
     images: int,
+    background: str,
     judge_file: Path | None,
     seed: int,
     samples: int,
@@ -184,22 +200,23 @@ def main(
         judge = train_judge(min(size, MAX_JUDGED), train, epochs, seed)
         if judge_file is not None:
             torch.save(judge.state_dict(), judge_file)
-    pixels, labels = draw_images(_entropy(JUDGED, seed), images, size)
+    pixels, masks, labels = draw_images(_entropy(JUDGED, seed), images, size, background)
     shuffled = np.random.default_rng(0).permuted(pixels.reshape(images, -1, 3), axis=1).reshape(pixels.shape)
+    common = {"size": size, "seed": seed, "background": background}
     controls = {
         "images themselves": accuracy(judge, pixels, labels),
         "pixels shuffled": accuracy(judge, shuffled, labels),
     }
-    print(f"| {size} px | survival | coherence | completeness | CPU ms |\n|---|---|---|---|---|")
+    print(f"| {size} px | survival | object | coherence | completeness | CPU ms |\n|---|---|---|---|---|---|")
     for name, value in controls.items():
-        print(f"| {name} | {value:.1%} | | | |", flush=True)
-        _append(out, {"size": size, "seed": seed, "row": name, "images": images, "survival": value})
+        print(f"| {name} | {value:.1%} | | | | |", flush=True)
+        _append(out, {**common, "row": name, "images": images, "survival": value})
     for text in rows:
-        found = judge_row(judge, pixels, labels, text, samples)
-        _append(out, {"size": size, "seed": seed, **found})
+        found = judge_row(judge, pixels, masks, labels, text, samples)
+        _append(out, {**common, **found})
         print(
-            f"| {text} | {found['survival']:.1%} ± {found['error']:.1%} | {found['coherence']:.1f} | "
-            f"{found['completeness']:.1f} | {found['cpu_ms']:.2f} |",
+            f"| {text} | {found['survival']:.1%} ± {found['error']:.1%} | {found['object']:.1%} | "
+            f"{found['coherence']:.1f} | {found['completeness']:.1f} | {found['cpu_ms']:.2f} |",
             flush=True,
         )
 

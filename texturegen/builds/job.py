@@ -201,7 +201,7 @@ def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> t
 
     seed = texture_seed(recipe.seed, item.key, index)
     image = np.ascontiguousarray(item.image)
-    patches, boxes = cut_patches(image, seed, recipe.patches, recipe.patch_size)
+    patches, boxes = cut_patches(image, seed, recipe.patches, recipe.patch_size, recipe.patches_from)
     texture = synthesize(patches, image.shape[:2], recipe.method, seed, **recipe.settings)
     watch.lap("synthesise")
     quality = measure(patches, texture.image, seed, source=texture.source)

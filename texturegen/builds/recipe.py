@@ -13,7 +13,7 @@ from texturegen.errors import OtherBuildError, UserError, nearest
 from texturegen.shards.layout import FORMAT, PREFIX, PREFIXES
 from texturegen.sources import Listing, Source, find_entry, open_source
 from texturegen.storage.image import ENCODING_OF, ENCODINGS
-from texturegen.texture import PATCHES_VERSION, QUALITY_VERSION, find_method, resolve_settings
+from texturegen.texture import PATCHES_VERSION, PLACES, QUALITY_VERSION, find_method, resolve_settings
 
 if TYPE_CHECKING:
     from texturegen.sources.tar_listing import TarListing
@@ -24,7 +24,7 @@ RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 # entries for encodings have the name of the encoding. The sources have versions of their own, in their digests.
 IMAGE_VERSIONS = {"seeds": 1, "decoding": 1, "resizing": 1, "png": 1, "webp": 1, "jpeg": 1}
 # Fields of `Recipe` that build.json of texturegen 0.1.0 lacks, with the value that means what 0.1.0 did.
-_ADDED: dict[str, Any] = {"patches": None, "one_kind": None, "prefix": None}
+_ADDED: dict[str, Any] = {"patches": None, "patches_from": None, "one_kind": None, "prefix": None}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Recipe:
     patches : int or None
         Number of patches per texture, at least 1: one from the centre of the image, the others from random places.
         None: 2.
+    patches_from : str or None
+        "corners": cut all patches near corners of the image, where objects are rarest, see `texturegen.cut_patches`.
+        None: from the centre and random places.
     patch_size : int or None
         Side of the patches in pixels. None: three tenths of the short side of the image, at least 8 and at most 96.
     limit : int or None
@@ -82,6 +85,7 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
     per_image: int = 1
     patches: int | None = None
+    patches_from: str | None = None
     patch_size: int | None = None
     limit: int | None = None
     seed: int = 0
@@ -268,6 +272,9 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
         raise UserError(f"unknown encoding '{recipe.encoding}'{close}; encodings: {', '.join(ENCODINGS)}")
     if recipe.one_kind is not None and recipe.one_kind not in ENCODING_OF:
         raise UserError(f"--one-kind is '{recipe.one_kind}'; it must be one of {', '.join(ENCODING_OF)}")
+    if recipe.patches_from is not None and recipe.patches_from not in PLACES:
+        close = nearest(recipe.patches_from, PLACES)
+        raise UserError(f"--patches-from is '{recipe.patches_from}'{close}; it must be one of {', '.join(PLACES)}")
     if recipe.prefix is not None and not PREFIXES.fullmatch(recipe.prefix):
         raise UserError(f"--prefix is {recipe.prefix!r}; use up to 64 letters, digits, _ and -, as in cifar10-train")
     find_method(recipe.method)

@@ -85,6 +85,12 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Patches per texture: one from the centre, the others from random places  [default: 2]",
         ),
         option(
+            "--patches-from",
+            section="Synthesis",
+            metavar="PLACE",
+            help="corners: all patches near corners of the image, where objects are rare.",
+        ),
+        option(
             "--patch-size",
             section="Synthesis",
             type=int,

@@ -70,6 +70,7 @@ METHODS: dict[str, Method] = {
 
 # Raised by hand, like `Method.version`, when the positions that `cut_patches` draws or the quality figures change.
 PATCHES_VERSION = 2
+PLACES = ("corners",)  # of the patches, other than the centre and random ones
 QUALITY_VERSION = 1
 
 _LOCATION = {

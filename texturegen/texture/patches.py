@@ -7,21 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from texturegen.errors import UserError
+from texturegen.errors import UserError, nearest
+from texturegen.texture import PLACES
 
 COUNT = 2
 # A patch of half the image's side often shows enough of an object to name it, also in the texture (docs/synthesis.md).
 _SHARE = 3, 10
 MAX_SIDE = 96  # both papers cut patches of this side from images of 224 pixels
 _MIN_SIDE = 8  # a smaller patch is barely larger than a window
+_CORNER = 8  # a patch "near" a corner is at most an eighth of its possible shift away from it
 
 Box = tuple[int, int, int, int]
 
 
 def cut_patches(
-    image: np.ndarray, seed: int, count: int | None = None, side: int | None = None
+    image: np.ndarray, seed: int, count: int | None = None, side: int | None = None, place: str | None = None
 ) -> tuple[list[np.ndarray], list[Box]]:
-    """Cut square patches from an image: the first at the centre, the others at random positions.
+    """Cut square patches from an image.
 
     Parameters
     ----------
@@ -29,6 +31,9 @@ def cut_patches(
     seed : seed of the random positions, 0 or more.
     count : number of patches, at least 1; None for 2.
     side : side of the patches in pixels; None for three tenths of the image's short side, at least 8 and at most 96.
+    place : None cuts the first patch at the centre and the others at random positions. "corners" shows the background:
+        each patch touches the border of the image near a corner, and every four patches have four corners, in random
+        order.
 
     Returns
     -------
@@ -37,7 +42,7 @@ def cut_patches(
     Raises
     ------
     UserError : the image is not uint8 RGB or grey, or smaller than 16 pixels with `side` None; `count` or `side` is out
-        of range.
+        of range; `place` is unknown.
 
     References
     ----------
@@ -70,13 +75,35 @@ def cut_patches(
         side = min(max(short * _SHARE[0] // _SHARE[1], _MIN_SIDE), MAX_SIDE)
     elif not 1 <= side <= min(height, width):
         raise UserError(f"side must be from 1 to the short side of the image, {min(height, width)}, not {side}")
-    corners = [((height - side) // 2, (width - side) // 2)]
+    if place is not None and place not in PLACES:
+        raise UserError(f"unknown place '{place}'{nearest(str(place), PLACES)}; places: {', '.join(PLACES)}")
+    choose = _choose_corners if place == "corners" else _choose_anywhere
+    positions = choose(height - side, width - side, count, seed)
+    patches = [image[y : y + side, x : x + side] for y, x in positions]
+    return patches, [(y, x, side, side) for y, x in positions]
+
+
+def _choose_anywhere(bottom: int, right: int, count: int, seed: int) -> list[tuple[int, int]]:
+    """Return the centre and `count - 1` random positions, each (y, x) from (0, 0) to (bottom, right)."""
     # NumPy keeps the numbers of its bit generators for ever, but not those of `Generator.integers` (NEP 19).
     draw = np.random.PCG64(seed).random_raw
-    for _ in range(count - 1):
-        corners.append((int(draw()) % (height - side + 1), int(draw()) % (width - side + 1)))
-    patches = [image[y : y + side, x : x + side] for y, x in corners]
-    return patches, [(y, x, side, side) for y, x in corners]
+    others = [(int(draw()) % (bottom + 1), int(draw()) % (right + 1)) for _ in range(count - 1)]
+    return [(bottom // 2, right // 2), *others]
+
+
+def _choose_corners(bottom: int, right: int, count: int, seed: int) -> list[tuple[int, int]]:
+    """Return `count` positions on the border near corners, each (y, x) from (0, 0) to (bottom, right)."""
+    draw = np.random.PCG64(seed).random_raw
+    down, along = bottom // _CORNER, right // _CORNER
+    corners: list[int] = []
+    positions = []
+    for _ in range(count):
+        corners = corners or [0, 1, 2, 3]
+        corner = corners.pop(int(draw()) % len(corners))
+        shift = int(draw()) % (down + 1 + along)  # first those along the vertical border, then along the horizontal one
+        y, x = (shift, 0) if shift <= down else (0, shift - down)
+        positions.append((bottom - y if corner & 2 else y, right - x if corner & 1 else x))
+    return positions
 
 
 def read_patches(patches: Sequence[np.ndarray]) -> list[np.ndarray]:

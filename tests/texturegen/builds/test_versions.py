@@ -44,6 +44,7 @@ TEXTURES = {  # of the default settings, or of one that has a kernel of its own
 # Quality figures of the texture of patch-shuffle.
 FIGURES = [2.910000000000013, 0.10805953328220767, 27.419473734534016, 30.194632923951026, 0.8888888888888888, 0.05625]
 PLACES = [(17, 25), (21, 46), (17, 25), (2, 33), (17, 25), (2, 36)]
+CORNERS = [(34, 49), (34, 5), (34, 49), (3, 50), (0, 47), (34, 2)]
 SEEDS = [2290199993486840126, 22978863051186135]
 OPTIONS = {
     "png": (1, ".png", []),
@@ -84,6 +85,8 @@ def test_other_patches_and_seeds_have_another_version() -> None:
     image = np.zeros((48, 64, 3), np.uint8)
     places = [box[:2] for seed in range(3) for box in cut_patches(image, seed)[1]]
     assert (PATCHES_VERSION, places) == (2, PLACES), "raise PATCHES_VERSION"
+    corners = [box[:2] for seed in range(3) for box in cut_patches(image, seed, place="corners")[1]]
+    assert (PATCHES_VERSION, corners) == (2, CORNERS), "raise PATCHES_VERSION"
     seeds = [texture_seed(0, "a", 0), texture_seed(1, "b/ü", 2)]
     assert (IMAGE_VERSIONS["seeds"], seeds) == (1, SEEDS), "raise the version of seeds in IMAGE_VERSIONS"
 
@@ -144,8 +147,8 @@ def test_the_fingerprint_is_that_of_texturegen_0_1_0() -> None:
     every = dict.fromkeys(list_algorithms(SMALL), 1)
     assert Plan.from_description({**content, "algorithms": every}).fingerprint == FINGERPRINT
     assert Plan.from_description({**content, "algorithms": {"coherent": 2}}).fingerprint != FINGERPRINT
-    for name in ("patches", "patch_size"):
-        changed = {**content, "recipe": {**content["recipe"], name: 12}}
+    for name, value in {"patches": 12, "patch_size": 12, "patches_from": "corners"}.items():
+        changed = {**content, "recipe": {**content["recipe"], name: value}}
         assert Plan.from_description(changed).fingerprint != FINGERPRINT
 
 

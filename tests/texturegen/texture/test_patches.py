@@ -37,6 +37,27 @@ def test_default_side_is_three_tenths_of_the_short_side_within_limits(short, sid
     assert [box[2:] for box in boxes] == [(side, side)] * 2
 
 
+@pytest.mark.parametrize("size", [(32, 32), (96, 120), (17, 300)])
+def test_patches_near_corners_touch_the_border_and_reach_every_corner(size):
+    image, found = numbered(*size), set()
+    for seed in range(300):
+        patches, boxes = cut_patches(image, seed, count=6, place="corners")
+        corners = []
+        for patch, (y, x, side, _) in zip(patches, boxes, strict=True):
+            np.testing.assert_array_equal(patch, image[y : y + side, x : x + side])
+            bottom, right = size[0] - side, size[1] - side
+            down, along = min(y, bottom - y), min(x, right - x)
+            assert min(down, along) == 0
+            assert down <= bottom // 8
+            assert along <= right // 8
+            corners.append((y > bottom / 2, x > right / 2))
+        assert len(set(corners[:4])) == 4  # before one comes again
+        found |= {box[:2] for box in boxes}
+    assert len(found) == 4 * (bottom // 8 + right // 8 + 1)
+    assert cut_patches(image, 7, 4, place="corners")[1] != cut_patches(image, 8, 4, place="corners")[1]
+    assert cut_patches(image, 7, 4, place="corners")[1] == cut_patches(image, 7, 4, place="corners")[1]
+
+
 def test_patch_may_cover_the_image():
     patches, boxes = cut_patches(numbered(9, 12), seed=0, count=1, side=9)
     assert boxes == [(0, 1, 9, 9)]
@@ -90,6 +111,7 @@ def test_patches_are_not_modified(method):
         (numbered(20, 30), {"side": 21}, "from 1 to the short side of the image, 20, not 21"),
         (numbered(20, 30), {"side": 0}, "side must be from 1 to the short side of the image, 20, not 0"),
         (numbered(20, 30), {"count": 0}, "count must be at least 1, not 0"),
+        (numbered(20, 30), {"place": "corner"}, r"unknown place 'corner' \(did you mean 'corners'\?\)"),
         (numbered(20, 30)[..., :2], {}, r"the image has shape \(20, 30, 2\), not \(height, width, 3\) for RGB"),
         (numbered(20, 30)[0, 0], {}, r"shape \(3,\)"),
         (numbered(20, 30).astype(float), {}, "float64, not uint8"),
