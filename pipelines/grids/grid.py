@@ -21,8 +21,8 @@ class Cell:
         Settings of `sacl-train`.
     paper : dict of str to float
         Figures that the paper reports for this cell, in per cent, by key in `Grid.figures`.
-    synthesis : str, optional
-        Method of `texturegen build` for the textures; None for its default.
+    build : dict
+        Options of `texturegen build` for the training set, besides those of the data set.
     filter : str, optional
         Condition for `texturegen split`; the run trains only on images that pass.
     """
@@ -32,7 +32,7 @@ class Cell:
     dataset: str
     settings: Settings
     paper: dict[str, float] = field(default_factory=dict)
-    synthesis: str | None = None
+    build: Settings = field(default_factory=dict)
     filter: str | None = None
 
 
@@ -78,7 +78,8 @@ class Scale:
     seeds : int
         Number of runs per cell.
     data : dict
-        Data set -> name of a set ("train", "test", "conflict") -> options of `texturegen build`.
+        Data set -> name of a set -> options of `texturegen build`. The sets are "train" and "test", and for some
+        figures "conflict" (shape bias), "textures" (the test set with its textures) and "ood" (another data set).
     train : dict
         Settings of every run.
     heads : dict

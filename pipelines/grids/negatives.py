@@ -6,17 +6,19 @@ from pipelines.grids.grid import Cell, Grid, Scale, Settings
 
 # With geometric views alone, two views of an image can be matched by colour, whatever the negatives are.
 VIEWS: Settings = {"weak": "mocov2"}
+HALF_SIDE = 16  # pixels, of the 32 px of CIFAR and shapes: such patches show more of the object
 # A third of the CIFAR-10 textures exceed this; those that collapsed to a flat colour have the highest values.
 NOT_FLAT = "completeness < 23"
-FIGURES = ("linear", "knn", "destroyed", "corruption", "shape_bias", "told_apart", "one_direction", "own_texture")
+FIGURES = ("linear", "knn", "destroyed", "corruption", "shape_bias", "ood", "ood_textures")
+FIGURES += ("told_apart", "one_direction", "own_texture")
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row: its settings, the synthesis of its data, and the row that it is compared with."""
+    """A row: its settings, the options that build its data, and the row that it is compared with."""
 
     settings: Settings = field(default_factory=dict)
-    synthesis: str | None = None
+    build: Settings = field(default_factory=dict)
     filter: str | None = None
     against: str | None = "none"
 
@@ -25,7 +27,7 @@ def negatives(scale: Scale, columns: tuple[str, ...]) -> Grid:
     """Ablation of the texture negatives, on one data set."""
     data, rows = columns[0], _rows()
     cells = tuple(
-        Cell(name, data, data, {**VIEWS, **row.settings}, {}, row.synthesis, row.filter) for name, row in rows.items()
+        Cell(name, data, data, {**VIEWS, **row.settings}, {}, row.build, row.filter) for name, row in rows.items()
     )
     against = {name: row.against for name, row in rows.items() if row.against is not None}
     return Grid("negatives", f"Ablation of the negatives, {data}", "negatives", cells, FIGURES, against=against)
@@ -47,7 +49,9 @@ def _rows() -> dict[str, _Row]:
         "texture inside, own": _Row({"texture_part": "inside", "scope": "own"}),
     }
     for method in ("efros-leung", "wei-levoy", "wang-tiles", "quilting"):
-        rows[f"texture by {method}"] = _Row(synthesis=method)
+        rows[f"texture by {method}"] = _Row(build={"method": method})
+    rows["texture, half-side patches"] = _Row(build={"patch_size": HALF_SIDE})
+    rows |= _pair("whole queries", {"texture_query": "whole"})
     rows |= _pair("no grid", {"grid": 1, "cells": 1})
     rows |= _pair("geometric views", {"weak": "geometric"})
     for method in ("mocov2", "simclr"):

@@ -20,6 +20,8 @@ FIGURES = {
     "destroyed": ("linear top-1 on shuffled patches, %", 100.0),
     "corruption": ("corruption error, %", 100.0),
     "shape_bias": ("shape bias, %", 100.0),
+    "ood": ("AUROC of other images, %", 100.0),
+    "ood_textures": ("AUROC of textures, %", 100.0),
     "told_apart": ("texture detection (chance 50), %", 100.0),
     "one_direction": ("explained by one direction, %", 100.0),
     "own_texture": ("cosine to own texture", 1.0),

@@ -20,7 +20,7 @@ from pipelines.commands import Commands
 from pipelines.grids import narrow
 from pipelines.grids.grid import Cell, Grid, Scale, Settings
 from pipelines.grids.report import Found, write_grid
-from pipelines.grids.worker import Job, run_cell, start_worker
+from pipelines.grids.worker import SETS_OF_OOD, Job, run_cell, start_worker
 from pipelines.stages import assign_devices, digest_folder, digest_shards, set_aside
 from texturegen.console import plural
 from texturegen.errors import MissingError, UserError
@@ -132,7 +132,9 @@ def _job_maker(grid: Grid, scale: Scale, out: Path, stimuli: str | None, device:
     of_stimuli = {"stimuli": digest_folder(stimuli)} if stimuli and "shape_bias" in grid.figures else {}
 
     def make(cell: Cell, seed: int) -> Job:
-        shards = {name: str(directory) for name, directory in _shard_directories(scale, cell, out).items()}
+        shards = {
+            name: str(directory) for name, directory in _shard_directories(scale, cell, out, grid.figures).items()
+        }
         for directory in shards.values():
             if directory not in digests:
                 digests[directory] = digest_shards(directory)
@@ -210,13 +212,13 @@ def _build_all(commands: Commands, scale: Scale, grid: Grid, out: Path, root: st
     """Build the shards of all cells by `texturegen build` and `split`."""
     built: set[Path] = set()
     for cell in grid.cells:
-        directories = _shard_directories(scale, cell, out)
-        unfiltered = _shard_directories(scale, replace(cell, filter=None), out)
-        for name, options in scale.data[cell.dataset].items():
-            if unfiltered[name] not in built:
-                chosen = {**options, "method": cell.synthesis} if cell.synthesis and name == "train" else options
-                commands.build(unfiltered[name], chosen, root if SOURCES[options["dataset"]].needs_root else None)
-                built.add(unfiltered[name])
+        directories = _shard_directories(scale, cell, out, grid.figures)
+        unfiltered = _shard_directories(scale, replace(cell, filter=None), out, grid.figures)
+        for name, directory in unfiltered.items():
+            if directory not in built:
+                options = scale.data[cell.dataset][name] | (cell.build if name == "train" else {})
+                commands.build(directory, options, root if SOURCES[options["dataset"]].needs_root else None)
+                built.add(directory)
         if cell.filter is not None and directories["train"] not in built:
             _split(commands, unfiltered["train"], cell.filter, directories["train"])
             built.add(directories["train"])
@@ -235,11 +237,14 @@ def _split(commands: Commands, shards: Path, condition: str, out: Path) -> None:
     write_json(record, inputs)
 
 
-def _shard_directories(scale: Scale, cell: Cell, out: Path) -> dict[str, Path]:
-    """Return set -> directory of the shards for training and evaluating a cell."""
+def _shard_directories(scale: Scale, cell: Cell, out: Path, figures: tuple[str, ...]) -> dict[str, Path]:
+    """Return set -> directory of the shards for training a cell and measuring these figures."""
+    options = [str(value) if key == "method" else f"{key} {value}" for key, value in cell.build.items()]
     directories = {}
     for name in scale.data[cell.dataset]:
-        parts = [cell.dataset, name] + ([cell.synthesis, cell.filter] if name == "train" else [])
+        if name in SETS_OF_OOD and "ood" not in figures:
+            continue
+        parts = [cell.dataset, name] + ([*options, cell.filter] if name == "train" else [])
         directories[name] = out / "shards" / "-".join(_slug(part) for part in parts if part)
     return directories
 

@@ -15,6 +15,12 @@ def _sets(dataset: str, train: Settings, test: Settings) -> dict[str, Settings]:
     return {"train": {"dataset": dataset, **train}, "test": {"dataset": dataset, "per_image": 0, **test}}
 
 
+def _ood(dataset: str, test: Settings, limit: int) -> dict[str, Settings]:
+    """Return the options of the sets for out-of-distribution detection; `test` are those of the test set."""
+    other = {"dataset": "shapes", "split": "test", "per_image": 0, "limit": limit}
+    return {"textures": {"dataset": dataset, **test}, "ood": other}
+
+
 def _heads(width: int, queue: int) -> dict[str, Settings]:
     """Return smaller heads for the small encoders, because the defaults fit a ResNet-50."""
     sacl = {"projector_hidden": width, "projector_out": width // 2, "predictor_hidden": width // 2}
@@ -39,6 +45,8 @@ SCALES = {
             "shapes": {
                 **_sets("shapes", {"split": "train", "limit": 96}, {"split": "test", "limit": 60}),
                 "conflict": {"dataset": "shapes", "split": "conflict", "per_image": 0, "limit": 60},
+                "textures": {"dataset": "shapes", "split": "test", "limit": 30},
+                "ood": {"dataset": "shapes", "split": "conflict", "per_image": 0, "limit": 30},
             }
         },
         train={"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "epochs": 1}
@@ -55,6 +63,7 @@ SCALES = {
         seeds=3,
         data={
             name: _sets(name, {"split": "train", "limit": 5000}, {"split": "test", "limit": 2000})
+            | _ood(name, {"split": "test", "limit": 2000}, 1000)
             for name in ("cifar10", "cifar100")
         },
         train={"encoder": "se_resnet20", "stem": "cifar-stride2", "batch_size": 64, "epochs": 10, "lr": 0.1}
@@ -71,7 +80,8 @@ SCALES = {
         "paper",
         seeds=3,
         data={
-            "cifar10": _sets("cifar10", {"split": "train"}, {"split": "test"}),
+            "cifar10": _sets("cifar10", {"split": "train"}, {"split": "test"})
+            | _ood("cifar10", {"split": "test"}, 10_000),
             "cifar100": _sets("cifar100", {"split": "train"}, {"split": "test"}),
             "stl10": _sets("stl10", {"split": "train"}, {"split": "test"}),
             "imagenet100": _sets("imagenet100", {"split": "train", "size": 224}, {"split": "val", "size": 224}),

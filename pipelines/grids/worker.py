@@ -19,6 +19,8 @@ from texturegen.storage.atomic import write_json
 
 GRACE_SECONDS = 20.0  # to write a checkpoint after the parent process has ended
 
+SETS_OF_OOD = ("textures", "ood")  # the test set with its textures, and another data set
+
 _idle = threading.Event()  # set while this worker runs no cell
 
 
@@ -148,7 +150,7 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
     from sacl_train.report.figures import describe_probe
 
     wanted, device, shards = set(job.figures), job.device, job.shards
-    tests: list[str | Path] = [path for name, path in shards.items() if name not in ("train", "conflict")]
+    tests: list[str | Path] = [path for name, path in shards.items() if name not in ("train", "conflict", *SETS_OF_OOD)]
     linear = evaluate("linear", directory, shards["train"], tests, device, "destroyed" in wanted, **job.probe)
     first = linear["test"][0]
     figures = {"linear": first["top1"], "images": first["images"], "epochs": linear["trained_epochs"]}
@@ -168,10 +170,27 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
         figures["corruption"] = evaluate_corruption(
             directory, shards["train"], tests[0], device, **job.corruption, **job.probe
         )["mean_error"]
+    if "ood" in wanted and "ood" in shards:
+        figures |= _measure_ood(directory, shards, device, job.probe)
     if "told_apart" in wanted:
         found = evaluate_shortcut(directory, shards["train"], device)
         figures |= {key: found[key] for key in ("told_apart", "one_direction", "own_texture") if key in found}
     return figures
+
+
+def _measure_ood(run: Path, shards: dict[str, str], device: str, probe: dict[str, Any]) -> dict[str, Any]:
+    """Return the AUROC of images of another data set, and of textures, by distance to the nearest neighbours.
+
+    "ood_all" has the AUROC of every score: [of the other data set, of the textures].
+    """
+    from sacl_train.evaluate.ood import evaluate_ood
+
+    found = evaluate_ood(run, shards["train"], shards["textures"], [shards["ood"]], device, textures=True, **probe)
+    scores: dict[str, list[float]] = {}
+    for row in found["test"]:
+        scores.setdefault(row["variant"], []).append(row["auroc"])
+    other, textures = scores["knn"]
+    return {"ood": other, "ood_textures": textures, "ood_all": scores}
 
 
 def _end_with_parent() -> None:

@@ -33,7 +33,7 @@ def test_all_cells_have_valid_settings(name: str, scale: str) -> None:
     grid = make_grid(name, SCALES[scale])
     places = [(cell.row, cell.column) for cell in grid.cells]
     assert len(set(places)) == len(places) > 2
-    assert len({(c.row, str(sorted(c.settings.items())), c.dataset, c.synthesis) for c in grid.cells}) == len(places)
+    assert len({(c.row, str(sorted(c.settings.items())), c.dataset, str(c.build)) for c in grid.cells}) == len(places)
     for cell in grid.cells:
         load_config(None, cell.settings)
         assert {"train", "test"} <= SCALES[scale].data[cell.dataset].keys()
@@ -99,8 +99,8 @@ def test_tiny_grid_runs_and_is_not_repeated(
     written = []
     # Writing the table after each cell takes longer than a tiny cell, so it is written once below.
     monkeypatch.setattr(runner, "write_grid", lambda *a: written.append(a) or out / f"{name}.md")
-    synthesis = {cell.synthesis for cell in grid.cells if cell.synthesis} - {"quilting"}  # built by the grid itself
-    for method in synthesis:
+    methods = {cell.build["method"] for cell in grid.cells if "method" in cell.build} - {"quilting"}
+    for method in methods:  # quilting is built by the grid itself
         build(Recipe(**{**TINY.data["shapes"]["train"], "method": method}), out / "shards" / f"shapes-train-{method}")
     run_grid(grid, TINY, out, device="cpu", seeds=1)
     assert len(written) == len(grid.cells)
