@@ -1,11 +1,13 @@
 """Compile the networks of a method and its views by torch.compile."""
 
+import os
 import shutil
 
 import torch
 
 from sacl_train.distributed import count_processes
 from sacl_train.methods.method import Method
+from texturegen.errors import MissingError
 
 # Networks of one class share a cache of compiled variants: online and target, images and cells, one variant each.
 VARIANTS = 64
@@ -29,6 +31,16 @@ def compile_method(method: Method, mode: str) -> None:
         part.compile(**options)
 
 
-def can_compile() -> bool:
-    """Return True if there is a C compiler, and Triton for CUDA: what torch.compile needs."""
-    return any(shutil.which(name) for name in ("cc", "gcc", "clang")) and torch.utils._triton.has_triton()
+def can_compile(device: torch.device) -> bool:
+    """Return True if torch.compile has what it needs: a C++ compiler, or on CUDA a C compiler and Triton."""
+    if device.type != "cuda":
+        return shutil.which(os.environ.get("CXX", "g++")) is not None
+    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return any(shutil.which(name) for name in names if name) and torch.utils._triton.has_triton()
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise MissingError unless `can_compile`."""
+    if not can_compile(device):
+        needed = "a C compiler and Triton" if device.type == "cuda" else "a C++ compiler (g++, or CXX)"
+        raise MissingError(f"compile needs {needed}, not found here: install it, or train with --compile none")

@@ -1,15 +1,21 @@
 """Check a run without starting it: `sacl-train --dry-run`."""
 
+import errno
+import os
 from pathlib import Path
 
 import torch
 
 from sacl_train.config import Config
+from sacl_train.training.checkpoint import LOCK
+from sacl_train.training.compilation import require_compiler
 from sacl_train.training.metrics import require_boards
-from sacl_train.training.online import make_online
 from sacl_train.training.resume import load_resumable, refuse_other_run
-from sacl_train.training.setup import build_method, choose_device, describe, make_stream, resolve
+from sacl_train.training.setup import choose_device, describe, make_stream, resolve
+from sacl_train.training.state import make_state, restore
+from sacl_train.training.step import is_captured
 from texturegen.shards import open_shards
+from texturegen.storage.lock import refuse_locked
 
 
 def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Config, str]:
@@ -24,17 +30,35 @@ def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Confi
 
     Raises
     ------
-    UserError
-        For every mistake that `train` reports before its first step, in a single process.
+    UserError, OSError
+        For every mistake that `train` reports before its first step, in a single process. What only the step shows
+        (memory, a loss that is not finite, a compiler that fails) and what only a service knows (the login of Weights &
+        Biases) is not found.
     """
-    shards = open_shards(shards_dir)
+    shards, out = open_shards(shards_dir), Path(out)
+    _check_place(out)
+    checkpoint = load_resumable(out)
     device = choose_device(config.device)
-    require_boards(config)
-    checkpoint = load_resumable(Path(out))
     config = resolve(config, shards, device, checkpoint)
-    cpu = torch.device("cpu")  # nothing is computed here, so the networks need no GPU
-    stream = make_stream(config, shards, cpu)
-    make_online(config, build_method(config, shards.image_size()).encoder, shards, cpu)
+    require_boards(config)
+    stream = make_stream(config, shards, device)
+    # The networks are made on the CPU: nothing is computed, so they need no memory of a GPU.
+    state = make_state(config, shards, torch.device("cpu"), len(stream), is_new=checkpoint is None)
     if checkpoint is not None:
-        refuse_other_run(Path(out), checkpoint, config, shards.digest)
-    return config, describe(config, stream, checkpoint["step"] if checkpoint else 0)
+        refuse_other_run(out, checkpoint, config, shards.digest)
+        restore(state, checkpoint, out)
+    if config.compile != "none":
+        require_compiler(device)
+    is_captured(state.method, config, device)
+    return config, describe(config, stream, state.saved_step)
+
+
+def _check_place(out: Path) -> None:
+    """Raise BusyError or OSError where `checkpoint.exclusive` would, but leave the directory as it is."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        code = errno.EEXIST if nearest == out else errno.ENOTDIR
+        raise OSError(code, os.strerror(code), str(out))  # a FileExistsError or a NotADirectoryError
+    if nearest != out and not os.access(nearest, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+    refuse_locked(out / LOCK)

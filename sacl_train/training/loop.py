@@ -18,7 +18,7 @@ from sacl_train.data.device import fetch_async
 from sacl_train.report.curves import draw_curves
 from sacl_train.training.allocator import keep_freed_memory
 from sacl_train.training.checkpoint import exclusive
-from sacl_train.training.compilation import compile_method
+from sacl_train.training.compilation import compile_method, require_compiler
 from sacl_train.training.metrics import Lap, Row, require_boards, write_rows
 from sacl_train.training.out_of_memory import explain_out_of_memory
 from sacl_train.training.resume import load_resumable, refuse_other_run, warn_of_other_threads
@@ -102,6 +102,7 @@ def train(config: Config, shards_dir: str | Path, out: str | Path, score: Score 
                 del checkpoint  # a second copy of all weights
             _refuse_different_checkpoints(out, state)
             if config.compile != "none":
+                require_compiler(device)
                 compile_method(state.method, config.compile)
             step = make_step(state.method, state.optimizer, config, device, state.scaler)
             with open_run(config, shards, stream, out, device, state, score) as run:

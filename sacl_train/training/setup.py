@@ -64,7 +64,7 @@ def resolve(config: Config, shards: Shards, device: torch.device, checkpoint: Ch
         config = replace(config, precision=saved.get("precision", precision_on(device, "auto")))
     if config.compile == "auto":
         # SyncBatchNorm, in the networks of several processes, would cut a compiled network into hundreds of pieces.
-        compiles = device.type == "cuda" and count_started() == 1 and not config.checkpointing and can_compile()
+        compiles = device.type == "cuda" and count_started() == 1 and not config.checkpointing and can_compile(device)
         config = replace(config, compile=saved.get("compile", "default" if compiles else "none"))
     crop_scale, jitter = published_strengths(config.weak)
     config = replace(config, crop_scale=config.crop_scale or crop_scale, jitter=config.jitter or jitter)
@@ -102,6 +102,12 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
             f"batch_size {config.batch_size} with accumulate {config.accumulate}{where} is less than two images at a "
             f"time, and one image has nothing to be contrasted with; set batch_size to at least {2 * pieces}"
         )
+    textures = _count_textures(config, shards)
+    if config.method_settings.texture_role == "instance" and textures > 1:
+        raise UserError(
+            f"texture_role instance needs exactly one texture per image, not {textures}; set texture_draw to one, and "
+            "texture_source to shards or patch-shuffle"
+        )
     reads_textures = config.method_settings.texture_role != "none" and config.texture_source != "patch-shuffle"
     plan = Plan(
         batch_size=config.batch_size,
@@ -128,6 +134,14 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
             )
     pin = device.type == "cuda"
     return Stream(shards, plan, config.threads, config.cache, config.cache_gb, config.bad_share, pin)
+
+
+def _count_textures(config: Config, shards: Shards) -> int:
+    """Return the number of textures per image in a batch."""
+    if config.method_settings.texture_role == "none":
+        return 0
+    of_shards = {"one": min(1, shards.textures_per_image), "all": shards.textures_per_image}[config.texture_draw]
+    return {"shards": of_shards, "patch-shuffle": 1, "both": of_shards + 1}[config.texture_source]
 
 
 def build_method(config: Config, image_size: tuple[int, int], initialise: bool = False) -> Method:

@@ -54,12 +54,8 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
             if fcntl is not None:
                 fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            f.seek(0)
-            holder = f.read().strip() or "another process is working"
-            f.close()
-            raise BusyError(
-                f"{location}: {holder} there; wait for it to finish, stop it, or choose another directory"
-            ) from None
+            with f:
+                raise _busy(f, location) from None
         except OSError:
             pass  # this file system has no locks
         if _is_same_file(f, path):
@@ -71,6 +67,25 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
         # lock would exclude no other process.
         f.close()
     raise BusyError(f"{location}: other processes keep starting and stopping there; run the same command again")
+
+
+def refuse_locked(path: Path) -> None:
+    """Raise BusyError if another process holds the lock `path`; nothing is locked or written."""
+    try:
+        with open(path) as f:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _busy(f, path.parent) from None
+    except OSError:
+        pass  # no lock file, one that this user cannot read, or a file system without locks
+
+
+def _busy(f: IO[str], location: Path) -> BusyError:
+    f.seek(0)
+    holder = f.read().strip() or "another process is working"
+    return BusyError(f"{location}: {holder} there; wait for it to finish, stop it, or choose another directory")
 
 
 class DirectoryLock:

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 import sacl_train.training.setup
+from sacl_train import train
 from sacl_train.config import Config, load_config
 from sacl_train.data.stream import Plan
 from sacl_train.data.weak import make_policy
-from sacl_train.training.checkpoint import Checkpoint
+from sacl_train.training.checkpoint import Checkpoint, exclusive
 from sacl_train.training.dry_run import plan
 from sacl_train.training.resume import comparable, load_resumable, refuse_other_run
 from sacl_train.training.setup import build_method, choose_device, describe, make_stream, resolve
 from texturegen import open_shards
 from texturegen.builds import Recipe, build
-from texturegen.errors import UserError
+from texturegen.errors import BusyError, DamagedError, UserError
 
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "device": "cpu"}
 TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "precision": "fp32", "compile": "none"}
@@ -139,15 +140,75 @@ def test_resumed_run_may_change_only_settings_that_do_not_change_its_figures(tmp
         refuse_other_run(tmp_path, state, tiny(), "other")
 
 
-def test_dry_run_raises_the_errors_of_the_run(shapes_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="32x32 pixels do not split into a 3x3 grid"):
-        plan(tiny(grid=3), shapes_shards, tmp_path)
-    with pytest.raises(UserError, match="device 'cuda:99' is not available"):
-        plan(tiny(device="cuda:99"), shapes_shards, tmp_path)
+# Settings that a run refuses before its first step, and how it says so.
+REFUSED: list[tuple[dict[str, object], str]] = [
+    ({"grid": 3}, "32x32 pixels do not split into a 3x3 grid"),
+    ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
+    ({"device": "meta"}, "device 'meta' is not supported"),
+    ({"batch_size": 100}, "batch_size is 100"),
+    ({"held_out": 0.9}, "held out"),
+    ({"accumulate": 3}, "batch_size 16 is not divisible"),
+    ({"accumulate": 16}, "less than two images at a time"),
+    ({"cache": "ram", "cache_gb": 1e-6}, "cache ram: the pixels take"),
+    ({"cuda_graph": True}, "cuda_graph is true, but the device is no CUDA GPU"),
+    ({"encoder": "se_resnet18", "stem": "auto"}, "encoder 'se_resnet18' has a fixed width"),
+    ({"attention": "none", "placement": "pre"}, "placement 'pre' does not apply"),
+    ({"weak": "nothing"}, "unknown weak policy 'nothing'"),
+    ({"weak": "none", "queries": "crops"}, "crops need a weak policy that crops"),
+    ({"init": "missing.pt"}, "missing.pt: no such file"),
+    ({"init": "other.pt"}, "other.pt"),
+    ({"method": "mocov2", "queue": 65}, "queue is 65, but the data set has 64 images"),
+    ({"texture_role": "instance", "texture_source": "both"}, "exactly one texture per image, not 2"),
+    ({"tensorboard": True}, "tensorboard is not installed"),
+    ({"compile": "default"}, "compile needs a C.. compiler"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[str(settings) for settings, _ in REFUSED])
+def test_dry_run_raises_the_errors_of_the_run(
+    settings: dict[str, object], message: str, shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXX", "no-compiler")
+    monkeypatch.setattr("sacl_train.training.metrics.importlib.util.find_spec", lambda name: None)
+    torch.save({"weight": torch.zeros(2)}, "other.pt")
+    kept = {} if settings.get("method") else {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8}
+    base = {
+        key: value
+        for key, value in TINY.items()
+        if key not in ("projector_hidden", "projector_out", "predictor_hidden")
+    }
+    config = load_config(None, {**base, **kept, **settings})
+    with pytest.raises(UserError, match=message) as planned:
+        plan(config, shapes_shards, tmp_path / "run")
+    with pytest.raises(UserError) as trained:
+        train(config, shapes_shards, tmp_path / "run")
+    assert str(planned.value) == str(trained.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.pt"]
+
+
+def test_dry_run_refuses_what_the_run_finds_in_its_directory(shapes_shards: Path, tmp_path: Path) -> None:
     config = resolve(tiny(), open_shards(shapes_shards), CPU)
-    torch.save(checkpoint(1, config), tmp_path / "checkpoint-00000001.pt")
+    run, file = tmp_path / "run", tmp_path / "file"
+    file.touch()
+    for out in (file, file / "run"):
+        with pytest.raises(OSError, match=r"File exists|Not a directory") as planned:
+            plan(config, shapes_shards, out)
+        with pytest.raises(type(planned.value)):
+            train(config, shapes_shards, out)
+    with exclusive(run), pytest.raises(BusyError, match=f"{run}: process .* is training there"):
+        plan(config, shapes_shards, run)
+    run.mkdir()
+    (run / "lock").write_text("left by a process that was killed")
+    plan(config, shapes_shards, run)
+    assert [path.name for path in run.iterdir()] == ["lock"]
+    found = checkpoint(1, config)
+    torch.save(found, run / "checkpoint-00000001.pt")
     with pytest.raises(UserError, match=r"holds another run \(seed: 0 there, 1 here; other shards\)"):
-        plan(tiny(seed=1), shapes_shards, tmp_path)
+        plan(tiny(seed=1), shapes_shards, run)
+    torch.save({**found, "shards": open_shards(shapes_shards).digest}, run / "checkpoint-00000001.pt")
+    with pytest.raises(DamagedError, match="the checkpoint's weights do not fit its networks"):
+        plan(config, shapes_shards, run)
 
 
 def test_dry_run_refuses_online_probe_without_labels(image_folder: Path, tmp_path: Path) -> None:
@@ -187,7 +248,7 @@ def test_device_decides_what_is_left_to_it(shapes_shards: Path, monkeypatch: pyt
         config = resolve(tiny(**{"precision": "auto", "compile": "auto", **changes}), shards, device, checkpoint)
         return config.precision, config.compile
 
-    monkeypatch.setattr("sacl_train.training.setup.can_compile", lambda: True)
+    monkeypatch.setattr("sacl_train.training.setup.can_compile", lambda _: True)
     assert chosen(CPU) == ("fp32", "none")
     assert chosen(cuda) == ("bf16", "default")
     assert chosen(cuda, precision="fp16", compile="none") == ("fp16", "none")
@@ -198,7 +259,7 @@ def test_device_decides_what_is_left_to_it(shapes_shards: Path, monkeypatch: pyt
     # A run that began on a CPU stays in fp32, with networks that are not compiled, also in the words of version 0.1.
     assert chosen(cuda, {"precision": "fp32", "compile": False}) == ("fp32", "none")
     assert chosen(CPU, {"precision": "bf16", "compile": True}) == ("bf16", "default")
-    monkeypatch.setattr("sacl_train.training.setup.can_compile", lambda: False)
+    monkeypatch.setattr("sacl_train.training.setup.can_compile", lambda _: False)
     assert chosen(cuda) == ("bf16", "none")
 
 
