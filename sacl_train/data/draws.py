@@ -8,10 +8,12 @@ torch has no arithmetic for uint64, so the hash is computed in int64, whose sums
 bits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from sacl_train.data.device import constant
 
 
 def _signed(number: int) -> int:
@@ -31,18 +33,18 @@ def mix(state: Tensor, word: int | Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def uniform(state: Tensor, word: int | range) -> Tensor:
+def uniform(state: Tensor, word: int | range | tuple[int, ...]) -> Tensor:
     """Return float32 numbers in [0, 1); different words give independent numbers.
 
     Parameters
     ----------
     state : Tensor int64 (N,)
-    word : int or range
-        One word, or K consecutive ones.
+    word : int, range or tuple of int
+        One word, or K of them.
 
     Returns
     -------
-    Tensor float32 (N,), or (K, N) for a range
+    Tensor float32 (N,), or (K, N) for K words
     """
     return _shift_right(_hash(state, word), 40).to(torch.float32) * 2**-24
 
@@ -81,19 +83,24 @@ class Draws:
     seed: int
     epoch: int | Tensor
     samples: Tensor
+    _states: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        zero = torch.zeros((), dtype=torch.int64, device=self.samples.device)
+        states = mix(mix(mix(zero, self.seed), self.epoch), self.samples)
+        object.__setattr__(self, "_states", states)  # the hashes for all purposes begin with these
 
     def of(self, purpose: int) -> Tensor:
         """Return a state for each sample, int64 (N,), for `uniform` and `mix`. The purpose of a view is its index."""
-        states = torch.zeros_like(self.samples)
-        for word in (self.seed, self.epoch, self.samples, purpose):
-            states = mix(states, word)
-        return states
+        return mix(self._states, purpose)
 
 
-def _hash(state: Tensor, word: int | range) -> Tensor:
-    """Mix states (N,) with one word, or with each of a range: int64 (N,) or (K, N)."""
+def _hash(state: Tensor, word: int | range | tuple[int, ...]) -> Tensor:
+    """Mix states (N,) with one word, or with each of several: int64 (N,) or (K, N)."""
     if isinstance(word, int):
         return mix(state, word)
+    if isinstance(word, tuple):
+        return mix(state, constant(tuple((each,) for each in word), state.device))
     return mix(state, torch.arange(word.start, word.stop, word.step, device=state.device)[:, None])
 
 

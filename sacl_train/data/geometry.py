@@ -70,5 +70,4 @@ def _grid(matrices: Tensor, height: int, width: int) -> Tensor:
 
 def _affine(xx: Tensor, xy: Tensor, x0: Tensor, yx: Tensor, yy: Tensor, y0: Tensor) -> Tensor:
     zero, one = torch.zeros_like(x0), torch.ones_like(x0)
-    rows = [torch.stack(row, dim=1) for row in ((xx, xy, x0), (yx, yy, y0), (zero, zero, one))]
-    return torch.stack(rows, dim=1)  # (N, 3, 3)
+    return torch.stack((xx, xy, x0, yx, yy, y0, zero, zero, one), dim=1).unflatten(1, (3, 3))  # (N, 3, 3)

@@ -1,7 +1,7 @@
 """The random operations that policies of weak augmentation are made of.
 
-An operation draws its parameters for a whole batch and is computed for the whole batch; `weak.WeakAugment` selects the
-samples that it applies to.
+An operation is computed for a whole batch, from numbers that `weak.WeakAugment` draws for all operations of a policy at
+once; `WeakAugment` also selects the samples that it applies to.
 """
 
 import math
@@ -12,35 +12,37 @@ import torch
 from torch import Tensor
 
 from sacl_train.data import colour, geometry
-from sacl_train.data.draws import uniform
 
 CROP_TRIALS = 10
 
 
 class GeometricOp(Protocol):
-    """A geometric operation, which draws a matrix per sample; see `geometry`.
+    """A geometric operation, a matrix per sample; see `geometry`.
 
     Attributes
     ----------
     STREAM : int
-        First of the operation's words for `draws.uniform`. STREAM itself decides whether the operation is applied to a
-        sample, and its parameters use STREAM + 1 onwards, so operations are independent of each other.
+        Word for `draws.uniform` of the number that decides whether the operation is applied to a sample.
+    WORDS : tuple of int
+        Words of the K numbers of its parameters. No other operation has the same ones, so all are independent.
     """
 
     STREAM: ClassVar[int]
+    WORDS: ClassVar[tuple[int, ...]]
 
-    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
-        """Return matrices float32 (N, 3, 3), for states int64 (N,) and images of height x width pixels."""
+    def matrices(self, numbers: Tensor, height: int, width: int) -> Tensor:
+        """Return matrices float32 (N, 3, 3), for numbers float32 (K, N) in [0, 1) and images of height x width."""
         ...
 
 
 class ColourOp(Protocol):
-    """A photometric operation; STREAM as in `GeometricOp`."""
+    """A photometric operation; STREAM and WORDS as in `GeometricOp`."""
 
     STREAM: ClassVar[int]
+    WORDS: ClassVar[tuple[int, ...]]
 
-    def apply(self, x: Tensor, states: Tensor) -> Tensor:
-        """Return changed images, for float32 images (N, 3, H, W) in 0 to 1 and states int64 (N,); keep the input."""
+    def apply(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """Return changed images, for float32 images (N, 3, H, W) in 0 to 1 and numbers (K, N); keep the input."""
         ...
 
 
@@ -53,13 +55,12 @@ class Crop:
     """
 
     STREAM: ClassVar[int] = 0x100
+    WORDS: ClassVar[tuple[int, ...]] = tuple(range(0x101, 0x103 + 2 * CROP_TRIALS))
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
-        words = range(self.STREAM + 1, self.STREAM + 3 + 2 * CROP_TRIALS)
-        numbers = uniform(states, words).double()
-        areas, ratios, places = numbers.split((CROP_TRIALS, CROP_TRIALS, 2))  # (10, N), (10, N), (2, N)
+    def matrices(self, numbers: Tensor, height: int, width: int) -> Tensor:
+        areas, ratios, places = numbers.double().split((CROP_TRIALS, CROP_TRIALS, 2))  # (10, N), (10, N), (2, N)
         areas = self.scale[0] + (self.scale[1] - self.scale[0]) * areas
         low, high = map(math.log, self.ratio)
         # From the aspect ratio in pixels to that of the fractions of the image's sides below.
@@ -82,9 +83,10 @@ class Flip:
     """Horizontal flip; the policy selects the samples."""
 
     STREAM: ClassVar[int] = 0x200
+    WORDS: ClassVar[tuple[int, ...]] = ()
 
-    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
-        return geometry.flip_matrix(torch.ones_like(states, dtype=torch.bool))
+    def matrices(self, numbers: Tensor, height: int, width: int) -> Tensor:
+        return geometry.flip_matrix(torch.ones(numbers.shape[1], dtype=torch.bool, device=numbers.device))
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ class Rotation:
     """Rotation about the view's centre, uniform in -degrees to degrees."""
 
     STREAM: ClassVar[int] = 0x300
+    WORDS: ClassVar[tuple[int, ...]] = (0x301,)
     degrees: float = 15.0
 
-    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
-        angle = _between(uniform(states, self.STREAM + 1), -self.degrees, self.degrees) * (math.pi / 180)
+    def matrices(self, numbers: Tensor, height: int, width: int) -> Tensor:
+        angle = _between(numbers[0], -self.degrees, self.degrees) * (math.pi / 180)
         return geometry.rotation_matrix(angle, width / height)
 
 
@@ -104,10 +107,11 @@ class Translation:
     """Translation, uniform in -shift to shift in both directions, as a fraction of the view's sides."""
 
     STREAM: ClassVar[int] = 0x400
+    WORDS: ClassVar[tuple[int, ...]] = (0x401, 0x402)
     shift: float = 0.1
 
-    def matrices(self, states: Tensor, height: int, width: int) -> Tensor:
-        right, down = _between(uniform(states, range(self.STREAM + 1, self.STREAM + 3)), -self.shift, self.shift)
+    def matrices(self, numbers: Tensor, height: int, width: int) -> Tensor:
+        right, down = _between(numbers, -self.shift, self.shift)
         return geometry.translation_matrix(right, down)
 
 
@@ -119,16 +123,17 @@ class ColourJitter:
     """
 
     STREAM: ClassVar[int] = 0x500
+    # Four amounts, then four keys: the changes are made in the order of their keys.
+    WORDS: ClassVar[tuple[int, ...]] = (*range(0x501, 0x505), *range(0x50A, 0x50E))
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
 
-    def apply(self, x: Tensor, states: Tensor) -> Tensor:
-        numbers = uniform(states, range(self.STREAM + 1, self.STREAM + 5))  # (4, N)
-        keys = uniform(states, range(self.STREAM + 10, self.STREAM + 14))  # (4, N): the changes in order of their keys
+    def apply(self, x: Tensor, numbers: Tensor) -> Tensor:
+        amounts, keys = numbers.split(4)  # (4, N) each
         strengths = (self.brightness, self.contrast, self.saturation)
-        factors = torch.stack([_between(u, 1 - s, 1 + s) for u, s in zip(numbers[:3], strengths, strict=True)])
+        factors = torch.stack([_between(u, 1 - s, 1 + s) for u, s in zip(amounts[:3], strengths, strict=True)])
         qualities = keys[:3].argsort(dim=0, stable=True)  # (3, N), for `colour.scale`
         factors = factors.gather(0, qualities)
         precedes_hue = keys[:3].gather(0, qualities) < keys[3]
@@ -139,7 +144,7 @@ class ColourJitter:
                 for quality, factor, precedes in zip(qualities, factors, precedes_hue, strict=True):
                     x = colour.scale(x, quality, torch.where(precedes == early, factor, 1.0))
             if early and self.hue:
-                x = colour.adjust_hue(x, _between(numbers[3], -self.hue, self.hue))
+                x = colour.adjust_hue(x, _between(amounts[3], -self.hue, self.hue))
         return x
 
 
@@ -148,8 +153,9 @@ class Grey:
     """Greyscale: the luma in all three channels."""
 
     STREAM: ClassVar[int] = 0x600
+    WORDS: ClassVar[tuple[int, ...]] = ()
 
-    def apply(self, x: Tensor, states: Tensor) -> Tensor:
+    def apply(self, x: Tensor, numbers: Tensor) -> Tensor:
         return colour.to_grey(x).expand_as(x)
 
 
@@ -161,13 +167,14 @@ class Blur:
     """
 
     STREAM: ClassVar[int] = 0x700
+    WORDS: ClassVar[tuple[int, ...]] = (0x701,)
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    def apply(self, x: Tensor, states: Tensor) -> Tensor:
+    def apply(self, x: Tensor, numbers: Tensor) -> Tensor:
         side = min(x.shape[-2:])
         if side <= 64:
             return x
-        sigma = _between(uniform(states, self.STREAM + 1), *self.sigma) * (side / 224)
+        sigma = _between(numbers[0], *self.sigma) * (side / 224)
         radius = math.ceil(3 * self.sigma[1] * side / 224)  # beyond 3 sigma is only 0.3 % of a Gaussian
         return colour.gaussian_blur(x, sigma, radius)
 
@@ -177,9 +184,10 @@ class Solarise:
     """Invert the values from `threshold` on (Grill et al. 2020, appendix B)."""
 
     STREAM: ClassVar[int] = 0xD00
+    WORDS: ClassVar[tuple[int, ...]] = ()
     threshold: float = 0.5
 
-    def apply(self, x: Tensor, states: Tensor) -> Tensor:
+    def apply(self, x: Tensor, numbers: Tensor) -> Tensor:
         return colour.solarise(x, self.threshold)
 
 

@@ -83,9 +83,9 @@ class ResidentStream(Stream):
         for step in range(len(self)):
             positions = self._positions(order, step)
             samples = order[positions]
-            for i in np.flatnonzero(np.isin(samples, list(self._damaged))):
+            for i in np.flatnonzero(np.isin(samples, list(self.damaged))):
                 candidates = self._replacements(order, positions[i])
-                samples[i] = candidates[~np.isin(candidates, list(self._damaged))][0]
+                samples[i] = candidates[~np.isin(candidates, list(self.damaged))][0]
             batches.append(samples)
         return np.stack(batches) if batches else np.empty((0, 0), np.int64)
 
@@ -97,7 +97,7 @@ class ResidentStream(Stream):
         def read(start: int) -> Batch:
             chunk = torch.zeros((min(CHUNK, count - start), *shape), dtype=torch.uint8, pin_memory=self.pin)
             for i, target in enumerate(chunk.numpy(), start):
-                if i in self._damaged:
+                if i in self.damaged:
                     continue
                 try:
                     sample = self.shards[i]
@@ -105,7 +105,7 @@ class ResidentStream(Stream):
                     if shape[0] > 1:
                         target[1:] = sample.textures
                 except UserError as error:
-                    self._note_damaged(i, str(error))
+                    self.damaged.note(i, str(error))
             return {"pixels": chunk}
 
         starts = range(0, count, CHUNK)

@@ -1,7 +1,6 @@
 """Stream shards as uint8 batches: shuffled per epoch, decoded by threads ahead of the consumer."""
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sacl_train.data.damaged import DamagedSamples
 from sacl_train.data.draws import Draws, uniform
 from sacl_train.data.memory import cache_budget
 from sacl_train.data.order import count_batches, epoch_order, held_out, split_batch
-from texturegen.console import warn
-from texturegen.errors import DamagedError, UserError, nearest
+from texturegen.errors import UserError, nearest
 from texturegen.shards import Shards
 from texturegen.system.threads import count_cpus
 
@@ -25,7 +24,6 @@ Batch = dict[str, torch.Tensor]
 CACHES = ("auto", "ram", "none")
 TEXTURE_CHOICE = 1 << 16  # purpose in `Draws.of` for the choice of one of a sample's textures
 SPARE_BYTES = 64 << 20  # of remote shards, cached in addition to the blocks of the shuffle buffer
-MAX_WARNINGS = 10  # damaged samples named on stderr; RUN/damaged.txt lists all
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,11 @@ class Stream:
     pin : bool
         Allocate batches in page-locked memory, for asynchronous copies to CUDA.
 
+    Attributes
+    ----------
+    damaged : DamagedSamples
+        The samples that could not be read so far.
+
     Raises
     ------
     UserError
@@ -128,9 +131,7 @@ class Stream:
         if cache not in CACHES:
             raise UserError(f"unknown cache '{cache}'{nearest(cache, CACHES)}; known: {', '.join(CACHES)}")
         self.shards, self.plan, self.threads, self.pin = shards, plan, threads or default_threads(), pin
-        self._damaged: dict[int, str] = {}  # index of each damaged sample -> error message
-        self._damaged_lock = threading.Lock()  # decoding threads add to it
-        self._max_damaged = bad_share * len(shards)
+        self.damaged = DamagedSamples(shards, bad_share)
         if plan.order == "shards" and len(shards):
             bytes_per_sample = sum(shard["bytes"] for shard in shards.build["shards"]) / len(shards)
             shards.enable_block_cache(
@@ -234,7 +235,8 @@ class Stream:
         textures = torch.empty((len(indices), texture_count, *pixel_shape), dtype=torch.uint8, pin_memory=self.pin)
         first = self._choose(indices, epoch)
         loaded: list[int] = []
-        if self._cache is not None and self._cached[indices].all() and not self._damaged.keys() & set(indices.tolist()):
+        is_readable = self.damaged.isdisjoint(indices.tolist())
+        if self._cache is not None and self._cached[indices].all() and is_readable:
             images.numpy()[:] = self._cache[indices, 0]
             for k in range(texture_count):
                 textures.numpy()[:, k] = self._cache[indices, np.add(first, 1 + k)]
@@ -271,7 +273,7 @@ class Stream:
 
         Return False if the sample is damaged.
         """
-        if index in self._damaged:
+        if index in self.damaged:
             return False
         try:
             if self._cache is None:
@@ -287,48 +289,22 @@ class Stream:
                     self._cache[index, 1:] = sample.textures
                 self._cached[index] = True
         except UserError as error:
-            self._note_damaged(index, str(error))
+            self.damaged.note(index, str(error))
             return False
         image[:] = self._cache[index, 0]
         textures[:] = self._cache[index, 1 + first : 1 + first + len(textures)]
         return True
 
-    def damaged(self) -> dict[int, str]:
-        """Return the damaged samples found so far: index -> error message."""
-        with self._damaged_lock:
-            return dict(self._damaged)
-
-    def add_damaged(self, damaged: dict[int, str]) -> None:
-        """Add the damaged samples of other processes; raise DamagedError if the total exceeds `bad_share`."""
-        with self._damaged_lock:
-            self._damaged.update(damaged)
-            self._check_damaged()
-
     def recheck(self, damaged: dict[int, str]) -> None:
         """Add the damaged samples of an earlier session, except those that have been repaired."""
+        still = {}
         for index, message in damaged.items():
             try:
                 sample = self.shards[index]
                 _ = sample.image, sample.textures if self._shape[0] > 1 else None
             except UserError:
-                self._damaged[index] = message
-
-    def _note_damaged(self, index: int, message: str) -> None:
-        with self._damaged_lock:
-            self._damaged[index] = message
-            self._check_damaged()
-            count = len(self._damaged)
-        if count <= MAX_WARNINGS:
-            note = "; further damaged samples are only counted" if count == MAX_WARNINGS else ""
-            warn(f"skipped: {message}{note}")
-
-    def _check_damaged(self) -> None:
-        if len(self._damaged) > self._max_damaged:
-            raise DamagedError(
-                f"{self.shards.directory}: {len(self._damaged)} of {len(self.shards)} samples are damaged, more than "
-                f"bad_share allows; the last one: {list(self._damaged.values())[-1]}; run `texturegen repair` to "
-                "rebuild their shards"
-            )
+                still[index] = message
+        self.damaged.add(still)
 
 
 def pixel_shape(shards: Shards, plan: Plan) -> tuple[int, int, int, int]:
@@ -340,25 +316,3 @@ def pixel_shape(shards: Shards, plan: Plan) -> tuple[int, int, int, int]:
 def default_threads() -> int:
     """Return the number of CPUs divided by the number of torchrun's processes on this machine, at least 1."""
     return max(1, count_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def channel_statistics(shards: Shards, at_most: int = 2000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel, of pixels in 0..1.
-
-    Uses up to `at_most` images, evenly spaced over the set. Damaged images are skipped; if all are damaged, the error
-    of the last one is raised.
-    """
-    picked = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), at_most)).astype(int))
-    sums, count = np.zeros((2, 3)), 0
-    for index in picked.tolist():
-        try:
-            pixels = shards[index].image.reshape(-1, 3) / 255.0
-        except UserError as error:
-            if count == 0 and index == picked[-1]:
-                raise error from None
-            continue
-        sums += pixels.mean(0), (pixels**2).mean(0)
-        count += 1
-    mean, square = sums / count
-    std = np.sqrt(np.maximum(square - mean**2, 1e-6))
-    return tuple(float(round(v, 4)) for v in mean), tuple(float(round(v, 4)) for v in std)

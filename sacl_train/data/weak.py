@@ -217,10 +217,9 @@ class WeakAugment(nn.Module):
         views = _to_float(images)
         if policy.geometry:
             views = geometry.warp(views, _matrices(policy, geometric, *images.shape[-2:]), self.size)
-        for photometric, probability in policy.colour:
+        for (op, probability), (choice, numbers) in zip(policy.colour, _draw(policy.colour, states), strict=True):
             if probability > 0:
-                changed = photometric.apply(views, states)
-                views = _select(states, photometric.STREAM, probability, changed, views)
+                views = _select(choice, probability, op.apply(views, numbers), views)
         return _standardise(views, self.mean, self.std).contiguous(memory_format=self.memory_format)
 
 
@@ -233,17 +232,29 @@ def _matrices(policy: Policy, states: Tensor, height: int, width: int) -> Tensor
     """Return the composed geometric operations, float32 (N, 3, 3)."""
     identity = torch.eye(3, device=states.device)
     matrices = identity.expand(len(states), 3, 3)
-    for op, probability in policy.geometry:
-        drawn = _select(states, op.STREAM, probability, op.matrices(states, height, width), identity)
+    for (op, probability), (choice, numbers) in zip(policy.geometry, _draw(policy.geometry, states), strict=True):
+        drawn = _select(choice, probability, op.matrices(numbers, height, width), identity)
         matrices = geometry.compose(matrices, drawn)
     return matrices
 
 
-def _select(states: Tensor, word: int, probability: float, changed: Tensor, unchanged: Tensor) -> Tensor:
-    """Return `changed` (N, ...) for samples chosen with a probability, `unchanged` for the others."""
+def _draw(ops: Sequence[tuple[GeometricOp | ColourOp, float]], states: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return the numbers of each operation, in [0, 1): its choice (N,), and its parameters (K, N).
+
+    A hash is 13 small operations on the device, so the numbers of all operations come from one.
+    """
+    if not ops:
+        return []
+    words = [(op.STREAM, *op.WORDS) for op, _ in ops]
+    numbers = uniform(states, tuple(word for own in words for word in own))
+    return [(part[0], part[1:]) for part in numbers.split([len(own) for own in words])]
+
+
+def _select(choice: Tensor, probability: float, changed: Tensor, unchanged: Tensor) -> Tensor:
+    """Return `changed` (N, ...) for samples whose choice (N,) is below a probability, `unchanged` for the others."""
     if probability >= 1 or changed is unchanged:
         return changed
-    chosen = uniform(states, word) < probability
+    chosen = choice < probability
     return torch.where(chosen.view(-1, *[1] * (changed.dim() - 1)), changed, unchanged)
 
 

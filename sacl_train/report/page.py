@@ -4,7 +4,6 @@ It is made from the files in the runs' directories: config.toml, metrics.jsonl, 
 (eval-*.json, embedding.parquet and embedding.png). Missing output of `sacl-eval` is mentioned in the report.
 """
 
-import base64
 import json
 import statistics
 import tomllib
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sacl_train.report.curves import LABELS, PANELS, Panel
+from sacl_train.report.elements import Chart, chart_element, colour, figure, image, percent_table, table, titled
 from sacl_train.report.figures import describe_probes, flatten
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.storage.atomic import write_atomically
@@ -32,11 +32,6 @@ SPEEDS = {
 }
 MAX_POINTS = 2000  # per map
 DASHES = ("solid", "dash", "dot")  # one for each metric of a chart
-# Okabe & Ito 2008 and more; colour-blind readers can distinguish them on light and dark backgrounds.
-COLOURS = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),
-    *("#56b4e9", "#9467bd", "#8c8c8c", "#b8a400", "#a0522d"),
-)
 
 
 @dataclass(frozen=True)
@@ -61,31 +56,6 @@ class _Run:
     config_text: str
     rows: list[dict[str, Any]]
     figures: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Chart:
-    """An interactive chart; report.html draws it from JSON into the element `id`.
-
-    Attributes
-    ----------
-    id : str
-        Id of the HTML element.
-    data : list of dict
-        Plotly traces.
-    unit : str
-        Label of the vertical axis.
-    step : int or None
-        Distance between the ticks of the horizontal axis; None: Plotly's choice.
-    limits : tuple of float or None
-        Range of the vertical axis; None: Plotly's choice.
-    """
-
-    id: str
-    data: list[dict[str, Any]]
-    unit: str = ""
-    step: int | None = None
-    limits: tuple[float, float] | None = None
 
 
 def write_page(directories: list[Path], out: Path) -> Path:
@@ -118,7 +88,7 @@ def write_page(directories: list[Path], out: Path) -> Path:
         raise MissingError("the report's charts need plotly; pip install 'sacl-texture[report]'") from None
     names = _short_names(directories)
     runs = {name: _read_run(directory) for name, directory in zip(names, directories, strict=True)}
-    charts: list[_Chart] = []
+    charts: list[Chart] = []
     sections = [_runs_section(runs), _training_section(runs, charts), _probes_section(runs)]
     sections += [_pictures_section(name, run, charts) for name, run in runs.items()]
     sections.append(_settings_section(runs))
@@ -181,7 +151,7 @@ def _runs_section(runs: Mapping[str, _Run]) -> str:
         for name, run in runs.items()
     ]
     heads = ["run", *(key.replace("_", " ") for key in SETTINGS), "epochs done", *(SPEEDS[key][0] for key in speeds)]
-    return "<h2>Runs</h2>" + _table(heads, rows)
+    return "<h2>Runs</h2>" + table(heads, rows)
 
 
 def _median(rows: list[dict[str, Any]], key: str, form: str) -> str:
@@ -190,14 +160,14 @@ def _median(rows: list[dict[str, Any]], key: str, form: str) -> str:
     return format(statistics.median(values), form) if values else "-"
 
 
-def _training_section(runs: Mapping[str, _Run], charts: list[_Chart]) -> str:
+def _training_section(runs: Mapping[str, _Run], charts: list[Chart]) -> str:
     figures = []
     for panel in PANELS:
         traces = _traces(panel, runs)
         if traces:
             last = max(max(trace["x"]) for trace in traces)
-            charts.append(_Chart(f"chart{len(charts)}", traces, panel.unit, -(-last // 8), panel.limits))
-            figures.append(_figure(_chart_element(charts[-1]), f"{panel.caption}."))
+            charts.append(Chart(f"chart{len(charts)}", traces, panel.unit, -(-last // 8), panel.limits))
+            figures.append(figure(chart_element(charts[-1]), f"{panel.caption}."))
     if not figures:
         return "<h2>Training</h2><p class='note'>No run has been trained.</p>"
     return f'<h2>Training</h2><div class="charts">{"".join(figures)}</div>'
@@ -215,7 +185,7 @@ def _traces(panel: Panel, runs: Mapping[str, _Run]) -> list[dict[str, Any]]:
                         "y": [y for _, y in points],
                         "name": escape(name if len(panel.keys) == 1 else f"{name}: {LABELS[key]}"),
                         "mode": "lines+markers",
-                        "line": {"color": _colour(index), "dash": dash},
+                        "line": {"color": colour(index), "dash": dash},
                         "marker": {"size": 5},
                     }
                 )
@@ -237,10 +207,10 @@ def _probes_section(runs: Mapping[str, _Run]) -> str:
     corruptions = {name: _mean_errors(run.figures.get("corruption", {})) for name, run in runs.items()}
     biases = {name: _shape_biases(run.figures.get("shape-bias", {})) for name, run in runs.items()}
     tables = [
-        f"<h2>Probes</h2>{note}{_percent_table('figure', values)}",
-        _titled("Error by corruption, mean over the severities", _percent_table("corruption", corruptions)),
-        _titled("Shape bias, by the shape of the stimulus", _percent_table("shape", biases)),
-        _titled("How the probes were measured", _table(heads, describe_probes(of_runs))),
+        f"<h2>Probes</h2>{note}{percent_table('figure', values)}",
+        titled("Error by corruption, mean over the severities", percent_table("corruption", corruptions)),
+        titled("Shape bias, by the shape of the stimulus", percent_table("shape", biases)),
+        titled("How the probes were measured", table(heads, describe_probes(of_runs))),
     ]
     return "".join(tables)
 
@@ -253,39 +223,39 @@ def _shape_biases(figures: dict[str, Any]) -> dict[str, float]:
     return {name: row["bias"] for name, row in figures.get("classes", {}).items() if row["bias"] is not None}
 
 
-def _pictures_section(name: str, run: _Run, charts: list[_Chart]) -> str:
+def _pictures_section(name: str, run: _Run, charts: list[Chart]) -> str:
     parts = [f"<h2>Pictures of {escape(name)}</h2>"]
-    sheet, table, neighbours = (run.directory / file for file in ("sheet.png", "embedding.parquet", "embedding.png"))
+    sheet, features, neighbours = (run.directory / file for file in ("sheet.png", "embedding.parquet", "embedding.png"))
     if sheet.is_file():
         caption = "Training images, each with its texture (if the shards have textures) and two weak views."
-        parts.append(_figure(_image(sheet, caption), caption))
-    if table.is_file():
-        charts.append(_read_map(table, f"chart{len(charts)}"))
-        element = _chart_element(charts[-1], "chart map")
+        parts.append(figure(image(sheet, caption), caption))
+    if features.is_file():
+        charts.append(_read_map(features, f"chart{len(charts)}"))
+        element = chart_element(charts[-1], "chart map")
         caption = "Map of the features, a point per image, coloured by class. Hover over a point to see its key."
-        parts.append(_figure(element, caption))
+        parts.append(figure(element, caption))
     else:
         command = f"sacl-eval embed --run {escape(str(run.directory))}"
         parts.append(f"<p class='note'>There is no map yet; create one with <code>{command}</code>.</p>")
-    if table.is_file() and neighbours.is_file():
+    if features.is_file() and neighbours.is_file():
         caption = "Each row: an image and its nearest neighbours by cosine similarity of the features, nearest first."
-        parts.append(_figure(_image(neighbours, caption), caption))
+        parts.append(figure(image(neighbours, caption), caption))
     return "\n".join(parts)
 
 
-def _read_map(path: Path, chart_id: str) -> _Chart:
+def _read_map(path: Path, chart_id: str) -> Chart:
     """Read the map written by `sacl-eval embed`; one trace per class."""
     import pyarrow.parquet as pq
 
     from texturegen.storage.arrow import open_for_arrow
 
-    table = pq.read_table(open_for_arrow(path), columns=["key", "class", "x", "y"])
-    picked = np.unique(np.linspace(0, len(table) - 1, min(MAX_POINTS, len(table))).astype(int))
-    table = table.take(picked)
-    classes = np.array(table["class"].to_pylist())
+    points = pq.read_table(open_for_arrow(path), columns=["key", "class", "x", "y"])
+    picked = np.unique(np.linspace(0, len(points) - 1, min(MAX_POINTS, len(points))).astype(int))
+    points = points.take(picked)
+    classes = np.array(points["class"].to_pylist())
     traces = []
     for index, name in enumerate(sorted(set(classes.tolist()))):
-        part = table.take(np.flatnonzero(classes == name))
+        part = points.take(np.flatnonzero(classes == name))
         traces.append(
             {
                 "x": [round(x, 4) for x in part["x"].to_pylist()],
@@ -293,11 +263,11 @@ def _read_map(path: Path, chart_id: str) -> _Chart:
                 "text": [escape(key) for key in part["key"].to_pylist()],
                 "name": escape(name),
                 "mode": "markers",
-                "marker": {"size": 5, "color": _colour(index), "opacity": 0.8},
+                "marker": {"size": 5, "color": colour(index), "opacity": 0.8},
                 "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
             }
         )
-    return _Chart(chart_id, traces)
+    return Chart(chart_id, traces)
 
 
 def _settings_section(runs: Mapping[str, _Run]) -> str:
@@ -311,40 +281,3 @@ def _settings_section(runs: Mapping[str, _Run]) -> str:
             text = f"{text}\n# {versions}\n{commands}"
         parts.append(f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>")
     return "\n".join(parts)
-
-
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _chart_element(chart: _Chart, classes: str = "chart") -> str:
-    return f'<div class="{classes}" id="{chart.id}"></div>'
-
-
-def _image(path: Path, text: str) -> str:
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{content}" alt="{escape(text)}">'
-
-
-def _titled(title: str, table: str) -> str:
-    return f"<h3>{escape(title)}</h3>{table}" if table else ""
-
-
-def _percent_table(head: str, runs: Mapping[str, dict[str, float]]) -> str:
-    """Return a table of fractions in per cent, with a column per run; "" if there are none."""
-    labels = dict.fromkeys(label for values in runs.values() for label in values)
-    rows = [
-        [label, *(f"{100 * values[label]:.1f}" if label in values else "-" for values in runs.values())]
-        for label in labels
-    ]
-    return _table([head, *runs], rows) if rows else ""
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]

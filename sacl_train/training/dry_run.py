@@ -47,6 +47,7 @@ def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Confi
     if checkpoint is not None:
         refuse_other_run(out, checkpoint, config, shards.digest)
         restore(state, checkpoint, out)
+        stream.recheck(state.damaged)
     if config.compile != "none":
         require_compiler(device)
     is_captured(state.method, config, device)

@@ -251,9 +251,9 @@ def _score_epoch(run: Run, state: TrainState, row: Row) -> bool:
 
 def _gather_damaged(run: Run, state: TrainState) -> dict[int, str]:
     """Return the samples that any process found damaged; UserError if they are more than `bad_share`."""
-    found = distributed.gather_objects(run.stream.damaged())
+    found = distributed.gather_objects(run.stream.damaged.found())
     damaged = dict(sorted((number, text) for part in found for number, text in part.items()))
-    run.stream.add_damaged(damaged)
+    run.stream.damaged.add(damaged)
     return damaged
 
 

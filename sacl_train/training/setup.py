@@ -8,7 +8,8 @@ import torch
 from sacl_train.config import Config, modern_settings
 from sacl_train.data.order import held_out
 from sacl_train.data.resident import ResidentStream, fits_on_device
-from sacl_train.data.stream import Plan, Stream, channel_statistics
+from sacl_train.data.statistics import channel_statistics
+from sacl_train.data.stream import Plan, Stream
 from sacl_train.data.weak import WeakAugment, make_policy, published_strengths
 from sacl_train.distributed import count_processes, count_started, process_rank
 from sacl_train.methods import METHODS

@@ -65,7 +65,7 @@ def test_damaged_samples_are_replaced_as_in_the_stream(shards_of_three: Path, tm
     )]  # fmt: skip
     for stream in streams:
         list(stream.epoch(0))  # both have met the damage
-    assert streams[0].damaged().keys() == streams[1].damaged().keys() != set()
+    assert streams[0].damaged.found().keys() == streams[1].damaged.found().keys() != set()
     assert_equal_epochs(*streams)
     with pytest.raises(DamagedError, match="more than bad_share allows"):
         list(ResidentStream(open_shards(tmp_path / "damaged"), plan, CPU, bad_share=0).epoch(0))

@@ -12,7 +12,8 @@ import torch
 
 import sacl_train.data.memory
 from sacl_train.data.memory import available_memory
-from sacl_train.data.stream import Plan, Stream, channel_statistics
+from sacl_train.data.statistics import channel_statistics
+from sacl_train.data.stream import Plan, Stream
 from texturegen import open_shards
 from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
@@ -150,7 +151,7 @@ def test_damaged_sample_is_replaced_counted_and_reported(
         stream = Stream(shards, Plan(16, textures="one"), threads=threads, cache=cache, bad_share=0.05)
         batches = [batch["index"].tolist() for batch in stream.epoch(0)]
         list(stream.epoch(1))
-        assert sorted(stream.damaged()) == bad
+        assert sorted(stream.damaged.found()) == bad
         return batches
 
     first = read(1)
@@ -188,7 +189,7 @@ def test_replacement_has_its_own_texture(three_textures: Path, tmp_path: Path) -
 def test_at_most_ten_damaged_samples_are_reported(shapes_shards: Path, capsys: pytest.CaptureFixture) -> None:
     stream = Stream(open_shards(shapes_shards), Plan(16), bad_share=1)
     for number in range(12):
-        stream._note_damaged(number, f"sample {number}")
+        stream.damaged.note(number, f"sample {number}")
     said = capsys.readouterr().err
     assert said.count("skipped: ") == 10
     assert "sample 9; further damaged samples are only counted" in said
@@ -257,11 +258,11 @@ def test_fraction_of_damaged_samples_is_over_all_processes(shapes_shards: Path) 
     shards = open_shards(shapes_shards)
     streams = [Stream(shards, Plan(16, rank=rank, ranks=2), bad_share=0.02) for rank in (0, 1)]  # one of 64
     for number, stream in enumerate(streams):
-        stream._note_damaged(number, f"sample {number}")
-    both = {**streams[0].damaged(), **streams[1].damaged()}
+        stream.damaged.note(number, f"sample {number}")
+    both = {**streams[0].damaged.found(), **streams[1].damaged.found()}
     for stream in streams:
         with pytest.raises(UserError, match="2 of 64 samples are damaged, more than bad_share allows"):
-            stream.add_damaged(both)
+            stream.damaged.add(both)
 
 
 def test_cache_may_use_half_of_available_memory(
@@ -317,14 +318,14 @@ def test_cached_batches_equal_decoded_batches(tmp_path: Path) -> None:
 
 def test_damaged_samples_can_be_read_while_threads_find_more(shapes_shards: Path) -> None:
     stream = Stream(open_shards(shapes_shards), Plan(16), bad_share=1e6)
-    finding = threading.Thread(target=lambda: [stream._note_damaged(n, "damaged") for n in range(100_000)])
+    finding = threading.Thread(target=lambda: [stream.damaged.note(n, "damaged") for n in range(100_000)])
     finding.start()
     sizes = []
     while finding.is_alive():
-        sizes.append(len(sorted(stream.damaged().items())))
+        sizes.append(len(sorted(stream.damaged.found().items())))
     finding.join()
     assert sizes == sorted(sizes)
-    assert len(stream.damaged()) == 100_000
+    assert len(stream.damaged.found()) == 100_000
 
 
 def test_smallest_control_group_limit_applies(tmp_path: Path) -> None:

@@ -11,11 +11,23 @@ from torchvision.transforms.v2 import functional as F
 
 from sacl_train.data import colour
 from sacl_train.data.draws import Draws
-from sacl_train.data.operations import Blur, ColourJitter, ColourOp, Crop, Flip, Grey, Rotation, Solarise, Translation
-from sacl_train.data.weak import Policy, WeakAugment, _matrices, make_policy, normalise
+from sacl_train.data.operations import (
+    Blur,
+    ColourJitter,
+    ColourOp,
+    Crop,
+    Flip,
+    GeometricOp,
+    Grey,
+    Rotation,
+    Solarise,
+    Translation,
+)
+from sacl_train.data.weak import Policy, WeakAugment, _draw, _matrices, make_policy, normalise
 from texturegen.errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+OPERATIONS = (Crop, Flip, Rotation, Translation, ColourJitter, Grey, Blur, Solarise)
 POLICIES = ("geometric", "mocov2", "byol", "colour-geometric", "none")
 
 
@@ -27,8 +39,16 @@ def states(count: int, view: int = 0) -> Tensor:
     return Draws(0, 0, torch.arange(count)).of(view)
 
 
-def done(op: ColourOp, x: Tensor) -> Tensor:
-    return op.apply(x, states(len(x)))
+def numbers(op: GeometricOp | ColourOp, count: int) -> Tensor:
+    return _draw(((op, 1.0),), states(count))[0][1]
+
+
+def applied(op: ColourOp, x: Tensor) -> Tensor:
+    return op.apply(x, numbers(op, len(x)))
+
+
+def matrices_of(op: GeometricOp, count: int, height: int, width: int) -> Tensor:
+    return op.matrices(numbers(op, count), height, width)
 
 
 def images(count: int = 6, height: int = 32, width: int = 32) -> Tensor:
@@ -121,7 +141,7 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
     image = torch.empty(1, height, width)
     theirs = torch.tensor([RandomResizedCrop.get_params(image, scale, ratios) for _ in range(20_000)]).double()
     theirs = (theirs / torch.tensor([height, width] * 2)).T  # top, left, height, width as fractions
-    matrices = Crop(scale, ratios).matrices(states(20_000), height, width).double()
+    matrices = matrices_of(Crop(scale, ratios), 20_000, height, width).double()
     sides, centres = matrices.diagonal(dim1=1, dim2=2)[:, :2].T.flip(0), matrices[:, :2, 2].T.flip(0)
     ours = torch.cat([(centres + 1 - sides) / 2, sides])
     assert ours.min() >= -1e-6
@@ -139,35 +159,35 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
 
 
 def test_crop_that_never_fits_is_largest_central_box() -> None:
-    wide = Crop((1, 1), (3 / 4, 4 / 3)).matrices(states(5), 100, 400)  # 4/3 of the height, a third of the width
+    wide = matrices_of(Crop((1, 1), (3 / 4, 4 / 3)), 5, 100, 400)  # 4/3 of the height, a third of the width
     torch.testing.assert_close(wide, torch.diag(torch.tensor([1 / 3, 1, 1])).expand(5, 3, 3))
-    tall = Crop((1, 1), (3 / 4, 4 / 3)).matrices(states(5), 400, 100)
+    tall = matrices_of(Crop((1, 1), (3 / 4, 4 / 3)), 5, 400, 100)
     torch.testing.assert_close(tall, torch.diag(torch.tensor([1, 1 / 3, 1])).expand(5, 3, 3))
 
 
 def test_whole_image_crop_is_whole_square_image() -> None:
-    matrices = Crop(scale=(1, 1), ratio=(1, 1)).matrices(states(5), 32, 32)
+    matrices = matrices_of(Crop(scale=(1, 1), ratio=(1, 1)), 5, 32, 32)
     torch.testing.assert_close(matrices, torch.eye(3).expand(5, 3, 3), atol=1e-6, rtol=0)
 
 
 def test_rotation_and_translation_ranges() -> None:
-    turns = Rotation(15).matrices(states(2000), 32, 32)
+    turns = matrices_of(Rotation(15), 2000, 32, 32)
     degrees = torch.atan2(turns[:, 1, 0], turns[:, 0, 0]).rad2deg()
     assert -15 <= degrees.min() < -14
     assert 14 < degrees.max() <= 15
-    oblong = Rotation(15).matrices(states(2000), 48, 32)  # (x, y) of a unit square are not pixels alike
+    oblong = matrices_of(Rotation(15), 2000, 48, 32)  # (x, y) of a unit square are not pixels alike
     torch.testing.assert_close(oblong[:, 0, 1] * 32 / 48, turns[:, 0, 1])
     torch.testing.assert_close(oblong[:, 1, 0] * 48 / 32, turns[:, 1, 0])
-    shifts = Translation(0.1).matrices(states(2000), 32, 32)[:, :2, 2] / 2
+    shifts = matrices_of(Translation(0.1), 2000, 32, 32)[:, :2, 2] / 2
     assert -0.1 <= shifts.min() < -0.095
     assert 0.095 < shifts.max() <= 0.1
     assert not torch.equal(shifts[:, 0], shifts[:, 1])
 
 
 def test_geometric_operations_are_composed_in_their_order() -> None:
-    crop, turn, drawn = Crop(), Rotation(), states(20)
-    matrices = _matrices(Policy(((crop, 1.0), (turn, 1.0))), drawn, 32, 48)
-    expected = crop.matrices(drawn, 32, 48) @ turn.matrices(drawn, 32, 48)
+    crop, turn = Crop(), Rotation()
+    matrices = _matrices(Policy(((crop, 1.0), (turn, 1.0))), states(20), 32, 48)
+    expected = matrices_of(crop, 20, 32, 48) @ matrices_of(turn, 20, 32, 48)
     torch.testing.assert_close(matrices, expected)
 
 
@@ -186,7 +206,7 @@ def test_jitter_draws_each_strength_and_order_of_four(monkeypatch: pytest.Monkey
     monkeypatch.setattr(colour, "scale", scale)
     monkeypatch.setattr(colour, "adjust_hue", adjust_hue)
     strengths = [0.1, 0.2, 0.3, 0.05]
-    ColourJitter(*strengths).apply(torch.zeros(count, 3, 1, 1), states(count))
+    applied(ColourJitter(*strengths), torch.zeros(count, 3, 1, 1))
     drawn = np.full((4, count), np.nan)
     changes: list[list[int]] = [[] for _ in range(count)]
     for qualities, amounts in done:
@@ -203,27 +223,38 @@ def test_jitter_draws_each_strength_and_order_of_four(monkeypatch: pytest.Monkey
     assert np.abs(counts - count / 24).max() < 5 * math.sqrt(count / 24)
 
 
+def test_operations_share_no_words() -> None:
+    words = [word for op in OPERATIONS for word in (op.STREAM, *op.WORDS)]
+    assert len(set(words)) == len(words)
+    assert {type(op) for name in POLICIES for op, _ in all_operations(make_policy(name))} == set(OPERATIONS)
+
+
+def all_operations(policy: Policy) -> list[tuple[GeometricOp | ColourOp, float]]:
+    second = all_operations(policy.second) if policy.second is not None else []
+    return [*policy.geometry, *policy.colour, *second]
+
+
 def test_jitter_strength_zero_and_grey() -> None:
     x = torch.rand(5, 3, 8, 8, generator=seeded())
-    torch.testing.assert_close(done(ColourJitter(0, 0, 0, 0), x), x, atol=1e-6, rtol=0)
-    jittered = done(ColourJitter(), x.clone())
+    torch.testing.assert_close(applied(ColourJitter(0, 0, 0, 0), x), x, atol=1e-6, rtol=0)
+    jittered = applied(ColourJitter(), x.clone())
     assert ((jittered - x).abs().flatten(1).max(dim=1).values > 0.01).all()
-    grey = done(Grey(), x)
+    grey = applied(Grey(), x)
     assert torch.equal(grey[:, 0], grey[:, 1])
     assert torch.equal(grey[:, 0], grey[:, 2])
 
 
 def test_blur_applies_to_large_images_only() -> None:
     small, large = torch.rand(2, 3, 64, 64, generator=seeded()), torch.rand(2, 3, 224, 224, generator=seeded())
-    assert torch.equal(done(Blur(), small), small)
-    blurred = done(Blur((1.0, 2.0)), large)
+    assert torch.equal(applied(Blur(), small), small)
+    blurred = applied(Blur((1.0, 2.0)), large)
     assert (blurred.std(dim=(1, 2, 3)) < 0.5 * large.std(dim=(1, 2, 3))).all()
 
 
 def test_blur_scales_with_image() -> None:
     x = torch.rand(2, 3, 112, 112, generator=seeded())
     expected = F.gaussian_blur(x, [7, 7], [1.0, 1.0])  # half of 224 pixels: half the sigma
-    torch.testing.assert_close(done(Blur((2.0, 2.0)), x), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(applied(Blur((2.0, 2.0)), x), expected, atol=1e-6, rtol=0)
 
 
 def test_policies_are_published_ones_with_given_strengths() -> None:

@@ -81,7 +81,7 @@ def test_settings_of_order_reach_stream(shapes_shards: Path) -> None:
     stream = make_stream(tiny(seed=3, bad_share=0.5, threads=3, cache="none", **order), shards, torch.device("cuda"))
     assert stream.plan == Plan(16, 3, "all", "shards", 8, "wrap", 0, 1, 2)
     assert (stream.pin, stream.threads, stream.place) == (True, 3, "decoded again in each epoch")
-    stream.add_damaged(dict.fromkeys(range(32), "damaged"))
+    stream.damaged.add(dict.fromkeys(range(32), "damaged"))
     assert not make_stream(tiny(), shards, CPU).pin
     for changes in ({"texture_role": "none"}, {"texture_source": "patch-shuffle"}):
         assert make_stream(tiny(**changes), shards, CPU).plan.textures == "none"
