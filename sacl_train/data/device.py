@@ -28,7 +28,11 @@ def fetch_async(values: Tensor) -> Callable[[], list[float]]:
 
 @torch.compiler.assume_constant_result  # a compiled graph holds the tensor; it does not copy it from the host again
 def constant(values: tuple[float, ...] | tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Return a cached tensor of constants on `device`: float32, or int64 for tuples of int. Do not modify it."""
+    """Return a cached tensor of constants on `device`: float32, or int64 for tuples of int. Do not modify it.
+
+    Index the result where it is used: torch 2.14 gives all results in a compiled graph one name, and refuses that, but
+    gives what is taken from them names of their own.
+    """
     return _constant(values, device)
 
 

@@ -100,7 +100,7 @@ def _hash(state: Tensor, word: int | range | tuple[int, ...]) -> Tensor:
     if isinstance(word, int):
         return mix(state, word)
     if isinstance(word, tuple):
-        return mix(state, constant(tuple((each,) for each in word), state.device))
+        return mix(state, constant((word,), state.device)[0, :, None])
     return mix(state, torch.arange(word.start, word.stop, word.step, device=state.device)[:, None])
 
 

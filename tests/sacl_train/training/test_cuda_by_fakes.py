@@ -1,7 +1,8 @@
 """Steps on CUDA without a GPU: torch's fake tensors have a device and a shape but no numbers.
 
 They refuse to mix devices and to pass a number to the host. A step that passes has all its tensors on the right device
-and never waits for it. The backward pass needs a real device and is left out: gradients are zeros.
+and never waits for it, except that fp16 asks once a step whether a gradient overflowed. The backward pass needs a real
+device and is left out: gradients are zeros.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from sacl_train.config import load_config
 from sacl_train.methods import METHODS
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.setup import build_method
-from sacl_train.training.step import arithmetic, make_step
+from sacl_train.training.step import DTYPES, arithmetic, make_step
 from texturegen.errors import UserError
 
 CUDA = torch.device("cuda")
@@ -42,6 +43,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *(("sacl", {"texture_source": source}) for source in ("patch-shuffle", "both")),
     ("sacl", {"texture_part": "inside", "texture_query": "whole"}),
     ("sacl", {"precision": "bf16", "clip": 1.0}),
+    ("sacl", {"precision": "fp16", "clip": 1.0}),
+    ("sacl", {"precision": "fp16", "optimizer": "lars"}),
     ("sacl", {"optimizer": "lars", "accumulate": 2, "deterministic": True}),
     ("sacl", {"encoder": "se_resnet18", "width": None, "checkpointing": True}),
     *(("sacl", {"encoder": "se_resnet18", "width": None, "attention": kind}) for kind in ("gc", "nonlocal", "abn")),
@@ -81,7 +84,12 @@ def step_on_cuda(
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 parameter.grad = torch.zeros_like(parameter)
 
+        def step_without_question(scaler: Any, optimizer: torch.optim.Optimizer, state: Any) -> None:
+            assert {device.type for device in state["found_inf_per_device"]} == {"cuda"}
+            optimizer.step()
+
         monkeypatch.setattr(Tensor, "backward", backward)
+        monkeypatch.setattr(torch.amp.GradScaler, "_maybe_opt_step", step_without_question)
         for step in range(2):
             do_step(batch, 0, step, 10, 0.1)
     return {tensor.device.type for tensor in (*method.parameters(), *method.buffers())}, dtypes
@@ -103,7 +111,7 @@ def move(module: nn.Module, mode: FakeTensorMode) -> None:
 def test_step_stays_on_its_device_and_does_not_wait_for_it(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = torch.bfloat16 if "precision" in settings else torch.float32
+    features = DTYPES[settings.get("precision", "fp32")]
     assert step_on_cuda(monkeypatch, name, **settings) == ({"cuda"}, {features})
 
 

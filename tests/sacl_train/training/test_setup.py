@@ -158,7 +158,6 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"init": "missing.pt"}, "missing.pt: no such file"),
     ({"init": "other.pt"}, "other.pt"),
     ({"method": "mocov2", "queue": 65}, "queue is 65, but the data set has 64 images"),
-    ({"texture_role": "instance", "texture_source": "both"}, "exactly one texture per image, not 2"),
     ({"tensorboard": True}, "tensorboard is not installed"),
     ({"compile": "default"}, "compile needs a C.. compiler"),
 ]
