@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sacl_train.evaluate.bootstrap import bootstrap_interval
 from sacl_train.evaluate.features import Change, extract_features
 from sacl_train.evaluate.linear import fit_linear
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
@@ -65,6 +66,7 @@ def evaluate_corruption(
     dict
         The figures and how they were measured, JSON-serialisable; errors are in 0..1. "clean_error": error on the
         uncorrupted images. "errors": corruption -> an error per severity. "mean_error": mean of all these errors.
+        "clean_interval", "mean_interval": 95 % intervals of the two over resampled test images.
 
     Raises
     ------
@@ -86,18 +88,22 @@ def evaluate_corruption(
             indices = indices[np.unique(np.linspace(0, len(indices) - 1, min(images, len(indices))).astype(int))]
         labels = torch.from_numpy(test_set.labels)
 
-        def error(change: Change | None) -> float:
+        def find_errors(change: Change | None) -> np.ndarray:
+            """Return which of the readable images are classified wrongly, float64 (N,) of 0 and 1."""
             values, read = extract_features(subject.encoder, test_set, subject.config, subject.device, indices, change)
-            return (classify(values).argmax(1).cpu() != labels[read]).float().mean().item()
+            return (classify(values).argmax(1).cpu() != labels[read]).double().numpy()
 
         progress = Progress(len(corruptions) * len(severities), "corruptions")
-        clean = error(None)
+        clean = find_errors(None)
+        total = np.zeros(len(clean))  # errors of each image
         errors: dict[str, list[float]] = {}
         try:
             for name, corrupt in corruptions.items():
                 errors[name] = []
                 for severity in severities:
-                    errors[name].append(error(partial(_corrupt_batch, corrupt, severity)))
+                    wrong = find_errors(partial(_corrupt_batch, corrupt, severity))
+                    total += wrong
+                    errors[name].append(float(wrong.mean()))
                     progress(1)
         finally:
             progress.close()
@@ -110,10 +116,17 @@ def evaluate_corruption(
             "split": test_set.split,
             "images": len(indices),
             "severities": list(severities),
-            "clean_error": clean,
+            "clean_error": float(clean.mean()),
+            "clean_interval": _mean_interval(clean),
             "mean_error": float(np.mean(list(errors.values()))),
+            "mean_interval": _mean_interval(total / (len(corruptions) * len(severities))),
             "errors": errors,
         }
+
+
+def _mean_interval(values: np.ndarray) -> list[float]:
+    """Return the 95 % interval of the mean of float (N,) over resampled images."""
+    return list(bootstrap_interval(values[:, None], lambda means: means[:, 0]))
 
 
 def load_corruptions() -> dict[str, Corruption]:

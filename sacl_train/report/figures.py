@@ -14,6 +14,7 @@ _TEST_FIGURES = {
     "top5": "top-5",
     "texture_decisions": "texture decisions",
     "destroyed": "top-1 on shuffled cells",
+    "relative": "relative to untouched images",
     "auroc": "AUROC",
     "aupr": "AUPR",
     "fpr95": "FPR at 95 % TPR",
@@ -25,6 +26,7 @@ _FIGURES = {
     "texture_decisions": "texture decisions",
     "clean_error": "error without corruption",
     "mean_error": "mean error",
+    "background_gap": "mixed-same minus mixed-random",
     "told_apart": "accuracy, textures against images",
     "one_direction": "explained by one direction",
     "own_share": "explained by the own texture",
@@ -101,7 +103,7 @@ def flatten(probe: str, figures: dict[str, Any]) -> dict[str, float]:
         share = f"{test['share']:.0%} of labels" if "share" in test else ""
         name = ", ".join(part for part in (probe, test.get("variant"), share, name_set(test, tests)) if part)
         for key, label in _TEST_FIGURES.items():
-            if key in test:
+            if test.get(key) is not None:
                 values[f"{name}: {label}"] = test[key]
     for key, label in _FIGURES.items():
         if figures.get(key) is not None:

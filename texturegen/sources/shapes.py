@@ -76,23 +76,45 @@ class Shapes(Source):
     def key(self, index: int) -> str:
         return f"shapes-{self.split}-{index:08d}"
 
+    def layers(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what image `index` is composed of.
+
+        Returns
+        -------
+        fill : uint8 (size, size, 3), the texture of the shape, also outside of it.
+        mask : uint8 (size, size), 255 where the shape is, 0 where it is not, between on its edge.
+        behind : uint8 (size, size, 3), the whole background.
+        """
+        return self._draw(index)[0]
+
     def _read(self, index: int) -> Item:
+        layers, texture = self._draw(index)
+        label = index % len(SILHOUETTES)
+        shape, material = self.classes[label], list(TEXTURES)[texture]
+        meta = {"shape": shape, "texture": material, "texture_label": texture, "split": self.split}
+        return Item(self.key(index), compose(*layers), label, meta=meta)
+
+    def _draw(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+        """Return the layers of an image and its texture."""
         draws = Draws(VERSION, list(SPLITS).index(self.split), index)
         label = index % len(SILHOUETTES)  # balanced in every prefix of the split
         texture = draw_texture(draws, label, self.split)
-        shape, material = self.classes[label], list(TEXTURES)[texture]
-        mask = draw_mask(SILHOUETTES[shape], self.size, draws)[..., None].astype(np.uint16)
-        fill = cut_crop(load_texture(material), self.size, draws)
+        mask = draw_mask(SILHOUETTES[self.classes[label]], self.size, draws)
+        fill = cut_crop(load_texture(list(TEXTURES)[texture]), self.size, draws)
         if self.background == "photo":
             behind = cut_crop(load_photo(BACKDROPS[draws.below(len(BACKDROPS))]), self.size, draws)
         else:
             behind = make_plain(self.size, draws)
-        image = (mask * fill + (255 - mask) * behind + 127) // 255
-        meta = {"shape": shape, "texture": material, "texture_label": texture, "split": self.split}
-        return Item(self.key(index), image.astype(np.uint8), label, meta=meta)
+        return (fill, mask, behind), texture
 
     def _identity(self) -> Any:
         return [self.name, VERSION, self.split, len(self), self.size, self.background]
+
+
+def compose(front: np.ndarray, mask: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """Return an image uint8 (H, W, 3) in front of another, where its mask uint8 (H, W) is 255."""
+    share = mask[..., None].astype(np.uint16)
+    return ((share * front + (255 - share) * behind + 127) // 255).astype(np.uint8)
 
 
 class Draws:

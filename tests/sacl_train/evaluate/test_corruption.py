@@ -43,3 +43,7 @@ def test_errors_are_means_over_corruptions(shapes_shards: Path, shapes_test_shar
     assert {len(errors) for errors in figures["errors"].values()} == {2}
     assert figures["mean_error"] == pytest.approx(np.mean([e for errors in figures["errors"].values() for e in errors]))
     assert all(0 <= e <= 1 for errors in figures["errors"].values() for e in errors)
+    for name in ("clean", "mean"):
+        low, high = figures[f"{name}_interval"]
+        assert low <= figures[f"{name}_error"] <= high
+    assert 0 < figures["mean_interval"][1] - figures["mean_interval"][0] < 0.7
