@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.options import make_flags
 from pipelines.stages import build_shards, is_done, mark_done
 from texturegen.errors import UserError
 from texturegen.storage.atomic import write_json
@@ -77,10 +78,14 @@ class Commands:
         write_json(self.path, dict(self.times))
 
     def build(self, out: Path, options: dict[str, Any], root: str | None) -> None:
-        """Run `texturegen build` with these options, unless `out` holds that build (see `stages.build_shards`)."""
-        rooted = {"root": root} if root else {}
-        line = ("texturegen", "build", "--out", str(out), *make_flags({**options, **rooted}))
-        build_shards(out, options, root, lambda: self.call("", *line), lambda: self.skip("", *line))
+        """Run `texturegen build` with these options, unless `out` holds that build (see `stages.build_shards`).
+
+        A root among the options comes before `root`.
+        """
+        if root:
+            options = {"root": root, **options}
+        line = ("texturegen", "build", "--out", str(out), *make_flags(options))
+        build_shards(out, options, lambda: self.call("", *line), lambda: self.skip("", *line))
 
     def stage(
         self, name: str, line: Sequence[str], record: Path, run: dict[str, Any], inputs: Any, output: Path
@@ -97,22 +102,3 @@ class Commands:
         line = shlex.join(command)
         print(f"{f'[{name}] ' if name else ''}{line}: already done", flush=True)
         self.lines.append(line)
-
-
-def make_flags(options: dict[str, Any]) -> list[str]:
-    """Return options as command-line arguments.
-
-    True becomes a bare flag, False is omitted, a list repeats the flag, and a table repeats it with KEY=VALUE.
-    """
-    flags = []
-    for key, value in options.items():
-        flag = f"--{key.replace('_', '-')}"
-        if isinstance(value, dict):  # method_option, source_option
-            flags += [text for k, v in value.items() for text in (flag, f"{k}={v}")]
-        elif isinstance(value, list):
-            flags += [text for item in value for text in (flag, str(item))]
-        elif value is True:
-            flags.append(flag)
-        elif value is not False:
-            flags += [flag, str(value)]
-    return flags

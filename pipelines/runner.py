@@ -7,7 +7,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from pipelines.commands import Commands, make_flags
+from pipelines.checks import check_journey
+from pipelines.commands import Commands
+from pipelines.options import evaluation
 from pipelines.recipe import Journey
 from pipelines.report import write_report
 from pipelines.stages import (
@@ -17,7 +19,6 @@ from pipelines.stages import (
     digest_folder,
     digest_shards,
 )
-from sacl_train.cli.evaluate import eval_main
 from texturegen.sources import SOURCES
 from texturegen.system.threads import count_cpus
 
@@ -42,7 +43,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     out : Path
         Directory for OUT/shards/SET, OUT/runs/RUN, OUT/report.md and OUT/report.html.
     root : str, optional
-        Directory of the data set's files.
+        Directory of the images of the sets that name none themselves.
     device : str
         "auto", a device, or several ("cuda:0,cuda:1") that each train one run at a time.
     jobs : int
@@ -58,10 +59,11 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     UserError
         A setting is invalid, or a command failed and has printed the reason.
     """
-    _check_early(journey)
+    assigned = assign_devices(device, jobs)
+    check_journey(journey, root, assigned)
     out.mkdir(parents=True, exist_ok=True)
     devices = SimpleQueue[str]()
-    for name in assign_devices(device, jobs):
+    for name in assigned:
         devices.put(name)
     jobs = devices.qsize()
     commands = Commands(out, max(1, count_cpus() // jobs))
@@ -89,59 +91,6 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     steps = [(line, commands.times.get(line)) for line in commands.lines]
     markdown = write_report(out, journey, results, steps, html)
     return Reports(markdown, html)
-
-
-def evaluation(
-    probe: str, run: Path, shards: dict[str, Path], tests: list[str], device: str, options: dict[str, Any]
-) -> list[str]:
-    """Return the command line of one evaluation.
-
-    Parameters
-    ----------
-    probe : str
-        Command of `sacl-eval`.
-    run : Path
-        Directory of the run.
-    shards : dict of str to Path
-        Set -> its directory.
-    tests : list of str
-        The test sets. A command that takes a single test set gets the first.
-    device : str
-        Device to evaluate on.
-    options : dict
-        Options of the recipe, which override all of these. The name of a set is replaced by its directory. The
-        default stimuli are the set "conflict".
-    """
-    parameters = {flag: parameter for parameter in eval_main.commands[probe].params for flag in parameter.opts}
-    accepted = parameters.keys()
-    takes_many = getattr(parameters.get("--test-shards"), "multiple", False)
-    defaults: dict[str, Any] = {"run": str(run), "shards": "train", "device": device}
-    if probe == "embed":  # its --shards is another name of --images
-        defaults = {"run": str(run), "device": device, "images": tests[0]}
-    defaults |= {"test-shards": tests if takes_many else tests[0]}
-    defaults |= {"stimuli": "conflict"} if "conflict" in shards else {}
-    chosen = {key: value for key, value in defaults.items() if f"--{key}" in accepted}
-    aliases = {"test": "test-shards", "train": "shards"}
-    chosen |= {aliases.get(key, key.replace("_", "-")): value for key, value in options.items()}
-
-    def resolve(value: Any) -> Any:
-        if isinstance(value, list):
-            return [resolve(item) for item in value]
-        return str(shards[value]) if isinstance(value, str) and value in shards else value
-
-    return ["sacl-eval", probe, *make_flags({key: resolve(value) for key, value in chosen.items()})]
-
-
-def _check_early(journey: Journey) -> None:
-    """Detect errors that would otherwise occur only after hours of building and training."""
-    from sacl_train.config import load_config
-
-    for settings in journey.runs.values():
-        load_config(None, settings)
-    if "corruption" in journey.probes:
-        from sacl_train.evaluate.corruption import load_corruptions
-
-        load_corruptions()
 
 
 def _train(

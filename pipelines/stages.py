@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipelines.options import read_build
 from texturegen.console import warn
 from texturegen.errors import DamagedError, UserError
 from texturegen.storage.atomic import write_json
@@ -160,7 +161,6 @@ def set_aside(directory: Path, lock: str = LOCK) -> Path:
 def build_shards(
     out: Path,
     options: dict[str, Any],
-    root: str | None,
     make: Callable[[], None],
     skip: Callable[[], None],
 ) -> None:
@@ -174,9 +174,7 @@ def build_shards(
     out : Path
         Shard directory.
     options : dict
-        Options of `texturegen build`, with underscores instead of hyphens.
-    root : str or None
-        Directory of the data set's files.
+        Options of `texturegen build`, with underscores instead of hyphens, `root` among them.
     make, skip : callable
         Called to run the build, or to report that it is already done.
 
@@ -188,18 +186,13 @@ def build_shards(
         The description of the build in `out` cannot be read.
     """
     from texturegen.builds.directory import RECIPE
-    from texturegen.builds.recipe import Recipe, make_plan
+    from texturegen.builds.recipe import make_plan
     from texturegen.shards.layout import BUILD, PARTS
 
     finished = (out / BUILD).is_file()
     description = out / BUILD if finished else out / PARTS / RECIPE
     if description.is_file():
-        names = {"source_option": "source_options", "method_option": "settings"}
-        chosen: dict[str, Any] = {names.get(key, key): value for key, value in options.items()}
-        if "classes" in chosen:
-            chosen["source_options"] = {**chosen.get("source_options", {}), "classes": str(chosen["classes"])}
-        recipe = Recipe(**{key: value for key, value in chosen.items() if key in Recipe.__dataclass_fields__})
-        plan, _ = make_plan(recipe, root)
+        plan, _ = make_plan(*read_build(options))
         try:
             present = json.loads(description.read_text())
         except ValueError:

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from pipelines import runner
 from pipelines.cli import main
 from pipelines.commands import Commands
+from pipelines.options import evaluation
 from pipelines.recipe import HERE, load_recipe
 from pipelines.report import _table, write_report
-from pipelines.runner import Reports, evaluation, run
+from pipelines.runner import Reports, run
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
 from texturegen.errors import UserError
@@ -193,8 +194,11 @@ def test_mistake_in_recipe_is_reported(name: str, changes: dict, message: str) -
 
 
 def test_failed_command_stops_the_run(tmp_path: Path) -> None:
+    journey = load_recipe("shapes", {**TINY, "build.workers": 1})
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train" / "mine").write_text("not a build")
     with pytest.raises(UserError, match="exit status 1"):
-        run(load_recipe("shapes", {"build.method": "wang"}), tmp_path)
+        run(journey, tmp_path)
 
 
 def test_missing_plotly_prints_a_hint(

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "pipelines" / "reuse"
-TRAINERS = ("moco", "simclr", "byol")
+TRAINERS = ("moco", "simclr", "byol", "dcl")
+NEEDS_SOLO = "needs solo-learn, which is not on PyPI for this torch (pipelines/reuse/solo_learn.py says where it is)"
 
 
 @pytest.mark.slow
@@ -36,6 +37,22 @@ def test_program_trains_for_two_steps(name: str, shapes_shards: Path, tmp_path: 
     assert "layer4.1.conv2.weight" in names  # a torchvision resnet18
 
 
+@pytest.mark.slow
+def test_solo_learn_trains_for_two_steps(shapes_shards: Path, tmp_path: Path) -> None:
+    losses = pytest.importorskip("solo.losses.simclr", reason=NEEDS_SOLO)
+    from pipelines.reuse.solo_learn import main, nt_xent
+
+    z1, z2, t = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1))
+    expected = losses.simclr_loss_func(torch.cat([z1, z2]), torch.arange(4).repeat(2), temperature=0.5)
+    assert float(nt_xent(z1, z2, None, 0.5, 2.0)) == pytest.approx(float(expected), rel=1e-5)
+    assert nt_xent(z1, z2, None, 0.5, 2.0) < nt_xent(z1, z2, t, 0.5, 2.0)
+    out = tmp_path / "encoder.pt"
+    line = ["--batch-size", "16", "--steps", "2", "--device", "cpu", "--shards", str(shapes_shards), "--out", str(out)]
+    done = CliRunner().invoke(main, line)
+    assert done.exit_code == 0, done.output
+    assert "layer4.1.conv2.weight" in torch.load(out, weights_only=True)
+
+
 @pytest.mark.parametrize("name", ["simclr", "hf_datasets"])
 def test_programs_do_not_import_this_project(name: str) -> None:
     for node in ast.walk(ast.parse((PROGRAMS / f"{name}.py").read_text())):
@@ -46,7 +63,7 @@ def test_programs_do_not_import_this_project(name: str) -> None:
 
 def test_programs_have_at_most_150_lines() -> None:
     programs = sorted(PROGRAMS.glob("[a-z]*.py"))
-    assert len(programs) == 4
+    assert len(programs) >= 6
     for path in programs:
         assert len(path.read_text().splitlines()) <= 150, path
 
@@ -86,6 +103,22 @@ def test_simclr_loss_uses_own_texture_as_one_more_negative() -> None:
         terms = [torch.exp(z[i] @ z[j] / 0.5) for j in range(8) if j != i] + [torch.exp(2 * (z[i] @ own[i]) / 0.5)]
         expected -= float(torch.log(torch.exp(z[i] @ z[(i + 4) % 8] / 0.5) / sum(terms))) / 8
     assert float(nt_xent(z1, z2, t, 0.5, 2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dcl_loss_is_lightlys_with_one_more_negative() -> None:
+    from lightly.loss import DCLLoss
+
+    from pipelines.reuse.dcl import dcl
+
+    z1, z2, t = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(2))
+    assert float(dcl(z1, z2, None, 0.2, 2.0)) == pytest.approx(float(DCLLoss(0.2)(z1, z2)), rel=1e-5)
+    z, own = torch.nn.functional.normalize(torch.stack([torch.cat([z1, z2]), torch.cat([t, t])]), dim=2)
+    expected = 0.0
+    for i in range(8):
+        terms = [torch.exp(z[i] @ z[j] / 0.2) for j in range(8) if j % 4 != i % 4]
+        terms += [torch.exp(2 * (z[i] @ own[i]) / 0.2)]
+        expected += float(torch.log(sum(terms)) - z[i] @ z[(i + 4) % 8] / 0.2) / 8
+    assert float(dcl(z1, z2, t, 0.2, 2.0)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_byol_loss_grows_with_similarity_to_texture() -> None:
@@ -131,7 +164,8 @@ def test_mistakes_are_reported_in_one_sentence(
 def test_docs_quote_lines_of_programs() -> None:
     text = (ROOT / "docs" / "reuse.md").read_text()
     sections = re.findall(r"## .*?`(\w+\.py)`.*?```python\n(.*?)```", text, flags=re.DOTALL)
-    assert sorted(name for name, _ in sections) == ["byol.py", "hf_datasets.py", "moco.py", "simclr.py"]
+    quoted = {"byol.py", "dcl.py", "hf_datasets.py", "moco.py", "simclr.py", "solo_learn.py"}
+    assert {name for name, _ in sections} >= quoted
     for name, snippet in sections:
         program = {line.strip() for line in (PROGRAMS / name).read_text().splitlines()}
         lines = [line.strip() for line in snippet.splitlines() if line.strip()]

@@ -69,7 +69,7 @@ def _build(out: Path, limit: int) -> str:
         build(Recipe(**SETS, limit=limit), out)
         done.append("made")
 
-    build_shards(out, {**SETS, "limit": limit}, None, make, lambda: done.append("skipped"))
+    build_shards(out, {**SETS, "limit": limit}, make, lambda: done.append("skipped"))
     return done[0]
 
 

@@ -27,7 +27,8 @@ class Entry:
     ----------
     location : "module:class" inside this package.
     help : the data set in under 40 characters, for `--help`.
-    splits : values of `split`; empty if the source has no splits.
+    splits : values of `split`; empty if the source has no splits, or any.
+    any_split : whether `split` may be any name: of a folder below `root`.
     default_split : the split that None stands for.
     needs_root : whether it reads files below `root`.
     urls : whether `root` may also be a URL or a pattern; it is then passed on as a string.
@@ -40,6 +41,7 @@ class Entry:
     location: str
     help: str
     splits: tuple[str, ...] = ()
+    any_split: bool = False
     default_split: str | None = None
     needs_root: bool = False
     urls: bool = False
@@ -94,7 +96,7 @@ SOURCES: dict[str, Entry] = {
         options=("classes",),
         listed=True,
     ),
-    "folder": Entry("folder:Folder", "any folder of images", needs_root=True, listed=True),
+    "folder": Entry("folder:Folder", "any folder of images", any_split=True, needs_root=True, listed=True),
     "webdataset": Entry(
         "webdataset:WebDataset",
         "existing WebDataset tars",
@@ -124,7 +126,7 @@ def open_source(
     root : the folder that holds the files, or will hold them after the download; for `webdataset` also a URL or a
         pattern. None, for a benchmark or `imagenet100`: $TEXTUREGEN_DATA, data/ or the user's cache, whichever first
         holds them.
-    split : name of a split; None for the source's default.
+    split : name of a split; None for the source's default. For `folder`, a folder below `root`, such as train.
     size : side in pixels: images are resized so that the short side has this length, and cropped to the central square
         (`shapes` draws them at this size). None keeps their own sizes.
     download : fetch a benchmark's official archive if its files are missing or damaged; None: only if `root` is None.
@@ -192,6 +194,8 @@ def find_entry(name: str, options: Iterable[str]) -> Entry:
 def _resolve_split(name: str, entry: Entry, split: str | None) -> str | None:
     if split is None:
         return entry.default_split
+    if entry.any_split:
+        return split
     if not entry.splits:
         raise UserError(f"data set '{name}' has no splits; leave out --split {split}")
     if split not in entry.splits:

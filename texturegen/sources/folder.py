@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from texturegen.errors import UserError
+from texturegen.console import warn
+from texturegen.errors import UserError, nearest
 from texturegen.sources.base import Item, Listing, Source
 from texturegen.sources.files import (
     EXTENSIONS,
@@ -22,6 +23,9 @@ from texturegen.sources.files import (
 from texturegen.storage.image import decode_image, original_extension
 from texturegen.storage.names import to_text
 
+# Names of folders that hold splits, not classes.
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+
 
 class Folder(Source):
     """The images below a folder, at any depth, in the order of their paths.
@@ -32,8 +36,8 @@ class Folder(Source):
 
     Parameters
     ----------
-    root : the folder.
-    split : None; a folder has no splits.
+    root : the folder, or with a `split` the folder that holds it.
+    split : name of a folder in `root`, such as train or val, which is the folder then; None for `root` itself.
     size : side of the images in pixels; None keeps their own sizes.
     listing : of another `Folder` with the same root, to skip the search.
 
@@ -45,8 +49,10 @@ class Folder(Source):
     name = "folder"
     listing: Listing
 
-    def __init__(self, root: Path, split: None, size: int | None, listing: Listing | None = None) -> None:
+    def __init__(self, root: Path, split: str | None, size: int | None, listing: Listing | None = None) -> None:
         self.split, self.size, self.one_size = split, size, size is not None
+        if split is not None:
+            root = root / split if listing is not None else _find_split(root, split)
         self._root = root
         if listing is not None:
             self.listing, self.classes, self._paths = listing, listing.classes, listing.paths
@@ -61,6 +67,11 @@ class Folder(Source):
         except OSError as error:
             raise UserError(f"the image folder {error.filename} cannot be read: {error.strerror}") from error
         self.classes = [to_text(folder) for folder in folders]
+        if split is None and len(folders) > 1 and SPLITS.issuperset(name.lower() for name in folders):
+            warn(
+                f"{root}: its folders {', '.join(folders)} are taken as classes; for the classes below one of "
+                f"them, give its own folder, or --split {folders[0]}"
+            )
         if len({*self.classes}) < len(folders):
             same = next(name for name in self.classes if self.classes.count(name) > 1)
             raise UserError(f"{root}: the names of several folders are not UTF-8 and read {same}; rename them")
@@ -100,3 +111,11 @@ class Folder(Source):
 
     def _identity(self) -> Any:
         return [self.name, names_and_sizes(self.listing)]
+
+
+def _find_split(root: Path, split: str) -> Path:
+    if "/" in split or split in ("", ".", "..") or not (root / split).is_dir():
+        folders = sorted(to_text(e.name) for e in os.scandir(root) if kind_of(e) == "folder") if root.is_dir() else []
+        there = f"; its folders are {', '.join(folders[:5])}{', ...' * (len(folders) > 5)}" if folders else ""
+        raise UserError(f"there is no folder {split!r} in {root}{nearest(split, folders)}{there}")
+    return root / split

@@ -50,6 +50,26 @@ def test_nested_folders_and_images_beside_class_folders(tmp_path: Path, encode: 
         source[4]
 
 
+def test_a_split_is_a_folder_of_class_folders(
+    tmp_path: Path, encode: Encode, capfd: pytest.CaptureFixture[str]
+) -> None:
+    png = encode("RGB", "PNG")
+    fill(tmp_path, {f"{split}/{name}/1.png": png for split in ("train", "val") for name in ("cat", "dog")})
+    source = open_source("folder", root=tmp_path, split="val")
+    assert (source.classes, source.split, len(source), source[1].label) == (["cat", "dog"], "val", 2, 1)
+    assert source.digest == open_folder(tmp_path / "val").digest
+    again = open_source("folder", root=tmp_path, split="val", listing=source.listing)
+    assert again[1].image.shape == source[1].image.shape
+    assert capfd.readouterr().err == ""
+    whole = open_folder(tmp_path)
+    assert whole.classes == ["train", "val"]
+    said = capfd.readouterr().err
+    assert "its folders train, val are taken as classes; for the classes below one of them" in said
+    for split, message in (("vall", r"no folder 'vall' in .* \(did you mean 'val'\?\)"), ("..", r"no folder '\.\.'")):
+        with pytest.raises(UserError, match=message):
+            open_source("folder", root=tmp_path, split=split)
+
+
 def test_a_flat_folder_has_no_classes(tmp_path: Path, encode: Encode) -> None:
     source = open_folder(fill(tmp_path, {"b.png": encode("RGB", "PNG"), "a.png": encode("L", "PNG")}))
     assert source.classes == []

@@ -39,7 +39,7 @@ def test_importing_the_package_loads_no_source() -> None:
         (("cifar11",), r"unknown data set 'cifar11' \(did you mean 'cifar10.*'\?\); data sets: shapes, cifar10,"),
         (("nothing-like-it",), "unknown data set 'nothing-like-it'; data sets: shapes"),
         (("shapes", None, "tset"), r"no split 'tset' \(did you mean 'test'\?\); splits: train, test, conflict"),
-        (("folder", ".", "train"), "'folder' has no splits"),
+        (("webdataset", ".", "train"), "'webdataset' has no splits"),
         (("folder",), "--root"),
         (("shapes", None, None, 0), "size must be at least 1 pixel, not 0"),
         (("shapes", None, None, 15), "at least 16"),

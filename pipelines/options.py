@@ -1,0 +1,95 @@
+"""Options of commands as a recipe has them: tables of TOML, as command lines and as the recipe of a build."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sacl_train.cli.evaluate import eval_main
+from texturegen.builds import Recipe
+from texturegen.cli import main as texturegen_main
+from texturegen.errors import UserError
+
+
+def make_flags(options: dict[str, Any]) -> list[str]:
+    """Return options as command-line arguments.
+
+    True becomes a bare flag, False is omitted, a list repeats the flag, and a table repeats it with KEY=VALUE.
+    """
+    flags = []
+    for key, value in options.items():
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, dict):  # method_option, source_option
+            flags += [text for k, v in value.items() for text in (flag, f"{k}={v}")]
+        elif isinstance(value, list):
+            flags += [text for item in value for text in (flag, str(item))]
+        elif value is True:
+            flags.append(flag)
+        elif value is not False:
+            flags += [flag, str(value)]
+    return flags
+
+
+def read_build(options: dict[str, Any]) -> tuple[Recipe, str | None]:
+    """Return the recipe of a build and the folder of its images, as `texturegen build` reads them from its options.
+
+    Parameters
+    ----------
+    options : dict
+        Options of `texturegen build`, with underscores instead of hyphens.
+
+    Raises
+    ------
+    UserError
+        An option is unknown, missing, or has a value of another type.
+    """
+    build = texturegen_main.commands["build"]
+    try:
+        values = build.make_context("build", ["--out", ".", *make_flags(options)]).params
+    except click.UsageError as error:
+        raise UserError(error.format_message().rstrip(".")) from None
+    if values["classes"] is not None:  # a shorthand
+        values["source_options"] = {**values["source_options"], "classes": str(values["classes"])}
+    fields = {name: value for name, value in values.items() if name in Recipe.__dataclass_fields__}
+    return Recipe(**fields), values["root"]
+
+
+def evaluation(
+    probe: str, run: Path, shards: dict[str, Path], tests: list[str], device: str, options: dict[str, Any]
+) -> list[str]:
+    """Return the command line of one evaluation.
+
+    Parameters
+    ----------
+    probe : str
+        Command of `sacl-eval`.
+    run : Path
+        Directory of the run.
+    shards : dict of str to Path
+        Set -> its directory.
+    tests : list of str
+        The test sets. A command that takes a single test set gets the first.
+    device : str
+        Device to evaluate on.
+    options : dict
+        Options of the recipe, which override all of these. The name of a set is replaced by its directory. The
+        default stimuli are the set "conflict".
+    """
+    parameters = {flag: parameter for parameter in eval_main.commands[probe].params for flag in parameter.opts}
+    accepted = parameters.keys()
+    takes_many = getattr(parameters.get("--test-shards"), "multiple", False)
+    defaults: dict[str, Any] = {"run": str(run), "shards": "train", "device": device}
+    if probe == "embed":  # its --shards is another name of --images
+        defaults = {"run": str(run), "device": device, "images": tests[0]}
+    defaults |= {"test-shards": tests if takes_many else tests[0]}
+    defaults |= {"stimuli": "conflict"} if "conflict" in shards else {}
+    chosen = {key: value for key, value in defaults.items() if f"--{key}" in accepted}
+    aliases = {"test": "test-shards", "train": "shards"}
+    chosen |= {aliases.get(key, key.replace("_", "-")): value for key, value in options.items()}
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        return str(shards[value]) if isinstance(value, str) and value in shards else value
+
+    return ["sacl-eval", probe, *make_flags({key: resolve(value) for key, value in chosen.items()})]

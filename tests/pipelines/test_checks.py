@@ -1,0 +1,144 @@
+"""A recipe is checked as a whole before its first image; a set's own root comes before --root."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import runner
+from pipelines.checks import check_journey
+from pipelines.commands import Commands
+from pipelines.options import read_build
+from pipelines.recipe import load_recipe
+from texturegen.builds import Recipe
+from texturegen.errors import UserError
+
+FOLDERS = """
+[build]
+dataset = "folder"
+[sets.train]
+root = "photos/train"
+[sets.test]
+root = "photos/val"
+per_image = 0
+[train]
+encoder = "se_resnet8"
+epochs = 0
+[runs.untrained]
+texture_role = "none"
+[evaluate.knn]
+"""
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_folder: Path) -> Path:
+    """A recipe of two folders, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "val"):
+        for number, path in enumerate(sorted(image_folder.rglob("*.png"))):
+            target = tmp_path / "photos" / name / "ab"[number % 2] / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes() if name == "train" else b"other")
+    path = tmp_path / "mine.toml"
+    path.write_text(FOLDERS)
+    return path
+
+
+def test_root_of_a_set_comes_first_and_the_second_run_skips_the_build(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journey = load_recipe(str(folders), {})
+    with pytest.raises(UserError, match=r"--root photos: every set of mine names its own root; .*\.train\.root=DIR"):
+        check_journey(journey, "photos", ["cpu"])
+    del journey.sets["test"]["root"]
+    check_journey(journey, "photos/val", ["cpu"])
+    assert "--root does not apply to train, which have a root of their own" in capsys.readouterr().err
+    calls: list[tuple[str, ...]] = []
+
+    def stop(self: Commands, name: str, *line: str) -> None:
+        calls.append(line)
+
+    monkeypatch.setattr(Commands, "call", stop)
+    commands = Commands(folders.parent, 1)
+    for name, options in journey.sets.items():
+        commands.build(folders.parent / name, options, "photos/val")
+    assert [line[line.index("--root") + 1] for line in calls] == ["photos/train", "photos/val"]
+    from texturegen.builds import build
+
+    build(*[read_build(journey.sets["train"])[0], folders.parent / "train"], root="photos/train", workers=0)
+    calls.clear()
+    commands.build(folders.parent / "train", journey.sets["train"], None)
+    assert calls == []
+    assert "already done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sets.test.root": "nowhere"}, r"mine: \[sets\.test\]: the image folder nowhere does not exist"),
+        ({"sets.test.sise": 32}, r"\[sets\.test\]: No such option '?--sise'?.*--size"),
+        ({"sets.test.size": "large"}, r"\[sets\.test\]: Invalid value for '--size'"),
+        ({"build.method": "wang"}, r"\[sets\.train\]: .*'wang'.*did you mean 'wang-tiles'"),
+        (
+            {"sets.test.split": "a"},
+            r"\[evaluate\.knn\]: the classes of set test \(none\) are not .* train \(a, b\)",
+        ),
+        ({"runs.untrained.epoch": 3}, r"\[runs\.untrained\]: there is no setting 'epoch'"),
+        ({"evaluate.knn.k": "many"}, r"\[evaluate\.knn\]: Invalid value for '--k'"),
+        (
+            {"evaluate.shape-bias.stimuli": "cues"},
+            r"\[evaluate\.shape-bias\]: stimuli is 'cues', which is neither",
+        ),
+        (
+            {"runs.untrained.texture_role": "negative", "sets.train.per_image": 0},
+            r"\[runs\.untrained\]: texture_role negative needs textures, but \[sets\.train\] has per_image = 0",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_the_first_image(
+    changes: dict[str, Any], message: str, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Commands, "call", lambda *_: pytest.fail("a command was run"))
+    with pytest.raises(UserError, match=message):
+        runner.run(load_recipe(str(folders), changes), folders.parent / "out")
+    assert not (folders.parent / "out").exists()
+
+
+def test_unknown_device_and_equal_sets_are_said(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="device 'cuda:77' is not available"):
+        check_journey(load_recipe(str(folders), {}), None, ["cuda:77"])
+    check_journey(load_recipe(str(folders), {"sets.test.root": "photos/train"}), None, ["cpu"])
+    assert "the sets train and test are of the same images" in capsys.readouterr().err
+
+
+def test_recipes_of_the_docs_are_valid(folders: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    first, roots = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    before, _, after = first.replace('root = "photos"\n', "").partition("[sets.train]")
+    second = before + re.sub('"/data/.*/', '"photos/', roots) + after[after.index("[train]") :]
+    for text in (first, second):
+        folders.write_text(text)
+        journey = load_recipe(str(folders), {})
+        check_journey(journey, None, ["cpu"])
+        assert (list(journey.sets), list(journey.probes)) == (["train", "test"], ["knn", "linear"])
+
+
+def test_options_are_read_as_the_command_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("a")
+    options = {
+        "dataset": "webdataset",
+        "root": "x",
+        "recipe": "ge2021",
+        "source_option": {"label": "txt"},
+        "classes": str(tmp_path / "names"),
+        "method_option": {"passes": 2},
+        "shard_size": 7,
+    }
+    recipe, root = read_build(options)
+    assert root == "x"
+    assert recipe.source_options == {"label": "txt", "classes": str(tmp_path / "names")}
+    assert (recipe.shard_size, recipe.settings, recipe.patch_size) == (7, {"passes": 2}, 96)
+    assert recipe != Recipe("webdataset")
+    with pytest.raises(UserError, match="Missing option '--dataset'"):
+        read_build({})
