@@ -88,6 +88,7 @@ def train_main(
         print(f"{out}: an untrained encoder")
         return
     last = rows[-1]
-    knn = f", kNN {last['knn']:.1%}" if last.get("knn") is not None else ""
+    images = "held-out" if requested.held_out else "training"
+    knn = f", kNN {last['knn']:.1%} ({images} images)" if last.get("knn") is not None else ""
     online = f", online probe {last['online_top1']:.1%} (training images)" if "online_top1" in last else ""
     print(f"{out}: epoch {last['epoch']}, loss {last['loss']:.3f}{knn}{online}")

@@ -60,8 +60,9 @@ PANELS = (
         ("rankme",),
     ),
     Panel(
-        "Top-1 on training images",
-        "Top-1 accuracy on training images, for monitoring (figures for test images are in the table of probes)",
+        "Top-1 while training",
+        "Top-1 accuracy for monitoring: kNN with queries that are held out (training images if held_out is 0), and the "
+        "online probe on training images; figures for test images are in the table of probes",
         "%",
         ("knn", "online_top1"),
     ),
