@@ -15,6 +15,7 @@ from texturegen.builds.listing import read_listing
 from texturegen.builds.recipe import Plan, Recipe, open_planned_source, texture_seed
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.shards import ShardWriter
+from texturegen.shards.layout import BOX, MASK, PASTED
 from texturegen.sources import Item, Source
 from texturegen.storage.image import ENCODING_OF, ENCODINGS, encode_image
 from texturegen.texture import find_method
@@ -211,7 +212,7 @@ def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> t
     columns = {
         "method": recipe.method,
         "seed": seed,
-        "patches": [list(box) for box in boxes],
+        "patches": [dict(zip(BOX, box, strict=True)) for box in boxes],
         **asdict(quality),
     }
     return data, columns

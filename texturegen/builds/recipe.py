@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from texturegen.errors import OtherBuildError, UserError, nearest
-from texturegen.shards.layout import FORMAT, PREFIX, PREFIXES
+from texturegen.shards.layout import FORMAT, PREFIX, PREFIXES, READABLE
 from texturegen.sources import Listing, Source, find_entry, open_source
 from texturegen.storage.image import ENCODING_OF, ENCODINGS
 from texturegen.texture import PATCHES_VERSION, PLACES, QUALITY_VERSION, find_method, resolve_settings
@@ -154,6 +154,8 @@ class Plan:
             The content is not a description.
         """
         described = {name: content[name] for name in ("format", "recipe", "source")}
+        if described["format"] in READABLE:  # the tars are the same, and `publish` converts the manifest's rows
+            described["format"] = FORMAT
         described["recipe"] = _ADDED | described["recipe"]
         if described["recipe"]["per_image"] == 0:
             described["recipe"]["settings"] = {}
@@ -185,8 +187,9 @@ class Plan:
             if described["recipe"][name] == value:
                 del described["recipe"][name]
         changed = {name: number for name, number in described.pop("algorithms").items() if number != 1}
-        # texturegen 0.1.0 hashed its own version in place of the algorithms', which were all 1.
-        hashed = {**described, "texturegen": "0.1.0"} | ({"algorithms": changed} if changed else {})
+        # texturegen 0.1.0, whose format was 2, hashed its own version in place of the algorithms', which were all 1.
+        hashed = {**described, "format": READABLE[0], "texturegen": "0.1.0"}
+        hashed |= {"algorithms": changed} if changed else {}
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 

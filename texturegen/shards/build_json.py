@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from texturegen.errors import DamagedError, MissingError, UserError
-from texturegen.shards.layout import BUILD, FORMAT, PARTS, PREFIX, PREFIXES, shard_name
+from texturegen.shards.layout import BUILD, FORMAT, PARTS, PREFIX, PREFIXES, READABLE, shard_name
+from texturegen.storage.atomic import read_json
 from texturegen.storage.names import printable
 from texturegen.storage.ranges import Directory, open_directory
 
@@ -93,7 +94,7 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     number = build.get("format")
     if type(number) is int and number > FORMAT:
         raise UserError(f"{name}: format {number} is newer than this version reads ({FORMAT}); upgrade texturegen")
-    if type(number) is int and number < FORMAT:
+    if type(number) is int and number < READABLE[0]:
         raise UserError(f"{name}: format {number} was written by an earlier version; build again")
     try:
         fault = _find_fault(build)

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from texturegen.storage.names import key_pattern
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)  # a directory of format 2 differs only in `patches`: its boxes are lists of four numbers
 MANIFEST = "manifest.parquet"
 BUILD = "build.json"
 PARTS = "parts"
@@ -32,8 +33,11 @@ IMAGE_EXTENSIONS = ("png", "jpg", "webp")
 MEMBER = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 # This contract and WebDataset (__key__, __url__) use these extensions, so no passed-through member may have them.
 RESERVED = re.compile(rf"cls|({'|'.join(IMAGE_EXTENSIONS)})|texture\d+\..*|__.*__")
+# Members of `--paste`, KEY.pasted0.png and KEY.mask0.png: listed and carried like passed-through ones.
+PASTED, MASK = "pasted", "mask"
 QUALITY = ("histogram", "autocorrelation", "coherence", "completeness", "verbatim", "largest_copy")
 
+BOX = ("y", "x", "height", "width")  # in pixels; (y, x) is the top left pixel
 PLACE = [("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.binary(32))]
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -46,7 +50,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("method", pa.string()),
         ("seed", pa.int64()),
-        ("patches", pa.list_(pa.list_(pa.int32(), 4))),  # (row, column, height, width) in the image
+        ("patches", pa.list_(pa.struct([(name, pa.int32()) for name in BOX]))),  # their boxes in the image
         *((figure, pa.float32()) for figure in QUALITY),
         ("image_ext", pa.string()),
         ("image_offset", pa.int64()),  # of the member's data in the tar
@@ -63,6 +67,9 @@ MANIFEST_SCHEMA = pa.schema(
         ("meta", pa.string()),  # JSON object with the source's metadata besides the label
     ],
     metadata={"texturegen.format": str(FORMAT)},
+)
+SCHEMA_OF_FORMAT_2 = MANIFEST_SCHEMA.set(
+    MANIFEST_SCHEMA.get_field_index("patches"), pa.field("patches", pa.list_(pa.list_(pa.int32(), 4)))
 )
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from texturegen.errors import DamagedError
 from texturegen.shards.build_json import COUNTS
 from texturegen.shards.layout import (
+    BOX,
     BUILD,
     IMAGE_EXTENSIONS,
     MANIFEST_SCHEMA,
@@ -26,6 +27,7 @@ from texturegen.shards.layout import (
     MAX_NAME,
     MEMBER,
     RESERVED,
+    SCHEMA_OF_FORMAT_2,
 )
 from texturegen.shards.sample_index import Keys, SampleIndex
 from texturegen.storage.arrow import open_for_arrow
@@ -44,7 +46,7 @@ _IMAGE_COLUMNS += ["image_ext", "image_offset", "image_size", "image_sha256"]
 
 
 def read_manifest(source: Any, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
-    """Read the manifest and check that the file is valid Parquet with the manifest's schema.
+    """Read the manifest and check that the file is valid Parquet with the manifest's schema, of any format we read.
 
     Parameters
     ----------
@@ -52,23 +54,51 @@ def read_manifest(source: Any, columns: list[str] | None = None, group: int | No
     columns : names of the columns to read; None reads all.
     group : index of the only row group to read; None reads all.
 
+    Returns
+    -------
+    table : its columns have the types of MANIFEST_SCHEMA.
+
     Raises
     ------
     DamagedError : the file cannot be read, or has another schema; the message does not name the file.
     """
     try:
         file = pq.ParquetFile(open_for_arrow(source) if isinstance(source, Path) else source)
-        if not file.schema_arrow.equals(MANIFEST_SCHEMA):
+        if not any(file.schema_arrow.equals(schema) for schema in (MANIFEST_SCHEMA, SCHEMA_OF_FORMAT_2)):
             raise DamagedError("its schema is not that of a manifest")
         table = file.read(columns) if group is None else file.read_row_group(group, columns)
         table.validate(full=True)  # damage can leave invalid UTF-8 and decreasing list offsets
-        return table
+        return convert_rows(table)
     # Arrow raises UnicodeDecodeError for invalid column names, and OSError or ValueError for damaged compressed data.
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DamagedError):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DamagedError(f"damaged ({printable(reason)})") from None
+
+
+def convert_rows(table: pa.Table) -> pa.Table:
+    """Return rows of an earlier format as rows of MANIFEST_SCHEMA; others are returned unchanged.
+
+    Parameters
+    ----------
+    table : all columns of a manifest or some of them, as read from a file.
+    """
+    at = table.schema.get_field_index("patches")
+    if at < 0 or table.schema.field(at).type != SCHEMA_OF_FORMAT_2.field("patches").type:
+        return table
+    columns = [_name_boxes(chunk) for chunk in table.column(at).chunks]
+    column = pa.chunked_array(columns, MANIFEST_SCHEMA.field("patches").type)
+    return table.set_column(at, "patches", column).replace_schema_metadata(MANIFEST_SCHEMA.metadata)
+
+
+def _name_boxes(column: pa.ListArray) -> pa.ListArray:
+    """Return lists of (y, x, height, width) as lists of structs."""
+    boxes = column.flatten()  # unlike `.values`, leaves out values under nulls and outside a slice
+    numbers = [pc.list_element(boxes, i) for i in range(len(BOX))]
+    named = pa.StructArray.from_arrays(numbers, BOX, mask=boxes.is_null())
+    ends = np.append(0, np.cumsum(_list_lengths(column))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), named, mask=column.is_null())
 
 
 def parse_meta(text: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from texturegen.shards.build_json import COUNTS, seal
 from texturegen.shards.card import CARD, make_card, read_contents
 from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
+from texturegen.shards.manifest import convert_rows
 from texturegen.shards.writer import rows_file
 from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of, write_atomically, write_json
@@ -85,7 +86,10 @@ def find_repeated_key(keys: pa.Array | pa.ChunkedArray) -> str | None:
 
 
 def join_manifests(parts: Sequence[Path], f: IO[bytes]) -> None:
-    """Write one manifest from the rows of all shards, one shard at a time to keep memory constant."""
+    """Write one manifest from the rows of all shards, one shard at a time to keep memory constant.
+
+    A build that an earlier release began may hold rows of its format.
+    """
     with pq.ParquetWriter(f, MANIFEST_SCHEMA) as manifest:
         for part in parts:
-            manifest.write_table(pq.read_table(open_for_arrow(part)))
+            manifest.write_table(convert_rows(pq.read_table(open_for_arrow(part))))

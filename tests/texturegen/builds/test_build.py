@@ -31,7 +31,7 @@ from texturegen.builds.trial import estimate
 from texturegen.errors import OtherBuildError, UserError
 from texturegen.shards import verify
 from texturegen.shards.build_json import seal
-from texturegen.shards.layout import QUALITY
+from texturegen.shards.layout import FORMAT, QUALITY
 from texturegen.shards.merge import split
 from texturegen.sources import files
 from texturegen.sources.files import EXTENSIONS
@@ -85,7 +85,7 @@ def test_a_manifest_row_reproduces_its_texture(tmp_path: Path) -> None:
     assert [(row["key"], row["index"]) for row in rows] == [(key, i) for key in shards.keys for i in (0, 1)]
     for number, row in enumerate(rows):
         sample = shards[number // 2]
-        patches = [sample.image[y : y + h, x : x + w] for y, x, h, w in row["patches"]]
+        patches = [sample.image[y : y + h, x : x + w] for y, x, h, w in map(dict.values, row["patches"])]
         settings = shards.build["recipe"]["settings"]
         again = synthesize(patches, (row["height"], row["width"]), row["method"], row["seed"], **settings)
         np.testing.assert_array_equal(again.image, sample.textures[row["index"]])
@@ -524,8 +524,8 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(tmp_path: Path, ch
 def test_a_recipe_sets_number_and_side_of_the_patches(tmp_path: Path) -> None:
     build(replace(TINY, limit=1, patches=3, patch_size=12), tmp_path / "s")
     (boxes,) = open_shards(tmp_path / "s").manifest["patches"].to_pylist()
-    assert [box[2:] for box in boxes] == [[12, 12]] * 3
-    assert boxes[0] == [10, 10, 12, 12]
+    assert [(box["height"], box["width"]) for box in boxes] == [(12, 12)] * 3
+    assert boxes[0] == {"y": 10, "x": 10, "height": 12, "width": 12}
     recorded = json.loads((tmp_path / "s" / "build.json").read_text())["recipe"]
     assert (recorded["patches"], recorded["patch_size"]) == (3, 12)
     with pytest.raises(OtherBuildError, match=r"recipe.patches 3 there, None requested"):
@@ -846,8 +846,8 @@ def test_finish_counts_ignored_files_and_refuses_another_version(image_folder: P
     build(Recipe("folder", shard_size=4), tmp_path / "s", root=str(image_folder), part=(1, 1))
     begun = tmp_path / "s" / "parts" / "recipe.json"
     content = json.loads(begun.read_text())
-    begun.write_text(json.dumps({**content, "format": 3, "texturegen": "9.9"}))
-    with pytest.raises(UserError, match=r"begun by another version \(format 3, texturegen 9.9\)"):
+    begun.write_text(json.dumps(seal({**content, "format": FORMAT + 1, "texturegen": "9.9"})))
+    with pytest.raises(UserError, match=rf"begun by another version \(format {FORMAT + 1}, texturegen 9.9\)"):
         finish(tmp_path / "s")
     begun.write_text(json.dumps(content))
     assert finish(tmp_path / "s").counts == {"samples": 6, "textures": 6, "failed": 0, "ignored": 1}

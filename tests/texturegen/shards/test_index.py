@@ -186,7 +186,7 @@ def test_a_shard_without_samples_has_no_file(tmp_path: Path, image_folder: Path,
     assert verify(tmp_path / "s", deep=True) == []
     write_indexes(tmp_path / "s", [*INDEXES])
     assert verify(tmp_path / "s") == []
-    assert pq.read_schema(tmp_path / "s" / MANIFEST).metadata[b"texturegen.format"] == b"2"
+    assert pq.read_schema(tmp_path / "s" / MANIFEST).metadata[b"texturegen.format"] == b"3"
     split(tmp_path / "s", tmp_path / "half", share=0.5)
     assert verify(tmp_path / "half") == []
     assert open_shards(tmp_path / "half")[0].shard.endswith(f"/{prefix or 'shard'}-000000.tar")

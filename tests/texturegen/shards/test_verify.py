@@ -21,7 +21,7 @@ import pytest
 from texturegen import open_shards
 from texturegen.shards import manifest
 from texturegen.shards.build_json import seal
-from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
+from texturegen.shards.layout import BOX, BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
 from texturegen.shards.verify import inspect, verify
 from texturegen.shards.writer import ShardWriter
 from texturegen.storage import tar as tars
@@ -498,7 +498,7 @@ def test_documented_columns_match_schema() -> None:
     lines = text.split("## The manifest")[1].split("\n## ")[0].splitlines()
     cells = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in lines if line.startswith("| `")]
     in_words = {
-        "list of (row, column, height, width)": "list<item: fixed_size_list<item: int32>[4]>",
+        "list of {y, x, height, width}": f"list<item: {pa.struct([(name, pa.int32()) for name in BOX])}>",
         "list of {ext, offset, size, sha256}": f"list<item: {pa.struct(PLACE)}>",
         "binary(32)": "fixed_size_binary[32]",
         "float32": "float",
