@@ -3,14 +3,22 @@
     python benchmarks/card.py --out card.jsonl --data TARS            # TARS from benchmarks/cifar_pack.py unpack
     python benchmarks/card.py --out card.jsonl --device cpu --toy     # tests every stage in minutes without a GPU
 
-Each stage runs in a separate process with a time limit, so that a crash or hang does not affect the others, and appends
-its figures to the file as it measures them. Stages:
+Each stage runs in a separate process with a time limit (the last one has all the time that is left), so that a crash or
+hang does not affect the others, and appends its figures to the file as it measures them. Stages:
 
 hardware   the matrix peak (bf16, random data) and the memory bandwidth (bytes read and written by a large copy)
 steps      time of a step, images/s, FLOPs, fraction of the peak: as a CUDA graph, eager, and compiled; ours, lightly's
 exact      bitwise comparison of `deterministic` runs: resumed and uninterrupted, as a CUDA graph and eager
-cifar      build textures of CIFAR-10, train --rows for as many epochs as fit, then score by kNN and linear probe
+pirl       the same for PIRL, whose step `sacl-train` does not capture: does it stand a CUDA graph?
 profile    the ten operations that take the most time in a step
+cifar      build CIFAR-10, with textures if a row uses them, train --rows for --epochs or as many as fit, then score by
+           kNN and linear probe
+
+What docs/results.md does not have yet, in two calls, the most valuable figures of each first:
+
+    python benchmarks/card.py --out card.jsonl --data TARS --stages cifar --minutes 8 \
+        --rows sacl:none,simclr,byol,mocov2 --epochs 50 --batch-size 256     # beside SACL with textures
+    python benchmarks/card.py --out card.jsonl --stages hardware,pirl,steps --minutes 5
 """
 
 import json
@@ -40,8 +48,8 @@ from sacl_train.training.step import arithmetic
 from texturegen.builds import Recipe, build
 from texturegen.system.threads import count_cpus
 
-# Time limit of each stage in seconds; cifar gets the rest of --minutes.
-LIMITS = {"hardware": 40, "steps": 150, "exact": 60, "profile": 30, "cifar": 300}
+# Time limit of each stage in seconds; the last one gets the rest of --minutes.
+LIMITS = {"hardware": 40, "steps": 150, "exact": 60, "pirl": 60, "profile": 30, "cifar": 300}
 Write = Callable[..., None]
 
 
@@ -59,13 +67,13 @@ def hardware(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
 def steps(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
     scale = TINY if toy else replace(FULL, rounds=3, steps=5)
     peak = matrix_peak(device, scale.matrix)
-    kinds = {**STEPS, "ours, simclr": our_step("simclr")}
+    kinds = {**STEPS, **{f"ours, {name}": our_step(name) for name in ("simclr", "byol")}}
     for mode, name, encoder, side, count in PLAN_TOY if toy else PLAN:
-        compiled, graph = MODES[mode]
+        compiled, graph, precision = MODES[mode]
         about = {"step": name, "mode": mode, "encoder": encoder, "px": side, "batch": count}
         config = make_config(
             replace(scale, encoder=encoder),
-            precision="bf16",
+            precision=precision,
             compile=compiled,
             cuda_graph=graph and device.type == "cuda",
         )
@@ -77,34 +85,52 @@ def steps(device: torch.device, toy: bool, write: Write, **_: Any) -> None:
             write(**about, failed=type(error).__name__)
 
 
-# Mode -> compile, cuda_graph.
-MODES = {"captured": ("none", True), "eager": ("none", False), "compiled and captured": ("default", True)}
+# Mode -> compile, cuda_graph, precision.
+MODES = {
+    "captured": ("none", True, "bf16"),
+    "eager": ("none", False, "bf16"),
+    "eager, fp16": ("none", False, "fp16"),
+    "compiled and captured": ("default", True, "bf16"),
+}
 
-# What `steps` measures, the most important first: the time limit may cut it off.
+# What `steps` measures, the most important first: the time limit may cut it off. Compilation takes about a minute each.
 PLAN = [
-    *(("captured", "ours, sacl", *size) for size in (("se_resnet18", 32, 128), ("se_resnet18", 32, 512))),
-    *(("captured", "ours, sacl", *size) for size in (("se_resnet50", 32, 128), ("se_resnet50", 224, 256))),
-    ("compiled and captured", "ours, sacl", "se_resnet18", 32, 128),
     ("compiled and captured", "ours, sacl", "se_resnet50", 32, 128),
     ("compiled and captured", "ours, sacl", "se_resnet50", 224, 256),
-    *(("captured", name, "se_resnet18", 32, 128) for name in ("ours, mocov2", "ours, simclr")),
-    *(("eager", name, "se_resnet18", 32, 128) for name in ("lightly, mocov2", "ours, mocov2", "ours, sacl")),
+    ("eager, fp16", "ours, sacl", "se_resnet18", 32, 128),
+    *(
+        ("captured", name, "se_resnet18", 32, 128)
+        for name in ("ours, sacl", "ours, mocov2", "ours, simclr", "ours, byol")
+    ),
+    ("compiled and captured", "ours, sacl", "se_resnet50", 96, 256),
+    ("compiled and captured", "ours, sacl", "se_resnet18", 32, 128),
     ("compiled and captured", "ours, sacl", "se_resnet18", 32, 512),
-    *(("captured", "ours, sacl", *size) for size in (("se_resnet50", 32, 512), ("se_resnet50", 96, 256))),
+    *(("captured", "ours, sacl", "se_resnet50", *size) for size in ((32, 128), (32, 512), (96, 256), (224, 256))),
+    *(("eager", name, "se_resnet18", 32, 128) for name in ("lightly, mocov2", "ours, mocov2", "ours, sacl")),
     *(("eager", name, "se_resnet50", 224, 256) for name in ("lightly, mocov2", "ours, mocov2", "ours, sacl")),
 ]
-PLAN_TOY = [(mode, "ours, sacl", "se_resnet8", 16, 8) for mode in ("captured", "eager")]
-PLAN_TOY += [("eager", name, "se_resnet8", 16, 8) for name in ("ours, mocov2", "ours, simclr", "lightly, mocov2")]
+PLAN_TOY = [
+    (mode, step, "se_resnet8", 16, 8) for mode, step in (("captured", "ours, sacl"), ("eager", "lightly, mocov2"))
+]
 
 
 def exact(device: torch.device, toy: bool, write: Write, work: Path, **_: Any) -> None:
+    _compare("sacl", device, toy, write, work)
+
+
+def pirl(device: torch.device, toy: bool, write: Write, work: Path, **_: Any) -> None:
+    METHODS["pirl"].load().is_capturable = True
+    _compare("pirl", device, toy, write, work)
+
+
+def _compare(method: str, device: torch.device, toy: bool, write: Write, work: Path) -> None:
+    """Compare the weights of a run with those of a resumed one, and of one that is not captured."""
     shards = work / "shapes"
     build(Recipe("shapes", limit=64 if toy else 512), shards)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 16 if toy else 64, "save_every": 4 if toy else 8}
     settings |= {"keep": 99, "knn_every": 0, "compile": "none", "precision": "bf16", "deterministic": True}
-    settings |= {"encoder": "se_resnet8" if toy else "se_resnet18", "device": device.type}
-    settings |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "width": 8} if toy else {}
-    config = load_config(None, settings)
+    settings |= {"encoder": "se_resnet8", "width": 8} if toy else {"encoder": "se_resnet18"}
+    config = load_config(None, {"method": method, **settings, **_small_heads(method, toy), "device": device.type})
     whole, resumed, eager = (work / name for name in ("whole", "resumed", "eager"))
     train(config, shards, whole)
     resumed.mkdir()
@@ -117,7 +143,8 @@ def exact(device: torch.device, toy: bool, write: Write, work: Path, **_: Any) -
         theirs = read_checkpoint(list_checkpoints(run)[0])["method"]
         differ = [name for name in ours if not torch.equal(ours[name], theirs[name])]
         far = max((float((ours[name].double() - theirs[name].double()).abs().max()) for name in differ), default=0.0)
-        write(run=run.name, resumed_from=middle.name, tensors=len(ours), that_differ=len(differ), largest=far)
+        about = {"method": method, "run": run.name, "resumed_from": middle.name}
+        write(**about, tensors=len(ours), that_differ=len(differ), largest=far)
 
 
 def cifar(
@@ -126,15 +153,6 @@ def cifar(
     begin = time.monotonic()
     train_shards, test_shards = work / "train", work / "test"
     workers = count_cpus()
-    if data is None:
-        build(Recipe("shapes", limit=256 if toy else None, shard_size=64), train_shards, workers=workers)
-        build(Recipe("shapes", split="test", limit=100 if toy else None, per_image=0), test_shards, workers=workers)
-    else:
-        build(Recipe("webdataset", shard_size=500), train_shards, root=f"{data}/train-*.tar", workers=workers)
-        build(
-            Recipe("webdataset", per_image=0, shard_size=500), test_shards, root=f"{data}/test-*.tar", workers=workers
-        )
-    write(data=str(data or "shapes"), build_seconds=time.monotonic() - begin)
     settings: dict[str, Any] = {"encoder": choice["encoder"], "device": device.type, "knn_every": 0}
     settings |= {"weak": "colour-geometric", "precision": "bf16", "batch_size": choice["batch_size"]}
     settings |= {"lr": 0.1 * choice["batch_size"] / 128, "save_minutes": 100}
@@ -142,6 +160,18 @@ def cifar(
         settings |= {"encoder": "se_resnet8", "width": 8, "stem": "cifar-stride2", "batch_size": 32}
     rows = [row.partition(":") for row in choice["rows"].split(",")]
     configs = [_row_config(method, role, settings, toy) for method, _, role in rows]
+    per_image = int(any(config.method_settings.texture_role != "none" for config in configs))
+    if data is None:
+        made = Recipe("shapes", limit=256 if toy else None, per_image=per_image, shard_size=64)
+        build(made, train_shards, workers=workers)
+        build(Recipe("shapes", split="test", limit=100 if toy else None, per_image=0), test_shards, workers=workers)
+    else:
+        made = Recipe("webdataset", per_image=per_image, shard_size=500)
+        build(made, train_shards, root=f"{data}/train-*.tar", workers=workers)
+        build(
+            Recipe("webdataset", per_image=0, shard_size=500), test_shards, root=f"{data}/test-*.tar", workers=workers
+        )
+    write(data=str(data or "shapes"), textures=per_image, build_seconds=time.monotonic() - begin)
     if choice["epochs"] is None:
         trial = train(replace(configs[0], epochs=3), train_shards, work / "trial")
         per_epoch = _samples(train_shards) / max(row["samples_per_second"] for row in trial[1:])
@@ -153,9 +183,9 @@ def cifar(
     for (method, _, role), config in zip(rows, configs, strict=True):
         about = {"method": method, "role": role or "default", "encoder": config.encoder, "epochs": epochs}
         run, started = work / f"{method}-{role}", time.monotonic()
-        made = train(replace(config, epochs=epochs), train_shards, run)
-        last = {name: made[-1][name] for name in ("loss", "samples_per_second", "data_wait", "embedding_std")}
-        last |= {name: made[-1][name] for name in ("mfu", "peak_memory_gb") if name in made[-1]}
+        end = train(replace(config, epochs=epochs), train_shards, run)[-1]
+        last = {name: end[name] for name in ("loss", "samples_per_second", "data_wait", "embedding_std")}
+        last |= {name: end[name] for name in ("mfu", "peak_memory_gb") if name in end}
         write(**about, train_seconds=time.monotonic() - started, batch_size=config.batch_size, **last)
         for name in ("knn", "linear"):
             given = {"epochs": 2 if toy else 30} if name == "linear" else {}
@@ -171,10 +201,14 @@ PROBE_SECONDS = 40  # of a row, for compilation and its two probes
 def _row_config(method: str, role: str, settings: dict[str, Any], toy: bool) -> Config:
     own = {"texture_role": role} if role else {}
     own |= {"queue": 4096} if method == "mocov2" else {}
-    fields = METHODS[method].load().Settings.__dataclass_fields__
+    return load_config(None, {"method": method, "attention": "se", **settings, **own, **_small_heads(method, toy)})
+
+
+def _small_heads(method: str, toy: bool) -> dict[str, int]:
+    """Return settings of narrow heads at toy size, those that the method has."""
     small = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "queue": 64} if toy else {}
-    own |= {key: value for key, value in small.items() if key in fields}
-    return load_config(None, {"method": method, "attention": "se", **settings, **own})
+    fields = METHODS[method].load().Settings.__dataclass_fields__
+    return {key: value for key, value in small.items() if key in fields}
 
 
 def _samples(shards: Path) -> int:
@@ -197,6 +231,7 @@ def report_kernels(device: torch.device, toy: bool, write: Write, **_: Any) -> N
 
 
 STAGES = {"hardware": hardware, "steps": steps, "exact": exact, "profile": report_kernels, "cifar": cifar}
+TRIALS = {"pirl": pirl}  # only on request
 
 
 @click.command()
@@ -219,12 +254,15 @@ def main(
     if stage is not None:
         with tempfile.TemporaryDirectory() as work:
             write = partial(_append, out, stage)
-            STAGES[stage](torch.device(device), toy=toy, write=write, work=Path(work), limit=limit, **choice)
+            {**STAGES, **TRIALS}[stage](
+                torch.device(device), toy=toy, write=write, work=Path(work), limit=limit, **choice
+            )
         return
     end = time.monotonic() + 60 * minutes
-    for name in stages.split(","):
+    *first, last = stages.split(",")
+    for name in (*first, last):
         left = end - time.monotonic()
-        seconds = min(left, LIMITS[name]) if name != "cifar" else left
+        seconds = left if name == last else min(left, LIMITS[name])
         command = [sys.executable, __file__, *sys.argv[1:], "--stage", name, "--limit", str(seconds)]
         begin = time.monotonic()
         try:

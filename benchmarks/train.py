@@ -16,18 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import gpu
 import numpy as np
 import torch
+from torch._inductor.async_compile import AsyncCompile
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.functional import to_pil_image
 
 from sacl_train import train
@@ -52,6 +56,7 @@ PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 @click.option("--only", default="wait,decode,grid,simclr,memory", show_default=True, help="Parts to measure.")
 @click.option("--launches", is_flag=True, help="Only count the operations of a step.")
 @click.option("--encoder", default="se_resnet18", show_default=True, help="Of part launches.")
+@click.option("--methods", default=",".join(METHODS), show_default=True, help="Of part launches.")
 @click.option("--simclr-steps", hidden=True, help="Print the seconds of this kind of step.")
 @click.option("--device", default="cuda", hidden=True, help="Device of part cuda.")
 @click.option("--tiny", is_flag=True, hidden=True, help="Run part cuda at toy size.")
@@ -61,6 +66,7 @@ def main(
     only: str,
     launches: bool,
     encoder: str,
+    methods: str,
     simclr_steps: str | None,
     device: str,
     tiny: bool,
@@ -77,50 +83,72 @@ def main(
         "simclr": report_simclr,
         "memory": report_memory,
     }
-    parts["launches"] = lambda rounds: report_launches(encoder)
+    parts["launches"] = lambda rounds: report_launches(encoder, methods)
     parts["cuda"] = lambda rounds: gpu.report(rounds, device, tiny)
     for name in ("launches",) if launches else only.split(","):
         parts[name](rounds)
         print(flush=True)
 
 
-def report_launches(encoder: str) -> None:
-    """Print the operations of a step that compute something: eager ones, and with compiled views and networks.
+def report_launches(encoder: str, methods: str) -> None:
+    """Print the operations of a step that compute something (no views, no allocations): eager, and compiled.
 
-    Counted on a CPU, where a compiled kernel is a C++ loop; on CUDA it is a Triton kernel.
+    They are counted on a CPU, where a generated kernel is a C++ function, which may be several kernels on CUDA, and the
+    step of the optimizer is three operations for each parameter, which are one or two kernels for all on CUDA. Kernels
+    are generated and called, but not built, because a C++ compiler takes minutes for them.
     """
-    print(f"| step with {encoder}, 32 px | eager | compiled | of them generated |\n|---|---|---|---|")
-    torch._inductor.config.cpp.enable_kernel_profile = True
-    for name in METHODS:
-        counts = {}
-        for mode in ("none", "default"):
-            torch._dynamo.reset()
-            own = {"queue": 4096} if name == "mocov2" else {}
-            own |= {"images": 64} if name == "pirl" else {}
-            settings = {"method": name, "encoder": encoder, "attention": "se", **PIXELS, **own, "batch_size": 8}
-            config = load_config(None, settings)
-            method = build_method(config, (32, 32))
-            if mode != "none":
-                compile_method(method, mode)
-            step = make_step(method, build_optimizer(method), config, torch.device("cpu"))
-            pixels = torch.randint(0, 256, (8, 2, 3, 32, 32), dtype=torch.uint8)
-            batch = {"image": pixels[:, 0], "texture": pixels[:, 1:], "index": torch.arange(8)}
-            for number in range(2):
-                step(batch, 0, number, 10, 0.1)
-            with profile(activities=[ProfilerActivity.CPU]) as record:
-                step(batch, 0, 2, 10, 0.1)
-            counts[mode] = count_operations(record.events())
-        print(f"| {name} | {counts['none'][0]:,} | {counts['default'][0]:,} | {counts['default'][1]:,} |", flush=True)
+    print(f"| step with {encoder}, 32 px | eager | compiled | of them generated kernels |\n|---|---|---|---|")
+    torch._inductor.config.force_disable_caches = True  # kernels of an earlier process would be called in earnest
+    for name in methods.split(","):
+        eager, _ = count_launches(name, encoder, "none")
+        compiled, kernels = count_launches(name, encoder, "default")
+        print(f"| {name} | {eager:,} | {compiled + kernels:,} | {kernels:,} |", flush=True)
 
 
-def count_operations(events: Any) -> tuple[int, int]:
-    """Return the number of operations that compute (no views, no allocations), and of generated kernels among them."""
-    generated = sum(event.name.startswith("graph_") for event in events)
-    leaves = [event.name for event in events if event.name.startswith("aten::") and not event.cpu_children]
-    idle = ("view", "as_strided", "empty", "reshape", "permute", "transpose", "expand", "slice", "select", "detach")
-    idle += ("unsqueeze", "squeeze", "resize_", "t", "alias", "unbind", "split", "narrow", "lift_fresh", "result_type")
-    computing = [name for name in leaves if not name.removeprefix("aten::").startswith(idle) or name == "aten::tanh"]
-    return len(computing) + generated, generated
+def count_launches(method_name: str, encoder: str, mode: str) -> tuple[int, int]:
+    """Return the operations and the generated kernels of a step."""
+    own: dict[str, object] = {"queue": 4096} if method_name == "mocov2" else {}
+    own |= {"images": 64} if method_name == "pirl" else {}
+    settings = {"method": method_name, "encoder": encoder, "attention": "se", **PIXELS, **own, "batch_size": 8}
+    config = load_config(None, settings)
+    method = build_method(config, (32, 32))
+    torch._dynamo.reset()
+    if mode != "none":
+        compile_method(method, mode)
+    step = make_step(method, build_optimizer(method), config, torch.device("cpu"))
+    pixels = torch.randint(0, 256, (8, 2, 3, 32, 32), dtype=torch.uint8)
+    batch = {"image": pixels[:, 0], "texture": pixels[:, 1:], "index": torch.arange(8)}
+    calls = Counter[str]()
+
+    def count_kernel(*_: object) -> None:
+        calls["kernel"] += 1
+
+    with patch.object(AsyncCompile, "cpp_pybinding", lambda *_: count_kernel):
+        for number in range(2):
+            step(batch, 0, number, 10, 0.1)
+        calls.clear()
+        with Operations() as operations:
+            step(batch, 0, 2, 10, 0.1)
+    return operations.count, calls["kernel"]
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute something."""
+
+    ALLOCATIONS = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let compiled networks run compiled."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view and func.overloadpacket.__name__ not in self.ALLOCATIONS
+        return func(*args, **(kwargs or {}))
 
 
 def report_waiting(rounds: int) -> None:

@@ -23,9 +23,10 @@ def test_stages_end_well_from_packed_cifar10_to_probes(cifar10_root: Path, tmp_p
         done = CliRunner().invoke(cifar_pack, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
     command = [sys.executable, SCRIPT, "--out", out, "--data", tars, "--device", "cpu", "--toy", "--minutes", "5"]
-    subprocess.run([*command, "--stages", "hardware,profile,cifar"], check=True, capture_output=True)
+    subprocess.run([*command, "--stages", "hardware,steps,profile,cifar"], check=True, capture_output=True)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     ended = {line["stage"]: line["ended"] for line in lines if "ended" in line}
-    assert ended == {"hardware": 0, "profile": 0, "cifar": 0}
+    assert ended == {"hardware": 0, "steps": 0, "profile": 0, "cifar": 0}
+    assert sum("images_per_s" in line for line in lines) == 2
     probes = {line["probe"]: line["test"][0]["images"] for line in lines if "probe" in line}
     assert probes == {"knn": 200, "linear": 200}
