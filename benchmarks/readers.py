@@ -130,7 +130,7 @@ def energon(directory: Path, texture: bool) -> Reader:
 
     @library.stateless
     def cook(sample: dict[str, Any]) -> Any:
-        pixels = [decode(sample[name]) for name in members[:-1]]
+        pixels = [sample[name] for name in members[:-1]]  # energon decodes images to float tensors
         return library.TextSample(**library.basic_sample_keys(sample), text=(*pixels, int(sample["cls"])))
 
     class Encoder(library.DefaultTaskEncoder):
@@ -176,7 +176,7 @@ READERS = {
     "Hugging Face datasets": hugging_face,
     "timm": timm,
     "DALI on the CPU": dali,
-    "Megatron-Energon, Pillow": energon,
+    "Megatron-Energon, float tensors": energon,
     "LightlyDataset of open_shards": lightly,
 }
 

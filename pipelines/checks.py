@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipelines.options import evaluation, read_build
+from pipelines.options import PROBE_TAKEN, evaluation, read_build, refuse_taken
 from pipelines.recipe import Journey
 from sacl_train.cli.evaluate import eval_main
 from texturegen.console import warn
@@ -113,9 +113,12 @@ def _check_probe(
     shards = {name: Path(name) for name in journey.sets}
     line = evaluation(probe, Path("."), shards, journey.tests, "cpu", options)
     try:
+        refuse_taken(options, PROBE_TAKEN)
         eval_main.commands[probe].make_context(probe, line[2:])
     except click.UsageError as error:
         raise UserError(f"{where}: {error.format_message().rstrip('.')}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     for key in PLACES:
         named = options.get(key, [])
         for place in [named] if isinstance(named, str) else named:

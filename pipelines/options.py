@@ -30,6 +30,17 @@ def make_flags(options: dict[str, Any]) -> list[str]:
     return flags
 
 
+BUILD_TAKEN = ("out", "shard_range")  # options that a recipe chooses itself
+PROBE_TAKEN = ("run", "encoder", "json")
+
+
+def refuse_taken(options: dict[str, Any], taken: tuple[str, ...]) -> None:
+    """Raise UserError for an option that a recipe chooses itself."""
+    for name in taken:
+        if name in options or name.replace("_", "-") in options:
+            raise UserError(f"{name} is chosen by the recipe; leave it out")
+
+
 def read_build(options: dict[str, Any]) -> tuple[Recipe, str | None]:
     """Return the recipe of a build and the folder of its images, as `texturegen build` reads them from its options.
 
@@ -41,8 +52,9 @@ def read_build(options: dict[str, Any]) -> tuple[Recipe, str | None]:
     Raises
     ------
     UserError
-        An option is unknown, missing, or has a value of another type.
+        An option is unknown, missing, chosen by the recipe itself, or has a value of another type.
     """
+    refuse_taken(options, BUILD_TAKEN)
     build = texturegen_main.commands["build"]
     try:
         values = build.make_context("build", ["--out", ".", *make_flags(options)]).params

@@ -69,7 +69,8 @@ class TextureSimCLR(SimCLR):
         indices, (x1, x2, texture), labels = batch
         out = BaseMethod.training_step(self, [indices, [x1, x2], labels], batch_idx)
         t = None if self.alpha is None else self(texture)["z"]
-        loss = nt_xent(*out["z"], t, self.temperature, self.alpha or 0.0)
+        z1, z2 = out["z"]
+        loss = nt_xent(z1, z2, t, self.temperature, self.alpha or 0.0)
         self.log("train_nce_loss", loss, prog_bar=True)
         return loss + out["loss"]  # the latter trains solo-learn's online classifier, on detached features
 

@@ -143,14 +143,13 @@ def _of_timm(name: str, tensors: dict[str, Tensor]) -> Architecture:
     encoder = TimmEncoder(name)
     config = encoder.config
     side = _side_of_positions(encoder.model, tensors)
-    names = config.get("classifier") or ()
     return Architecture(
         f"{PREFIX}{name}",
         (lambda: encoder) if side is None else (lambda: TimmEncoder(name, side)),
-        (names,) if isinstance(names, str) else tuple(names),
+        encoder.classifier,
         tuple(config["mean"]) if config.get("mean") else None,
         tuple(config["std"]) if config.get("std") else None,
-        side or config.get("input_size", (3, None, None))[-1],
+        side or encoder.side,
     )
 
 

@@ -37,8 +37,8 @@ class WeightFile:
     tensors : dict of str to Tensor
         All tensors, on the CPU. Names of nested dictionaries are joined by dots: "state_dict.module.conv1.weight".
     about : dict
-        What the file says about its encoder; empty if nothing. Ours: "arguments" of `build_encoder`, "mean", "std" and
-        "size". timm's config.json: "architecture", "model_args" and "pretrained_cfg".
+        What the file says about its encoder; empty if nothing. "mean" and "std", three numbers each, "size" in pixels,
+        and "arguments" of `build_encoder` or "architecture", a name of timm.
     """
 
     path: Path
@@ -142,8 +142,31 @@ def _read_directory(path: Path) -> WeightFile:
     for name in WEIGHT_NAMES:
         if (path / name).is_file():
             weights = read_weights(path / name)
-            return WeightFile(path, weights.tensors, {**(about if isinstance(about, dict) else {}), **weights.about})
+            return WeightFile(path, weights.tensors, {**_describe(config, about), **weights.about})
     raise MissingError(f"{path}: has no {' or '.join(WEIGHT_NAMES)} beside config.json")
+
+
+def _describe(path: Path, content: Any) -> dict[str, Any]:
+    """Return `WeightFile.about` of a description: ours, or timm's of any age, which may nest the pixels' values."""
+    content = content if isinstance(content, dict) else {}
+    nested = content.get("pretrained_cfg")
+    about = {**content, **(nested if isinstance(nested, dict) else {})}
+    found: dict[str, Any] = {}
+    for key, kind in (("arguments", dict), ("architecture", str)):
+        if isinstance(content.get(key), kind):
+            found[key] = content[key]
+    for key in ("mean", "std"):
+        value = about.get(key)
+        if value is not None and not (isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))):
+            raise DamagedError(f"{path}: {key} is {printable(str(value), 40)}; it must be three numbers")
+        found[key] = value
+    sides = about.get("input_size")
+    size = sides[-1] if isinstance(sides, list) and sides else about.get("size")
+    return {**found, "size": size if isinstance(size, int) else None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def checksum(tensors: Mapping[str, Tensor], about: str) -> str:
@@ -170,7 +193,7 @@ def _read_safetensors(path: Path) -> WeightFile:
         raise DamagedError(f"{path}: cannot be read as safetensors ({error}); copy or export it again") from None
     if metadata.get("sha256", expected := checksum(tensors, metadata.get("encoder", ""))) != expected:
         raise DamagedError(f"{path}: damaged (its content differs from its own checksum); copy or export it again")
-    return WeightFile(path, tensors, about if isinstance(about, dict) else {})
+    return WeightFile(path, tensors, _describe(path, about) if about else {})
 
 
 def _describe_checkpoint(content: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sacl_train.nets import build_encoder
-from sacl_train.nets.architectures import VectorEncoder, find_architectures, to_vector
+from sacl_train.nets.architectures import Architecture, VectorEncoder, find_architectures, to_vector
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.encoder_file import EncoderFile
 from sacl_train.nets.files import WeightFile, kind_of, read_weights
-from sacl_train.nets.matching import match_weights
+from sacl_train.nets.matching import Match, match_weights
 from sacl_train.nets.timm_models import PREFIX, TimmEncoder, find_pretrained
 from texturegen.errors import DamagedError, MissingError, UserError
 
@@ -93,14 +94,14 @@ def load_initial(encoder: Encoder, source: str) -> str:
         If the source is no file of weights, or does not fit; the message names the tensors.
     """
     if source.startswith(PREFIX):
-        cached = TimmEncoder(source.removeprefix(PREFIX), None, pretrained=find_pretrained(source.removeprefix(PREFIX)))
+        name = source.removeprefix(PREFIX)
+        cached = TimmEncoder(name, pretrained=find_pretrained(name))
         weights = WeightFile(Path(source), cached.model.state_dict())
     else:
         weights = read_weights(Path(source))
-    target = encoder.model if isinstance(encoder, TimmEncoder) else encoder
-    classifier = encoder.config.get("classifier") or () if isinstance(encoder, TimmEncoder) else "fc"
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    match = match_weights(target.state_dict(), weights.tensors, names)
+    target = _inner(encoder)
+    classifier = encoder.classifier if isinstance(encoder, TimmEncoder) else ("fc",)
+    match = match_weights(target.state_dict(), weights.tensors, classifier)
     if not match.fits:
         raise UserError(
             f"{source}: does not fit this encoder: {match.differences()}; choose encoder, stem, attention and width as "
@@ -111,39 +112,58 @@ def load_initial(encoder: Encoder, source: str) -> str:
 
 
 def _open_weights(file: EncoderFile, weights: WeightFile) -> OpenedEncoder:
-    """Build the architecture that the file or the user names, and load the weights into it."""
-    about, label = weights.about, file.arch
-    given = about.get("pretrained_cfg", about)  # timm's config.json, or ours
-    if file.arch is None and "arguments" in about:
-        encoder = build_encoder(**about["arguments"])
-        label = about["arguments"]["name"]
-        target: nn.Module = encoder.model if isinstance(encoder, TimmEncoder) else encoder
-        match = match_weights(target.state_dict(), weights.tensors, ("fc",), file.prefix)
-        size = about.get("size")
-    else:
-        name = file.arch or (f"{PREFIX}{about['architecture']}" if "architecture" in about else None)
-        if name is None:
-            raise UserError(
-                f"{weights.path}: does not say its architecture; name it with --arch, for example --arch resnet50"
-            )
-        best = None
-        for architecture in find_architectures(name, weights.tensors):
-            encoder = architecture.make()
-            target = encoder if not isinstance(encoder, TimmEncoder | VectorEncoder) else encoder.model
-            match = match_weights(target.state_dict(), weights.tensors, architecture.classifier, file.prefix)
-            if best is None or len(match.weights) > len(best[1].weights) or match.fits:
-                best = architecture, match, encoder, target
-            if match.fits:
-                break
-        assert best is not None
-        architecture, match, encoder, target = best
-        label, size = architecture.label, architecture.size
-        given = {"mean": architecture.mean, "std": architecture.std, **given}
+    """Build the architecture that the user or the file names, and load the weights into it."""
+    best: tuple[Architecture, Encoder, Match] | None = None
+    for architecture in _find_candidates(file, weights):
+        encoder = architecture.make()
+        expected = _inner(encoder).state_dict()
+        try:
+            match = match_weights(expected, weights.tensors, architecture.classifier, file.prefix)
+        except UserError as error:
+            raise UserError(f"{weights.path}: {error}") from None
+        if best is None or len(match.weights) > len(best[2].weights) or match.fits:
+            best = architecture, encoder, match
+        if match.fits:
+            break
+    assert best is not None
+    architecture, encoder, match = best
     if not match.fits:
-        raise UserError(f"{weights.path}: does not fit {label}: {match.differences()}; choose another --arch")
-    _load(target, match.weights)
-    notes = [f"{weights.path}: {label}, {match.summary()}"]
-    return OpenedEncoder(encoder, str(label), *_normalisation(given), size, notes)
+        raise UserError(
+            f"{weights.path}: does not fit {architecture.label}: {match.differences()}; choose another --arch"
+        )
+    _load(_inner(encoder), match.weights)
+    about = weights.about
+    given = {"mean": about.get("mean") or architecture.mean, "std": about.get("std") or architecture.std}
+    size = about.get("size") or architecture.size
+    notes = [f"{weights.path}: {architecture.label}, {match.summary()}"]
+    return OpenedEncoder(encoder, architecture.label, *_normalisation(given), size, notes)
+
+
+def _find_candidates(file: EncoderFile, weights: WeightFile) -> Iterator[Architecture]:
+    """Yield the architectures that the weights may be of, the likeliest first."""
+    about = weights.about
+    if file.arch is None and "arguments" in about:
+        arguments = about["arguments"]
+        try:
+            encoder = build_encoder(**arguments)
+        except TypeError:
+            raise DamagedError(
+                f"{weights.path}: describes an encoder that this version does not know; name it with --arch"
+            ) from None
+        yield Architecture(arguments["name"], lambda: encoder)
+        return
+    name = file.arch or (f"{PREFIX}{about['architecture']}" if "architecture" in about else None)
+    if name is None:
+        raise UserError(
+            f"{weights.path}: does not say its architecture; name it with --arch, for example --arch resnet50"
+        )
+    yield from find_architectures(name, weights.tensors)
+
+
+def _inner(encoder: Encoder) -> nn.Module:
+    """Return the module whose names the weights have."""
+    inner: nn.Module = encoder.model if isinstance(encoder, TimmEncoder | VectorEncoder) else encoder
+    return inner
 
 
 def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -158,9 +178,8 @@ def _normalisation(about: dict[str, Any]) -> tuple[tuple[float, ...], tuple[floa
 def _open_cached(file: EncoderFile) -> OpenedEncoder:
     name = file.source.removeprefix(PREFIX)
     encoder = TimmEncoder(name, pretrained=find_pretrained(name))
-    size = encoder.config.get("input_size", (3, None, None))[-1]
     notes = [f"{file.source}: weights from timm's cache"]
-    return OpenedEncoder(encoder, file.source, *_normalisation(encoder.config), size, notes)
+    return OpenedEncoder(encoder, file.source, *_normalisation(encoder.config), encoder.side, notes)
 
 
 def _open_torchscript(file: EncoderFile, path: Path) -> OpenedEncoder:

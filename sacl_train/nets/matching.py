@@ -87,7 +87,7 @@ def match_weights(
     classifier : tuple of str
         Names of modules of the architecture that the encoder lacks; their tensors are ignored.
     prefix : str or None
-        The prefix, if the user says it.
+        The prefix, if the user says it, or its end: "module.encoder_q" for "state_dict.module.encoder_q.".
 
     Returns
     -------
@@ -97,12 +97,10 @@ def match_weights(
     Raises
     ------
     UserError
-        If no tensor has `prefix`.
+        If no tensor has `prefix`, or it is the end of several.
     """
     if prefix is not None:
-        prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-        if not any(name.startswith(prefix) for name in found):
-            raise UserError(f"no tensor has the prefix '{prefix}'; there are {_some([*found])}")
+        prefix = _complete(prefix, found)
     matches = []
     for start in _prefixes(expected, found) if prefix is None else [prefix]:
         matches.append(_compare(expected, _below(found, start), start, classifier))
@@ -118,6 +116,20 @@ def match_weights(
     # Tensors outside the prefix, such as those of a momentum copy, are left too.
     best.ignored.extend(name for name in found if not name.startswith(best.prefix))
     return best
+
+
+def _complete(prefix: str, found: Mapping[str, Tensor]) -> str:
+    """Return a prefix of tensors' names that ends with the one that a user gave."""
+    prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    if any(name.startswith(prefix) for name in found):
+        return prefix
+    inner = [name[: name.index(f".{prefix}") + 1] + prefix for name in found if f".{prefix}" in name]
+    longer = list(dict.fromkeys(inner))
+    if len(longer) > 1:
+        raise UserError(f"several prefixes end with '{prefix}': {_some(longer)}; give one of them as a whole")
+    if not longer:
+        raise UserError(f"no tensor has the prefix '{prefix}'; there are {_some([*found])}")
+    return longer[0]
 
 
 def _below(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -74,6 +74,18 @@ class TimmEncoder(Encoder):
         return found
 
     @property
+    def classifier(self) -> tuple[str, ...]:
+        """Names of the modules of timm's classifier, which the model here lacks."""
+        names = self.config.get("classifier") or ()
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    @property
+    def side(self) -> int | None:
+        """Side in pixels of the images that timm's weights were trained with."""
+        side: int | None = self.config.get("input_size", (3, None, None))[-1]
+        return side
+
+    @property
     def reduction(self) -> int | None:
         """Pixels per position of the last map; None if timm does not tell."""
         try:

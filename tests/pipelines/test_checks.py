@@ -78,6 +78,8 @@ def test_root_of_a_set_comes_first_and_the_second_run_skips_the_build(
     [
         ({"sets.test.root": "nowhere"}, r"mine: \[sets\.test\]: the image folder nowhere does not exist"),
         ({"sets.test.sise": 32}, r"\[sets\.test\]: No such option '?--sise'?.*--size"),
+        ({"sets.test.out": "x"}, r"\[sets\.test\]: out is chosen by the recipe; leave it out"),
+        ({"evaluate.knn.encoder": "x.pth"}, r"\[evaluate\.knn\]: encoder is chosen by the recipe"),
         ({"sets.test.size": "large"}, r"\[sets\.test\]: Invalid value for '--size'"),
         ({"build.method": "wang"}, r"\[sets\.train\]: .*'wang'.*did you mean 'wang-tiles'"),
         (

@@ -124,8 +124,18 @@ def test_prefix_can_be_chosen(resnet: nn.Module, features: Tensor, tmp_path: Pat
     )
     torch.testing.assert_close(encode(EncoderFile(path, "test_resnet", prefix="q")), features)
     assert not torch.allclose(encode(EncoderFile(path, "test_resnet", prefix="k.")), features)
-    with pytest.raises(UserError, match=r"no tensor has the prefix 'x\.'; there are q\.conv1\.0\.weight"):
+    with pytest.raises(UserError, match=r"x\.pth: no tensor has the prefix 'x\.'; there are q\.conv1\.0\.weight"):
         open_encoder(EncoderFile(path, "test_resnet", prefix="x"))
+    nested = {"state_dict": {"module": {"q": resnet.state_dict(), "k": {}}}, "ema": {"module": {"q": {"w": IMAGES}}}}
+    torch.save(nested, path)
+    torch.testing.assert_close(encode(EncoderFile(path, "test_resnet", prefix="state_dict.module.q")), features)
+    with pytest.raises(
+        UserError, match=r"several prefixes end with 'module\.q\.': state_dict\.module\.q\., ema"
+    ):
+        open_encoder(EncoderFile(path, "test_resnet", prefix="module.q"))
+    del nested["ema"]
+    torch.save(nested, path)
+    torch.testing.assert_close(encode(EncoderFile(path, "test_resnet", prefix="module.q.")), features)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
@@ -174,6 +184,27 @@ def test_directory_with_config_json_says_its_architecture(resnet: nn.Module, fea
     with torch.no_grad():
         torch.testing.assert_close(opened.encoder(IMAGES), features)
     assert open_encoder(EncoderFile(str(tmp_path), mean=(0.5, 0.5, 0.5))).mean == (0.5, 0.5, 0.5)
+    assert opened.size == 160, "timm's own"
+    contents: list[tuple[Any, str | None]] = [
+        ({"architecture": "test_resnet", "mean": [0.4] * 3, "input_size": [3, 96, 96]}, None),  # of older versions
+        ({"architecture": "test_resnet", "pretrained_cfg": None}, None),
+        (
+            {"architecture": "test_resnet", "pretrained_cfg": {"mean": [0.5, 0.5]}},
+            r"mean is \[0\.5, 0\.5\]; it must be",
+        ),
+        ({"architecture": "test_resnet", "std": "x"}, "config.json: std is x; it must be three numbers"),
+        ({"architecture": 7}, "does not say its architecture"),
+        ([1], "does not say its architecture"),
+        ({"arguments": {"name": "se_resnet8", "depth": 3}}, "describes an encoder that this version does not know"),
+    ]
+    for content, message in contents:
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        if message is not None:
+            with pytest.raises(UserError, match=message):
+                open_encoder(EncoderFile(str(tmp_path)))
+        else:
+            opened = open_encoder(EncoderFile(str(tmp_path)))
+            assert (opened.size, opened.mean[0]) == ((96, 0.4) if "mean" in content else (160, 0.5))
 
 
 def test_checkpoint_of_a_run_says_its_architecture(tmp_path: Path) -> None:
