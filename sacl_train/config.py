@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 from sacl_train.methods import METHODS
 from sacl_train.methods.recipes import resolve_recipe
 from sacl_train.methods.sacl import SACLSettings
+from sacl_train.methods.widths import head_widths
 from texturegen.errors import UserError, nearest
 
 TYPE_NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
@@ -256,7 +257,11 @@ def load_config(path: str | Path | None, settings: dict[str, Any]) -> Config:
         if values.get("encoder", "").startswith("timm:"):
             recipe.pop("zero_init_residual", None)  # timm's ResNets start that way by themselves
         values = {**recipe, **values}
-    method_settings = cls.Settings(**{key: values.pop(key) for key in of_method if key in values})
+    own = {key: values.pop(key) for key in of_method if key in values}
+    widths: dict[str, int] = {}
+    if values.get("recipe") is None:
+        widths = head_widths(vars(cls.Settings()), values.get("encoder", Config.encoder), values.get("width"))
+    method_settings = cls.Settings(**{**widths, **own})
     defaults = dict(cls.defaults)
     if values.get("encoder", "").startswith("timm:"):
         defaults["attention"] = "none"  # the name of a timm model says what attention it has

@@ -38,6 +38,10 @@ class Entry:
     blocks: int | tuple[int, ...]
     width: int | None = None
 
+    def features(self, width: int | None) -> int | None:
+        """Return the dimensions of its features at a width; None for an encoder of a fixed width, 512 or more."""
+        return None if self.width is None else 4 * (width or self.width)
+
     def load(self) -> "Callable[..., StagedEncoder]":
         """Import the encoder's module and return its constructor with `blocks` bound."""
         module, name = self.location.split(":")

@@ -99,3 +99,25 @@ def test_file_that_is_not_toml_is_reported(tmp_path: Path) -> None:
     path.write_text("epochs: 3")
     with pytest.raises(UserError, match=r"c.toml: not a TOML file"):
         load_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "widths"),
+    [
+        ({}, (2048, 2048, 512)),  # SACL section 3.2
+        ({"encoder": "se_resnet18"}, (2048, 2048, 512)),
+        ({"encoder": "se_resnet20"}, (256, 256, 64)),
+        ({"encoder": "se_resnet8", "width": 4, "projector_out": 32}, (128, 32, 32)),
+        ({"encoder": "se_resnet20", "recipe": "paper"}, (2048, 2048, 512)),
+        ({"encoder": "se_resnet20", "method": "byol"}, (256, 256, 256)),
+        ({"encoder": "timm:resnet18"}, (2048, 2048, 512)),
+    ],
+)
+def test_heads_are_sized_to_the_encoder_by_default(settings: dict, widths: tuple[int, ...]) -> None:
+    found = vars(load_config(None, settings).method_settings)
+    assert tuple(found[name] for name in ("projector_hidden", "projector_out", "predictor_hidden")) == widths
+
+
+def test_heads_of_other_methods_keep_what_follows_the_encoder() -> None:
+    found = vars(load_config(None, {"encoder": "se_resnet20", "method": "simclr"}).method_settings)
+    assert (found["projector_hidden"], found["projector_out"]) == (None, 128)

@@ -89,6 +89,7 @@ class WebDataset(Source):
             self.index = list_tars(root, self._with_tar, None if named else self._label)
         else:
             self.index = listing if listing.root == root else relocate(listing, root)
+        self._are_classes_given = named is not None
         self.classes = named or self.index.classes or []
         self._labels = {name: number for number, name in enumerate(self.classes)}
         self._stems = [tar_stem(file) for file in self.index.files] if self._with_tar else []
@@ -168,7 +169,8 @@ class WebDataset(Source):
                 known = f"the class names are {', '.join(map(printable, self.classes[:5]))}" if self.classes else ""
                 raise refuse(
                     f"{self._label} holds '{printable(label)}', which is not a class number"
-                    f"{', and ' + known if known else ''}; give the names with --classes"
+                    f"{', and ' + known if known else ''}; "
+                    f"{'add it to --classes' if self._are_classes_given else 'give the names with --classes'}"
                 )
             return self._labels[label]
         if self.classes and label >= len(self.classes):
