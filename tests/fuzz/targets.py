@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,18 @@ import numpy as np
 from click.testing import CliRunner
 
 from tests.fuzz.mutation import flip_bit, mutate_bytes, mutate_tree, to_toml
+from tests.texturegen.builds.test_build import digests
 from texturegen import open_shards
-from texturegen.builds import Recipe, build
+from texturegen.builds import Recipe, build, finish
 from texturegen.builds.repair import repair
+from texturegen.cli.shards import index as index_command
 from texturegen.cli.shards import info, preview
 from texturegen.cli.shards import merge as merge_command
 from texturegen.cli.shards import split as split_command
 from texturegen.cli.shards import verify as verify_command
 from texturegen.errors import UserError
 from texturegen.shards.build_json import seal
+from texturegen.shards.index import INDEXES
 from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.merge import merge, split
 from texturegen.shards.verify import verify
@@ -127,9 +131,9 @@ def _same_json(one: bytes, other: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     wanted = json.loads(other)
-    # Without the checksum, the file counts as one of texturegen 0.1.0, and entries that no reader knows are ignored.
-    if isinstance(found, dict) and "sha256" not in found:
-        wanted.pop("sha256")
+    # Without these entries, the file counts as one of texturegen 0.1.0, and entries that no reader knows are ignored.
+    if isinstance(found, dict) and not {"sha256", "algorithms"} & found.keys():
+        del wanted["sha256"], wanted["algorithms"]
         return {name: found.get(name) for name in wanted} == wanted
     return bool(found == wanted)
 
@@ -173,6 +177,7 @@ def check_command(command: Any, options: list[str]) -> int:
 def prepare_hostile_shards(place: Path) -> Run:
     """Changed values with matching checksums: the reader and verify agree, and no other exception is raised."""
     sound, files, _ = _make_shards(place, "png", 6)
+    recipe = Recipe("shapes", limit=6, shard_size=4)
     content = json.loads(files[BUILD])
 
     def run(draws: random.Random, work: Path) -> str:
@@ -210,9 +215,61 @@ def prepare_hostile_shards(place: Path) -> Run:
             error = raised
         if not faults:
             assert error is None, f"verify accepts what the reader refuses: {error}"
-        is_refused(lambda: repair(out, workers=0))
         is_refused(lambda: split(out, work / "copy", share=0.5))
+        command, options = draws.choice(
+            [
+                (info, [str(out)]),
+                (preview, [str(out), "-o", str(work / "sheet.png")]),
+                (index_command, [str(out), "--for", draws.choice([*INDEXES])]),
+                (merge_command, [str(out), str(sound), "--out", str(work / "m")]),
+            ]
+        )
+        check_command(command, options)
+        is_refused(lambda: finish(out))
+        # What rebuilds shards reads the recipe; a finished build whose files are whole is left alone.
+        next(out.glob("*.tar")).unlink(missing_ok=True)
+        is_refused(lambda: repair(out, workers=0))
+        is_refused(lambda: build(recipe, out, retry_failed=draws.random() < 0.5))
         return "refused" if error or faults else "read"
+
+    return run
+
+
+def prepare_begun_builds(place: Path) -> Run:
+    """Files of an unfinished build: it is finished as if they had not changed, or refused."""
+    root = place / "photos"
+    root.mkdir()
+    for i in range(6):
+        picture = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        (root / f"{i}.png").write_bytes(encode_image(picture, "png")[: 300 if i == 3 else None])
+    (root / "notes.txt").touch()  # counted as ignored
+    recipe = Recipe("folder", per_image=0, shard_size=2)
+    make = partial(build, recipe, root=str(root))
+    make(place / "finished")
+    expected = digests(place / "finished")
+    for name, parts in (("half", (1,)), ("whole", (1, 2))):
+        for part in parts:
+            make(place / name, part=(part, 2))
+
+    def run(draws: random.Random, work: Path) -> str:
+        ending = draws.randrange(3)
+        out = Path(shutil.copytree(place / ("whole" if ending == 0 else "half"), work / "out"))
+        path = draws.choice([path for path in sorted((out / "parts").iterdir()) if not path.name.startswith("lock")])
+        data = path.read_bytes()
+        path.write_bytes(mutate_bytes(data, draws) if draws.random() < 0.7 else flip_bit(data, draws))
+
+        def end() -> None:
+            if ending == 1:
+                make(out)
+                return
+            if ending == 2:
+                make(out, part=(2, 2))
+            finish(out)
+
+        if is_refused(end):
+            return "refused"
+        assert digests(out) == expected, f"silently another build after a change of {path.name}"
+        return "unchanged"
 
     return run
 
@@ -367,6 +424,7 @@ def prepare_texts(place: Path) -> Run:
 TARGETS = {
     "shard files": Target(6, prepare_shard_files),
     "hostile shards": Target(4, prepare_hostile_shards),
+    "begun builds": Target(2, prepare_begun_builds),
     "foreign tars": Target(3, prepare_foreign_tars),
     "images": Target(3, prepare_images),
     "checkpoints": Target(3, prepare_checkpoints),

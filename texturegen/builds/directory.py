@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from texturegen import __version__
@@ -39,14 +40,16 @@ from texturegen.builds.differences import refuse_other_build
 from texturegen.builds.listing import read_listing, write_listing
 from texturegen.builds.recipe import RECORDED, Plan
 from texturegen.errors import DamagedError, MissingError, UserError
-from texturegen.shards.build_json import check_size, read_build
+from texturegen.shards.build_json import check_size, read_build, read_sealed, seal
 from texturegen.shards.card import CARD
 from texturegen.shards.layout import BUILD, MANIFEST, PARTS, SHARD_FILE
+from texturegen.shards.manifest import read_manifest
 from texturegen.shards.publish import publish
-from texturegen.shards.writer import rows_file, stats_file
+from texturegen.shards.reader import Shards
+from texturegen.shards.writer import read_stats, rows_file, stats_file, write_stats
 from texturegen.sources import Source
 from texturegen.storage.arrow import open_for_arrow
-from texturegen.storage.atomic import as_json, read_json, sha256_of, write_atomically, write_json, write_once
+from texturegen.storage.atomic import as_json, sha256_of, write_atomically, write_once
 from texturegen.storage.lock import LOCK, DirectoryLock, acquire
 
 RECIPE = "recipe.json"
@@ -109,8 +112,8 @@ class BuildDirectory:
         """Whether an unfinished build is here."""
         return not self.is_finished and (self.parts / RECIPE).is_file()
 
-    def check_finished(self, plan: Plan) -> None:
-        """Check that this is the finished build of `plan`, with all its files; remove leftovers of killed processes.
+    def check_finished(self, plan: Plan | None = None) -> None:
+        """Check that this is a finished build (of `plan`) with all its files; remove leftovers of killed processes.
 
         Raises
         ------
@@ -120,7 +123,8 @@ class BuildDirectory:
             A shard or the manifest is missing or damaged.
         """
         content = read_build(self.path)  # first, because damage must not pass for another build
-        refuse_other_build(self.path / BUILD, plan)
+        if plan is not None:
+            refuse_other_build(self.path / BUILD, plan)
         for shard in content["shards"]:
             check_size(self.path / shard["name"], shard["bytes"])
         manifest = self.path / MANIFEST
@@ -134,10 +138,10 @@ class BuildDirectory:
     def read_plan(self) -> tuple[Plan, int]:
         """Return the plan of a begun build, and the number of files its source ignored."""
         path = self.parts / RECIPE
-        content = read_json(path)
+        content = read_sealed(path)
         try:
             plan, ignored = Plan.from_description(content), int(content["ignored"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, UserError):
             raise DamagedError(f"{path}: damaged; run the same `texturegen build` into another directory") from None
         if not plan.matches(content):
             made_by = f"format {content.get('format')}, texturegen {content.get('texturegen')}"
@@ -178,22 +182,24 @@ class BuildDirectory:
 
         The manifest is cut into the rows of each shard again. Call `check_finished` first.
         """
+        content = Shards(self.path).build  # checks the manifest, whose rows go into the next one
         self.remove_leftovers()
         self.parts.mkdir(exist_ok=True)
-        content = read_build(self.path)
         seconds = content["run"]["seconds"]
-        manifest = pq.ParquetFile(open_for_arrow(self.path / MANIFEST))
         rows: dict[int, list[pa.Table]] = {}
-        for group in range(manifest.num_row_groups):  # one or more per shard
-            table = manifest.read_row_group(group)
-            rows.setdefault(table["position"][0].as_py() // plan.recipe.shard_size, []).append(table)
+        for group in range(pq.read_metadata(open_for_arrow(self.path / MANIFEST)).num_row_groups):
+            table = read_manifest(self.path / MANIFEST, group=group)
+            numbers = pc.divide(table["position"], plan.recipe.shard_size)
+            for number in numbers.unique().to_pylist():
+                rows.setdefault(number, []).append(table.filter(pc.equal(numbers, number)))
+        if rows.keys() != {*range(plan.shards)}:
+            raise DamagedError(f"{self.path / MANIFEST}: damaged, its positions do not fit the shards")
         for number, stats in enumerate(content["shards"]):
             table = pa.concat_tables(rows.pop(number))
             write_atomically(rows_file(self.path, number), partial(pq.write_table, table))
             # build.json holds the total over all shards; the first shard carries it.
             spent = seconds if number == 0 else dict.fromkeys(seconds, 0.0)
-            mark = {"fingerprint": plan.fingerprint, **stats, "seconds": spent}
-            write_json(stats_file(self.path, number), mark)
+            write_stats(self.path, number, plan.fingerprint, {**stats, "seconds": spent})
         self._begin(plan, ignored, source)
         (self.path / BUILD).unlink()
         (self.path / MANIFEST).unlink()
@@ -213,20 +219,8 @@ class BuildDirectory:
         self.parts.rmdir()
 
     def read_stats(self, plan: Plan, number: int) -> dict[str, Any] | None:
-        """Return the stats of a shard; None if the shard has to be built.
-
-        Only sizes are compared: a power cut can leave a renamed file short.
-        """
-        try:
-            stats = read_json(stats_file(self.path, number))
-            is_whole = (
-                stats.pop("fingerprint") == plan.fingerprint
-                and (not stats["bytes"] or (self.path / stats["name"]).stat().st_size == stats["bytes"])
-                and pq.read_metadata(open_for_arrow(rows_file(self.path, number))).num_rows > 0
-            )
-        except (OSError, DamagedError, KeyError, pa.ArrowInvalid):
-            return None
-        return stats if is_whole else None
+        """Return the stats of a shard; None if the shard has to be built."""
+        return read_stats(self.path, number, plan.fingerprint)
 
     def forget_failed(self, plan: Plan, numbers: range) -> None:
         """Mark the shards that hold failed images as not committed, so that they are built again."""
@@ -269,7 +263,7 @@ class BuildDirectory:
         recipe = self.parts / RECIPE
         if self.part is None or not self._has_listing(plan):
             prepare_jobs(self.path, source, compare_times=self.part is None)
-        content = as_json({**_describe(plan), "ignored": ignored})
+        content = as_json(seal({**_describe(plan), "ignored": ignored}))
         if self.part is None:
             if not recipe.is_file():
                 write_atomically(recipe, content)

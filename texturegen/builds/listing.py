@@ -4,13 +4,14 @@ Listing a million files takes seconds on a disk and minutes on a network. And a 
 the build would shift the positions of all files after it.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import pyarrow as pa
 
@@ -22,6 +23,8 @@ from texturegen.storage.arrow import map_for_arrow
 from texturegen.storage.atomic import write_atomically
 
 _LISTED_AT = b"listed_at"
+_END = b"ARROW1"  # of an Arrow file
+_DIGEST_SIZE = hashlib.sha256().digest_size
 _CENTURY = 10**9 * 60 * 60 * 24 * 365 * 100  # ns
 
 
@@ -79,14 +82,14 @@ def read_listing(directory: Path, source: Mapping[str, Any]) -> Listing | TarLis
     if not file.is_file():
         return None
     try:
-        table = pa.ipc.open_file(map_for_arrow(file)).read_all()
+        table = _open(file)
         if ABOUT in (table.schema.metadata or {}):
             return TarListing.from_table(table)
         sizes = table["size"].combine_chunks().to_numpy()
         times = table["time"].combine_chunks().to_numpy() if "time" in table.column_names else ()
         listed_at = int(table.schema.metadata[_LISTED_AT])
         return Listing(StoredPaths(table["path"]), source["classes"], sizes, times, listed_at)
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         raise DamagedError(f"{file}: damaged; build into another directory") from None
 
 
@@ -94,6 +97,24 @@ def _listing_file(directory: Path, digest: str) -> Path:
     return directory / PARTS / f"files-{digest[:16]}.arrow"
 
 
-def _write(table: pa.Table, f: Any) -> None:
-    with pa.ipc.new_file(f, table.schema) as writer:
+def _write(table: pa.Table, f: IO[bytes]) -> None:
+    """Write an Arrow file, and its SHA-256 behind it."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_file(stream, table.schema) as writer:
         writer.write_table(table)
+    data = stream.getvalue()
+    f.write(data)
+    f.write(hashlib.sha256(data).digest())
+
+
+def _open(file: Path) -> pa.Table:
+    """Return the mapped table of a listing; ValueError if its checksum differs. texturegen 0.1.0 wrote none."""
+    data = map_for_arrow(file).read_buffer()
+    size = data.size - _DIGEST_SIZE
+    if size < 0:
+        raise ValueError
+    if data.slice(data.size - len(_END)).to_pybytes() != _END:
+        data, digest = data.slice(0, size), data.slice(size)
+        if hashlib.sha256(data).digest() != digest.to_pybytes():
+            raise ValueError
+    return pa.ipc.open_file(pa.BufferReader(data)).read_all()

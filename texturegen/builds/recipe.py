@@ -5,9 +5,10 @@ A plan holds everything that decides a byte of the shards. Workers, engines and 
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from texturegen.errors import OtherBuildError, UserError, nearest
 from texturegen.shards.layout import FORMAT, PREFIX, PREFIXES, READABLE
@@ -94,6 +95,14 @@ class Recipe:
     one_kind: str | None = None
     prefix: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of another type: it may come from a file."""
+        for name, kind in get_type_hints(Recipe).items():
+            value = getattr(self, name)
+            expected = get_origin(kind) if get_origin(kind) is dict else kind
+            if not isinstance(value, expected) or isinstance(value, bool) is not (kind is bool):
+                raise UserError(f"recipe: {name} is {reprlib.repr(value)}, of another type than {kind}")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -171,7 +180,7 @@ class Plan:
 
     @classmethod
     def from_description(cls, content: Mapping[str, Any]) -> "Plan":
-        """Return the plan that `describe` described. Raises KeyError or TypeError for anything else."""
+        """Return the plan that `describe` described. Raises KeyError, TypeError or UserError for anything else."""
         recipe = Recipe(**content["recipe"])
         return cls(recipe, content["source"]["items"], content["source"], dict(content.get("algorithms", {})))
 
@@ -272,9 +281,9 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
     if recipe.encoding not in ENCODINGS:
         close = nearest(recipe.encoding, ENCODINGS)
-        raise UserError(f"unknown encoding '{recipe.encoding}'{close}; encodings: {', '.join(ENCODINGS)}")
+        raise UserError(f"unknown encoding {recipe.encoding!r}{close}; encodings: {', '.join(ENCODINGS)}")
     if recipe.one_kind is not None and recipe.one_kind not in ENCODING_OF:
-        raise UserError(f"--one-kind is '{recipe.one_kind}'; it must be one of {', '.join(ENCODING_OF)}")
+        raise UserError(f"--one-kind is {recipe.one_kind!r}; it must be one of {', '.join(ENCODING_OF)}")
     if recipe.patches_from is not None and recipe.patches_from not in PLACES:
         close = nearest(recipe.patches_from, PLACES)
         raise UserError(f"--patches-from is '{recipe.patches_from}'{close}; it must be one of {', '.join(PLACES)}")

@@ -126,7 +126,7 @@ def _rebuild(
         damaged = [content["shards"][number]["name"] for number in numbers]
         raise UserError(
             f"{directory}: {_list(damaged)} damaged, and there is no recipe to rebuild from: run the `texturegen "
-            f"{content['derived']['operation']}` that made this directory again"
+            f"{content['derived'].get('operation')}` that made this directory again"
         )
     plan, source = _restore_plan(directory, content, root)
     root = root_for_jobs(root, source)
@@ -164,7 +164,7 @@ def _restore_plan(directory: Path, content: Mapping[str, Any], root: str | None)
     """Return the plan of build.json and its open data set, checked to be the original one."""
     try:
         recipe = Recipe(**content["recipe"])
-    except TypeError as error:
+    except (TypeError, UserError) as error:
         raise OtherBuildError(
             f"{directory}: its recipe is from another version, texturegen {content.get('texturegen')} ({error}); "
             "repair it with that version"

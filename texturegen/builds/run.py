@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from texturegen.builds.directory import BuildDirectory
 from texturegen.builds.engines import ATTEMPTS, Lost, find_engine
@@ -17,10 +16,10 @@ from texturegen.builds.recipe import Plan, Recipe, make_plan, root_for_jobs
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import read_build
 from texturegen.shards.layout import BUILD, MANIFEST
+from texturegen.shards.manifest import read_manifest
 from texturegen.shards.publish import count, find_repeated_key
 from texturegen.shards.writer import rows_file
 from texturegen.sources import Source
-from texturegen.storage.arrow import open_for_arrow
 
 Progress = Callable[[int, int], object]
 StartProgress = Callable[[int, int], Progress]
@@ -179,6 +178,8 @@ def finish(out: str | Path) -> Result:
         A part is still being built.
     MissingError
         There is no build, or shards are missing; the message names them.
+    DamagedError
+        A file of the finished build is damaged.
     UserError
         Another version began the build, or the directory was made by `merge` or `split`.
 
@@ -198,9 +199,8 @@ def finish(out: str | Path) -> Result:
         if directory.is_finished:
             if "derived" in read_build(out):
                 raise UserError(f"{out}: was made by merge or split, and is finished")
-            result = _read_result(out)
-            directory.remove_leftovers()
-            return result
+            directory.check_finished()
+            return _read_result(out)
         if not directory.is_begun:
             raise MissingError(f"{out}: no build to finish; start one with `texturegen build`")
         plan, ignored = directory.read_plan()
@@ -291,7 +291,7 @@ def _finish(directory: BuildDirectory, plan: Plan, ignored: int) -> Result:
             "build` again to build them (in an array: the same parts)"
         )
     parts = [rows_file(out, number) for number in range(plan.shards)]
-    rows = pa.concat_tables(pq.read_table(open_for_arrow(part), columns=["key", "index"]) for part in parts)
+    rows = pa.concat_tables(_read_rows(part, ["key", "index"]) for part in parts)
     first_rows = rows.filter(pc.equal(pc.fill_null(rows["index"], 0), 0))
     repeated = find_repeated_key(first_rows["key"])
     if repeated is not None:
@@ -307,7 +307,7 @@ def _finish(directory: BuildDirectory, plan: Plan, ignored: int) -> Result:
 
 
 def _sum_seconds(shards: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {stage: round(sum(stats["seconds"][stage] for stats in shards), 3) for stage in STAGES}
+    return {stage: round(sum(stats["seconds"].get(stage, 0.0) for stats in shards), 3) for stage in STAGES}
 
 
 def _read_result(out: Path) -> Result:
@@ -323,9 +323,17 @@ def _read_failures(tables: Iterable[Path]) -> list[tuple[str, str]]:
     failures: list[tuple[str, str]] = []
     for path in tables:
         if len(failures) < MAX_FAILURES and path.is_file():
-            rows = pq.read_table(open_for_arrow(path), columns=["key", "error"], filters=[("status", "=", "failed")])
-            failures += [(row["key"], row["error"]) for row in rows.slice(0, MAX_FAILURES - len(failures)).to_pylist()]
+            rows = _read_rows(path, ["key", "status", "error"])
+            rows = rows.filter(pc.equal(rows["status"], "failed")).slice(0, MAX_FAILURES - len(failures))
+            failures += [(row["key"], row["error"]) for row in rows.to_pylist()]
     return failures
+
+
+def _read_rows(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return read_manifest(path, columns)
+    except DamagedError as error:
+        raise DamagedError(f"{path}: {error}; copy it from a backup, or build again into another directory") from None
 
 
 def _list(numbers: list[int]) -> str:

@@ -46,12 +46,13 @@ def info(directory: Path) -> None:
     sizes = sorted(set(zip(shards.heights.tolist(), shards.widths.tolist(), strict=True)))
     size = f"{sizes[0][1]}x{sizes[0][0]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     lines = {
-        "data set": f"{recipe['dataset']}, split {recipe['split']}, {len(shards.classes)} classes",
+        "data set": f"{recipe.get('dataset')}, split {recipe.get('split')}, {len(shards.classes)} classes",
         "images": f"{counts['samples']} of {size} px, {counts['failed']} failed, {counts['ignored']} files ignored",
-        "textures": f"{counts['textures']} ({recipe['per_image']} per image), {recipe['method']} {recipe['settings']}",
+        "textures": f"{counts['textures']} ({recipe['per_image']} per image), {recipe.get('method')} "
+        f"{recipe.get('settings')}",
         "shards": f"{len(shards.build['shards'])}, {sum(s['bytes'] for s in shards.build['shards']) / 1e6:.1f} MB",
-        "seed": recipe["seed"],
-        "versions": ", ".join(f"{name} {number}" for name, number in shards.build["versions"].items()),
+        "seed": recipe.get("seed"),
+        "versions": ", ".join(f"{name} {number}" for name, number in shards.build.get("versions", {}).items()),
     }
     contents = count_contents([shards.manifest])
     for name, kinds in (("image types", contents.images), ("texture types", contents.textures)):

@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.layout import BUILD, FORMAT, PARTS, PREFIX, PREFIXES, READABLE, shard_name
+from texturegen.storage.atomic import read_json
 from texturegen.storage.atomic import read_json
 from texturegen.storage.names import printable
 from texturegen.storage.ranges import Directory, open_directory
@@ -21,6 +23,16 @@ COUNTS = ("samples", "textures", "failed")
 CHECKSUM = "sha256"
 _MAX_COUNT = 1 << 62
 _MAX_TEXTURES = 1 << 31  # per image; `index` is int32
+# Types of values that no reader needs, but that commands print or copy where they are there.
+_TYPES: dict[tuple[str, str], type | UnionType] = {
+    **{("recipe", name): str | None for name in ("dataset", "split", "method")},
+    **{("source", name): str | None for name in ("name", "split")},
+    ("recipe", "settings"): dict | None,
+    ("recipe", "seed"): int | None,
+    ("derived", "operation"): str,
+    ("run", "seconds"): dict,
+}
+_OBJECTS = {"algorithms": int | None, "versions": str, "derived": object, "run": object}  # types of their values
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,15 +64,38 @@ def load_build(files: Directory) -> dict[str, Any]:
     raise MissingError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
 
 
-def seal(build: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of build.json with its checksum, a SHA-256 in hexadecimal under the key `sha256`.
+def seal(build: Mapping[str, Any], key: str = CHECKSUM) -> dict[str, Any]:
+    """Return the content of build.json, or of a file in parts/, with its checksum, a SHA-256 (hex) under the given key.
 
     The digest is over the other entries as JSON with sorted keys and no white space (ASCII, non-ASCII characters as
     escapes), so that it does not depend on how the file is formatted.
     """
-    content = {name: value for name, value in build.items() if name != CHECKSUM}
+    content = {name: value for name, value in build.items() if name != key}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return {**content, CHECKSUM: hashlib.sha256(canonical.encode()).hexdigest()}
+    return {**content, key: hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def lacks_seal(content: Mapping[str, Any], key: str = CHECKSUM, since: str = "algorithms") -> bool:
+    """Return True if content that has the entry `since`, which is as old as checksums are, has no checksum."""
+    return key not in content and since in content
+
+
+def read_sealed(path: Path, key: str = CHECKSUM, since: str = "algorithms") -> dict[str, Any]:
+    """Return the JSON object in a file of parts/ or build.json, without its checksum.
+
+    texturegen 0.1.0 wrote neither checksums nor the entry `since`.
+
+    Raises
+    ------
+    DamagedError
+        The file does not hold a JSON object, or its content differs from its checksum.
+    OSError
+        The file cannot be read.
+    """
+    content = read_json(path)
+    if lacks_seal(content, key, since) or (key in content and content != seal(content, key)):
+        raise DamagedError(f"{path}: damaged, its content differs from its own checksum; build into another directory")
+    return {name: value for name, value in content.items() if name != key}
 
 
 def check_size(path: Path, size: int) -> None:
@@ -100,7 +135,7 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
         fault = _find_fault(build)
     except (KeyError, TypeError) as error:
         fault = f"no {error.args[0]}" if isinstance(error, KeyError) else "a list or an object is missing"
-    if not fault and CHECKSUM in build and build != seal(build):
+    if not fault and (lacks_seal(build) or (CHECKSUM in build and build != seal(build))):
         fault = "its content differs from its own checksum"
     if fault:
         raise DamagedError(f"{name}: damaged ({fault}); copy it again, or build into a new directory")
@@ -144,6 +179,21 @@ def _find_fault(build: dict[str, Any]) -> str | None:
     items = build["source"].get("items")
     if items is not None and items != build["counts"]["samples"] + build["counts"]["failed"]:
         return f"source.items is {printable(str(items))}, but samples and failed in counts add up to another number"
+    return _find_wrong_type(build)
+
+
+def _find_wrong_type(build: dict[str, Any]) -> str | None:
+    for part, kind in _OBJECTS.items():
+        found = build.get(part, {})
+        if not isinstance(found, dict) or not all(isinstance(value, kind) for value in found.values()):
+            return f"{part} is not an object, or a value in it is of another type"
+    for (part, name), kind in _TYPES.items():
+        if name in build.get(part, {}) and not isinstance(build[part][name], kind):
+            return f"{part}.{name} is of another type"
+    if not all(isinstance(value, int | float) for value in build.get("run", {}).get("seconds", {}).values()):
+        return "a value of run.seconds is not a number"
+    if not _is_count(build["counts"].get("ignored", 0)):
+        return "counts.ignored is not a non-negative integer"
     return None
 
 

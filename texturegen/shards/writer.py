@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from texturegen.errors import DamagedError
+from texturegen.shards.build_json import read_sealed, seal
 from texturegen.shards.layout import (
     IMAGE_EXTENSIONS,
     KEY,
@@ -30,7 +32,11 @@ from texturegen.shards.layout import (
     texture_member,
 )
 from texturegen.shards.manifest import has_failed
+from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of, sync_directory, temporary_name, write_atomically, write_json
+
+ROWS_CHECKSUM = "rows_sha256"  # in the stats file: SHA-256 of the rows file
+STATS_CHECKSUM = "stats_sha256"  # of the stats file's own content
 
 
 class ShardWriter:
@@ -163,7 +169,7 @@ class ShardWriter:
         sync_directory(self.directory)
         table = pa.Table.from_pylist(self._rows, schema=MANIFEST_SCHEMA)
         write_atomically(rows_file(self.directory, self.number), lambda f: pq.write_table(table, f))
-        write_json(stats_file(self.directory, self.number), {"fingerprint": self.fingerprint, **stats})
+        write_stats(self.directory, self.number, self.fingerprint, stats)
         return stats
 
     def _append(self, name: str, data: bytes) -> dict[str, Any]:
@@ -187,6 +193,32 @@ class ShardWriter:
 
 def _prefix(member: str, ext: str, columns: dict[str, Any]) -> dict[str, Any]:
     return {f"{member}_ext": ext, **{f"{member}_{name}": value for name, value in columns.items()}}
+
+
+def write_stats(directory: Path, number: int, fingerprint: str, stats: Mapping[str, Any]) -> None:
+    """Mark a shard, whose rows file is written, as committed by the build with this fingerprint."""
+    sums = {"fingerprint": fingerprint, ROWS_CHECKSUM: sha256_of(rows_file(directory, number))}
+    write_json(stats_file(directory, number), seal({**sums, **stats}, STATS_CHECKSUM))
+
+
+def read_stats(directory: Path, number: int, fingerprint: str) -> dict[str, Any] | None:
+    """Return the stats of a shard; None unless that build committed it and its files are whole.
+
+    Of the tar only the size is compared, because hashing all tars would take as long as reading the data set. A power
+    cut can leave a renamed file short. texturegen 0.1.0 wrote no checksums.
+    """
+    rows = rows_file(directory, number)
+    try:
+        stats = read_sealed(stats_file(directory, number), STATS_CHECKSUM, since=ROWS_CHECKSUM)
+        is_whole = (
+            stats.pop("fingerprint") == fingerprint
+            and (not stats["bytes"] or (directory / stats["name"]).stat().st_size == stats["bytes"])
+            and stats.pop(ROWS_CHECKSUM, None) in (None, sha256_of(rows))
+            and pq.read_metadata(open_for_arrow(rows)).num_rows > 0
+        )
+    except (OSError, DamagedError, KeyError, pa.ArrowInvalid):
+        return None
+    return stats if is_whole else None
 
 
 def rows_file(directory: Path, number: int) -> Path:

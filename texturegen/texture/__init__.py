@@ -85,7 +85,7 @@ _LOCATION = {
 def find_method(name: str) -> Method:
     """Return the entry of `name` in METHODS; UserError for an unknown name."""
     if name not in METHODS:
-        raise UserError(f"unknown method '{name}'{nearest(str(name), METHODS)}; methods: {', '.join(METHODS)}")
+        raise UserError(f"unknown method {name!r}{nearest(str(name), METHODS)}; methods: {', '.join(METHODS)}")
     return METHODS[name]
 
 

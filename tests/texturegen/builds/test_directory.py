@@ -155,7 +155,7 @@ def test_a_full_disk_during_a_retry_keeps_the_finished_build(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out, root = builds[FAILED], str(photos.root)
-    for name in ("write_json", "write_listing", "as_json", "write_atomically"):
+    for name in ("write_stats", "write_listing", "as_json", "write_atomically"):
         with monkeypatch.context() as patch:
             patch.setattr(f"texturegen.builds.directory.{name}", fail)
             with pytest.raises(OSError, match="No space"):

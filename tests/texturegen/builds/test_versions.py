@@ -155,7 +155,7 @@ def test_the_fingerprint_is_that_of_texturegen_0_1_0() -> None:
 def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(seal(content) if path.name == "build.json" else content))
+    path.write_text(json.dumps(seal(content)))
 
 
 def forget_algorithms(content: dict[str, Any]) -> None:
@@ -218,7 +218,7 @@ def test_a_part_of_an_array_replaces_a_listing_without_sizes(image_folder: Path,
     build(recipe, tmp_path / "whole", root=root)
     build(recipe, out, root=root, part=(1, 2))
     (listing,) = (out / "parts").glob("files-*.arrow")
-    table = pa.ipc.open_file(listing.read_bytes()).read_all().select(["path"]).replace_schema_metadata()
+    table = pa.ipc.open_file(listing.read_bytes()[:-32]).read_all().select(["path"]).replace_schema_metadata()
     with pa.ipc.new_file(listing, table.schema) as writer:
         writer.write_table(table)
     change_json(out / "parts" / "recipe.json", forget_algorithms)

@@ -77,7 +77,11 @@ def test_checksum_does_not_depend_on_format_of_the_file(copy: Path) -> None:
     content = json.loads((copy / BUILD).read_text())
     (copy / BUILD).write_text(json.dumps(dict(reversed(content.items())), indent=None, ensure_ascii=False))
     assert read_build(copy) == content == seal(content)
-    del content["sha256"]  # as texturegen 0.1.0 wrote it
+    del content["sha256"]
+    (copy / BUILD).write_text(json.dumps(content))
+    with pytest.raises(DamagedError, match="differs from its own checksum"):
+        read_build(copy)
+    del content["algorithms"]  # as texturegen 0.1.0 wrote it
     (copy / BUILD).write_text(json.dumps(content))
     assert len(open_shards(copy)) == 64
     assert verify(copy) == []
@@ -93,7 +97,7 @@ def test_verify_command_says_what_it_does_not_check(copy: Path) -> None:
     assert lines() == [not_deep, "no faults found"]
     assert lines("--deep") == ["no faults found"]
     content = json.loads((copy / BUILD).read_text())
-    del content["sha256"]
+    del content["sha256"], content["algorithms"]
     (copy / BUILD).write_text(json.dumps(content))
     assert lines("--deep")[0] == "build.json has no checksum, so class names, recipe and versions were not checked"
 
