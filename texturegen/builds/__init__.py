@@ -41,6 +41,12 @@ RECIPES: dict[str, PublishedRecipe] = {
         {"size": 224, "method": "coherent", "patches": 2, "patch_size": 96},
         "Ge et al. 2021: 96 px patches",
     ),
+    # J. Chen et al., SACL, section 3.2, cites the tools of Efros, Wei and Han, and gives neither their settings nor the
+    # side of the two patches; it is that of other builds.
+    "sacl2024": PublishedRecipe(
+        {"method": "wei-levoy", "settings": {"search": "tsvq"}, "patches": 2},
+        "SACL 2024: Wei & Levoy, TSVQ",
+    ),
     # One patch that is the whole image: the paper cuts the cells from everywhere.
     "patch-shuffle2021": PublishedRecipe(
         {"size": 224, "method": "patch-shuffle", "patches": 1, "patch_size": 224},

@@ -143,6 +143,12 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
         item = source[position]
         watch.lap("read")
         made = [_make_texture(recipe, item, index, watch) for index in range(recipe.per_image)]
+        members = {**item.members}
+        for _, _, pasted in made:
+            repeated = next(filter(members.__contains__, pasted), None)
+            if repeated:
+                raise ImageError(item.key, f"its tar has a member {repeated} already; build without --paste")
+            members |= pasted
         image, ext = item.data, item.ext
         if image is None or recipe.one_kind not in (None, ext):
             kind = recipe.one_kind or ENCODINGS[recipe.encoding]
@@ -170,14 +176,14 @@ def _add_sample(writer: ShardWriter, recipe: Recipe, source: Source, position: i
             item.key,
             image,
             ext,
-            [data for data, _ in made],
+            [data for data, *_ in made],
             item.label,
             texture_ext=ENCODINGS[recipe.encoding],
-            members=item.members,
+            members=members,
         )
     except ValueError as error:  # a key or member that the shard format does not allow
         return str(error)
-    for place, of_texture in zip(places, [of_texture for _, of_texture in made] or [{}], strict=True):
+    for place, of_texture in zip(places, [of_texture for _, of_texture, _ in made] or [{}], strict=True):
         writer.add_row(**columns, **place, **of_texture)
     watch.lap("write")
     return None
@@ -194,10 +200,13 @@ def _add_failure(writer: ShardWriter, recipe: Recipe, key: str, position: int, r
     writer.add_row(key=key, position=position, method=method, label=-1, status="failed", error=reason, meta="{}")
 
 
-def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> tuple[bytes, dict[str, Any]]:
-    """Return texture `index` of an image, encoded, and its manifest columns."""
+def _make_texture(
+    recipe: Recipe, item: Item, index: int, watch: Stopwatch
+) -> tuple[bytes, dict[str, Any], dict[str, bytes]]:
+    """Return texture `index` of an image, encoded, its manifest columns, and the members of `--paste`."""
     # Imported on use: a build without textures loads no kernels.
     from texturegen.texture import cut_patches, synthesize
+    from texturegen.texture.paste import paste_texture
     from texturegen.texture.quality import measure
 
     seed = texture_seed(recipe.seed, item.key, index)
@@ -208,6 +217,11 @@ def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> t
     quality = measure(patches, texture.image, seed, source=texture.source)
     watch.lap("quality")
     data = encode_image(texture.image, recipe.encoding)
+    members = {}
+    if recipe.paste:
+        pasted, mask = paste_texture(image, texture.image, seed)
+        members[f"{PASTED}{index}.{ENCODINGS[recipe.encoding]}"] = encode_image(pasted, recipe.encoding)
+        members[f"{MASK}{index}.png"] = encode_image(mask)  # never lossy
     watch.lap("encode")
     columns = {
         "method": recipe.method,
@@ -215,4 +229,4 @@ def _make_texture(recipe: Recipe, item: Item, index: int, watch: Stopwatch) -> t
         "patches": [dict(zip(BOX, box, strict=True)) for box in boxes],
         **asdict(quality),
     }
-    return data, columns
+    return data, columns, members

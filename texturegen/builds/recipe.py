@@ -14,7 +14,7 @@ from texturegen.errors import OtherBuildError, UserError, nearest
 from texturegen.shards.layout import FORMAT, PREFIX, PREFIXES, READABLE
 from texturegen.sources import Listing, Source, find_entry, open_source
 from texturegen.storage.image import ENCODING_OF, ENCODINGS
-from texturegen.texture import PATCHES_VERSION, PLACES, QUALITY_VERSION, find_method, resolve_settings
+from texturegen.texture import PASTE_VERSION, PATCHES_VERSION, PLACES, QUALITY_VERSION, find_method, resolve_settings
 
 if TYPE_CHECKING:
     from texturegen.sources.tar_listing import TarListing
@@ -25,7 +25,7 @@ RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 # entries for encodings have the name of the encoding. The sources have versions of their own, in their digests.
 IMAGE_VERSIONS = {"seeds": 1, "decoding": 1, "resizing": 1, "png": 1, "webp": 1, "jpeg": 1}
 # Fields of `Recipe` that build.json of texturegen 0.1.0 lacks, with the value that means what 0.1.0 did.
-_ADDED: dict[str, Any] = {"patches": None, "patches_from": None, "one_kind": None, "prefix": None}
+_ADDED: dict[str, Any] = {"patches": None, "patches_from": None, "paste": False, "one_kind": None, "prefix": None}
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Recipe:
         None: from the centre and random places.
     patch_size : int or None
         Side of the patches in pixels. None: three tenths of the short side of the image, at least 8 and at most 96.
+    paste : bool
+        Also write, for each texture, the image with the texture pasted into it, and the mask of that place; see
+        `texture.paste`.
     limit : int or None
         Build only the first images of the data set, at least 1. None: all.
     seed : int
@@ -88,6 +91,7 @@ class Recipe:
     patches: int | None = None
     patches_from: str | None = None
     patch_size: int | None = None
+    paste: bool = False
     limit: int | None = None
     seed: int = 0
     shard_size: int = 1000
@@ -284,6 +288,8 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
         raise UserError(f"unknown encoding {recipe.encoding!r}{close}; encodings: {', '.join(ENCODINGS)}")
     if recipe.one_kind is not None and recipe.one_kind not in ENCODING_OF:
         raise UserError(f"--one-kind is {recipe.one_kind!r}; it must be one of {', '.join(ENCODING_OF)}")
+    if recipe.paste and recipe.per_image == 0:
+        raise UserError("--paste pastes textures, but --per-image is 0; set it to 1 or more")
     if recipe.patches_from is not None and recipe.patches_from not in PLACES:
         close = nearest(recipe.patches_from, PLACES)
         raise UserError(f"--patches-from is '{recipe.patches_from}'{close}; it must be one of {', '.join(PLACES)}")
@@ -319,6 +325,8 @@ def list_algorithms(recipe: Recipe) -> dict[str, int]:
     if recipe.per_image:
         versions[recipe.method] = find_method(recipe.method).version
         versions |= {"patches": PATCHES_VERSION, "quality": QUALITY_VERSION, "seeds": IMAGE_VERSIONS["seeds"]}
+    if recipe.paste:
+        versions |= {"paste": PASTE_VERSION, "png": IMAGE_VERSIONS["png"]}
     return dict(sorted(versions.items()))
 
 

@@ -184,7 +184,7 @@ def _restore_plan(directory: Path, content: Mapping[str, Any], root: str | None)
             f"{directory}: the data set {where} is not the one it was built from (its {', '.join(differ)} differ); "
             "give the original --root"
         )
-    differ = [name for name in present["recipe"] if present["recipe"][name] != content["recipe"].get(name)]
+    differ = [name for name in present["recipe"] if present["recipe"][name] != recorded["recipe"].get(name)]
     if differ:
         raise OtherBuildError(
             f"{directory}: its recipe resolves differently in this version ({', '.join(differ)}); build again into a "

@@ -33,7 +33,9 @@ def read_part(context: click.Context, parameter: click.Parameter, text: str | No
 def read_recipe_name(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
     """Callback of --recipe: make the recipe's fields the defaults of options, which click reads after given options."""
     if name is not None:
-        context.default_map = {**(context.default_map or {}), **find_recipe(name).fields}
+        fields = dict(find_recipe(name).fields)
+        fields["settings"] = tuple(f"{key}={value}" for key, value in fields.get("settings", {}).items())
+        context.default_map = {**(context.default_map or {}), **fields}
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,6 +98,12 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             type=int,
             metavar="PX",
             help="Side of the patches in pixels  [default: 3/10 of the short side, at most 96]",
+        ),
+        option(
+            "--paste",
+            section="Synthesis",
+            is_flag=True,
+            help="Also write each image with its texture pasted into it, and the mask, to train defect segmenters.",
         ),
         option("--seed", section="Synthesis", default=0, show_default=True, help="Seed of patches and textures."),
         option(

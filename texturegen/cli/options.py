@@ -9,7 +9,7 @@ from texturegen.texture import METHODS
 
 WORKERS = click.IntRange(1)
 ROOT_HELP = (
-    "Folder of the data set's files. CIFAR, STL-10 and imagenet100 are otherwise looked for in $TEXTUREGEN_DATA, data/ "
+    "Folder of the data set's files. CIFAR, STL-10 and ImageNet are otherwise looked for in $TEXTUREGEN_DATA, data/ "
     "and the user's cache; shapes needs none."
 )
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, compare_size, load_build, read_build, shards_digest
-from texturegen.shards.layout import MANIFEST
+from texturegen.shards.layout import MANIFEST, MASK, PASTED
 from texturegen.shards.manifest import COLUMNS, check_rows, digest_of, parse_meta, read_manifest
 from texturegen.shards.sample_index import SampleIndex, load_cached, store_cached
 from texturegen.shards.store import LocalStore, RemoteStore, Store
@@ -50,7 +50,10 @@ class Sample(Mapping[str, Any]):
     image_bytes, texture_bytes : bytes, tuple of bytes
         The encoded members, as in the tar; DamagedError if they differ from the manifest's checksums.
     members : dict of str to bytes
-        Extra members copied from the source's own tars, by extension.
+        Extra members by extension: those copied from the source's own tars, and those of `--paste`.
+    pasted, masks : ndarray
+        Of shards built with `--paste`: the image with each texture pasted into it, uint8 (K, H, W, 3) RGB, and where,
+        uint8 (K, H, W).
 
     Examples
     --------
@@ -97,9 +100,40 @@ class Sample(Mapping[str, Any]):
 
     @property
     def members(self) -> dict[str, bytes]:
+        return self._read_members("")
+
+    @property
+    def pasted(self) -> np.ndarray:
+        """uint8 (K, H, W, 3) RGB, decoded on each access; DamagedError if the bytes are damaged."""
+        return self._decode_members(PASTED)
+
+    @property
+    def masks(self) -> np.ndarray:
+        """uint8 (K, H, W), 255 where a texture is pasted, decoded on each access; DamagedError if damaged."""
+        return self._decode_members(MASK)[..., 0]
+
+    def _decode_members(self, name: str) -> np.ndarray:
+        """Return the members NAME0.EXT, NAME1.EXT, ... as uint8 (K, H, W, 3) RGB."""
+        found = []
+        for number in range(self._index.stride // 2 - 1):
+            members = self._read_members(f"{name}{number}.")
+            if len(members) != 1:
+                missing = f"no member {name}{number}.png"
+                raise UserError(f"{self.shard}: {self.key}: {missing}; build the shards with --paste")
+            ((ext, data),) = members.items()
+            try:
+                found.append(decode_member(data))
+            except UserError as error:
+                raise self._fault(ext, str(error)) from None
+        if not found:
+            raise UserError(f"{self.shard}: {self.key}: no textures; build the shards with --paste")
+        return np.stack(found)
+
+    def _read_members(self, prefix: str) -> dict[str, bytes]:
+        """Return the extra members whose extension begins with `prefix`."""
         shard, found = self._index.shard_ids_view[self._i], {}
         for member in self._index.members[self._i].as_py():
-            if member["ext"] != "cls":
+            if member["ext"] != "cls" and member["ext"].startswith(prefix):
                 data = self._bytes.read(shard, member["offset"], member["size"])
                 if digest_of(data) != member["digest"]:
                     raise self._fault(member["ext"], _CHANGED)

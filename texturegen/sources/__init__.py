@@ -86,6 +86,15 @@ SOURCES: dict[str, Entry] = {
         official=True,
         located=True,
     ),
+    "imagenet": Entry(
+        "imagenet:ImageNet",
+        "ImageNet, from folders or tars",
+        splits=("train", "val"),
+        default_split="train",
+        needs_root=True,
+        located=True,
+        listed=True,
+    ),
     "imagenet100": Entry(
         "imagenet100:ImageNet100",
         "100 classes of an ImageNet folder",
@@ -124,8 +133,8 @@ def open_source(
     ----------
     name : key in `SOURCES`.
     root : the folder that holds the files, or will hold them after the download; for `webdataset` also a URL or a
-        pattern. None, for a benchmark or `imagenet100`: $TEXTUREGEN_DATA, data/ or the user's cache, whichever first
-        holds them.
+        pattern. None, for a benchmark, `imagenet` or `imagenet100`: $TEXTUREGEN_DATA, data/ or the user's cache,
+        whichever first holds them.
     split : name of a split; None for the source's default. For `folder`, a folder below `root`, such as train.
     size : side in pixels: images are resized so that the short side has this length, and cropped to the central square
         (`shapes` draws them at this size). None keeps their own sizes.

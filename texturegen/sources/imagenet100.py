@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from texturegen.errors import MissingError, UserError
 from texturegen.sources.base import Item, Listing, Source
 from texturegen.sources.files import is_image, make_key, make_listing, names_and_sizes, read_image, require_unique, walk
@@ -77,13 +79,8 @@ class ImageNet100(Source):
     def _read(self, index: int) -> Item:
         path = self._paths[index]
         key, label = make_key(path), self._labels[path.partition("/")[0]]
-        data, (decoded, divisor) = read_image(
-            key, self._root, self.listing, index, partial(decode_reduced, short=SHORT_SIDE)
-        )
-        image = shrink_short(decoded, SHORT_SIDE)
-        extension = original_extension(data, image) if divisor == 1 and image is decoded else None
-        original = data if extension else None
-        return Item(key, image, label, original, extension or "png", {"path": to_text(path)})
+        data, decoded = read_image(key, self._root, self.listing, index, partial(decode_reduced, short=SHORT_SIDE))
+        return make_item(key, path, label, data, decoded)
 
     def _identity(self) -> Any:
         return [self.name, self.split, self.classes, names_and_sizes(self.listing)]
@@ -115,6 +112,14 @@ class ImageNet100(Source):
                     f"{few}; complete the folder, or list other classes with --classes FILE"
                 )
         return paths, ignored
+
+
+def make_item(key: str, path: str, label: int, data: bytes, decoded: tuple[np.ndarray, int]) -> Item:
+    """Return the item of a file with `data`, of which `decode_reduced` returned `decoded`."""
+    full, divisor = decoded
+    image = shrink_short(full, SHORT_SIDE)
+    extension = original_extension(data, image) if divisor == 1 and image is full else None
+    return Item(key, image, label, data if extension else None, extension or "png", {"path": to_text(path)})
 
 
 def read_class_list(classes: str | Path | Sequence[str]) -> list[str]:

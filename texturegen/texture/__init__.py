@@ -72,6 +72,7 @@ METHODS: dict[str, Method] = {
 PATCHES_VERSION = 2
 PLACES = ("corners",)  # of the patches, other than the centre and random ones
 QUALITY_VERSION = 1
+PASTE_VERSION = 1  # of `paste.paste_texture`
 
 _LOCATION = {
     "cut_patches": "patches",

@@ -33,6 +33,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_number_side_and_places_of_the_patches(read: Any) -> None:
     assert read() == Recipe("shapes")
     assert read("--patches-from", "corners") == Recipe("shapes", patches_from="corners")
+    assert read("--paste") == Recipe("shapes", paste=True)
     assert read("--patches", "3", "--patch-size", "12") == Recipe("shapes", patches=3, patch_size=12)
 
 

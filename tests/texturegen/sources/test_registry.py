@@ -30,7 +30,7 @@ def test_importing_the_package_loads_no_source() -> None:
         "('cv2', 'PIL', 'skimage', 'torch', 'numba', 'pooch')], list(s.SOURCES))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "[] ['shapes', 'cifar10', 'cifar100', 'stl10', 'imagenet100', 'folder', 'webdataset']\n"
+    assert out == "[] ['shapes', 'cifar10', 'cifar100', 'stl10', 'imagenet', 'imagenet100', 'folder', 'webdataset']\n"
 
 
 @pytest.mark.parametrize(
