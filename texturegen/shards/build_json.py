@@ -15,7 +15,6 @@ from typing import Any
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.layout import BUILD, FORMAT, PARTS, PREFIX, PREFIXES, READABLE, shard_name
 from texturegen.storage.atomic import read_json
-from texturegen.storage.atomic import read_json
 from texturegen.storage.names import printable
 from texturegen.storage.ranges import Directory, open_directory
 
