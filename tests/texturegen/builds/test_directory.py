@@ -22,6 +22,7 @@ from texturegen.builds.directory import BuildDirectory
 from texturegen.builds.recipe import make_plan
 from texturegen.builds.repair import repair
 from texturegen.errors import BusyError, MissingError, UserError
+from texturegen.shards.merge import merge, split
 from texturegen.shards.verify import verify
 from texturegen.storage.lock import LOCK, DirectoryLock
 
@@ -224,41 +225,83 @@ def test_nothing_is_read_before_the_lock_is_held(
         assert build(RECIPE, out, root=root).counts["failed"] == 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+def train_on(shards: Path, run: Path) -> None:
+    from sacl_train import load_config, train
+
+    settings: dict[str, Any] = {"method": "simclr", "texture_role": "none", "encoder": "se_resnet8", "width": 2}
+    settings |= {"stem": "cifar-stride2", "batch_size": 4, "epochs": 1, "knn_every": 0, "device": "cpu"}
+    train(load_config(None, settings), shards, run)
+    shutil.rmtree(run)
+
+
+def check(out: Path) -> None:
+    for fault in verify(out, workers=1):
+        assert fault.isprintable()
+
+
+PAIRS = [(one, other) for one in range(8) for other in range(8)]
+ROUNDS = int(os.environ.get("TEXTUREGEN_PAIRS", "0"))  # of all pairs; 0 takes every fifth pair once
+
+
+@pytest.mark.parametrize("turn", range(max(ROUNDS, 1)))
 def test_pairs_of_commands_with_kills_never_lose_the_build(
-    photos: Photos, builds: dict[str, Path], tmp_path: Path, seed: int
+    photos: Photos, builds: dict[str, Path], tmp_path: Path, turn: int
 ) -> None:
-    out, root, draws = tmp_path / "out", str(photos.root), random.Random(seed)
-    expected = [digests(path) for path in builds.values()]
+    out, root, draws = tmp_path / "out", str(photos.root), random.Random(turn)
+    split(builds[REPAIRED], tmp_path / "a", tmp_path / "b", share=0.5)
     commands = [
         partial(build, RECIPE, out, root=root),
-        partial(build, RECIPE, out, root=root, retry_failed=True),
         partial(finish, out),
         partial(repair, out, root, workers=0),
+        partial(build, RECIPE, out, root=root, retry_failed=True),
+        partial(merge, [tmp_path / "a", tmp_path / "b"], out),
+        partial(split, builds[REPAIRED], out, tmp_path / "rest", share=0.5),
+        partial(check, out),
+        partial(train_on, out, tmp_path / "run"),
     ]
-    shutil.copytree(builds[FAILED], out)
-    kill.run(commands[0])  # starts the fork server
-    codes, end = [], time.monotonic() + 2
-    while time.monotonic() < end:
-        if draws.random() < 0.3 and (out / "build.json").exists():
+    sizes = {}
+    for number in (4, 5):
+        commands[number]()
+        sizes[number] = samples_of(out)
+        shutil.rmtree(out)
+        shutil.rmtree(tmp_path / "rest", ignore_errors=True)
+    expected = [digests(path) for path in builds.values()]
+    assert kill.run(commands[0]) == kill.run(commands[7]) == kill.DONE  # starts the fork server
+    codes = []
+    for one, other in PAIRS if ROUNDS else PAIRS[::5]:
+        for path in (out, tmp_path / "rest", tmp_path / "out.partial", tmp_path / "rest.partial", tmp_path / "run"):
+            shutil.rmtree(path, ignore_errors=True)
+        start = draws.choice(["finished", "finished", "begun", "damaged", "empty"])
+        if start == "begun":
+            build(RECIPE, out, root=root, part=(1, 2))
+        elif start != "empty":
+            shutil.copytree(builds[FAILED], out)
+        if start == "damaged":
             damage(out, draws.randrange(3))
-        pair = [kill.start(command) for command in draws.choices(commands, k=2)]
+        pair = [kill.start(commands[number]) for number in (one, other)]
         time.sleep(draws.uniform(0, 0.06))
         for process in draws.sample(pair, draws.randrange(3)):
             process.kill()
         for process in pair:
             process.join(kill.TIMEOUT)
             codes.append(process.exitcode)
-        assert kill.run(commands[1]) in (kill.DONE, kill.REFUSED)  # refused: a damaged shard, which has its size
-        if (out / "build.json").exists():
-            assert repair(out, root, workers=0).faults == []
-        assert build(RECIPE, out, root=root).counts["samples"] >= 9
-        assert digests(out) in expected
-        if draws.random() < 0.5:
-            shutil.rmtree(out)
-            shutil.copytree(builds[FAILED], out)
-    assert 1 not in codes
-    assert len(codes) >= 2
+        case = f"{start}: {commands[one]} beside {commands[other]}"
+        assert 1 not in codes, case
+        if start in ("finished", "damaged"):  # it is still there, or again
+            assert kill.run(commands[3]) in (kill.DONE, kill.REFUSED), case  # refused: a damaged shard
+            if (out / "build.json").exists():
+                assert repair(out, root, workers=0).faults == [], case
+        if (out / "build.json").exists() and "derived" in open_shards(out).build:
+            assert start in ("begun", "empty"), case
+            assert samples_of(out) in sizes.values(), case
+            continue
+        assert build(RECIPE, out, root=root).counts["samples"] >= 9, case
+        assert digests(out) in expected, case
+    assert kill.DONE in codes
+
+
+def samples_of(out: Path) -> dict[str, bytes]:
+    return {sample.key: sample.image_bytes for sample in open_shards(out)}
 
 
 def test_a_lock_file_left_by_a_killed_process_is_removed(builds: dict[str, Path], photos: Photos) -> None:
