@@ -177,12 +177,10 @@ def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     shape = (1, -1) + (1,) * (x.dim() - 2)
     y, mean, variance, count = _Normalise.apply(x, norm.eps)
     if norm.track_running_stats:
-        assert norm.num_batches_tracked is not None
         assert norm.running_mean is not None
         assert norm.running_var is not None
         assert norm.momentum is not None
         with torch.no_grad():
-            norm.num_batches_tracked.add_(1)
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
     return y * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else y

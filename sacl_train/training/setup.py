@@ -16,6 +16,7 @@ from sacl_train.methods import METHODS
 from sacl_train.methods.method import Method
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.blocks import zero_init_residual
+from sacl_train.nets.norms import stop_counting
 from sacl_train.training.checkpoint import Checkpoint
 from sacl_train.training.compilation import can_compile
 from sacl_train.training.step import precision_on
@@ -187,7 +188,9 @@ def build_method(config: Config, image_size: tuple[int, int], initialise: bool =
                 note(line)
         policy = make_policy(config.weak, config.crop_scale, config.degrees, config.shift, config.jitter, config.grey)
         weak = WeakAugment(policy, config.mean, config.std, config.channels_last)
-        return METHODS[config.method].load()(encoder, weak, image_size, config.method_settings)
+        method = METHODS[config.method].load()(encoder, weak, image_size, config.method_settings)
+        stop_counting(method)
+        return method
 
 
 def find_notes(method: Method) -> list[str]:
