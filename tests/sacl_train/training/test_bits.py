@@ -1,23 +1,28 @@
 """Two equal runs have the same bits, at sizes that torch divides among threads.
 
 SACL_ALL_BITS=1 (`make bits`) runs every method, role, attention, policy of views and optimizer at the width of the
-encoder and a batch of 64, with 1, 2 and 4 threads.
+encoder and a batch of 64, with 1, 2 and 4 threads, and kills a run of each method at batches of 64 and 128.
 """
 
 import os
+import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import sacl_train.training.writer
 from sacl_train import train
 from sacl_train.config import Config, load_config
 from sacl_train.methods import METHODS
 from sacl_train.nets import ATTENTION, PLACEMENTS
 from sacl_train.training.checkpoint import load_checkpoint
 from sacl_train.training.optim import OPTIMIZERS
+from tests.sacl_train.training.test_loop import assert_equal_states
+from tests.texturegen import kill
 from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
 
@@ -109,3 +114,46 @@ def test_equal_runs_have_equal_bits(
         ours, theirs = (torch.utils._pytree.tree_leaves(state[part]) for state in (one, other))
         for mine, its in zip(ours, theirs, strict=True):
             assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its
+
+
+KILLED: list[dict[str, Any]] = [{"method": "sacl", "batch_size": 64}]
+if ALL:
+    KILLED = [{"method": method, "batch_size": size} for method in METHODS for size in (64, 128)]
+
+
+def train_with_threads(threads: int, config: Config, shards: Path, run: Path, kill_at: int | None) -> None:
+    """Train with a number of torch threads; kill the process after the checkpoint of step `kill_at`."""
+    torch.set_num_threads(threads)
+    save = sacl_train.training.writer.save_checkpoint
+
+    def save_and_die(directory: Path, checkpoint: Any, *more: Any) -> None:
+        save(directory, checkpoint, *more)
+        if checkpoint["step"] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sacl_train.training.writer.save_checkpoint = save_and_die
+    train(config, shards, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", KILLED, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_a_killed_run_ends_with_the_bits_of_a_whole_one(settings: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+    # With as many threads as cores, the default; OMP_NUM_THREADS may say otherwise here. No evaluation.
+    config = resolve({**settings, "encoder": "se_resnet20", "save_every": 1, "keep": 9})
+    assert config is not None
+    steps = 2 * (128 if ALL else 256) // config.batch_size
+
+    def run(name: str, kill_at: int | None = None) -> int | None:
+        threads = os.cpu_count() or 1
+        process = kill.start(partial(train_with_threads, threads, config, shards, tmp_path / name, kill_at))
+        process.join(600)
+        return process.exitcode
+
+    assert run("whole") == kill.DONE
+    assert run("killed", kill_at=steps // 2 + 1) == kill.KILLED  # in the second epoch
+    assert run("killed") == kill.DONE
+    whole, killed = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
+    assert whole is not None
+    assert killed is not None
+    assert whole["step"] == killed["step"] == steps
+    assert_equal_states(whole, killed)

@@ -514,38 +514,6 @@ def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its
 
 
-def train_with_threads(threads: int, settings: dict[str, Any], shards: Path, run: Path, kill_at: int | None) -> None:
-    """Train with a number of torch threads; kill the process after the checkpoint of step `kill_at`."""
-    torch.set_num_threads(threads)
-    save = sacl_train.training.writer.save_checkpoint
-
-    def save_and_die(directory: Path, checkpoint: dict[str, Any], *more: Any) -> None:
-        save(directory, checkpoint, *more)
-        if checkpoint["step"] == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sacl_train.training.writer.save_checkpoint = save_and_die
-    train(load_config(None, settings), shards, run)
-
-
-@pytest.mark.slow
-def test_two_threads_give_same_bits_twice_and_after_kill(tmp_path: Path) -> None:
-    """Uses a size that torch divides among threads; other tests run with one thread."""
-    build(Recipe("shapes", limit=128, size=32, per_image=1), tmp_path / "s")
-    settings = {**TINY, "width": 16, "batch_size": 64, "epochs": 2, "knn_every": 0, "save_every": 1, "keep": 9}
-
-    def run(name: str, kill_at: int | None = None) -> int:
-        return kill.run(partial(train_with_threads, 2, settings, tmp_path / "s", tmp_path / name, kill_at))
-
-    assert (run("whole"), run("again")) == (0, 0)
-    assert run("killed", kill_at=3) == kill.KILLED  # in the middle of the second epoch
-    assert run("killed") == 0
-    states = [load_checkpoint(tmp_path / name) for name in ("whole", "again", "killed")]
-    assert [state and (state["step"], state["torch_threads"]) for state in states] == [(4, 2)] * 3
-    for other in states[1:]:
-        assert_equal_states(states[0], other)
-
-
 def test_run_resumed_with_another_number_of_torch_threads_warns(
     shapes_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
