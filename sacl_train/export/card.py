@@ -36,7 +36,6 @@ def write_card(exported: Exported) -> str:
         f"channels R, G, B, in 0..1, minus mean {list(config.mean or ())}, divided by std {list(config.std or ())}. "
         f"Output: {exported.encoder.out_features} features per image.\n",
         "```python",
-        "# images: float (N, 3, H, W), RGB, 0..1",
         *FORMATS[exported.form].lines(exported),
         "```\n",
         "## Data\n",

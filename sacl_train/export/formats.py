@@ -100,7 +100,7 @@ class Format:
         Return what to write: bytes, a state dict for `torch.save`, or the files of a directory. UserError if the format
         cannot represent the encoder.
     lines : callable
-        Return the lines of Python that load it and compute `features` of `images`, float (N, 3, H, W) in 0..1.
+        Return the lines of Python that load it and compute `features` of `images`, which a line makes up.
     """
 
     extension: str
@@ -125,6 +125,7 @@ def _load_ours(exported: Exported) -> list[str]:
         "import torch",
         "from sacl_train.export import load_exported",
         f'encoder = load_exported("{exported.path.name}")',
+        _random_images(exported, "torch.rand({})"),
         f"features = encoder({_normalised(exported)})",
     ]
 
@@ -148,6 +149,7 @@ def _load_torchvision(exported: Exported) -> list[str]:
     return [
         *lines,
         f'encoder.load_state_dict(torch.load("{exported.path.name}", weights_only=True))',
+        _random_images(exported, "torch.rand({})"),
         f"features = encoder.eval()({_normalised(exported)})",
     ]
 
@@ -205,6 +207,7 @@ def _load_timm(exported: Exported) -> list[str]:
     return [
         "import timm, torch",
         f'encoder = timm.create_model("local-dir:{exported.path.name}", pretrained=True)',
+        _random_images(exported, "torch.rand({})"),
         f"features = encoder.eval()({_normalised(exported)})",
     ]
 
@@ -253,7 +256,8 @@ def _load_onnx(exported: Exported) -> list[str]:
         "import numpy as np, onnxruntime",
         f'session = onnxruntime.InferenceSession("{exported.path.name}")',
         f"mean, std = (np.array(v, np.float32)[:, None, None] for v in ({_list(mean)}, {_list(std)}))",
-        'features = session.run(["features"], {"images": (np.asarray(images) - mean) / std})[0]',
+        _random_images(exported, "np.random.rand({}).astype(np.float32)"),
+        'features = session.run(["features"], {"images": (images - mean) / std})[0]',
     ]
 
 
@@ -275,6 +279,11 @@ def _require(exported: Exported, library: str, attention: tuple[str, ...]) -> No
             f"{library} has no model like this encoder ({', '.join(f'{k} {v}' for k, v in arguments.items())}); "
             "use --format safetensors, hub or onnx"
         )
+
+
+def _random_images(exported: Exported, call: str) -> str:
+    height, width = exported.image_size
+    return f"images = {call.format(f'2, 3, {height}, {width}')}  # yours: float (N, 3, H, W), RGB, 0..1"
 
 
 def _normalised(exported: Exported) -> str:

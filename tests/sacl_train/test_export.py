@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,14 +132,20 @@ def test_test_sets_of_same_split_have_different_labels() -> None:
 
 
 def run_card(path: Path, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """Execute the lines of a model card beside what it describes, as a user who copies them."""
+    """Execute the lines of a model card beside what it describes, as they stand and with the user's images."""
     code = card_of(path).read_text().partition("```python\n")[2].partition("```")[0]
-    assert len([line for line in code.splitlines() if not line.startswith("#")]) <= 6
+    assert len(code.splitlines()) <= 7
     monkeypatch.chdir(path.parent)
-    names = {"images": images}
+    names: dict[str, Any] = {}
     with torch.no_grad():
         exec(code, names)
-    return torch.as_tensor(names["features"])
+    assert tuple(names["images"].shape) == tuple(images.shape)
+    (own,) = [line for line in code.splitlines() if line.startswith("images = ")]
+    assert own.endswith("# yours: float (N, 3, H, W), RGB, 0..1")
+    mine = {"images": images.numpy() if path.suffix == ".onnx" else images}
+    with torch.no_grad():
+        exec(code.replace(own, ""), mine)
+    return torch.as_tensor(mine["features"])
 
 
 def expect(run: Path, images: torch.Tensor) -> torch.Tensor:
