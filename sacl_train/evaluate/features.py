@@ -13,6 +13,7 @@ from sacl_train.config import Config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.images import BATCH, Images
 from sacl_train.evaluate.norm import estimate_statistics
+from sacl_train.nets.files import checksum
 from sacl_train.training.checkpoint import directory_of
 from sacl_train.training.step import autocast
 from texturegen.errors import DamagedError, UserError
@@ -229,20 +230,22 @@ class FeatureStore:
         self.encoder.load_state_dict(statistics, strict=False)
 
     def _load(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a file of the cache; empty if it is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """Return the tensors of a file of the cache; empty if it is missing or damaged, so that they are made again."""
+        from safetensors import SafetensorError, safe_open
 
         try:
-            return load_file(self._path(name))
+            with safe_open(self._path(name), "pt") as file:
+                expected = (file.metadata() or {}).get("sha256")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):
             return {}
+        return tensors if checksum(tensors, name) == expected else {}
 
     def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
         from safetensors.torch import save
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path(name), save(tensors))
+        write_atomically(self._path(name), save(tensors, {"sha256": checksum(tensors, name)}))
         self._remove_old()
 
     def _path(self, name: str) -> Path:

@@ -246,8 +246,13 @@ def test_features_are_cached_until_weights_change(run: Path, shapes_shards: Path
     other = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
     assert not torch.equal(first.values, other.values)
     (only,) = set((tmp_path / "features").iterdir()) - {kept}
-    only.write_bytes(b"damaged")
-    assert torch.equal(FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images).values, other.values)
+    data = only.read_bytes()
+    for damaged in (b"damaged", data[:-1] + bytes([data[-1] ^ 1])):
+        only.write_bytes(damaged)
+        found = FeatureStore(tmp_path, encoder, config, torch.device("cpu")).get(images)
+        assert torch.equal(found.values, other.values)
+        assert torch.equal(found.labels, other.labels)
+    assert only.read_bytes() == data
 
 
 def test_cache_keeps_features_of_last_two_checkpoints(run: Path, shapes_shards: Path, tmp_path: Path) -> None:
