@@ -34,7 +34,7 @@ def check_journey(journey: Journey, root: str | None, devices: list[str]) -> Non
         A section has an invalid value, or a data set is missing or has other classes than the one it is tested with.
     """
     _check_runs(journey, devices)
-    _check_root(journey, root)
+    _say_ignored_root(journey, root)
     sources = {name: _check_set(journey, name, root) for name in journey.sets}
     _check_alike(journey, sources)
     for probe, options in journey.probes.items():
@@ -63,20 +63,11 @@ def _check_runs(journey: Journey, devices: list[str]) -> None:
         load_corruptions()  # its package may be missing
 
 
-def _check_root(journey: Journey, root: str | None) -> None:
+def _say_ignored_root(journey: Journey, root: str | None) -> None:
     """Say which sets --root does not apply to: a set's own root comes first."""
-    if root is None:
-        return
     own = [name for name, options in journey.sets.items() if "root" in options]
-    entries = {name: SOURCES.get(str(options.get("dataset"))) for name, options in journey.sets.items()}
-    free = [name for name, entry in entries.items() if name not in own and entry is not None and entry.needs_root]
-    if own and not free:
-        raise UserError(
-            f"--root {root}: every set of {journey.name} names its own root; leave --root out, or change one with "
-            f"--set sets.{own[0]}.root=DIR"
-        )
-    if own:
-        warn(f"--root does not apply to {', '.join(own)}, which have a root of their own")
+    if root is not None and own:
+        warn(f"--root {root} does not apply to {', '.join(own)}: {journey.name} names their root, which comes first")
 
 
 def _check_set(journey: Journey, name: str, root: str | None) -> dict[str, Any] | None:

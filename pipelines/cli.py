@@ -19,7 +19,7 @@ def main() -> None:
 @main.command(short_help="Build, train, evaluate and report a recipe.")
 @click.argument("recipe")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for shards, runs and reports.")
-@click.option("--root", help="Directory of the data set's files.")
+@click.option("--root", help="Directory of the images, for sets that name none.")
 @click.option("--device", default="auto", show_default=True, help=DEVICE)
 @click.option(
     "--set", "changes", multiple=True, callback=read_pairs, metavar="SECTION.KEY=VALUE", help="Override the recipe."

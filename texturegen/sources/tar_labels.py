@@ -53,6 +53,8 @@ class LabelRule:
                     there = ", ".join(map(printable, value)) if isinstance(value, dict) else type(value).__name__
                     raise UserError(f"{self.ext} has no field {printable(self.field)} (there are {there[:120]})")
                 value = value[key]
+        if value is None:  # JSON's null
+            return -1
         if isinstance(value, int) and not isinstance(value, bool) and -1 <= value < 10**9:
             return value
         if isinstance(value, str) and _NUMBER.fullmatch(value):
