@@ -16,13 +16,14 @@ from typing import Any, ClassVar, Protocol
 from sacl_train.methods import METHODS
 from sacl_train.methods.recipes import resolve_recipe
 from sacl_train.methods.sacl import SACLSettings
+from sacl_train.methods.textures import TEXTURE_SOURCES
 from sacl_train.methods.widths import head_widths
 from texturegen.errors import UserError, nearest
 
 TYPE_NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "texture_source": ("shards", "patch-shuffle", "both"),
+    "texture_source": tuple(TEXTURE_SOURCES),
     "texture_draw": ("one", "all"),
     "texture_part": ("whole", "inside"),
     "order": ("global", "shards"),
@@ -99,7 +100,9 @@ class Config:
     std: tuple[float, ...] | None = None  # per channel, 0 to 1; None: measured on the shards
 
     # Textures, for methods whose texture_role is not none
-    texture_source: str = "shards"  # shards; patch-shuffle: made on the device from the images; or both
+    # shards; patch-shuffle or rotations, made on the device from the images; both (shards and patch-shuffle);
+    # or shards-and-rotations
+    texture_source: str = "shards"
     texture_draw: str = "one"  # one: a random texture per image, chosen anew in each epoch; all: every texture
     texture_part: str = "whole"  # whole; inside: the texture is pasted into the middle of its image
     shuffle_cells: tuple[float, float] = (0.07, 0.32)  # smallest and largest cell of patch-shuffle, share of the side

@@ -1,4 +1,4 @@
-"""The tables of the SACL paper and an ablation of its negatives, each a grid of runs.
+"""The tables of the SACL paper, an ablation of its negatives and novelty detection, each a grid of runs.
 
 To add a table, write a function ``(scale, columns) -> Grid`` and add it to GRIDS. Its docstring is the command's help.
 """
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipelines.grids.grid import Grid, GridMaker, Scale, Settings
 from pipelines.grids.negatives import negatives
+from pipelines.grids.novelty import novelty
 from pipelines.grids.scales import SCALES
 from pipelines.grids.tables import figure7, table3, table4, table5, table6, table7
 from texturegen.errors import UserError, nearest
@@ -19,6 +20,7 @@ GRIDS: dict[str, GridMaker] = {
     "table7": table7,
     "figure7": figure7,
     "negatives": negatives,
+    "novelty": novelty,
 }
 
 __all__ = ["GRIDS", "SCALES", "make_grid", "narrow"]

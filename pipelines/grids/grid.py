@@ -56,6 +56,8 @@ class Grid:
         Whether the plot's horizontal axis is numeric, and lines are drawn instead of bars.
     against : dict of str to str
         Row -> the row to compare it with, seed by seed.
+    means : bool
+        Whether the columns are repetitions, and the table shows the means over them.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Grid:
     figures: tuple[str, ...] = ("linear",)
     numeric: bool = False
     against: dict[str, str] = field(default_factory=dict)
+    means: bool = False
 
 
 @dataclass(frozen=True)

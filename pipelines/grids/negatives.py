@@ -9,8 +9,10 @@ VIEWS: Settings = {"weak": "mocov2"}
 HALF_SIDE = 16  # pixels, of the 32 px of CIFAR and shapes: such patches show more of the object
 # A third of the CIFAR-10 textures exceed this; those that collapsed to a flat colour have the highest values.
 NOT_FLAT = "completeness < 23"
-FIGURES = ("linear", "knn", "destroyed", "corruption", "shape_bias", "ood", "ood_textures")
-FIGURES += ("told_apart", "one_direction", "own_texture")
+FIGURES = (
+    *("linear", "knn", "destroyed", "without_shape", "without_texture", "without_colour", "corruption", "shape_bias"),
+    *("ood", "ood_textures", "told_apart", "one_direction", "own_texture"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def _rows() -> dict[str, _Row]:
     for method in ("efros-leung", "wei-levoy", "wang-tiles", "quilting"):
         rows[f"texture by {method}"] = _Row(build={"method": method})
     rows["texture, half-side patches"] = _Row(build={"patch_size": HALF_SIDE})
+    rows["texture, patches from corners"] = _Row(build={"patches_from": "corners"})
     rows |= _pair("whole queries", {"texture_query": "whole"})
     rows |= _pair("no grid", {"grid": 1, "cells": 1})
     rows |= _pair("geometric views", {"weak": "geometric"})

@@ -18,10 +18,18 @@ FIGURES = {
     "top5": ("linear top-5, %", 100.0),
     "knn": ("kNN (k = 20) top-1, %", 100.0),
     "destroyed": ("linear top-1 on shuffled patches, %", 100.0),
+    **{
+        f"without_{cue}": (f"share of the accuracy left without {cue}, %", 100.0)
+        for cue in ("shape", "texture", "colour")
+    },
     "corruption": ("corruption error, %", 100.0),
     "shape_bias": ("shape bias, %", 100.0),
     "ood": ("AUROC of other images, %", 100.0),
     "ood_textures": ("AUROC of textures, %", 100.0),
+    **{
+        f"novelty_{score}": (f"AUROC, {name}, %", 100.0)
+        for score, name in (("knn", "kNN"), ("mahalanobis", "Mahalanobis"), ("csi", "CSI"), ("shift", "shift head"))
+    },
     "told_apart": ("texture detection (chance 50), %", 100.0),
     "one_direction": ("explained by one direction, %", 100.0),
     "own_texture": ("cosine to own texture", 1.0),
@@ -58,13 +66,17 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
             "",
         ]
     measured = dict.fromkeys(run["probes"] for runs in found.values() for run in runs if run.get("probes"))
-    lines += [line for how in measured for line in (f"Linear: {how}; the other probes encode alike.", "")]
-    if len(columns) == 1 and len(grid.figures) > 1:
+    lines += [text for how in measured for text in (f"Linear: {how}; the other probes encode alike.", "")]
+    if grid.means:
+        from pipelines.grids.means import differences_of_means, table_of_means
+
+        lines += table_of_means(grid, found)
+    elif len(columns) == 1 and len(grid.figures) > 1:
         lines += _table_of_figures(grid, rows, columns[0], found)
     else:
         for key in grid.figures:
             lines += [f"## {FIGURES[key][0]}", "", *_table_of_columns(grid, rows, columns, key, found), ""]
-    lines += _differences(grid, columns, found)
+    lines += differences_of_means(grid, found) if grid.means else _differences(grid, columns, found)
     lines += ["", _describe_spread(found), "", f"![{grid.title}]({grid.name}.png)", ""]
     lines += [f"*Figure 1. {grid.title}: {FIGURES[grid.figures[0]][0]}; error bars are ± one standard deviation.*", ""]
     content = [
@@ -99,19 +111,19 @@ def pair_by_seed(runs: Runs, base: Runs) -> list[tuple[dict[str, Any], dict[str,
 def _table_of_figures(grid: Grid, rows: list[str], column: str, found: Found) -> list[str]:
     """Return the table of a grid with one column: several figures side by side."""
     keys = [key for key in grid.figures if any(key in run for runs in found.values() for run in runs)]
-    lines = _head([grid.rows, "seeds", *(FIGURES[key][0] for key in keys)])
+    lines = head([grid.rows, "seeds", *(FIGURES[key][0] for key in keys)])
     for row in rows:
         runs = found[row, column]
         cells = [_summary(runs, key) + _paper(grid, row, column, key) for key in keys]
-        lines.append(_line([row, str(len(runs)), *cells]))
+        lines.append(line([row, str(len(runs)), *cells]))
     return lines
 
 
 def _table_of_columns(grid: Grid, rows: list[str], columns: list[str], key: str, found: Found) -> list[str]:
-    lines = _head([grid.rows, *columns])
+    lines = head([grid.rows, *columns])
     for row in rows:
         cells = [_summary(found.get((row, c), []), key) + _paper(grid, row, c, key) for c in columns]
-        lines.append(_line([row, *cells]))
+        lines.append(line([row, *cells]))
     return lines
 
 
@@ -131,7 +143,7 @@ def _differences(grid: Grid, columns: list[str], found: Found) -> list[str]:
             pairs = pair_by_seed(found.get((row, column), []), found.get((base, column), []))
             if len(pairs) > 1:
                 cells = [_difference(pairs, key) for key in keys]
-                lines.append(_line([row, base, str(len(pairs)), *cells]))
+                lines.append(line([row, base, str(len(pairs)), *cells]))
     if not lines:
         return []
     heads = [grid.rows, "compared with", "seeds", *(FIGURES[key][0] for key in keys)]
@@ -139,7 +151,7 @@ def _differences(grid: Grid, columns: list[str], found: Found) -> list[str]:
         "",
         "## Differences, percentage points",
         "",
-        *_head(heads),
+        *head(heads),
         *lines,
         "",
         "Mean of the differences seed by seed ± its standard error.",
@@ -212,9 +224,11 @@ def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Fo
     write_atomically(path, lambda f: figure.savefig(f, format="png", dpi=110))
 
 
-def _head(heads: list[str]) -> list[str]:
-    return [_line(heads), _line(["---"] * len(heads))]
+def head(heads: list[str]) -> list[str]:
+    """Return the first two lines of a Markdown table."""
+    return [line(heads), line(["---"] * len(heads))]
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -65,7 +65,8 @@ SCALES = {
             name: _sets(name, {"split": "train", "limit": 5000}, {"split": "test", "limit": 2000})
             | _ood(name, {"split": "test", "limit": 2000}, 1000)
             for name in ("cifar10", "cifar100")
-        },
+        }
+        | {"shapes": _sets("shapes", {"split": "train", "limit": 5000}, {"split": "test", "limit": 2000})},
         train={"encoder": "se_resnet20", "stem": "cifar-stride2", "batch_size": 64, "epochs": 10, "lr": 0.1}
         | {"knn_every": 0, "keep": 1},
         heads=_heads(256, 1024),
@@ -74,7 +75,7 @@ SCALES = {
         batches=(32, 64, 128),
         epochs=(5, 10, 20),
         columns={"": ("cifar10",), "table3": ("cifar10", "cifar100"), "table5": ("cifar10", "cifar100")}
-        | {"figure7": ("cifar10", "cifar100"), "table7": ("cifar100",)},
+        | {"figure7": ("cifar10", "cifar100"), "table7": ("cifar100",), "novelty": ("cifar10", "shapes")},
     ),
     "paper": Scale(
         "paper",

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import statistics
 import threading
 import traceback
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
     from sacl_train.report.figures import describe_probe
 
     wanted, device, shards = set(job.figures), job.device, job.shards
+    if "novelty_knn" in wanted:
+        return _measure_novelty(directory, shards, device)
     tests: list[str | Path] = [path for name, path in shards.items() if name not in ("train", "conflict", *SETS_OF_OOD)]
     linear = evaluate("linear", directory, shards["train"], tests, device, "destroyed" in wanted, **job.probe)
     first = linear["test"][0]
@@ -170,12 +173,30 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
         figures["corruption"] = evaluate_corruption(
             directory, shards["train"], tests[0], device, **job.corruption, **job.probe
         )["mean_error"]
+    if "without_shape" in wanted:
+        figures |= _measure_suppression(directory, shards["train"], tests[0], device, job.probe)
     if "ood" in wanted and "ood" in shards:
         figures |= _measure_ood(directory, shards, device, job.probe)
     if "told_apart" in wanted:
         found = evaluate_shortcut(directory, shards["train"], device)
         figures |= {key: found[key] for key in ("told_apart", "one_direction", "own_texture") if key in found}
     return figures
+
+
+def _measure_suppression(
+    run: Path, train: str, test: str | Path, device: str, probe: dict[str, Any]
+) -> dict[str, float]:
+    """Return the accuracy of the linear probe when a cue is suppressed, as a share of that on untouched images.
+
+    The mean over the strengths of a cue's suppression.
+    """
+    from sacl_train.evaluate.suppression import evaluate_suppression
+
+    shares: dict[str, list[float]] = {}
+    for row in evaluate_suppression(run, train, test, device, **probe)["test"]:
+        if row["cue"] != "none" and row["relative"] is not None:
+            shares.setdefault(f"without_{row['cue']}", []).append(row["relative"])
+    return {name: statistics.fmean(values) for name, values in shares.items()}
 
 
 def _measure_ood(run: Path, shards: dict[str, str], device: str, probe: dict[str, Any]) -> dict[str, Any]:
@@ -191,6 +212,15 @@ def _measure_ood(run: Path, shards: dict[str, str], device: str, probe: dict[str
         scores.setdefault(row["variant"], []).append(row["auroc"])
     other, textures = scores["knn"]
     return {"ood": other, "ood_textures": textures, "ood_all": scores}
+
+
+def _measure_novelty(run: Path, shards: dict[str, str], device: str) -> dict[str, Any]:
+    """Return the AUROC of images of classes that the run was not trained on, by each score."""
+    from sacl_train.evaluate.novelty import evaluate_novelty
+
+    found = evaluate_novelty(run, shards["train"], shards["test"], device)
+    figures: dict[str, Any] = {f"novelty_{row['variant']}": row["auroc"] for row in found["test"]}
+    return figures | {"epochs": found["trained_epochs"], "known_images": found["known_images"]}
 
 
 def _end_with_parent() -> None:

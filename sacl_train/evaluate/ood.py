@@ -122,15 +122,25 @@ def make_scores(subject: Subject, k: int = 50, **settings: Any) -> dict[str, Sco
     dict of str to Score
         Functions of features float (N, C) that return float (N,), larger for images further from the training images.
     """
-    features, labels = subject.features.values, subject.features.labels
+    classify = fit_linear(subject.features.values, subject.features.labels, **settings)[""]
+    return distance_scores(subject, k) | {"max-softmax": lambda x: -classify(x).softmax(1).amax(1)}
+
+
+def distance_scores(subject: Subject, k: int = 50) -> dict[str, Score]:
+    """Return the scores "knn", "mahalanobis" and "csi", which need no classifier.
+
+    Parameters
+    ----------
+    subject, k
+        As in `make_scores`.
+    """
+    features = subject.features.values
     project = make_projection(subject)
     bank = features if project is None else project(features)
-    classify = fit_linear(features, labels, **settings)[""]
     return {
         "knn": lambda x: knn_distance(features, x, k),
-        "mahalanobis": fit_mahalanobis(features, labels),
+        "mahalanobis": fit_mahalanobis(features, subject.features.labels),
         "csi": lambda x: -csi_score(bank, x if project is None else project(x)),
-        "max-softmax": lambda x: -classify(x).softmax(1).amax(1),
     }
 
 

@@ -27,6 +27,7 @@ COUNTS = (
 )  # at least 1
 FRACTIONS = ("momentum", "weight")  # 0..1
 POSITIVE = ("tau", "loss_scale")
+NOT_NEGATIVE = ("shift_head",)
 
 
 def check_settings(settings: Any, roles: tuple[str, ...]) -> None:
@@ -53,6 +54,11 @@ def check_settings(settings: Any, roles: tuple[str, ...]) -> None:
     for name in POSITIVE:
         if name in values and not values[name] > 0:
             raise UserError(f"{name} is {values[name]}; it must be above 0")
+    for name in NOT_NEGATIVE:
+        if name in values and not values[name] >= 0:
+            raise UserError(f"{name} is {values[name]}; it must be at least 0")
+    if values.get("shift_head") and values["texture_role"] == "none":
+        raise UserError("shift_head tells images from textures, and texture_role is none; set another texture_role")
 
 
 def check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:

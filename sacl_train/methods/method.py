@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
+from sacl_train.methods.shift import ShiftHead, Shifts
+from sacl_train.methods.textures import texture_views
 from sacl_train.nets.encoder import Encoder
 
 # A term of a batch's loss (0-d) and its metrics (detached, 0-d).
@@ -41,6 +43,11 @@ class Method(nn.Module):
     encoder: Encoder
     weak: WeakAugment
     settings: Any
+    shift_head: ShiftHead | None  # tells an image from its textures, if the settings ask for it
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_module("shift_head", None)
 
     @classmethod
     def resolve_settings(cls, settings: Any, images: int) -> Any:
@@ -66,6 +73,30 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def add_shift_head(self, shifts: Shifts) -> None:
+        """Add the head that tells images from their textures, which are of these kinds, if the settings ask for it."""
+        if getattr(self.settings, "shift_head", 0):
+            self.shift_head = ShiftHead(self.encoder.out_features, shifts)
+
+    def all_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
+        """Yield the terms of `loss_terms`, then that of the shift head, if there is one.
+
+        The head has a pass of its own, in which images and textures share the statistics of BatchNorm: with statistics
+        for each kind, BatchNorm would remove what tells the kinds apart.
+
+        Parameters
+        ----------
+        batch, draws
+            As in `loss_terms`.
+        """
+        yield from self.loss_terms(batch, draws)
+        if self.shift_head is not None:
+            textures = texture_views(self.weak, batch, draws).unflatten(0, (len(batch["image"]), -1))
+            views = torch.cat([self.weak.view(batch["image"], draws, 0)[None], textures.transpose(0, 1)])
+            features = self.encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])  # (1 + P, N, C)
+            loss, metrics = self.shift_head.term(features)
+            yield self.settings.shift_head * loss, metrics
+
     def constant_lr(self) -> list[nn.Module]:
         """Return the networks whose learning rate does not follow the schedule: the predictor, if it is so set."""
         is_constant = getattr(self.settings, "predictor_lr", "schedule") == "constant"
@@ -79,7 +110,7 @@ class Method(nn.Module):
         batch, draws
             As in `loss_terms`.
         """
-        terms = list(self.loss_terms(batch, draws))
+        terms = list(self.all_terms(batch, draws))
         return torch.stack([loss for loss, _ in terms]).sum(), merge(terms)
 
     def after_step(self, step: int | Tensor, steps: int) -> dict[str, float | Tensor]:

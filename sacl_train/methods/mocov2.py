@@ -58,6 +58,8 @@ class MoCoV2Settings:
         See `losses.info_nce`.
     texture_view : str
         See `textures.keys_for_queries`.
+    shift_head : float
+        Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.
     """
 
     queue: int | None = None
@@ -71,6 +73,7 @@ class MoCoV2Settings:
     alpha: float = 1.0
     scope: str = "batch"
     texture_view: str = "own"
+    shift_head: float = 0.0
 
     def __post_init__(self) -> None:
         check_settings(self, NEGATIVE_ROLES)

@@ -53,6 +53,8 @@ class PIRLSettings:
     texture_view : str
         See `textures.keys_for_queries`. With "query", a jigsaw is compared with whole textures that share the geometry
         of the view it was cut from.
+    shift_head : float
+        Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.
     """
 
     negatives: int = 32000
@@ -65,6 +67,7 @@ class PIRLSettings:
     alpha: float = 1.0
     scope: str = "batch"
     texture_view: str = "own"
+    shift_head: float = 0.0
 
     def __post_init__(self) -> None:
         check_settings(self, NEGATIVE_ROLES)
@@ -73,10 +76,14 @@ class PIRLSettings:
 
 
 class PIRL(Method):
-    """The encoder with one head for images and one for jigsaws, and the bank (images, D) of L2-normalised features."""
+    """The encoder with one head for images and one for jigsaws, and the bank (images, D) of L2-normalised features.
+
+    On CUDA its step runs operation by operation, not as a CUDA graph.
+    """
 
     Settings = PIRLSettings
-    is_capturable: ClassVar[bool] = False  # its bank has not been tried in a CUDA graph
+    # Nothing in its step waits for the host, but no GPU has replayed it; `benchmarks/card.py --stages pirl` tries it.
+    is_capturable: ClassVar[bool] = False
     defaults: ClassVar[dict[str, Any]] = {"weak": "mocov2", "attention": "none"}
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         # Section 3.4 of the paper (800 epochs, batch 1024), and VISSL's pirl_jigsaw_4node_resnet50.yaml.

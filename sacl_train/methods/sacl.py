@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import comb
 from typing import Any, ClassVar
 
@@ -66,6 +67,8 @@ class SACLSettings:
         Widths of the heads; choose smaller ones for a small encoder.
     predictor_lr : str
         "schedule", or "constant": the predictor's learning rate does not fall.
+    shift_head : float
+        Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.
 
     Raises
     ------
@@ -89,6 +92,7 @@ class SACLSettings:
     projector_out: int = 2048
     predictor_hidden: int = 512
     predictor_lr: str = "schedule"
+    shift_head: float = 0.0
 
     def __post_init__(self) -> None:
         check_settings(self, TEXTURE_ROLES)
@@ -219,26 +223,24 @@ class SACL(Method):
                 yield loss / (2 * len(sides) if whole else len(sides)), {**metrics, "embedding_std": std}
 
     def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[LossTerm]:
-        """Yield the four terms of texture role "instance", each weighted by a quarter.
+        """Yield the terms of texture role "instance", all with the same weight.
 
-        In two terms, the queries and keys are images and the textures are negatives; in the other two, images and
-        textures swap roles.
+        An image and each of its P textures are P + 1 kinds. In the two terms of a kind, one for each view, queries and
+        keys are of that kind, and the keys of the other kinds are negatives.
         """
         settings = self.settings
-        if batch.get("texture") is not None and batch["texture"].shape[1] > 1:
-            raise UserError("texture_role instance needs exactly one texture per image; use --set texture_draw=one")
-        textures = [texture_views(self.weak, batch, draws, second=second) for second in (False, True)]  # (N, 3, H, W)
-        keys = [gather(self._keys(view)) for view in views]
-        texture_keys = [gather(self._keys(view)) for view in textures]
-        sides = [(views[n], keys[1 - n], texture_keys[1 - n]) for n in (0, 1)]
-        sides += [(textures[n], texture_keys[1 - n], keys[1 - n]) for n in (0, 1)]
-        first, std = process_rank() * len(views[0]), embedding_std(keys[0])
-        for view, z, t in sides:
-            p = self._queries(split_grid(view, settings.grid))
+        count = len(batch["image"])
+        textures = [texture_views(self.weak, batch, draws, second=second) for second in (False, True)]  # (N*P, 3, H, W)
+        kinds = [views, *zip(*(view.unflatten(0, (count, -1)).unbind(1) for view in textures), strict=True)]
+        keys = [[gather(self._keys(view)) for view in pair] for pair in kinds]
+        first, std = process_rank() * count, embedding_std(keys[0][0])
+        for kind, n in product(range(len(kinds)), (0, 1)):
+            p = self._queries(split_grid(kinds[kind][n], settings.grid))
+            z, *t = [keys[kind][1 - n], *(pair[1 - n] for k, pair in enumerate(keys) if k != kind)]
             loss, metrics = info_nce(
-                p, z, t[:, None], settings.tau, settings.alpha, settings.scope, first, settings.decoupled
+                p, z, torch.stack(t, 1), settings.tau, settings.alpha, settings.scope, first, settings.decoupled
             )
-            yield loss / len(sides), {**metrics, "embedding_std": std}
+            yield loss / (2 * len(kinds)), {**metrics, "embedding_std": std}
 
     def after_step(self, step: int | Tensor, steps: int) -> dict[str, float | Tensor]:
         """Move the target towards the online networks (eq. 6, 7); return the momentum as "m"."""

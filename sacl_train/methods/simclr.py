@@ -14,7 +14,7 @@ from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import embedding_std, nt_xent
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import keys_for_queries
+from sacl_train.methods.textures import keys_for_queries, texture_views
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
 
@@ -37,11 +37,14 @@ class SimCLRSettings:
         Leave the positive pair out of the denominator; see `losses.info_nce`.
     texture_role : str
         "none", or "negative": the batch's textures are additional negatives of both views, and gradients flow
-        through their embeddings.
+        through their embeddings. "instance": each texture is an image of its own, with two views (L_con-SI of CSI; Tack
+        et al. 2020, section 2.2); alpha, scope and texture_view do not apply.
     alpha, scope
         See `losses.info_nce`.
     texture_view : str
         See `textures.keys_for_queries`.
+    shift_head : float
+        Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.
     """
 
     tau: float = 0.5
@@ -53,9 +56,10 @@ class SimCLRSettings:
     alpha: float = 1.0
     scope: str = "batch"
     texture_view: str = "own"
+    shift_head: float = 0.0
 
     def __post_init__(self) -> None:
-        check_settings(self, NEGATIVE_ROLES)
+        check_settings(self, (*NEGATIVE_ROLES, "instance"))
 
 
 class SimCLR(Method):
@@ -108,8 +112,13 @@ class SimCLR(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss of eq. 1 as one term."""
         settings = self.settings
-        views = torch.cat([self.weak.view(batch["image"], draws, view) for view in (0, 1)])  # (2N, 3, H, W)
-        z = self._project(views).unflatten(0, (2, -1))  # (2, N, D)
+        views = [self.weak.view(batch["image"], draws, view) for view in (0, 1)]
+        if settings.texture_role == "instance":  # N becomes N + N*P below
+            views = [
+                torch.cat([view, texture_views(self.weak, batch, draws, second=bool(number))])
+                for number, view in enumerate(views)
+            ]
+        z = self._project(torch.cat(views)).unflatten(0, (2, -1))  # (2, N, D)
         textures: list[Tensor] | None = None
         if settings.texture_role == "negative":
             textures = keys_for_queries(

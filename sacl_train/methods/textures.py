@@ -8,9 +8,18 @@ from torch import Tensor
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather as gather_keys
+from sacl_train.methods.shift import Shifts
 from texturegen.errors import UserError
 
 TEXTURE_VIEWS = ("own", "query")
+# Setting `texture_source` -> what the textures of a batch are.
+TEXTURE_SOURCES = {
+    "shards": Shifts(),
+    "patch-shuffle": Shifts(of_shards=False, made=1),
+    "both": Shifts(made=1),  # shards and patch-shuffle
+    "rotations": Shifts(of_shards=False, made=3),
+    "shards-and-rotations": Shifts(made=3),
+}
 FIRST, SECOND = 2, 0x40000  # purposes in `Draws.of` for the first and second view of texture 0; texture k adds k
 
 

@@ -14,6 +14,7 @@ from sacl_train.data.weak import WeakAugment, make_policy, published_strengths
 from sacl_train.distributed import count_processes, count_started, process_rank
 from sacl_train.methods import METHODS
 from sacl_train.methods.method import Method
+from sacl_train.methods.textures import TEXTURE_SOURCES
 from sacl_train.nets import Encoder, build_encoder
 from sacl_train.nets.blocks import zero_init_residual
 from sacl_train.nets.norms import stop_counting
@@ -104,13 +105,7 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
             f"batch_size {config.batch_size} with accumulate {config.accumulate}{where} is less than two images at a "
             f"time, and one image has nothing to be contrasted with; set batch_size to at least {2 * pieces}"
         )
-    textures = _count_textures(config, shards)
-    if config.method_settings.texture_role == "instance" and textures > 1:
-        raise UserError(
-            f"texture_role instance needs exactly one texture per image, not {textures}; set texture_draw to one, and "
-            "texture_source to shards or patch-shuffle"
-        )
-    reads_textures = config.method_settings.texture_role != "none" and config.texture_source != "patch-shuffle"
+    reads_textures = config.method_settings.texture_role != "none" and TEXTURE_SOURCES[config.texture_source].of_shards
     plan = Plan(
         batch_size=config.batch_size,
         seed=config.seed,
@@ -136,14 +131,6 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
             )
     pin = device.type == "cuda"
     return Stream(shards, plan, config.threads, config.cache, config.cache_gb, config.bad_share, pin)
-
-
-def _count_textures(config: Config, shards: Shards) -> int:
-    """Return the number of textures per image in a batch."""
-    if config.method_settings.texture_role == "none":
-        return 0
-    of_shards = {"one": min(1, shards.textures_per_image), "all": shards.textures_per_image}[config.texture_draw]
-    return {"shards": of_shards, "patch-shuffle": 1, "both": of_shards + 1}[config.texture_source]
 
 
 def build_method(config: Config, image_size: tuple[int, int], initialise: bool = False) -> Method:
@@ -190,6 +177,7 @@ def build_method(config: Config, image_size: tuple[int, int], initialise: bool =
         weak = WeakAugment(policy, config.mean, config.std, config.channels_last)
         method = METHODS[config.method].load()(encoder, weak, image_size, config.method_settings)
         stop_counting(method)
+        method.add_shift_head(TEXTURE_SOURCES[config.texture_source])
         return method
 
 
@@ -202,7 +190,7 @@ def find_notes(method: Method) -> list[str]:
     if heads > encoder:
         widths = [key for key in vars(method.settings) if key.endswith(("_hidden", "_out"))]
         notes.append(
-            f"the heads have {heads / 1e6:.1f} million parameters and the encoder {encoder / 1e6:.1f} million; for a "
+            f"the heads have {heads / 1e6:.2g} million parameters and the encoder {encoder / 1e6:.2g} million; for a "
             f"small encoder set smaller {', '.join(widths)}"
         )
     return notes

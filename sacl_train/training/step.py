@@ -15,6 +15,7 @@ from torch import Tensor
 from sacl_train.config import Config
 from sacl_train.data.draws import Draws
 from sacl_train.data.paste import paste_inside
+from sacl_train.data.rotations import quarter_turns
 from sacl_train.data.shuffle import shuffle_patches
 from sacl_train.data.stream import Batch
 from sacl_train.distributed import average_gradients, count_processes
@@ -150,7 +151,7 @@ def add_gradients(
     Returns the piece's loss terms, divided by `config.accumulate`, and their metrics, all without gradient.
     """
     draws = Draws(config.seed, epoch, piece["index"])
-    terms = method.loss_terms(_make_textures(piece, draws, config), draws)
+    terms = method.all_terms(_make_textures(piece, draws, config), draws)
     done: list[LossTerm] = []
     # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
     while (term := _next(terms, config, device)) is not None:
@@ -239,13 +240,18 @@ def _make_textures(batch: Batch, draws: Draws, config: Config) -> Batch:
     made: Batch = {name: batch[name] for name in ("image", "texture") if name in batch}
     if config.method_settings.texture_role == "none":
         return made
-    if config.texture_source != "shards":
+    if config.texture_source in ("patch-shuffle", "both"):
         sizes = cell_sizes(config, made["image"].shape[-2:])
-        shuffled = shuffle_patches(made["image"], draws.of(SHUFFLE), sizes)[:, None]
-        made["texture"] = torch.cat([made["texture"], shuffled], 1) if "texture" in made else shuffled
+        _append(made, shuffle_patches(made["image"], draws.of(SHUFFLE), sizes)[:, None])
+    elif config.texture_source in ("rotations", "shards-and-rotations"):
+        _append(made, quarter_turns(made["image"]))
     if config.texture_part == "inside" and "texture" in made:
         made["texture"] = paste_inside(made["image"], made["texture"], draws.of(PASTE))
     return made
+
+
+def _append(batch: Batch, textures: Tensor) -> None:
+    batch["texture"] = torch.cat([batch["texture"], textures], 1) if "texture" in batch else textures
 
 
 def _pieces(batch: Batch, count: int) -> Iterator[Batch]:

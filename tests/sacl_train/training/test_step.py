@@ -200,6 +200,11 @@ def test_negatives_come_from_shards_device_or_both() -> None:
     assert torch.equal(both[:, :1], given)
     assert not torch.equal(both[:, 1], images)
     assert torch.equal(both[:, 1].flatten(2).sort(2).values, images.flatten(2).sort(2).values)
+    images, given, turned = prepared(texture_source="shards-and-rotations")
+    assert torch.equal(turned[:, :1], given)
+    assert torch.equal(turned[:, 2], images.flip(2, 3))  # half a turn
+    assert torch.equal(turned[:, 1], images.transpose(2, 3).flip(2))  # a quarter turn, counterclockwise
+    assert torch.equal(turned[:, 3].transpose(2, 3).flip(3), images.flip(2, 3))
     images, given, inside = prepared(texture_part="inside")
     assert torch.equal(inside[:, 0, :, 0], images[:, :, 0])
     assert torch.equal(inside[..., 16, 16], given[..., 16, 16])
