@@ -70,11 +70,12 @@ def percent_table(head: str, runs: Mapping[str, dict[str, float]]) -> str:
     return table([head, *runs], rows) if rows else ""
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Return a table of plain text."""
+def table(heads: list[str], rows: list[list[str]], words: bool = False) -> str:
+    """Return a table of plain text. One of `words` breaks lines; one of figures does not, and scrolls if it is wide."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    kind = ' class="words"' if words else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def colour(index: int) -> str:

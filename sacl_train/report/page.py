@@ -129,7 +129,7 @@ def _read_run(directory: Path) -> _Run:
             [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
             {
                 path.stem.removeprefix("eval-"): json.loads(path.read_text())
-                for path in sorted(directory.glob("eval-*.json"))
+                for path in sorted(directory.glob("eval-*.json"), key=lambda path: path.stem)
             },
         )
     except ValueError as error:
@@ -151,7 +151,7 @@ def _runs_section(runs: Mapping[str, _Run]) -> str:
         for name, run in runs.items()
     ]
     heads = ["run", *(key.replace("_", " ") for key in SETTINGS), "epochs done", *(SPEEDS[key][0] for key in speeds)]
-    return "<h2>Runs</h2>" + table(heads, rows)
+    return "<h2>Runs</h2>" + table(heads, rows, words=True)
 
 
 def _median(rows: list[dict[str, Any]], key: str, form: str) -> str:
@@ -210,7 +210,7 @@ def _probes_section(runs: Mapping[str, _Run]) -> str:
         f"<h2>Probes</h2>{note}{percent_table('figure', values)}",
         titled("Error by corruption, mean over the severities", percent_table("corruption", corruptions)),
         titled("Shape bias, by the shape of the stimulus", percent_table("shape", biases)),
-        titled("How the probes were measured", table(heads, describe_probes(of_runs))),
+        titled("How the probes were measured", table(heads, describe_probes(of_runs), words=True)),
     ]
     return "".join(tables)
 
