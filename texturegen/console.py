@@ -131,6 +131,11 @@ def escape_controls(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def say(line: str) -> None:
+    """Print a line of the result on stdout, its control characters escaped."""
+    print(escape_controls(line))
+
+
 def fail(message: str) -> NoReturn:
     """Print an error on one line of stderr and exit with status 1."""
     print(f"error: {escape_controls(message)}", file=sys.stderr)

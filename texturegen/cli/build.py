@@ -11,7 +11,7 @@ import click
 from texturegen.builds import RECIPES, find_recipe
 from texturegen.builds.engines import ENGINES
 from texturegen.cli.options import ROOT_HELP, WORKERS, method_option, method_settings_option, read_settings
-from texturegen.console import KEPT, FriendlyCommand, Progress, emit, escape_controls, fail, note, option, plural
+from texturegen.console import KEPT, FriendlyCommand, Progress, emit, escape_controls, fail, note, option, plural, say
 from texturegen.errors import UserError
 from texturegen.sources import SOURCES
 from texturegen.system.threads import count_cpus
@@ -291,10 +291,10 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
         figures = {**counts, "missing_shards": missing, "seconds": result.seconds}
         emit(event, out=str(out), **figures, failures=failures, ignored_files=list(result.ignored))
     else:
-        print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
+        say(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
     if result.missing is not None:
         others = f"{plural(result.missing, 'shard')} of other parts missing" if result.missing else "all shards exist"
-        print(f"{others}; when all parts have ended: texturegen finish {out}", file=sys.stderr)
+        print(escape_controls(f"{others}; when all parts have ended: texturegen finish {out}"), file=sys.stderr)
     if not as_json and result.missing is None:
         _note_mixed(out)
     if counts.get("ignored"):

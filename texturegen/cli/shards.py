@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from texturegen.cli.options import ROOT_HELP, WORKERS
-from texturegen.console import FriendlyCommand, Progress, fail, plural
+from texturegen.console import FriendlyCommand, Progress, fail, plural, say
 from texturegen.system.threads import count_cpus
 
 MAX_NAMED = 4  # files that `index` names
@@ -89,7 +89,7 @@ def preview(directory: Path, output: Path, count: int) -> None:
     captions = [names[s.label] if 0 <= s.label < len(names) else s.key for s in picked]
     sheet = contact_sheet([[s.image, *s.textures] for s in picked], captions, columns=4)
     write_atomically(output, encode_png(sheet))
-    print(f"{output}: {len(picked)} of {len(shards)} images")
+    say(f"{output}: {len(picked)} of {len(shards)} images")
 
 
 @click.command(cls=FriendlyCommand)
@@ -116,8 +116,8 @@ def verify(directory: Path, deep: bool, workers: int | None) -> None:
     if faults:
         fail(f"{directory}: {plural(len(faults), 'fault')}")
     for sentence in report.unchecked:
-        print(f"{directory}: {sentence}")
-    print(f"{directory}: no faults found")
+        say(f"{directory}: {sentence}")
+    say(f"{directory}: no faults found")
 
 
 @click.command(cls=FriendlyCommand)
@@ -145,13 +145,13 @@ def repair(directory: Path, root: str | None, workers: int | None) -> None:
         for bar in bars:
             bar.close()
     for name in result.rebuilt:
-        print(f"{directory / name}: rebuilt; its SHA-256 is that of build.json")
+        say(f"{directory / name}: rebuilt; its SHA-256 is that of build.json")
     for fault in result.faults:
         print(fault, file=sys.stderr)
     if result.faults:
         fail(f"{directory}: {plural(len(result.faults), 'fault')} that cannot be repaired")
     if not result.rebuilt:
-        print(f"{directory}: no faults found")
+        say(f"{directory}: no faults found")
 
 
 @click.command(cls=FriendlyCommand)
@@ -224,11 +224,11 @@ def index(directory: Path, names: str) -> None:
     paths = write_indexes(directory, [name.strip() for name in names.split(",")])
     named = ", ".join(str(path.relative_to(directory)) for path in paths[:MAX_NAMED])
     more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
-    print(f"{directory}: wrote {named}{more}")
+    say(f"{directory}: wrote {named}{more}")
 
 
 def _print_counts(out: Path | None, counts: dict[str, int]) -> None:
-    print(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
+    say(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
 
 
 COMMANDS = (info, preview, verify, repair, merge, split, index)

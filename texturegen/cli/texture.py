@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from texturegen.cli.options import method_option, method_settings_option
-from texturegen.console import FriendlyCommand, option, plural
+from texturegen.console import FriendlyCommand, option, plural, say
 
 
 def read_side_or_sides(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -64,7 +64,7 @@ def texture(
     figures = ", ".join(f"{name} {value:.3g}" for name, value in asdict(made.quality).items())
     height, width = made.size
     source = plural(len(pictures), "picture")
-    print(f"{output}: {height}x{width} from {source} by {method} in {made.seconds:.1f} s; {figures}")
+    say(f"{output}: {height}x{width} from {source} by {method} in {made.seconds:.1f} s; {figures}")
 
 
 COMMANDS = (texture,)

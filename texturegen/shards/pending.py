@@ -25,7 +25,7 @@ from texturegen.shards.manifest import group_samples, has_failed
 from texturegen.shards.publish import publish
 from texturegen.shards.reader import Shards
 from texturegen.shards.writer import ShardWriter
-from texturegen.storage.lock import LOCK, DirectoryLock
+from texturegen.storage.lock import LOCK, DirectoryLock, refuse_dangling_link
 
 RECORDED = ("numpy", "pyarrow")  # packages whose versions build.json records
 FINGERPRINT = "copied"  # in the stats of shards that no recipe describes
@@ -56,10 +56,11 @@ class PendingDirectory:
     BusyError
         Another process is writing the same directory.
     UserError
-        `out` or OUT.partial is not empty, or `out` is inside one of the inputs.
+        `out` or OUT.partial is not empty, `out` is inside one of the inputs, or a link that leads nowhere.
     """
 
     def __init__(self, out: Path, inputs: list[Shards], shard_size: int | None, derived: dict[str, Any]) -> None:
+        refuse_dangling_link(out)
         recipes = [shards.build["recipe"] for shards in inputs]
         self.inputs = inputs
         self.out = Path(os.path.realpath(out))  # of a symbolic link, the target is replaced

@@ -19,6 +19,8 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name, fsync it and rename it to `path`.
 
+    A device or a pipe (/dev/stdout) is written to, because a rename would put a file in its place.
+
     Parameters
     ----------
     path : Path
@@ -31,22 +33,31 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
     OSError
         For instance a full disk. The previous file at `path` is unchanged and the temporary file is removed.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, "wb") as f:
+            _write(content, f)
+        return
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as f:
-            if callable(content):
-                content(f)
-            else:
-                f.write(content.encode() if isinstance(content, str) else content)
+            _write(content, f)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # ENOSPC carries no file name
+        if error.filename in (None, str(temporary)):  # ENOSPC carries no file name
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write(content: bytes | str | Callable[[IO[bytes]], object], f: IO[bytes]) -> None:
+    if callable(content):
+        content(f)
+    else:
+        f.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_once(path: Path, content: str) -> bool:
@@ -59,10 +70,10 @@ def write_once(path: Path, content: str) -> bool:
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
-            with path.open("x") as f:
-                f.write(content)
-                f.flush()
-                os.fsync(f.fileno())
+            # Of two processes at this very moment, the last one stays; neither file is ever in part.
+            if path.exists():
+                return False
+            os.replace(temporary, path)
         sync_directory(path.parent)
     except FileExistsError:
         return False

@@ -137,7 +137,7 @@ class DirectoryLock:
 
     def __enter__(self) -> "DirectoryLock":
         if self.create:
-            _refuse_dangling_link(self.directory)
+            refuse_dangling_link(self.directory)
             self._created = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         for attempt in range(MAX_ATTEMPTS):
             if self.create:
@@ -169,7 +169,8 @@ class DirectoryLock:
                 directory.rmdir()
 
 
-def _refuse_dangling_link(directory: Path) -> None:
+def refuse_dangling_link(directory: Path) -> None:
+    """Raise UserError if the directory, or one above it, is a link that leads nowhere."""
     for path in (directory, *directory.parents):
         if path.is_symlink() and not path.exists():
             raise UserError(

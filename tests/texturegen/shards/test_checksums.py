@@ -87,6 +87,12 @@ def test_checksum_does_not_depend_on_format_of_the_file(copy: Path) -> None:
     assert verify(copy) == []
 
 
+def test_results_are_printed_on_one_line_whatever_the_path(copy: Path) -> None:
+    place = copy.rename(copy.with_name("a\nb\x1b[31m\udcff"))
+    done = CliRunner().invoke(command, [str(place), "--deep"])
+    assert done.stdout.splitlines() == [f"{copy.parent}/a\\nb\\x1b[31m\\udcff: no faults found"]
+
+
 def test_verify_command_says_what_it_does_not_check(copy: Path) -> None:
     def lines(*options: str) -> list[str]:
         done = CliRunner().invoke(command, [str(copy), *options])

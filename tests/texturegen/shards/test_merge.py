@@ -286,6 +286,13 @@ def test_error_on_enter_leaves_nothing(two: Path, tmp_path: Path, monkeypatch: p
     split(two, tmp_path / "a", share=0.5)
 
 
+def test_a_link_that_leads_nowhere_is_refused(two: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="is a link to nowhere, which does not exist"):
+        split(two, tmp_path / "link", share=0.5)
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_directory_is_locked_until_renamed(two: Path, tmp_path: Path) -> None:
     def start_another(samples: int) -> None:
         with pytest.raises(BusyError, match=r"a.partial: process \d+ on .* is writing there"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from texturegen.storage.atomic import write_once
+from texturegen.storage.atomic import write_atomically, write_once
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -33,3 +33,23 @@ def test_other_errors_of_a_link_are_not_swallowed(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="Input/output error"):
         write_once(tmp_path / "recipe.json", "first")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("name", ["missing/file", "folder"])
+def test_an_error_names_the_file_that_was_asked_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="directory") as caught:
+        write_atomically(tmp_path / name, "text")
+    assert caught.value.filename == str(tmp_path / name)
+    assert ".tmp" not in str(caught.value)
