@@ -56,8 +56,8 @@ def load(shards: Shards, samples: Sequence[int]) -> tuple[Tensor, Tensor, Tensor
         images += [sample.image] * len(sample.textures)
         pasted += [*sample.pasted]
         masks += [*sample.masks]
-    front = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) for pixels in (images, pasted))
-    return *front, torch.from_numpy(np.stack(masks) >= SOFT)
+    first, second = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) for pixels in (images, pasted))
+    return first, second, torch.from_numpy(np.stack(masks) >= SOFT)
 
 
 def batches(

@@ -4,6 +4,8 @@ Xiao et al., "Noise or signal: the role of image backgrounds in object recogniti
 are composed anew from `shapes`, whose layers are known, or from a folder of images with masks of their objects.
 """
 
+import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -102,7 +104,7 @@ def evaluate_backgrounds(
             raise UserError(f"{test}: shards have no masks; use shapes:SPLIT, or a folder of class folders and --masks")
         layers = open_layers(images.source, str(test), masks)
         classifiers = PROBES[probe](subject.features.values, subject.features.labels, **settings)
-        name = f"backgrounds {VERSION} {masks}"
+        name = f"backgrounds {VERSION} {_digest(masks)}"
         sets = {"original": subject.store.get(images)} | {
             variant: subject.store.get(images, partial(_change, layers, make, images.labels), f"{name} {variant}")
             for variant, make in VARIANTS.items()
@@ -204,6 +206,13 @@ def _read_layers(source: Folder, masks: Path, index: int) -> Layers:
     if not mask.any():
         raise UserError(f"{found}: the mask is black, so there is no object; leave the image out")
     return image, mask, tile_background(image, mask)
+
+
+def _digest(masks: Path | None) -> str:
+    """Return a text that changes when a mask does: cached features are found by it."""
+    files = sorted(path for path in masks.rglob("*") if path.is_file()) if masks is not None else []
+    states = [(os.fspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 # A variant makes an image from the layers of all images, the labels, and an index.

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
+from sacl_train.evaluate import backgrounds
 from sacl_train.evaluate.backgrounds import (
     VARIANTS,
     background_gap,
@@ -22,6 +23,7 @@ from sacl_train.evaluate.backgrounds import (
 )
 from texturegen.errors import UserError
 from texturegen.sources import open_source
+from texturegen.sources.shapes import SPLITS
 
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "device": "cpu", "batch_size": 16}
 
@@ -100,7 +102,7 @@ def test_gap_is_paired() -> None:
 
 
 def test_backgrounds_of_shapes(run: Path, shapes_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("texturegen.sources.shapes", fromlist=["SPLITS"]).SPLITS, "test", 40)
+    monkeypatch.setitem(SPLITS, "test", 40)
     options = ["backgrounds", "--run", run, "--train", shapes_shards, "--test", "shapes:test", "--probe", "ridge"]
     done = CliRunner().invoke(eval_main, [*map(str, options), "--device", "cpu"])
     assert done.exit_code == 0, done.output
@@ -133,5 +135,9 @@ def test_masks_of_a_folder(image_folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, mask[::2, ::2])  # resized like the image
     np.testing.assert_array_equal(behind[:8], image[8:16])  # the strip below
     assert torch.from_numpy(behind).shape == (16, 16, 3)
+    before = backgrounds._digest(masks)
+    assert backgrounds._digest(masks) == before != backgrounds._digest(None)
+    cv2.imwrite(str(masks / "cats" / "0.png"), mask[::-1])
+    assert backgrounds._digest(masks) != before  # so that features of the old images are not found
     with pytest.raises(UserError, match="there are no masks"):
         open_layers(source, "folder", None)
