@@ -51,7 +51,7 @@ class Grid:
     cells : tuple of Cell
         All cells, in the order in which they run.
     figures : tuple of str
-        Keys of `report.FIGURES` to show. The first one is plotted.
+        Keys of `figures.FIGURES` to show. The first one is plotted.
     numeric : bool
         Whether the plot's horizontal axis is numeric, and lines are drawn instead of bars.
     against : dict of str to str

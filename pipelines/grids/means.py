@@ -2,8 +2,8 @@
 
 import statistics
 
+from pipelines.grids.figures import FIGURES, NOT_COMPARED, Found, Runs, head, line, pair_by_seed
 from pipelines.grids.grid import Grid
-from pipelines.grids.report import FIGURES, NOT_COMPARED, Found, Runs, head, line, pair_by_seed
 
 
 def table_of_means(grid: Grid, found: Found) -> list[str]:

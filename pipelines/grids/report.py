@@ -5,37 +5,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from pipelines.grids.figures import FIGURES, NOT_COMPARED, Found, Runs, head, line, pair_by_seed
 from pipelines.grids.grid import Cell, Grid
+from pipelines.grids.means import differences_of_means, table_of_means
 from sacl_train.report.figures import provenance
 from texturegen.storage.atomic import write_atomically
-
-Runs = list[dict[str, Any]]  # the figures (0..1) of one cell, one dict per seed, each with its "seed"
-Found = dict[tuple[str, str], Runs]  # (row, column) -> runs
-
-# Key of a cell's figures -> label, factor.
-FIGURES = {
-    "linear": ("linear top-1, %", 100.0),
-    "top5": ("linear top-5, %", 100.0),
-    "knn": ("kNN (k = 20) top-1, %", 100.0),
-    "destroyed": ("linear top-1 on shuffled patches, %", 100.0),
-    **{
-        f"without_{cue}": (f"share of the accuracy left without {cue}, %", 100.0)
-        for cue in ("shape", "texture", "colour")
-    },
-    "corruption": ("corruption error, %", 100.0),
-    "shape_bias": ("shape bias, %", 100.0),
-    "ood": ("AUROC of other images, %", 100.0),
-    "ood_textures": ("AUROC of textures, %", 100.0),
-    **{
-        f"novelty_{score}": (f"AUROC, {name}, %", 100.0)
-        for score, name in (("knn", "kNN"), ("mahalanobis", "Mahalanobis"), ("csi", "CSI"), ("shift", "shift head"))
-    },
-    "told_apart": ("texture detection (chance 50), %", 100.0),
-    "one_direction": ("explained by one direction, %", 100.0),
-    "own_texture": ("cosine to own texture", 1.0),
-    "spread": ("spread of embeddings (1: even, 0: collapsed)", 1.0),
-}
-NOT_COMPARED = ("told_apart", "one_direction")  # descriptive figures, for which neither higher nor lower is better
 
 
 def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
@@ -68,8 +42,6 @@ def write_grid(out: Path, grid: Grid, scale: str, found: Found) -> Path:
     measured = dict.fromkeys(run["probes"] for runs in found.values() for run in runs if run.get("probes"))
     lines += [text for how in measured for text in (f"Linear: {how}; the other probes encode alike.", "")]
     if grid.means:
-        from pipelines.grids.means import differences_of_means, table_of_means
-
         lines += table_of_means(grid, found)
     elif len(columns) == 1 and len(grid.figures) > 1:
         lines += _table_of_figures(grid, rows, columns[0], found)
@@ -100,12 +72,6 @@ def mean_and_deviation(runs: Runs, key: str) -> tuple[float, float] | None:
     if not values:
         return None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def pair_by_seed(runs: Runs, base: Runs) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return (run, base run) for every seed that both have."""
-    of_seed = {run["seed"]: run for run in base}
-    return [(run, of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed]
 
 
 def _table_of_figures(grid: Grid, rows: list[str], column: str, found: Found) -> list[str]:
@@ -222,13 +188,3 @@ def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Fo
     if len(series) > 1 or axes.get_legend_handles_labels()[1][1:]:
         axes.legend(fontsize=7)
     write_atomically(path, lambda f: figure.savefig(f, format="png", dpi=110))
-
-
-def head(heads: list[str]) -> list[str]:
-    """Return the first two lines of a Markdown table."""
-    return [line(heads), line(["---"] * len(heads))]
-
-
-def line(cells: list[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"

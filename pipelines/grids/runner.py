@@ -18,8 +18,9 @@ from typing import Any
 
 from pipelines.commands import Commands
 from pipelines.grids import narrow
+from pipelines.grids.figures import Found
 from pipelines.grids.grid import Cell, Grid, Scale, Settings
-from pipelines.grids.report import Found, write_grid
+from pipelines.grids.report import write_grid
 from pipelines.grids.worker import SETS_OF_OOD, Job, run_cell, start_worker
 from pipelines.stages import assign_devices, digest_folder, digest_shards, set_aside
 from texturegen.console import plural
