@@ -5,6 +5,7 @@ A plan holds everything that decides a byte of the shards. Workers, engines and 
 
 import hashlib
 import json
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 from texturegen.errors import OtherBuildError, UserError, nearest
 from texturegen.shards.layout import FORMAT, PREFIX, PREFIXES, READABLE
 from texturegen.sources import Listing, Source, find_entry, open_source
-from texturegen.storage.image import ENCODING_OF, ENCODINGS
+from texturegen.storage.image import ENCODING_OF, ENCODINGS, MAX_PIXELS
 from texturegen.texture import PASTE_VERSION, PATCHES_VERSION, PLACES, QUALITY_VERSION, find_method, resolve_settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 IMAGE_VERSIONS = {"seeds": 1, "decoding": 1, "resizing": 1, "png": 1, "webp": 1, "jpeg": 1}
 # Fields of `Recipe` that build.json of texturegen 0.1.0 lacks, with the value that means what 0.1.0 did.
 _ADDED: dict[str, Any] = {"patches": None, "patches_from": None, "paste": False, "one_kind": None, "prefix": None}
+
+_SIDE = math.isqrt(MAX_PIXELS)
+# Ranges of the recipe's numbers. Beyond them a build ends after hours, or with all memory used, instead of at once.
+_RANGES = {
+    "size": (1, _SIDE),
+    "per_image": (0, 10**6),
+    "patches": (1, 1000),
+    "patch_size": (1, _SIDE),
+    "limit": (1, 10**15),
+    "seed": (0, 2**63 - 1),
+    "shard_size": (1, 10**9),
+}
 
 
 @dataclass(frozen=True)
@@ -103,8 +116,8 @@ class Recipe:
         """Raise UserError for a value of another type: it may come from a file."""
         for name, kind in get_type_hints(Recipe).items():
             value = getattr(self, name)
-            expected = get_origin(kind) if get_origin(kind) is dict else kind
-            if not isinstance(value, expected) or isinstance(value, bool) is not (kind is bool):
+            is_number = value is True and kind is not bool  # True is an int to isinstance
+            if not isinstance(value, get_origin(kind) if get_origin(kind) is dict else kind) or is_number:
                 raise UserError(f"recipe: {name} is {reprlib.repr(value)}, of another type than {kind}")
 
 
@@ -278,11 +291,11 @@ def make_plan(recipe: Recipe, root: str | None = None, download: bool | None = F
     UserError
         The recipe or the data set is invalid.
     """
-    least = {"per_image": 0, "patches": 1, "patch_size": 1, "seed": 0, "shard_size": 1, "limit": 1}
-    for name, minimum in least.items():
+    for name, (least, most) in _RANGES.items():
         value = getattr(recipe, name)
-        if value is not None and value < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
+        if value is not None and not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise UserError(f"--{name.replace('_', '-')} is {reprlib.repr(value)}; it must be {bound}")
     if recipe.encoding not in ENCODINGS:
         close = nearest(recipe.encoding, ENCODINGS)
         raise UserError(f"unknown encoding {recipe.encoding!r}{close}; encodings: {', '.join(ENCODINGS)}")

@@ -572,6 +572,16 @@ def test_a_finished_build_without_a_shard_is_refused(tmp_path: Path) -> None:
         build(TINY, tmp_path / "s")
 
 
+def test_a_discarded_build_leaves_files_of_the_user(image_folder: Path, tmp_path: Path) -> None:
+    recipe, out = Recipe("folder", patch_size=64, shard_size=3), tmp_path / "s"
+    for number in (1, 2):
+        build(recipe, out, root=str(image_folder), part=(number, 2))
+    (out / "holiday-2020.tar").write_bytes(b"mine")
+    with pytest.raises(UserError, match="none of the 6 images could be used"):
+        finish(out)
+    assert [path.name for path in out.iterdir()] == ["holiday-2020.tar"]
+
+
 def test_a_recipe_that_fits_no_image_is_refused_and_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="64"):
         build(Recipe("shapes", patch_size=64), tmp_path / "s")
@@ -872,3 +882,21 @@ def test_a_build_without_textures_loads_no_kernel(tmp_path: Path) -> None:
         assert "numba" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 1 << 40}, {"patches": 1 << 40}, {"per_image": 1 << 40}, {"shard_size": 10**400}, {"seed": -1}],
+    ids=str,
+)
+def test_a_number_out_of_range_is_refused_at_once(change: dict[str, int], tmp_path: Path) -> None:
+    (name,) = change
+    with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} is .*; it must be at (least|most) "):
+        build(replace(TINY, **change), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_value_of_another_type_is_refused() -> None:
+    for change in ({"limit": "4"}, {"per_image": True}, {"method": None}, {"settings": [1]}, {"seed": 0.5}):
+        with pytest.raises(UserError, match=r"recipe: \w+ is .*, of another type than"):
+            Recipe(**{"dataset": "shapes", **change})
