@@ -1,9 +1,13 @@
 """Ranges of local and remote files through the same interfaces, with the same errors."""
 
+import http.server
 import os
 import pickle
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -118,3 +122,36 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, url: str, re
     with pytest.raises(MissingError, match=rf"{url}: cannot read .*{remedy}") as caught:
         open_directory(url)
     assert "\n" not in str(caught.value)
+
+
+class _NoRanges(http.server.SimpleHTTPRequestHandler):
+    """A simple web server: it ignores the header Range and sends whole files."""
+
+    sent: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.sent.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_web_server_without_ranges_sends_each_file_once(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads http:// by aiohttp")
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(DATA if name == "a" else DATA[::-1])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_NoRanges, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        directory, read = open_directory(url), open_reader(f"{url}/a")
+        for start, end in ((10, 20), (0, 5), (90, 100)):
+            assert directory.fetch("a", start, end) == read(start, end) == DATA[start:end]
+        assert _NoRanges.sent == ["/a", "/a"], "once for the directory and once for the reader"
+        assert directory.fetch("b", 1, 3) == DATA[::-1][1:3]
+        assert directory.fetch("b") == DATA[::-1]
+        with pytest.raises(DamagedError, match=r"/b: ends before byte 120, so it is truncated"):
+            directory.fetch("b", 0, 120)
+        assert directory.fetch("c", 0, 1) is None
+        assert pickle.loads(pickle.dumps(directory)).fetch("a", 10, 20) == DATA[10:20]
+        server.shutdown()
