@@ -132,3 +132,25 @@ def test_flipped_bit_in_a_member_is_never_silent(tmp_path: Path, encoding: str) 
             f.seek(place)
             f.write(data[place : place + 1])
     assert shards[0].image.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("source", "split", 5),
+        ("source", "name", ["x"]),
+        ("recipe", "settings", "x"),
+        ("recipe", "seed", "0"),
+        ("algorithms", "png", "1"),
+        ("versions", "numpy", 2),
+        ("run", "seconds", {"read": "x"}),
+        ("run", "seconds", 1),
+        ("counts", "ignored", -1),
+    ],
+)
+def test_values_that_commands_print_or_copy_have_their_types(copy: Path, part: str, name: str, value: object) -> None:
+    content = json.loads((copy / BUILD).read_text())
+    content[part][name] = value
+    (copy / BUILD).write_text(json.dumps(seal(content)))
+    with pytest.raises(DamagedError, match=rf"build.json: damaged \(.*{part}"):
+        read_build(copy)
