@@ -19,8 +19,12 @@ from typing import Any
 class UserError(ValueError):
     """An error the user can correct; the message says what is wrong, where, and what to do.
 
-    Commands print it as one line on stderr, without a traceback, and exit with status 1.
+    Commands print it as one line on stderr, without a traceback, and exit with status 1. Control characters, which come
+    from names of files and values in them, are escaped in the message.
     """
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in super().__str__())
 
 
 class BusyError(UserError):

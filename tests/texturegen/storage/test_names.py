@@ -2,6 +2,7 @@
 
 import pytest
 
+from texturegen.errors import ImageError, UserError
 from texturegen.storage.names import key_pattern, printable, to_text
 
 
@@ -38,3 +39,8 @@ def test_keys(key: str) -> None:
 @pytest.mark.parametrize("key", ["", "a" * 81, "a.b", "..", "/a", "a/", "a//b", "a b", "a\n", "\u00e9", "a\\b"])
 def test_unsafe_keys(key: str) -> None:
     assert not key_pattern(80).fullmatch(key)
+
+
+def test_a_message_is_one_line_whatever_it_quotes() -> None:
+    assert str(UserError("a\nb\x1b[2J\udcff: \u00e9")) == r"a\nb\x1b[2J\udcff: " + "\u00e9"
+    assert str(ImageError("k\n", "r")) == r"k\n: r"
