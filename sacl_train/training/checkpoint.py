@@ -101,10 +101,11 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = 2, best: bool
         If the file cannot be written (a full disk); earlier checkpoints stay in place.
     """
     newest = run / f"checkpoint-{checkpoint['step']:08d}.pt"
-    write_tensors(newest, checkpoint)
+    # best.pt first: a run that stops between the two resumes before this step, and writes both again.
+    write_tensors(run / BEST if best else newest, checkpoint)
     if best:
-        with newest.open("rb") as written:
-            write_atomically(run / BEST, lambda f: shutil.copyfileobj(written, f))
+        with (run / BEST).open("rb") as written:
+            write_atomically(newest, lambda f: shutil.copyfileobj(written, f))
     # A checkpoint of a later step is a damaged one that the run could not resume from: it must not count as kept.
     paths = list_checkpoints(run)
     for path in paths[paths.index(newest) + keep :]:
