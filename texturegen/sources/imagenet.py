@@ -185,7 +185,8 @@ def read_devkit(devkit: Path) -> list[str]:
                 for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
             )
         synsets = loadmat(io.BytesIO(table), squeeze_me=True)["synsets"]
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if row["num_children"] == 0}
+        # The synsets above the classes have numbers over 1000, which no image has.
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         return [wnids[int(number)] for number in numbers.split()]
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError):
         raise DamagedError(f"{devkit}: not ImageNet's development kit of 2012; copy it again") from None
