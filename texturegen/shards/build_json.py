@@ -182,9 +182,9 @@ def _find_fault(build: dict[str, Any]) -> str | None:
 
 
 def _find_wrong_type(build: dict[str, Any]) -> str | None:
-    for part, kind in _OBJECTS.items():
+    for part, of_values in _OBJECTS.items():
         found = build.get(part, {})
-        if not isinstance(found, dict) or not all(isinstance(value, kind) for value in found.values()):
+        if not isinstance(found, dict) or not all(isinstance(value, of_values) for value in found.values()):
             return f"{part} is not an object, or a value in it is of another type"
     for (part, name), kind in _TYPES.items():
         if name in build.get(part, {}) and not isinstance(build[part][name], kind):
