@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+import sacl_train.extra  # noqa: F401 (says what to install)
 from pipelines.grids import GRIDS, SCALES
 from texturegen.console import FriendlyGroup, read_pairs
 

@@ -187,16 +187,18 @@ def build_shards(
     """
     from texturegen.builds.directory import RECIPE
     from texturegen.builds.recipe import make_plan
+    from texturegen.shards.build_json import read_build as read_build_json
     from texturegen.shards.layout import BUILD, PARTS
+    from texturegen.storage.atomic import read_json
 
     finished = (out / BUILD).is_file()
     description = out / BUILD if finished else out / PARTS / RECIPE
     if description.is_file():
         plan, _ = make_plan(*read_build(options))
         try:
-            present = json.loads(description.read_text())
-        except ValueError:
-            raise DamagedError(f"{description} is not valid JSON; remove {out} and run the command again") from None
+            present = read_build_json(out) if finished else read_json(description)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; remove {out} and run the command again") from None
         if not plan.matches(present):
             set_aside(out)
         elif finished:

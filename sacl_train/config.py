@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import sacl_train.extra  # noqa: F401 (says what to install)
 from sacl_train.methods import METHODS
 from sacl_train.methods.recipes import resolve_recipe
 from sacl_train.methods.sacl import SACLSettings

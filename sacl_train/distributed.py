@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import sacl_train.extra  # noqa: F401 (says what to install)
+
+# isort: split
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn

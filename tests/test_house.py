@@ -20,7 +20,7 @@ FLOORS = ("texturegen", "sacl_train", "pipelines")
 ROOMS: dict[str, tuple[str, ...]] = {
     "texturegen": ("errors",),
     "texturegen.errors": (),
-    "texturegen.system": (),
+    "texturegen.system": ("errors",),
     "texturegen.console": ("errors", "storage", "system"),
     "texturegen.storage": ("errors", "system"),
     "texturegen.texture": ("errors", "system"),
@@ -29,17 +29,21 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "texturegen.builds": ("errors", "storage", "system", "console", "shards", "sources", "texture", ""),
     "texturegen.cli": ("errors", "storage", "system", "console", "shards", "sources", "texture", "builds", ""),
     "texturegen.__main__": ("system",),  # imports the command by name
-    "sacl_train.distributed": (),
-    "sacl_train.data": ("distributed",),
-    "sacl_train.nets": (),
-    "sacl_train.methods": ("nets", "data", "distributed"),
-    "sacl_train.config": ("methods",),
-    "sacl_train.report": ("data",),
-    "sacl_train.training": ("config", "methods", "nets", "data", "distributed", "report", ""),
-    "sacl_train.evaluate": ("training", "config", "methods", "nets", "data", "distributed"),
-    "sacl_train.export": ("training", "report", "config", "nets"),
+    "sacl_train.extra": (),
+    "sacl_train.distributed": ("extra",),
+    "sacl_train.data": ("distributed", "extra"),
+    "sacl_train.nets": ("extra",),
+    "sacl_train.methods": ("nets", "data", "distributed", "extra"),
+    "sacl_train.config": ("methods", "extra"),
+    "sacl_train.report": ("data", "extra"),
+    "sacl_train.training": ("config", "methods", "nets", "data", "distributed", "report", "", "extra"),
+    "sacl_train.evaluate": ("training", "config", "methods", "nets", "data", "distributed", "extra"),
+    "sacl_train.export": ("training", "report", "config", "nets", "extra"),
     "sacl_train": ("training", "evaluate"),
-    "sacl_train.cli": ("training", "evaluate", "report", "export", "config", "methods", "nets", "distributed", ""),
+    "sacl_train.cli": (
+        *("training", "evaluate", "report", "export", "config", "methods", "nets", "distributed", "extra"),
+        "",
+    ),
     "sacl_train.__main__": (),  # as in texturegen
 }
 # Rooms of the floor below that the trainer knows: the contract and what every floor shares, not how textures are made.

@@ -3,6 +3,7 @@
     UserError (ValueError)      an error the user can correct
     ├── BusyError               another process is using the directory
     ├── MissingError            a file, shard, checkpoint or package is missing
+    │   └── MissingExtra        packages of an optional part of the installation (also an ImportError)
     ├── DamagedError            bytes differ from what was written
     ├── OtherBuildError         the directory holds a different build or run
     ├── ImageError              one image cannot be decoded; the others can
@@ -33,6 +34,10 @@ class BusyError(UserError):
 
 class MissingError(UserError):
     """A file, shard, checkpoint or package is missing."""
+
+
+class MissingExtra(MissingError, ImportError):
+    """Packages of an optional part of the installation are missing; the message says how to install them."""
 
 
 class DamagedError(UserError):

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from sacl_train.cli.subject import subject_options
+from sacl_train.cli.subject import ENCODER, subject_options
 from sacl_train.nets.encoder_file import EncoderFile
-from texturegen.console import warn
+from texturegen.console import option, say, warn
 from texturegen.storage.atomic import write_atomically
 
 IMAGES = "Shards, a folder of class folders, or DATASET:SPLIT."
@@ -19,31 +19,46 @@ PATH = click.Path(path_type=Path)
 
 Option = Callable[[Any], Any]
 
-run_option = click.option("--run", required=True, type=PATH, help="Directory of `sacl-train`, or a checkpoint in it.")
-train_option = click.option("--train", "--shards", "train", required=True, help=f"Labelled training images. {IMAGES}")
-tests_option = click.option(
-    "--test", "--test-shards", "tests", required=True, multiple=True, help="Labelled test images; may be repeated."
+run_option = option(
+    "--run", required=True, type=PATH, help="Directory of `sacl-train`, or a checkpoint in it.", section=ENCODER
 )
-test_option = click.option("--test", "--test-shards", "test", required=True, help="Labelled test images.")
-root_option = click.option("--root", type=PATH, help="Directory of the DATASET's files.")
-size_option = click.option(
-    "--size", type=COUNT, help="Resize images to this side, in pixels; those of shards only with --encoder."
+train_option = option(
+    "--train", "--shards", "train", required=True, help=f"Labelled training images. {IMAGES}", section="Images"
+)
+tests_option = option(
+    *("--test", "--test-shards", "tests"),
+    required=True,
+    multiple=True,
+    help="Labelled test images; may be repeated.",
+    section="Images",
+)
+test_option = option("--test", "--test-shards", "test", required=True, help="Labelled test images.", section="Images")
+root_option = option("--root", type=PATH, help="Directory of the DATASET's files.", section="Images")
+size_option = option(
+    "--size",
+    type=COUNT,
+    help="Resize images to this side, in pixels; those of shards only with --encoder.",
+    section="Images",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-network_option = click.option(
+network_option = option(
     "--network",
     default="online",
     show_default=True,
     help="Encoder to evaluate: online, or target for its moving average.",
+    section=ENCODER,
 )
-statistics_option = click.option(
+statistics_option = option(
     "--norm-statistics",
     default="auto",
     show_default=True,
     help="BatchNorm statistics: images, estimated on whole training images; training, the running averages of the "
     "training; auto: images for a run, training for an encoder of another program.",
+    section=ENCODER,
 )
-destroy_option = click.option("--destroy", is_flag=True, help="Also score the test images with shuffled cells (4x4).")
+destroy_option = option(
+    "--destroy", is_flag=True, help="Also score the test images with shuffled cells (4x4).", section="Images"
+)
 model_options = (device_option, network_option, statistics_option)
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the random numbers.")
 probe_epochs_option = click.option(
@@ -52,15 +67,15 @@ probe_epochs_option = click.option(
 
 
 def json_option(name: str) -> Option:
-    return click.option("--json", "output", type=PATH, help=f"JSON file  [default: RUN/eval-{name}.json]")
+    return option("--json", "output", type=PATH, help=f"JSON file  [default: RUN/eval-{name}.json]", section="Output")
 
 
 def add_options(*options: Option) -> Option:
     """Return a decorator that adds options to a command, in this order."""
 
     def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
+        for add_one in reversed(options):
+            command = add_one(command)
         return command
 
     return add
@@ -95,7 +110,7 @@ def finish(
     trained, planned = figures["trained_epochs"], figures["planned_epochs"]
     if trained < planned:
         warn(f"{run} is not finished: trained for {trained} of {planned} epochs")
-    print(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
+    say(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
     print(f"{figures['probe']}: {describe_probe(figures)}")
     for line in above:
         print(line)

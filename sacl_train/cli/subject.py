@@ -9,8 +9,9 @@ import click
 
 from sacl_train.cli.runs import newest_run
 from sacl_train.nets.encoder_file import EncoderFile
-from texturegen.console import note
+from texturegen.console import note, option
 
+ENCODER = "Encoder"  # section of --help
 CHANNELS = click.FloatRange(0)
 
 
@@ -41,31 +42,44 @@ def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
         file = EncoderFile(encoder, arch, prefix, mean, std, options.get("size"))
         return command(run=file, **options)
 
-    for option in reversed(
+    for add in reversed(
         (
-            click.option(
+            option(
                 "--run",
                 type=click.Path(path_type=Path),
                 help="Directory of `sacl-train`, or a checkpoint in it  [default: the newest below runs/]",
+                section=ENCODER,
             ),
-            click.option("--encoder", help="Instead of --run: FILE of another program, or timm:NAME in timm's cache."),
-            click.option("--arch", help="Architecture of FILE: resnet50, timm:NAME, torchvision:NAME or torchscript."),
-            click.option("--prefix", help="What precedes the names of the encoder's tensors  [default: found]"),
-            click.option(
+            option(
+                "--encoder",
+                help="Instead of --run: FILE of another program, or timm:NAME in timm's cache.",
+                section=ENCODER,
+            ),
+            option(
+                "--arch",
+                help="Architecture of FILE: resnet50, timm:NAME, torchvision:NAME or torchscript.",
+                section=ENCODER,
+            ),
+            option(
+                "--prefix", help="What precedes the names of the encoder's tensors  [default: found]", section=ENCODER
+            ),
+            option(
                 "--mean",
                 nargs=3,
                 type=CHANNELS,
                 metavar="R G B",
                 help="Mean of pixels, 0 to 1  [default: FILE's own]",
+                section=ENCODER,
             ),
-            click.option(
+            option(
                 "--std",
                 nargs=3,
                 type=CHANNELS,
                 metavar="R G B",
                 help="Standard deviation of pixels  [default: FILE's own]",
+                section=ENCODER,
             ),
         )
     ):
-        wrapped = option(wrapped)
+        wrapped = add(wrapped)
     return wrapped

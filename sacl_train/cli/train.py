@@ -11,37 +11,57 @@ import click
 from sacl_train.methods import METHODS
 from sacl_train.nets import ENCODERS
 from texturegen import __version__
-from texturegen.console import FriendlyCommand, note, read_pairs
+from texturegen.console import FriendlyCommand, note, option, read_pairs, say
 
 PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=FriendlyCommand)
-@click.option("--shards", required=True, help="Directory or URL of shards from `texturegen build`.")
-@click.option(
-    "--out", type=PATH, help="Directory of the run  [default: runs/METHOD-ENCODER-DIGEST of shards and settings]"
+@option("--shards", required=True, help="Directory or URL of shards from `texturegen build`.", section="Run")
+@option(
+    "--out",
+    type=PATH,
+    help="Directory of the run  [default: runs/METHOD-ENCODER-DIGEST of shards and settings]",
+    section="Run",
 )
-@click.option("--config", type=PATH, help="TOML file of settings.")
-@click.option("--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; overrides --config.")
-@click.option("--method", help=f"One of {', '.join(METHODS)}  [default: sacl]")
-@click.option("--recipe", help="Published settings of the method: cifar or imagenet; for sacl also paper.")
-@click.option("--encoder", help=f"{', '.join(ENCODERS)} or timm:NAME  [default: se_resnet50]")
-@click.option("--init", help="File of weights to start the encoder from, of any program.")
-@click.option("--epochs", type=int, help="Number of epochs; 0 writes an untrained encoder  [default: 200]")
-@click.option("--batch-size", type=int, help="Images per step, over all processes  [default: 128]")
-@click.option("--texture-role", help="negative, instance, positive or none  [default: negative for sacl, else none]")
-@click.option("--order", help="global: shuffle all samples; shards: read shard by shard  [default: global]")
-@click.option("--cache", help="Where decoded images are kept: device, ram or none  [default: the first that fits]")
-@click.option("--precision", help="fp32, bf16 or fp16  [default: bf16 on CUDA, else fp32]")
-@click.option(
+@option("--config", type=PATH, help="TOML file of settings.", section="Settings")
+@option(
+    "--set", "settings", multiple=True, callback=read_pairs, help="KEY=VALUE; overrides --config.", section="Settings"
+)
+@option("--method", help=f"One of {', '.join(METHODS)}  [default: sacl]", section="Training")
+@option(
+    "--recipe", help="Published settings of the method: cifar or imagenet; for sacl also paper.", section="Settings"
+)
+@option("--encoder", help=f"{', '.join(ENCODERS)} or timm:NAME  [default: se_resnet50]", section="Training")
+@option("--init", help="File of weights to start the encoder from, of any program.", section="Training")
+@option(
+    "--epochs", type=int, help="Number of epochs; 0 writes an untrained encoder  [default: 200]", section="Training"
+)
+@option("--batch-size", type=int, help="Images per step, over all processes  [default: 128]", section="Training")
+@option(
+    "--texture-role",
+    help="negative, instance, positive or none  [default: negative for sacl, else none]",
+    section="Training",
+)
+@option("--order", help="global: shuffle all samples; shards: read shard by shard  [default: global]", section="Speed")
+@option(
+    "--cache",
+    help="Where decoded images are kept: device, ram or none  [default: the first that fits]",
+    section="Speed",
+)
+@option("--precision", help="fp32, bf16 or fp16  [default: bf16 on CUDA, else fp32]", section="Speed")
+@option(
     "--compile",
     is_flag=False,
     flag_value="default",
     help="Mode of torch.compile, or none; without a value: default  [default: default on CUDA, else none]",
+    section="Speed",
 )
-@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: cuda if it is available, else cpu]")
-@click.option("--seed", type=int, help="Seed of the weights, the sample order and the views  [default: 0]")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.")
+@option("--device", help="cpu, cuda, cuda:1, ...  [default: cuda if it is available, else cpu]", section="Speed")
+@option(
+    "--seed", type=int, help="Seed of the weights, the sample order and the views  [default: 0]", section="Training"
+)
+@option("--dry-run", is_flag=True, help="Check everything, print the settings, write nothing.", section="Run")
 @click.version_option(__version__)
 def train_main(
     shards: str, out: Path | None, config: Path | None, settings: dict[str, Any], dry_run: bool, **flags: Any
@@ -80,15 +100,15 @@ def train_main(
     except Stopped as stopped:
         torchrun = "the same torchrun command, or " if "TORCHELASTIC_RUN_ID" in os.environ else ""
         if is_first:
-            print(f"{out}: {stopped}; to resume: {torchrun}{shlex.join(['sacl-train', *sys.argv[1:]])}")
+            say(f"{out}: {stopped}; to resume: {torchrun}{shlex.join(['sacl-train', *sys.argv[1:]])}")
         return
     if not is_first:
         return
     if not rows:
-        print(f"{out}: an untrained encoder")
+        say(f"{out}: an untrained encoder")
         return
     last = rows[-1]
     images = "held-out" if requested.held_out else "training"
     knn = f", kNN {last['knn']:.1%} ({images} images)" if last.get("knn") is not None else ""
     online = f", online probe {last['online_top1']:.1%} (training images)" if "online_top1" in last else ""
-    print(f"{out}: epoch {last['epoch']}, loss {last['loss']:.3f}{knn}{online}")
+    say(f"{out}: epoch {last['epoch']}, loss {last['loss']:.3f}{knn}{online}")

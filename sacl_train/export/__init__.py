@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import sacl_train.extra  # noqa: F401 (says what to install)
+
+# isort: split
 import torch
 
 from sacl_train.export.card import write_card

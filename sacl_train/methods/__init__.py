@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import sacl_train.extra  # noqa: F401 (says what to install)
+
 if TYPE_CHECKING:
     from sacl_train.methods.method import Method
 

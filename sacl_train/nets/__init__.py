@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import sacl_train.extra  # noqa: F401 (says what to install)
 from texturegen.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from texturegen.builds.recipe import RECORDED, Plan
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.build_json import check_size, read_build, read_sealed, seal
 from texturegen.shards.card import CARD
-from texturegen.shards.layout import BUILD, MANIFEST, PARTS, SHARD_FILE
+from texturegen.shards.layout import BUILD, MANIFEST, PARTS, SHARD_FILE, shard_name
 from texturegen.shards.manifest import read_manifest
 from texturegen.shards.publish import publish
 from texturegen.shards.reader import Shards
@@ -209,10 +209,10 @@ class BuildDirectory:
         publish(self.path, _describe(plan), shards, ignored, RECORDED, run=run)
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def discard(self) -> None:
-        """Remove a begun build, so that the directory is empty."""
-        for path in self.path.glob("*-[0-9]*.tar"):
-            path.unlink()
+    def discard(self, plan: Plan) -> None:
+        """Remove a begun build of `plan`; other files, which its user may have put there, stay."""
+        for number in range(plan.shards):
+            (self.path / shard_name(number, plan.prefix)).unlink(missing_ok=True)
         # recipe.json is removed last: until then the same command can resume.
         for path in sorted(self.parts.iterdir(), key=lambda path: path.name == RECIPE):
             path.unlink()
@@ -238,7 +238,8 @@ class BuildDirectory:
                     path.unlink()
             if self.is_finished:  # killed between writing build.json and removing parts/
                 shutil.rmtree(self.parts, ignore_errors=True)
-        for path in [*self.path.glob("*-[0-9]*.tar.*.tmp"), *self.parts.glob("*.tmp")]:
+        tars = [path for path in self.path.glob("*.tmp") if SHARD_FILE.fullmatch(path.name)]
+        for path in [*tars, *self.parts.glob("*.tmp")]:
             number = path.name.partition(".")[0].rpartition("-")[2]
             if self.part is None or (number.isdecimal() and int(number) in self.part):
                 path.unlink()

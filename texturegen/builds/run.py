@@ -299,7 +299,7 @@ def _finish(directory: BuildDirectory, plan: Plan, ignored: int) -> Result:
     counts = count(shards)
     if not counts["samples"]:
         reason = _read_failures(parts)[0][1]
-        directory.discard()
+        directory.discard(plan)
         raise UserError(f"none of the {counts['failed']} images could be used; the first failed with: {reason}")
     # Everything in which two builds of one recipe may differ.
     directory.finish(plan, ignored, shards, run={"seconds": _sum_seconds(shards)})

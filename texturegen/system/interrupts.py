@@ -2,15 +2,20 @@
 
 import os
 import signal
+import sys
 from importlib import import_module
 from types import FrameType
 from typing import Any
+
+from texturegen.errors import MissingExtra
 
 INTERRUPTED = 130  # exit status, as in a shell: 128 + SIGINT
 
 
 def run_command(module: str, name: str, **kwargs: Any) -> None:
     """Import a click command and run it; Ctrl-C before it runs ends the process with status 130.
+
+    If packages that it needs are not installed, one line says so, and the status is 1.
 
     A KeyboardInterrupt among imports would print a traceback, or be swallowed by a module that is half loaded.
     `FriendlyCommand.main` calls `allow_interrupts` where it is ready to catch the exception.
@@ -24,7 +29,11 @@ def run_command(module: str, name: str, **kwargs: Any) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if the parent process ignores Ctrl-C
         signal.signal(signal.SIGINT, _exit)
-    getattr(import_module(module), name)(**kwargs)
+    try:
+        command = getattr(import_module(module), name)
+    except MissingExtra as error:
+        sys.exit(f"error: {error}")
+    command(**kwargs)
 
 
 def allow_interrupts() -> None:
