@@ -1,6 +1,7 @@
 """The small files that other readers want beside the tars, written from the manifest and build.json without the tars.
 
-`INDEXES` is the registry: name -> what the files are for, and a function that yields the path and content of each.
+`INDEXES` is the registry: name -> what the files are for, a function that yields the path and content of each, and how
+to tell that they are there.
 """
 
 import json
@@ -17,8 +18,9 @@ import pyarrow.compute as pc
 from texturegen.errors import DamagedError, UserError, nearest
 from texturegen.shards.build_json import read_build
 from texturegen.shards.card import CARD, make_card, read_contents
+from texturegen.shards.checks import check_rows
 from texturegen.shards.layout import BUILD, IMAGE_EXTENSIONS, MANIFEST
-from texturegen.shards.manifest import COLUMNS, check_rows, read_manifest, select_ok
+from texturegen.shards.manifest import COLUMNS, read_manifest, select_ok
 from texturegen.shards.members import list_members
 from texturegen.storage.atomic import as_json, sha256_of, write_atomically
 from texturegen.storage.tar import BLOCK
@@ -61,10 +63,21 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Index:
-    """An entry of `INDEXES`: what reads the files, for `--help`, and what yields them."""
+    """An entry of `INDEXES`.
+
+    Attributes
+    ----------
+    help : str
+        What reads the files, for `--help`.
+    make : callable
+        Yields them.
+    probe : str or None
+        Pattern of files of which one exists if the index was written; None: `verify` does not compare the files.
+    """
 
     help: str
     make: Callable[[Inputs], Files]
+    probe: str | None
 
 
 def write_indexes(directory: str | Path, names: Sequence[str]) -> list[Path]:
@@ -122,9 +135,9 @@ def find_stale(directory: Path, build: Mapping[str, Any], rows: pa.Table) -> lis
     """
     inputs = Inputs(directory, build, rows)
     stale = []
-    for name, probe in _PROBES.items():
-        if any(directory.glob(probe)):
-            for path, content in INDEXES[name].make(inputs):
+    for index in INDEXES.values():
+        if index.probe is not None and any(directory.glob(index.probe)):
+            for path, content in index.make(inputs):
                 file = directory / path
                 if file.is_file() and file.read_bytes() != content:
                     stale.append(path)
@@ -257,20 +270,12 @@ def _make_croissant(inputs: Inputs) -> Files:
 
 
 INDEXES = {
-    "dali": Index("fn.readers.webdataset of NVIDIA DALI: an .idx file per tar", _make_dali),
-    "wids": Index("webdataset's indexed reader: wids.json", _make_wids),
-    "timm": Index("timm's wds/ reader: _info.json", _make_timm),
-    "energon": Index("Megatron-Energon: .nv-meta/ and a .tar.idx file per tar", _make_energon),
-    "hf": Index("Hugging Face datasets: README.md", _make_hf),
-    "croissant": Index("mlcroissant: croissant.json", _make_croissant),
-}
-# A pattern of files of which one exists if the index was written.
-_PROBES = {
-    "dali": "*-*[0-9].idx",
-    "wids": "wids.json",
-    "timm": "_info.json",
-    "energon": ".nv-meta/.info.json",
-    "croissant": "croissant.json",
+    "dali": Index("fn.readers.webdataset of NVIDIA DALI: an .idx file per tar", _make_dali, "*-*[0-9].idx"),
+    "wids": Index("webdataset's indexed reader: wids.json", _make_wids, "wids.json"),
+    "timm": Index("timm's wds/ reader: _info.json", _make_timm, "_info.json"),
+    "energon": Index("Megatron-Energon: .nv-meta/ and a .tar.idx file per tar", _make_energon, ".nv-meta/.info.json"),
+    "hf": Index("Hugging Face datasets: README.md", _make_hf, None),  # its user may edit the card
+    "croissant": Index("mlcroissant: croissant.json", _make_croissant, "croissant.json"),
 }
 # The context that version 1.0 of the specification prescribes.
 _CROISSANT_CONTEXT: dict[str, Any] = {

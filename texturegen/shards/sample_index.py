@@ -139,6 +139,11 @@ class SampleIndex:
         return SampleIndex, (self.keys, *self._arrays(), self.metas, self.members, self.files)
 
 
+def digest_of(data: bytes) -> int:
+    """Return the entry of `SampleIndex.digests` for the bytes of a member."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+
+
 def load_cached(build: Mapping[str, Any], files: list[str]) -> SampleIndex | None:
     """Return the index of a directory from the user's cache; None if it is not there, or damaged.
 
@@ -213,7 +218,7 @@ def _map(path: Path, files: list[str]) -> SampleIndex:
     for name in _ARRAYS:
         column = batch.column(name)
         is_flat = not pa.types.is_fixed_size_list(column.type)
-        values = (column if is_flat else column.values).to_numpy()
+        values = _view(column if is_flat else column.values)
         arrays.append(values if is_flat else values.reshape(len(batch), -1))
     labels, widths, heights, shard_ids, extents, digests, ranges = arrays
     extents = extents.reshape(len(batch), -1, 2)
@@ -222,6 +227,12 @@ def _map(path: Path, files: list[str]) -> SampleIndex:
     index = SampleIndex(keys, labels.copy(), widths, heights, shard_ids, extents, digests, ranges, *rest)
     index.cached = path
     return index
+
+
+def _view(array: pa.Array) -> np.ndarray:
+    """Return the numbers of an array without nulls; `Array.to_numpy` imports pandas: 0.2 s and 50 MB."""
+    whole = np.frombuffer(array.buffers()[1], np.dtype(str(array.type)))
+    return whole[array.offset : array.offset + len(array)]
 
 
 def _flat_view(array: np.ndarray) -> memoryview:

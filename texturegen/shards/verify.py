@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from texturegen.errors import DamagedError, UserError
 from texturegen.shards.build_json import CHECKSUM, read_build
+from texturegen.shards.checks import check_rows
 from texturegen.shards.index import find_stale
 from texturegen.shards.layout import BUILD, MANIFEST
-from texturegen.shards.manifest import COLUMNS, check_rows, parse_meta, read_manifest, select_ok
+from texturegen.shards.manifest import COLUMNS, parse_meta, read_manifest, select_ok
 from texturegen.shards.members import list_members
 from texturegen.shards.sample_index import SampleIndex
 from texturegen.storage.arrow import open_for_arrow

@@ -56,6 +56,15 @@ def test_in_order_gives_every_sample_once_without_textures_unless_asked(shapes_s
     assert [batch["index"].tolist() for batch in stream.in_order(np.array([7, 5]))] == [[7, 5]]
 
 
+def test_shards_of_an_earlier_format_are_streamed() -> None:
+    shards = open_shards(Path(__file__).parents[2] / "texturegen" / "shards" / "format2" / "finished")
+    assert shards.build["format"] == 2
+    (batch,) = Stream(shards, Plan(4, textures="all")).epoch(0)
+    for i, index in enumerate(batch["index"].tolist()):
+        np.testing.assert_array_equal(batch["image"][i].permute(1, 2, 0), shards[index].image)
+        np.testing.assert_array_equal(batch["texture"][i].permute(0, 2, 3, 1), shards[index].textures)
+
+
 def test_shards_without_textures_are_refused(shapes_test_shards: Path) -> None:
     with pytest.raises(UserError, match="these shards have no textures"):
         Stream(open_shards(shapes_test_shards), Plan(4, textures="one"))

@@ -22,8 +22,9 @@ from PIL import Image
 from tests.texturegen.shards.test_verify import change_build, change_rows, make, update_checksums
 from texturegen import open_shards
 from texturegen.errors import DamagedError, UserError
+from texturegen.shards.checks import check_rows
 from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
-from texturegen.shards.manifest import check_rows, group_samples, parse_meta
+from texturegen.shards.manifest import group_samples, parse_meta
 from texturegen.shards.verify import verify
 from texturegen.storage.tar import BLOCK
 

@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +109,17 @@ def test_keys_are_a_sequence_of_strings() -> None:
                 keys[i]
     assert Keys(pa.array([], pa.string())) == []
     assert Keys(pa.array(names)) != [*names, "h"]
+
+
+def test_opening_from_the_cache_does_not_load_pandas(shapes_shards: Path, cache: Path) -> None:
+    open_shards(shapes_shards)
+    program = """
+import sys
+from texturegen.shards import sample_index
+sample_index.MIN_SAMPLES = 1
+from texturegen import open_shards
+shards = open_shards(sys.argv[1])
+print(shards[5].textures.shape, shards._index.cached is not None, "pandas" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, str(shapes_shards)]
+    assert subprocess.check_output(command, text=True) == "(1, 32, 32, 3) True False\n"

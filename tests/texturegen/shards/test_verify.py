@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from texturegen import open_shards
-from texturegen.shards import manifest
+from texturegen.shards import checks
 from texturegen.shards.build_json import seal
 from texturegen.shards.layout import BOX, BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
 from texturegen.shards.verify import inspect, verify
@@ -403,9 +403,9 @@ def test_deep_compares_sizes_and_labels_with_manifest(two_textures: Path) -> Non
 
 def test_oversized_image_is_reported_unread(two_textures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [row["texture_size"] for row in rows_of(two_textures)]
-    monkeypatch.setattr(manifest, "MAX_IMAGE_BYTES", max(sizes))
+    monkeypatch.setattr(checks, "MAX_IMAGE_BYTES", max(sizes))
     assert verify(two_textures, deep=True) == []
-    monkeypatch.setattr(manifest, "MAX_IMAGE_BYTES", max(sizes) - 1)
+    monkeypatch.setattr(checks, "MAX_IMAGE_BYTES", max(sizes) - 1)
     assert any(f"has more than {max(sizes) - 1} bytes" in fault for fault in verify(two_textures))
 
 
