@@ -38,7 +38,7 @@ RECIPES: dict[str, PublishedRecipe] = {
     # S. Ge et al., "Robust contrastive learning using negative samples with diminished semantics", NeurIPS 2021,
     # section 3.1: texture-based and patch-based negatives.
     "ge2021": PublishedRecipe(
-        {"size": 224, "method": "coherent", "patches": 2, "patch_size": 96},
+        {"size": 224, "short_side": 256, "method": "coherent", "patches": 2, "patch_size": 96},
         "Ge et al. 2021: 96 px patches",
     ),
     # J. Chen et al., SACL, section 3.2, cites the tools of Efros, Wei and Han, and gives neither their settings nor the

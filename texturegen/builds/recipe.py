@@ -26,12 +26,20 @@ RECORDED = ("numpy", "numba", "opencv-python-headless", "pyarrow")
 # entries for encodings have the name of the encoding. The sources have versions of their own, in their digests.
 IMAGE_VERSIONS = {"seeds": 1, "decoding": 1, "resizing": 1, "png": 1, "webp": 1, "jpeg": 1}
 # Fields of `Recipe` that build.json of texturegen 0.1.0 lacks, with the value that means what 0.1.0 did.
-_ADDED: dict[str, Any] = {"patches": None, "patches_from": None, "paste": False, "one_kind": None, "prefix": None}
+_ADDED: dict[str, Any] = {
+    "short_side": None,
+    "patches": None,
+    "patches_from": None,
+    "paste": False,
+    "one_kind": None,
+    "prefix": None,
+}
 
 _SIDE = math.isqrt(MAX_PIXELS)
 # Ranges of the recipe's numbers. Beyond them a build ends after hours, or with all memory used, instead of at once.
 _RANGES = {
     "size": (1, _SIDE),
+    "short_side": (1, _SIDE),
     "per_image": (0, 10**6),
     "patches": (1, 1000),
     "patch_size": (1, _SIDE),
@@ -55,6 +63,8 @@ class Recipe:
         Options of the data set, such as `classes`.
     size : int or None
         Side in pixels to which images are resized and cropped. None: keep their sizes.
+    short_side : int or None
+        Length in pixels to which their short sides are scaled before the crop, at least `size`. None: `size`.
     method : str
         Name of a synthesis method, see `texturegen.synthesize`.
     settings : dict
@@ -98,6 +108,7 @@ class Recipe:
     split: str | None = None
     source_options: dict[str, Any] = field(default_factory=dict)
     size: int | None = None
+    short_side: int | None = None
     method: str = "coherent"
     settings: dict[str, Any] = field(default_factory=dict)
     per_image: int = 1
@@ -234,6 +245,7 @@ def open_recipe_source(
         root=root,
         split=recipe.split,
         size=recipe.size,
+        short_side=recipe.short_side,
         download=download,
         check=check,
         listing=listing,

@@ -122,6 +122,7 @@ def open_source(
     root: str | Path | None = None,
     split: str | None = None,
     size: int | None = None,
+    short_side: int | None = None,
     download: bool | None = False,
     check: bool = True,
     listing: "Listing | TarListing | None" = None,
@@ -138,6 +139,7 @@ def open_source(
     split : name of a split; None for the source's default. For `folder`, a folder below `root`, such as train.
     size : side in pixels: images are resized so that the short side has this length, and cropped to the central square
         (`shapes` draws them at this size). None keeps their own sizes.
+    short_side : length to which the short side is scaled before the crop, at least `size`; None: `size`.
     download : fetch a benchmark's official archive if its files are missing or damaged; None: only if `root` is None.
     check : verify a benchmark's checksums; workers skip it, because the process that started them has done it.
     listing : `Source.listing`, or `Source.index`, of the same data set, opened in another process; spares a search of
@@ -183,7 +185,9 @@ def open_source(
     if entry.official:
         arguments.update(download=download, check=check)
     module, cls = entry.location.split(":")
-    return getattr(import_module(f"{__name__}.{module}"), cls)(**arguments)
+    source: Source = getattr(import_module(f"{__name__}.{module}"), cls)(**arguments)
+    source.short_side = _check_short_side(short_side, size)
+    return source
 
 
 def find_entry(name: str, options: Iterable[str]) -> Entry:
@@ -218,6 +222,13 @@ def _check_size(size: int | None) -> int | None:
     if size is not None and size < 1:
         raise UserError(f"size must be at least 1 pixel, not {size}")
     return size
+
+
+def _check_short_side(short_side: int | None, size: int | None) -> int | None:
+    if short_side is not None and (size is None or short_side < size):
+        given = "there is no crop, because --size is not given" if size is None else f"--size is {size}"
+        raise UserError(f"--short-side is {short_side}, the length before the crop to --size, and {given}")
+    return None if short_side == size else short_side
 
 
 def __getattr__(name: str) -> Any:

@@ -84,6 +84,7 @@ class Source(ABC):
     name : key of the source in `SOURCES`.
     split : name of the split; None if the source has none.
     size : side of the images in pixels; None if they keep their own sizes.
+    short_side : length to which short sides are scaled before the crop to `size`; None: `size`.
     classes : names of the classes, by label.
     one_size : whether all images have the same size.
     listing : the images found below the source's folder; None if it searches no folder.
@@ -95,6 +96,7 @@ class Source(ABC):
     name: str
     split: str | None
     size: int | None
+    short_side: int | None = None
     classes: list[str]
     one_size: bool = True
     listing: Listing | None = None
@@ -116,7 +118,7 @@ class Source(ABC):
         item = self._read(index)
         if self.size is None:
             return item
-        return fit_item(item, self.size)
+        return fit_item(item, self.size, self.short_side)
 
     @cached_property
     def digest(self) -> str:
@@ -139,9 +141,9 @@ class Source(ABC):
         """Return what `digest` hashes, serialisable as JSON."""
 
 
-def fit_item(item: Item, size: int) -> Item:
+def fit_item(item: Item, size: int, short_side: int | None = None) -> Item:
     """Return the item with its image brought to size x size (`fit_square`), without its file if the pixels change."""
     from texturegen.sources.resize import fit_square  # loads OpenCV
 
-    image = fit_square(item.image, size)
+    image = fit_square(item.image, size, short_side)
     return item if image is item.image else replace(item, image=image, data=None, ext="png")

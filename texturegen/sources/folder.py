@@ -106,8 +106,8 @@ class Folder(Source):
         """Return the image, and the extension under which its file may be kept."""
         image = decode_image(data)
         # A resized image is encoded anew in any case.
-        is_resized = self.size is not None and image.shape[:2] != (self.size, self.size)
-        return image, None if is_resized else original_extension(data, image)
+        keeps_size = self.size is None or (image.shape[:2] == (self.size, self.size) and self.short_side is None)
+        return image, original_extension(data, image) if keeps_size else None
 
     def _identity(self) -> Any:
         return [self.name, names_and_sizes(self.listing)]

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 
 
-def fit_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Scale an image so that its short side is `size`, and crop size x size from the centre.
+def fit_square(image: np.ndarray, size: int, short_side: int | None = None) -> np.ndarray:
+    """Scale an image so that its short side is `short_side`, and crop size x size from the centre.
 
     Reduction averages over areas, because aliasing would look like texture; enlargement is bicubic.
 
@@ -13,11 +13,15 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
     ----------
     image : uint8 (H, W, 3).
     size : side of the result in pixels.
+    short_side : at least `size`; None: `size`.
 
     Returns
     -------
     uint8 (size, size, 3); `image` itself if it has this size already.
     """
+    if short_side not in (None, size):
+        edge = (short_side - size) // 2
+        return np.ascontiguousarray(fit_square(image, short_side)[edge : edge + size, edge : edge + size])
     height, width = image.shape[:2]
     short = min(height, width)
     if (height, width) != (short, short):

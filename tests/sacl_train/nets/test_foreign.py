@@ -129,9 +129,7 @@ def test_prefix_can_be_chosen(resnet: nn.Module, features: Tensor, tmp_path: Pat
     nested = {"state_dict": {"module": {"q": resnet.state_dict(), "k": {}}}, "ema": {"module": {"q": {"w": IMAGES}}}}
     torch.save(nested, path)
     torch.testing.assert_close(encode(EncoderFile(path, "test_resnet", prefix="state_dict.module.q")), features)
-    with pytest.raises(
-        UserError, match=r"several prefixes end with 'module\.q\.': state_dict\.module\.q\., ema"
-    ):
+    with pytest.raises(UserError, match=r"several prefixes end with 'module\.q\.': state_dict\.module\.q\., ema"):
         open_encoder(EncoderFile(path, "test_resnet", prefix="module.q"))
     del nested["ema"]
     torch.save(nested, path)

@@ -147,7 +147,7 @@ def test_the_fingerprint_is_that_of_texturegen_0_1_0() -> None:
     every = dict.fromkeys(list_algorithms(SMALL), 1)
     assert Plan.from_description({**content, "algorithms": every}).fingerprint == FINGERPRINT
     assert Plan.from_description({**content, "algorithms": {"coherent": 2}}).fingerprint != FINGERPRINT
-    for name, value in {"patches": 12, "patch_size": 12, "patches_from": "corners"}.items():
+    for name, value in {"patches": 12, "patch_size": 12, "patches_from": "corners", "short_side": 64}.items():
         changed = {**content, "recipe": {**content["recipe"], name: value}}
         assert Plan.from_description(changed).fingerprint != FINGERPRINT
 

@@ -50,6 +50,16 @@ def test_nested_folders_and_images_beside_class_folders(tmp_path: Path, encode: 
         source[4]
 
 
+def test_a_file_of_the_wanted_size_is_kept_only_if_it_is_not_scaled_first(tmp_path: Path, encode: Encode) -> None:
+    fill(tmp_path, {"a.png": encode("RGB", "PNG")})
+    side = min(open_folder(tmp_path)[0].image.shape[:2])
+    Image.fromarray(open_folder(tmp_path)[0].image[:side, :side]).save(tmp_path / "a.png")
+    kept, scaled = open_folder(tmp_path, size=side)[0], open_folder(tmp_path, size=side, short_side=side + 4)[0]
+    assert kept.data == (tmp_path / "a.png").read_bytes()
+    assert scaled.data is None
+    assert (scaled.image != kept.image).any()
+
+
 def test_a_split_is_a_folder_of_class_folders(
     tmp_path: Path, encode: Encode, capfd: pytest.CaptureFixture[str]
 ) -> None:

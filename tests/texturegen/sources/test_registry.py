@@ -86,6 +86,19 @@ def test_fit_square_scales_the_short_side_and_crops_the_centre() -> None:
     assert fit_square(image, 90).shape == (90, 90, 3)
 
 
+def test_a_short_side_of_its_own_is_scaled_before_the_crop() -> None:
+    image = np.arange(20 * 32 * 3, dtype=np.uint8).reshape(20, 32, 3)
+    assert (fit_square(image, 14, short_side=20) == image[3:17, 9:23]).all()
+    assert (fit_square(image, 14, short_side=40) == fit_square(image, 40)[13:27, 13:27]).all()
+    source = open_source("shapes", size=16, short_side=24)
+    drawn = open_source("shapes", size=16)[3].image
+    assert (source[3].image == fit_square(drawn, 24)[4:20, 4:20]).all()
+    assert (open_source("shapes", size=16, short_side=16)[3].image == drawn).all()
+    for size, reason in ((32, "--size is 32"), (None, "there is no crop")):
+        with pytest.raises(UserError, match=f"--short-side is 24, the length before the crop to --size, and {reason}"):
+            open_source("shapes", size=size, short_side=24)
+
+
 def test_reduction_averages() -> None:
     checks = np.indices((64, 64)).sum(axis=0)[..., None].repeat(3, axis=2) % 2 * np.uint8(200)
     assert (fit_square(checks.astype(np.uint8), 16) == 100).all()
