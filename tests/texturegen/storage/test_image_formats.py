@@ -8,6 +8,7 @@ import zlib
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 
@@ -56,6 +57,8 @@ def upright(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize(("format_", "mode"), [(format_, mode) for format_, modes in MODES.items() for mode in modes])
 def test_each_format_and_mode_equals_pillow(format_: str, mode: str) -> None:
+    if (format_, mode) == ("TIFF", "YCbCr") and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read the YCbCr TIFF that it writes")
     data = write(mode, format_)
     np.testing.assert_array_equal(decode_image(data), upright(data))
 
