@@ -52,9 +52,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         option("--limit", section="Images", type=int, help="Use only the first N images."),
         option("--size", section="Images", type=int, help="Resize the short side to N pixels and crop the centre."),
-        option(
-            "--short-side", section="Images", type=int, help="Resize the short side to N, then crop --size."
-        ),
+        option("--short-side", section="Images", type=int, help="Resize the short side to N, then crop --size."),
         option(
             "--source-option",
             "source_options",
