@@ -38,7 +38,7 @@ bits: setup
 	SACL_ALL_BITS=1 $(BIN)/python -m pytest tests/sacl_train/training/test_bits.py
 
 kills: setup
-	OMP_NUM_THREADS=1 TEXTUREGEN_KILL_STRIDE=1 TEXTUREGEN_PAIRS=10 SACL_KILLS=30 SACL_ALL_CELLS=1 $(BIN)/python -m pytest -n 2 \
+	OMP_NUM_THREADS=1 TEXTUREGEN_KILL_STRIDE=1 TEXTUREGEN_KILLS=20 TEXTUREGEN_PAIRS=10 SACL_KILLS=30 SACL_ALL_CELLS=1 $(BIN)/python -m pytest -n 2 \
 		tests/texturegen/builds tests/texturegen/shards/test_merge.py tests/sacl_train/training/test_loop.py tests/pipelines
 
 docs: setup

@@ -36,7 +36,7 @@ def bootstrap_interval(
     --------
     >>> hits = np.array([[1.0], [0.0], [1.0], [1.0]])
     >>> low, high = bootstrap_interval(hits, lambda means: means[:, 0])
-    >>> low <= hits.mean() <= high
+    >>> bool(low <= hits.mean() <= high)
     True
     """
     rng = np.random.default_rng(seed)

@@ -229,7 +229,7 @@ def test_cells_are_distributed_over_devices(out: Path, monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = [sys.executable, "-m", "pipelines", "table4", "--out", str(out), "--seeds", "1", "--device", "cpu"]
-    line += ["--only", "pre", "--only", "post", "--set", "epochs=15"]
+    line += ["--only", "pre", "--only", "post", "--set", "epochs=15", "--set", "save_every=1"]
 
     def begin() -> subprocess.Popen:
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -252,7 +252,7 @@ def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(out: Path, monkey
     process.communicate(timeout=120)  # the workers hold the pipe, so this waits until they exit
     done = stamps(out)
     assert len(done) == 1
-    grid = narrow(make_grid("table4", TINY), (), {"epochs": 15})
+    grid = narrow(make_grid("table4", TINY), (), {"epochs": 15, "save_every": 1})
     monkeypatch.setattr(runner, "ProcessPoolExecutor", _InProcess)
     run_grid(grid, TINY, out, device="cpu", seeds=1, only=("pre", "post"))
     assert len(stamps(out)) == 2

@@ -1,6 +1,6 @@
-"""Save the loss, gradients and statistics of one step of a method; the tests start it alone and under torchrun.
+"""Save the loss, gradients and statistics of one step of each method; the tests start it alone and under torchrun.
 
-gradients.py OUT METHOD [SETTING=VALUE ...]
+gradients.py OUT "METHOD [SETTING=VALUE ...]" ...
 """
 
 import sys
@@ -66,6 +66,6 @@ class _Double(WeakAugment):
 
 if __name__ == "__main__":
     with distributed.join_processes(torch.device("cpu")):
-        found = one_step(*sys.argv[2:])
+        found = {case: one_step(*case.split()) for case in sys.argv[2:]}
         if distributed.process_rank() == 0:
             torch.save(found, sys.argv[1])

@@ -43,7 +43,8 @@ class Sample(Mapping[str, Any]):
 
     Examples
     --------
-    >>> sample = open_shards("shards")[0]
+    >>> import texturegen
+    >>> sample = texturegen.open_shards("shards")[0]
     >>> sample
     Sample(key='shapes-train-00000000', label=0, shard='shards/shard-000000.tar')
     >>> sample.image.shape, sample.textures.shape

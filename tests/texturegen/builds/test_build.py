@@ -42,6 +42,7 @@ from texturegen.texture.quality import measure
 
 DEADLY = "3 worker processes died at this image (out of memory, or a crash)"
 TINY = Recipe("shapes", limit=12, shard_size=5)
+KILLS = int(os.environ.get("TEXTUREGEN_KILLS", "6"))  # at random moments
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -175,7 +176,7 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_resume(tmp_path: Path, o
 @pytest.mark.slow
 def test_ctrl_c_during_startup_prints_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--workers", "2", "--out"]
-    for number, moment in enumerate(np.linspace(0, 1.5, 6)):
+    for number, moment in enumerate(np.linspace(0, 1.5, 4)):
         process = subprocess.Popen(
             [*command, tmp_path / f"{number}"], stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -772,13 +773,13 @@ def test_an_estimate_matches_the_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_build_killed_at_twenty_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--size", "96", "--limit", "2500"]
+def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--size", "96", "--limit", "1500"]
     command += ["--shard-size", "25", "--workers", "2", "--out"]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
     moments = random.Random(0)
     kills, number = 0, 0
-    while kills < 20:
+    while kills < KILLS:
         out = tmp_path / f"killed{number}"
         process = subprocess.Popen(
             [*command, out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
