@@ -287,7 +287,7 @@ def test_class_names_that_are_not_utf8_are_shown_with_a_replacement(tmp_path: Pa
     assert json.loads((out / "build.json").read_text())["source"]["classes"] == ["chat", "fen\ufffdtre"]
     assert call("texturegen", "preview", out, "-o", tmp_path / "p.png")[0] == 0
     train = ["--shards", out, "--out", run, "--epochs", 0, *TRAIN, "--batch-size", 4]
-    assert call("sacl-train", *train)[0] == 0
+    assert train_here(*train)[0] == 0
     assert call("sacl-eval", "embed", "--run", run, "--images", out)[0] == 0
     make_pictures(os.fsencode(tmp_path) + b"/in/fen\xebtre")
     message = refused("texturegen", "build", "--dataset", "folder", "--root", tmp_path / "in", "--out", tmp_path / "t")
@@ -295,7 +295,7 @@ def test_class_names_that_are_not_utf8_are_shown_with_a_replacement(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", [b"donn\xe9es", b"file:x", b"s3:y"])
-def test_paths_that_arrow_would_misread(tmp_path: Path, name: bytes) -> None:
+def test_paths_that_arrow_would_misread(tmp_path: Path, name: bytes, uncovered: dict[str, str]) -> None:
     make_pictures(os.fsencode(tmp_path) + b"/in/a")
     (tmp_path / "in" / "a" / "bad.png").write_bytes(b"")
     build = [BIN / "texturegen", "build", "--dataset", "folder", "--root", "in", "--workers", "1", "--out", name]
@@ -308,7 +308,7 @@ def test_paths_that_arrow_would_misread(tmp_path: Path, name: bytes) -> None:
         ([BIN / "texturegen", "repair", name, "--root", "in"], 0),
         ([BIN / "texturegen", "split", name, "--share", "0.5", "-o", name + b"3"], 0),
     ):
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True)
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, env=uncovered)
         assert done.returncode == status, done.stderr
         assert b"Traceback" not in done.stderr
 
@@ -334,11 +334,10 @@ def test_files_rewritten_during_a_build_are_failed_images(tmp_path: Path) -> Non
 def test_a_link_that_leads_nowhere_is_named(shapes_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     for out in (tmp_path / "link", tmp_path / "link" / "s"):
-        for command in (
-            ["texturegen", "build", "--dataset", "shapes", "--limit", "3"],
-            ["sacl-train", "--shards", str(shapes_shards), *TRAIN],
+        for message in (
+            refused("texturegen", "build", "--dataset", "shapes", "--limit", "3", "--out", out),
+            training_refused("--shards", shapes_shards, *TRAIN, "--out", out),
         ):
-            message = refused(*command, "--out", out)
             assert f"{tmp_path / 'link'} is a link to nowhere, which does not exist; create that directory" in message
 
 
