@@ -51,9 +51,16 @@ def every_setting() -> list[dict[str, Any]]:
     every: list[dict[str, Any]] = []
     for method in METHODS:
         every += [{"method": method, "texture_role": role} for role in ("none", "negative", "positive", "instance")]
-    every += [{"attention": name, "placement": place} for name in ATTENTION for place in PLACEMENTS]
+    every += [
+        {"attention": name, "placement": place}
+        for name, module in ATTENTION.items()
+        for place in (PLACEMENTS if module else ("standard",))  # the others have no module to place
+    ]
     every += [{"weak": name} for name in WEAK] + [{"optimizer": name} for name in OPTIMIZERS]
-    every += [{"texture_source": name} for name in ("patch-shuffle", "both")] + [{"texture_part": "inside"}]
+    every += [{"texture_source": name} for name in ("patch-shuffle", "both", "rotations")] + [
+        {"texture_part": "inside"}
+    ]
+    every += [{"shift_head": 0.5}, {"texture_query": "whole"}]
     every += [{"texture_view": "query"}, {"scope": "own"}, {"grid": 1, "cells": 1}, {"grid": 4}, {"batch_size": 128}]
     every += [
         {"precision": "bf16"},
