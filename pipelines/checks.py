@@ -52,8 +52,8 @@ def _check_runs(journey: Journey, devices: list[str]) -> None:
             config = load_config(None, settings)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        role = config.method_settings.texture_role
-        if role != "none" and config.texture_source != "patch-shuffle" and not has_textures:
+        if config.reads_textures and not has_textures:
+            role = config.method_settings.texture_role
             raise UserError(f"{where}: texture_role {role} needs textures, but [sets.train] has per_image = 0")
     for device in devices:
         choose_device(device)

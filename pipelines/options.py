@@ -8,6 +8,7 @@ import click
 from sacl_train.cli.evaluate import eval_main
 from texturegen.builds import Recipe
 from texturegen.cli import main as texturegen_main
+from texturegen.cli.build import read_recipe
 from texturegen.errors import UserError
 
 
@@ -60,10 +61,8 @@ def read_build(options: dict[str, Any]) -> tuple[Recipe, str | None]:
         values = build.make_context("build", ["--out", ".", *make_flags(options)]).params
     except click.UsageError as error:
         raise UserError(error.format_message().rstrip(".")) from None
-    if values["classes"] is not None:  # a shorthand
-        values["source_options"] = {**values["source_options"], "classes": str(values["classes"])}
-    fields = {name: value for name, value in values.items() if name in Recipe.__dataclass_fields__}
-    return Recipe(**fields), values["root"]
+    fields = {name: value for name, value in values.items() if name in {"classes", *Recipe.__dataclass_fields__}}
+    return read_recipe(**fields), values["root"]
 
 
 def evaluation(

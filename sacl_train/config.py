@@ -197,6 +197,11 @@ class Config:
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"std is {list(self.std)}; it must be above 0")
 
+    @property
+    def reads_textures(self) -> bool:
+        """True if a step needs the textures of the shards, not only such as are made from the images."""
+        return self.method_settings.texture_role != "none" and TEXTURE_SOURCES[self.texture_source].of_shards
+
     def flat(self) -> dict[str, Any]:
         """Return every setting by its key, the method's own included, with tuples as lists, as in JSON and TOML."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method_settings"}

@@ -80,7 +80,7 @@ def cifar10_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def uncovered() -> dict[str, str]:
     """Environment for a process without coverage, which would fail too when it cannot write its own file."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}

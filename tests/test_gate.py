@@ -1,7 +1,6 @@
 """The gate itself: every test on disk is collected, and every room of the packages has tests."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -22,12 +21,11 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def collected() -> Counter[str]:
+def collected(uncovered: dict[str, str]) -> Counter[str]:
     """How many tests pytest finds per file, with the project's own settings and nothing named on the command line."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider"]
     # Nothing is executed, so no coverage, which would take as long again.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=uncovered)
     assert done.returncode == 0, done.stdout[-2000:]
     lines = (re.fullmatch(r"(\S+\.py): (\d+)", line) for line in done.stdout.splitlines())
     return Counter({found[1]: int(found[2]) for found in lines if found})

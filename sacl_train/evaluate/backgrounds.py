@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.evaluate.bootstrap import bootstrap_interval
+from sacl_train.evaluate.bootstrap import bootstrap_interval, mean_interval
 from sacl_train.evaluate.images import SourceImages
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
-from sacl_train.evaluate.probe import PROBES, PROTOCOLS
+from sacl_train.evaluate.probe import PROBES, PROTOCOLS, require_probe
 from sacl_train.evaluate.subject import open_subject, open_test
 from sacl_train.evaluate.suppression import find_hits
-from texturegen.errors import MissingError, UserError, nearest
+from texturegen.errors import MissingError, UserError
 from texturegen.sources.base import Source
 from texturegen.sources.folder import Folder
 from texturegen.sources.resize import fit_square
@@ -96,8 +96,7 @@ def evaluate_backgrounds(
     >>> [row["background"] for row in figures["test"]]
     ['original', 'only-foreground', 'only-background', 'mixed-same', 'mixed-random']
     """
-    if probe not in PROBES:
-        raise UserError(f"unknown probe '{probe}'{nearest(probe, PROBES)}; known: {', '.join(PROBES)}")
+    require_probe(probe)
     with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
         images = open_test(test, subject, root, size)
         if not isinstance(images, SourceImages):
@@ -115,8 +114,7 @@ def evaluate_backgrounds(
             for variant, found in hits.items():
                 row = {"set": str(test), "split": images.split, "background": variant, "images": len(found)}
                 row["variant"] = ": ".join(filter(None, (of_probe, variant)))
-                interval = bootstrap_interval(found[:, None], lambda means: means[:, 0])
-                rows.append({**row, "top1": float(found.mean()), "interval": list(interval)})
+                rows.append({**row, "top1": float(found.mean()), "interval": mean_interval(found)})
             gaps.append({"variant": of_probe, **background_gap(hits["mixed-same"], hits["mixed-random"])})
         return {
             "probe": "backgrounds",

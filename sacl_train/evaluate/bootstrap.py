@@ -51,3 +51,8 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def mean_interval(values: np.ndarray) -> list[float]:
+    """Return the 95 % interval of the mean of values, float (N,), over resampled images, as JSON has it."""
+    return list(bootstrap_interval(values[:, None], lambda means: means[:, 0]))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.evaluate.bootstrap import bootstrap_interval
+from sacl_train.evaluate.bootstrap import mean_interval
 from sacl_train.evaluate.features import Change, extract_features
 from sacl_train.evaluate.linear import fit_linear
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
@@ -117,16 +117,11 @@ def evaluate_corruption(
             "images": len(indices),
             "severities": list(severities),
             "clean_error": float(clean.mean()),
-            "clean_interval": _mean_interval(clean),
+            "clean_interval": mean_interval(clean),
             "mean_error": float(np.mean(list(errors.values()))),
-            "mean_interval": _mean_interval(total / (len(corruptions) * len(severities))),
+            "mean_interval": mean_interval(total / (len(corruptions) * len(severities))),
             "errors": errors,
         }
-
-
-def _mean_interval(values: np.ndarray) -> list[float]:
-    """Return the 95 % interval of the mean of float (N,) over resampled images."""
-    return list(bootstrap_interval(values[:, None], lambda means: means[:, 0]))
 
 
 def load_corruptions() -> dict[str, Corruption]:

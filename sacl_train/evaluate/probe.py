@@ -18,7 +18,7 @@ from sacl_train.evaluate.linear import fit_linear, sweep_rates
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
 from sacl_train.evaluate.ridge import fit_ridge
 from sacl_train.evaluate.subject import Subject, open_subject, open_test
-from texturegen.errors import UserError
+from texturegen.errors import UserError, nearest
 
 PROBES: dict[str, Probe] = {"knn": fit_knn, "linear": fit_linear, "ridge": fit_ridge}
 PROTOCOLS = {
@@ -119,6 +119,12 @@ def _fit(
         rate = max(accuracies, key=lambda rate: accuracies[rate])
         return fit_linear(features, labels, lr=rate, **others), {"sweep": accuracies, "chosen_lr": rate}
     return PROBES[probe](features, labels, **settings), {}
+
+
+def require_probe(name: str) -> None:
+    """Raise UserError unless `name` is one of PROBES."""
+    if name not in PROBES:
+        raise UserError(f"unknown probe '{name}'{nearest(name, PROBES)}; known: {', '.join(PROBES)}")
 
 
 def shuffle_cells(images: Tensor, samples: np.ndarray) -> Tensor:

@@ -23,9 +23,9 @@ from sacl_train.evaluate.bootstrap import bootstrap_interval
 from sacl_train.evaluate.features import Features
 from sacl_train.evaluate.interface import Classifier
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
-from sacl_train.evaluate.probe import PROBES, PROTOCOLS
+from sacl_train.evaluate.probe import PROBES, PROTOCOLS, require_probe
 from sacl_train.evaluate.subject import open_subject, open_test
-from texturegen.errors import UserError, nearest
+from texturegen.errors import UserError
 
 SIDE = 224  # pixels; the settings are for images of this side
 VERSION = 1  # of the changed images, whose features are cached; raise it when any pixel of them changes
@@ -127,8 +127,7 @@ def evaluate_suppression(
     >>> figures["test"][0]["cue"], figures["test"][1]["change"], len(figures["test"])
     ('none', '2x2 cells shuffled', 8)
     """
-    if probe not in PROBES:
-        raise UserError(f"unknown probe '{probe}'{nearest(probe, PROBES)}; known: {', '.join(PROBES)}")
+    require_probe(probe)
     with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
         images = open_test(test, subject, root, size)
         classifiers = PROBES[probe](subject.features.values, subject.features.labels, **settings)

@@ -105,11 +105,10 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
             f"batch_size {config.batch_size} with accumulate {config.accumulate}{where} is less than two images at a "
             f"time, and one image has nothing to be contrasted with; set batch_size to at least {2 * pieces}"
         )
-    reads_textures = config.method_settings.texture_role != "none" and TEXTURE_SOURCES[config.texture_source].of_shards
     plan = Plan(
         batch_size=config.batch_size,
         seed=config.seed,
-        textures=config.texture_draw if reads_textures else "none",
+        textures=config.texture_draw if config.reads_textures else "none",
         order=config.order,
         shuffle_buffer=config.shuffle_buffer,
         remainder=config.remainder,

@@ -110,6 +110,13 @@ def test_mistakes_are_found_before_the_first_image(
     assert not (folders.parent / "out").exists()
 
 
+@pytest.mark.parametrize("source", ["patch-shuffle", "rotations"])
+def test_textures_made_while_training_need_none_in_the_shards(source: str, folders: Path) -> None:
+    changes = {"texture_role": "negative", "texture_source": source}
+    settings = {f"runs.untrained.{name}": value for name, value in changes.items()} | {"sets.train.per_image": 0}
+    check_journey(load_recipe(str(folders), settings), None, ["cpu"])
+
+
 def test_unknown_device_and_equal_sets_are_said(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="device 'cuda:77' is not available"):
         check_journey(load_recipe(str(folders), {}), None, ["cuda:77"])

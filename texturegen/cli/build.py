@@ -208,7 +208,7 @@ def build(
     options = {} if ray_address is None else {"address": ray_address}
     try:
         result = building.build(
-            _read_recipe(**recipe), out, root, download, workers, engine, options, part, retry_failed, progress
+            read_recipe(**recipe), out, root, download, workers, engine, options, part, retry_failed, progress
         )
     except UserError as error:
         if log_json:
@@ -250,7 +250,7 @@ def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, 
     """
     from texturegen.builds.trial import estimate
 
-    made = estimate(_read_recipe(**recipe), root, workers or count_cpus(), seconds)
+    made = estimate(read_recipe(**recipe), root, workers or count_cpus(), seconds)
     if log_json:
         emit("plan", **asdict(made))
         return
@@ -267,7 +267,7 @@ def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, 
         print(f"{name:11}{value}")
 
 
-def _read_recipe(classes: Path | None, source_options: dict[str, Any], **fields: Any) -> Any:
+def read_recipe(classes: Path | None, source_options: dict[str, Any], **fields: Any) -> Any:
     """Return the `Recipe` of the values of `recipe_options`; --classes is a shorthand for --source-option classes=."""
     from texturegen.builds import Recipe
 
