@@ -186,5 +186,5 @@ def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Fo
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3, axis="y")
     if len(series) > 1 or axes.get_legend_handles_labels()[1][1:]:
-        axes.legend(fontsize=7)
+        figure.legend(fontsize=7, loc="outside lower center", ncols=2)  # inside, it hides bars
     write_atomically(path, lambda f: figure.savefig(f, format="png", dpi=110))
