@@ -246,7 +246,8 @@ def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(out: Path, monkey
         assert len(list(out.rglob("config.toml"))) == 1, output.decode()
         assert not list(out.rglob("figures.json"))
     process = begin()
-    while process.poll() is None and not list(out.rglob("figures.json")):
+    # A cell is done from stage.json on; killed between figures.json and that, it is measured again.
+    while process.poll() is None and not list(out.rglob("stage.json")):
         time.sleep(0.02)
     process.kill()
     process.communicate(timeout=120)  # the workers hold the pipe, so this waits until they exit
