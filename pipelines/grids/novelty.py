@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipelines.grids.grid import Cell, Grid, Scale, Settings
+from pipelines.grids.negatives import HALF_SIDE
 
 CLASSES = 10  # of CIFAR-10 and of shapes
 METHODS = ("simclr", "sacl")
@@ -21,6 +22,8 @@ ROWS: dict[str, tuple[Settings, Settings]] = {  # name -> settings of the run, o
     "patch-shuffle as instances, head": (INSTANCE | HEAD | {"texture_source": "patch-shuffle"}, {}),
     "rotations and textures as instances, head": (INSTANCE | HEAD | {"texture_source": "shards-and-rotations"}, {}),
     "wang-tiles as instances, head": (INSTANCE | HEAD, {"method": "wang-tiles"}),
+    "corner textures as instances, head": (INSTANCE | HEAD, {"patches_from": "corners"}),
+    "half-side textures as instances, head": (INSTANCE | HEAD, {"patch_size": HALF_SIDE}),
     "rotations as instances": (INSTANCE | {"texture_source": "rotations"}, {}),
     "textures as instances": (INSTANCE, {}),
     "rotations, head": (NEGATIVE | HEAD | {"texture_source": "rotations"}, {}),
