@@ -73,6 +73,12 @@ def batches(
         yield x, y
 
 
+def balance(masks: Tensor) -> Tensor:
+    """Return the weight of a defect's pixel with which defects and all other pixels of `batches` weigh the same."""
+    share = masks.float().mean() / 2  # half of a batch is untouched
+    return (1 - share) / share
+
+
 @torch.inference_mode()
 def pixel_auroc(segmenter: Segmenter, data: tuple[Tensor, Tensor, Tensor]) -> float:
     """Return the area under the ROC curve over the pixels of the pasted images."""
@@ -105,11 +111,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = args.epochs * -(-len(train[0]) // (args.batch_size // 2))
     optimizer = torch.optim.AdamW(segmenter.parameters(), args.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps)
-    rare = 0.5 / train[2].float().mean() - 1  # so that defects weigh as much as the rest
+    weight = balance(train[2])
     for epoch in range(args.epochs):
         losses = []
         for x, y in batches(train, args.batch_size, generator):
-            loss = F.binary_cross_entropy_with_logits(segmenter(x), y, pos_weight=rare)
+            loss = F.binary_cross_entropy_with_logits(segmenter(x), y, pos_weight=weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
