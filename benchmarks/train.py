@@ -93,9 +93,9 @@ def main(
 def report_launches(encoder: str, methods: str) -> None:
     """Print the operations of a step that compute something (no views, no allocations): eager, and compiled.
 
-    They are counted on a CPU, where a generated kernel is a C++ function, which may be several kernels on CUDA, and the
-    step of the optimizer is three operations for each parameter, which are one or two kernels for all on CUDA. Kernels
-    are generated and called, but not built, because a C++ compiler takes minutes for them.
+    They are counted on a CPU, where a generated kernel is a C++ function, which may be several kernels on CUDA. The
+    optimizer is fused, as on CUDA: one operation for all parameters. Kernels are generated and called, but not built,
+    because a C++ compiler takes minutes for them.
     """
     print(f"| step with {encoder}, 32 px | eager | compiled | of them generated kernels |\n|---|---|---|---|")
     torch._inductor.config.force_disable_caches = True  # kernels of an earlier process would be called in earnest
@@ -115,7 +115,10 @@ def count_launches(method_name: str, encoder: str, mode: str) -> tuple[int, int]
     torch._dynamo.reset()
     if mode != "none":
         compile_method(method, mode)
-    step = make_step(method, build_optimizer(method), config, torch.device("cpu"))
+    optimizer = build_optimizer(method)
+    for group in optimizer.param_groups:
+        group.update(fused=True, foreach=False)
+    step = make_step(method, optimizer, config, torch.device("cpu"))
     pixels = torch.randint(0, 256, (8, 2, 3, 32, 32), dtype=torch.uint8)
     batch = {"image": pixels[:, 0], "texture": pixels[:, 1:], "index": torch.arange(8)}
     calls = Counter[str]()
