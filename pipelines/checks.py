@@ -93,7 +93,7 @@ def _check_alike(journey: Journey, sources: dict[str, dict[str, Any] | None]) ->
     train = sources["train"]
     for name, source in sources.items():
         if name != "train" and train is not None and source is not None and source["digest"] == train["digest"]:
-            warn(f"{journey.name}: the sets train and {name} are of the same images; scores on {name} mean little")
+            warn(f"{journey.name}: the sets train and {name} have the same images; scores on {name} mean little")
 
 
 def _check_probe(

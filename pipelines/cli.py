@@ -9,7 +9,7 @@ import sacl_train.extra  # noqa: F401 (says what to install)
 from pipelines.grids import GRIDS, SCALES
 from texturegen.console import FriendlyGroup, read_pairs
 
-DEVICE = "Several, separated by commas (cuda:0,cuda:1), each train one run at a time."
+DEVICE = "Device; several, separated by commas (cuda:0,cuda:1), each train one run at a time."
 
 
 @click.group(cls=FriendlyGroup)
@@ -46,7 +46,7 @@ def _add_grid(name: str) -> None:
     @click.option("--scale", default="tiny", show_default=True, type=click.Choice(list(SCALES)))
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory for shards, runs and table.")
     @click.option("--root", help="Directory of the data sets' files.")
-    @click.option("--stimuli", help="Folder of cue-conflict stimuli, for the shape bias.")
+    @click.option("--stimuli", help="Folder of cue-conflict stimuli, for the shape bias (only negatives).")
     @click.option("--device", default="auto", show_default=True, help=DEVICE)
     @click.option("--seeds", type=click.IntRange(1), help="Runs per cell.  [default: 2 at scale tiny, else 3]")
     @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs to train at once.")

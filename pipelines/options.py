@@ -53,7 +53,7 @@ def read_build(options: dict[str, Any]) -> tuple[Recipe, str | None]:
     Raises
     ------
     UserError
-        An option is unknown, missing, chosen by the recipe itself, or has a value of another type.
+        An option is unknown, missing, chosen by the recipe itself, or has a value of the wrong type.
     """
     refuse_taken(options, BUILD_TAKEN)
     build = texturegen_main.commands["build"]

@@ -32,7 +32,10 @@ ROWS: dict[str, tuple[Settings, Settings]] = {  # name -> settings of the run, o
 
 
 def novelty(scale: Scale, columns: tuple[str, ...]) -> Grid:
-    """Novelty detection after training on one class: textures against rotations, CSI's own shifts."""
+    """One-class novelty detection, textures against rotations.
+
+    Each run trains on the images of one class. Rotations are CSI's own shifts (Tack et al. 2020).
+    """
     common: dict[str, Any] = {"weak": "mocov2", "epochs": EPOCHS[scale.name]}
     if scale.name == "tiny":
         common["batch_size"] = 8  # a class has nine images

@@ -22,7 +22,7 @@ TAUS = (0.07, 0.1, 0.2, 0.5, 1.0)  # figure 7 prints no numbers
 def table3(scale: Scale, columns: tuple[str, ...]) -> Grid:
     """Table 3: methods, with Fast-MoCo and Barlow Twins added.
 
-    All of them see MoCo v2's views: with views of its own for each, the table would compare the views.
+    All methods use MoCo v2's views: if each used its own, the table would compare the views.
     """
     cells = []
     for method in (*TABLE3, "fast-moco", "barlow"):

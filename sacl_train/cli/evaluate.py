@@ -87,7 +87,7 @@ def linear(**options: Any) -> None:
     """Linear classifier on frozen features, trained by LARS.
 
     SACL, section 3.2. Features are of whole images and standardised; with --augment they are of random crops and flips,
-    as in most papers, which takes an encoding of the training images per epoch.
+    as in most papers, and the training images are encoded anew in each epoch.
     """
     _evaluate("linear", **options)
 

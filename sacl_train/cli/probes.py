@@ -52,8 +52,8 @@ statistics_option = option(
     "--norm-statistics",
     default="auto",
     show_default=True,
-    help="BatchNorm statistics: images, estimated on whole training images; training, the running averages of the "
-    "training; auto: images for a run, training for an encoder of another program.",
+    help="BatchNorm statistics. images: estimated on whole training images; training: the running averages; auto: "
+    "images for a run, training for an encoder of another program.",
     section=ENCODER,
 )
 destroy_option = option(

@@ -127,10 +127,10 @@ def suppression(run: Path, output: Path | None, **options: Any) -> None:
 @click.option("--masks", type=PATH, help="Masks of a folder of test images: CLASS/NAME.png of CLASS/NAME.jpg.")
 @probe_option
 def backgrounds(run: Path, output: Path | None, **options: Any) -> None:
-    """Accuracy when objects stand before other backgrounds.
+    """Accuracy with objects on other backgrounds.
 
     Xiao et al. 2021 (ImageNet-9). --test is shapes:SPLIT, or a folder of class folders with --masks. The background gap
-    is the accuracy before backgrounds of the object's class minus that before any backgrounds.
+    is the accuracy on backgrounds of the object's class minus that on backgrounds of any class.
     """
     from sacl_train.evaluate.backgrounds import evaluate_backgrounds
 

@@ -61,7 +61,7 @@ def subject_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 section=ENCODER,
             ),
             option(
-                "--prefix", help="What precedes the names of the encoder's tensors  [default: found]", section=ENCODER
+                "--prefix", help="Prefix of the names of the encoder's tensors  [default: detected]", section=ENCODER
             ),
             option(
                 "--mean",

@@ -33,7 +33,7 @@ PATH = click.Path(path_type=Path)
     "--recipe", help="Published settings of the method: cifar or imagenet; for sacl also paper.", section="Settings"
 )
 @option("--encoder", help=f"{', '.join(ENCODERS)} or timm:NAME  [default: se_resnet50]", section="Training")
-@option("--init", help="File of weights to start the encoder from, of any program.", section="Training")
+@option("--init", help="Weights to start the encoder from: a file of any program, or timm:NAME.", section="Training")
 @option(
     "--epochs", type=int, help="Number of epochs; 0 writes an untrained encoder  [default: 200]", section="Training"
 )

@@ -1,4 +1,4 @@
-"""How much a probe relies on the background: its accuracy when the objects of the test images stand before others.
+"""How much a probe relies on the background: its accuracy when the objects of the test images are placed on others.
 
 Xiao et al., "Noise or signal: the role of image backgrounds in object recognition", ICLR 2021 (ImageNet-9). The images
 are composed anew from `shapes`, whose layers are known, or from a folder of images with masks of their objects.
@@ -135,7 +135,7 @@ def background_gap(same: np.ndarray, random: np.ndarray) -> dict[str, Any]:
     Parameters
     ----------
     same, random : ndarray float (N,)
-        Which of the same objects are classified correctly before a background of their own class, and of any.
+        Which of the same objects are classified correctly on a background of their own class, and of any.
 
     Examples
     --------
@@ -150,7 +150,7 @@ def background_gap(same: np.ndarray, random: np.ndarray) -> dict[str, Any]:
 
 
 def open_layers(source: Source, place: str, masks: Path | None) -> Layered:
-    """Return the layers of a source's images: those of `shapes`, or those that masks tell.
+    """Return the layers of a source's images: those of `shapes`, or those that masks give.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def open_layers(source: Source, place: str, masks: Path | None) -> Layered:
 def tile_background(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return an image without its object: its largest strip beside the object's bounding box, repeated.
 
-    As the paper makes its "only-BG-T". An object that leaves no strip leaves a black image.
+    This is the paper's "only-BG-T". If the object leaves no strip, the image is black.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def _read_layers(source: Folder, masks: Path, index: int) -> Layers:
 
 
 def _digest(masks: Path | None) -> str:
-    """Return a text that changes when a mask does: cached features are found by it."""
+    """Return a digest of the masks, a part of the key of cached features."""
     files = sorted(path for path in masks.rglob("*") if path.is_file()) if masks is not None else []
     states = [(os.fspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

@@ -220,7 +220,7 @@ class FeatureStore:
         return Features(values, labels, found["numbers"][keep])
 
     def _estimate_statistics(self, reference: Images) -> None:
-        """Estimate the BatchNorm statistics, or take them from the cache: on CUDA they differ from time to time."""
+        """Estimate the BatchNorm statistics, or take them from the cache: on CUDA they vary from call to call."""
         statistics = self._load("norm")
         if not statistics:
             estimate_statistics(self.encoder, reference, self.config, self.device)

@@ -71,7 +71,7 @@ def evaluate_finetune(
         if not 0 < share <= 1:
             raise UserError(f"a share of the labels must be above 0 and at most 1, not {share}")
     with open_subject(run, train, device, root, size, network, norm_statistics) as subject:
-        if next(subject.encoder.parameters(), None) is None:  # a graph of ONNX
+        if next(subject.encoder.parameters(), None) is None:  # an ONNX graph
             raise UserError(f"{subject.config.encoder} has no parameters to fine-tune; use linear")
         sets = [open_test(place, subject, root, size) for place in tests]
         rows = []

@@ -32,7 +32,7 @@ def resolve_statistics(name: str, encoder: nn.Module, is_foreign: bool = False) 
     encoder : nn.Module
         The encoder.
     is_foreign : bool
-        The encoder is of another program, whose published figures are those with its own statistics.
+        The encoder is of another program, whose published figures use its own statistics.
 
     Returns
     -------

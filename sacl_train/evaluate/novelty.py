@@ -1,4 +1,4 @@
-"""The one-class protocol: trained on images of one class, a network should find those of all other classes novel."""
+"""The one-class protocol: a network trained on images of one class should find those of all other classes novel."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def evaluate_novelty(
     norm_statistics: str = DEFAULT_STATISTICS,
     k: int = 5,
 ) -> dict[str, Any]:
-    """Measure how well a run's encoder tells images of classes that it was not trained on.
+    """Measure how well a run's encoder detects images of classes that it was not trained on.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ def evaluate_ood(
     k: int = 50,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Measure how well a run's encoder tells images of other sets from those of the set that it is used on.
+    """Measure how well a run's encoder detects images of other sets, by four scores.
 
     Parameters
     ----------

@@ -146,7 +146,7 @@ def open_model(
     Raises
     ------
     UserError
-        If there is no checkpoint in `run`, the file is no encoder, or the method has no target.
+        If there is no checkpoint in `run`, the file is not an encoder, or the method has no target.
     """
     if network not in NETWORKS:
         raise UserError(f"unknown network '{network}'{nearest(network, NETWORKS)}; known: {', '.join(NETWORKS)}")

@@ -18,7 +18,7 @@ class EncoderFile:
     arch : str or None
         Name of the architecture (`architectures.find_architectures`), or "torchscript"; None if the source says it.
     prefix : str or None
-        What precedes the names of the encoder's tensors; None: found.
+        Prefix of the names of the encoder's tensors; None: detected.
     mean, std : tuple of float or None
         Normalisation per channel, 0..1; None: from the source, else ImageNet's.
     size : int or None

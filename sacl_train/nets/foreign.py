@@ -56,7 +56,7 @@ def open_encoder(file: EncoderFile) -> OpenedEncoder:
     Raises
     ------
     UserError
-        If the source is no encoder, the architecture has to be named, or weights and architecture do not fit.
+        If the source is not an encoder, the architecture must be named, or weights and architecture do not fit.
     """
     if file.source.startswith(PREFIX):
         opened = _open_cached(file)
@@ -91,7 +91,7 @@ def load_initial(encoder: Encoder, source: str) -> str:
     Raises
     ------
     UserError
-        If the source is no file of weights, or does not fit; the message names the tensors.
+        If the source is not a file of weights, or does not fit; the message names the tensors.
     """
     if source.startswith(PREFIX):
         name = source.removeprefix(PREFIX)

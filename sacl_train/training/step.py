@@ -123,10 +123,10 @@ def is_captured(method: Method, config: Config, device: torch.device) -> bool:
     Raises
     ------
     UserError
-        If `cuda_graph` is true and one of these stands against it.
+        If `cuda_graph` is true and one of these rules it out.
     """
     reasons = {
-        "the device is no CUDA GPU": device.type != "cuda",
+        "the device is not a CUDA GPU": device.type != "cuda",
         f"accumulate is {config.accumulate}": config.accumulate > 1,
         "precision is fp16": config.precision == "fp16",
         f"{count_processes()} processes train together": count_processes() > 1,

@@ -121,7 +121,7 @@ def test_unknown_device_and_equal_sets_are_said(folders: Path, capsys: pytest.Ca
     with pytest.raises(UserError, match="device 'cuda:77' is not available"):
         check_journey(load_recipe(str(folders), {}), None, ["cuda:77"])
     check_journey(load_recipe(str(folders), {"sets.test.root": "photos/train"}), None, ["cpu"])
-    assert "the sets train and test are of the same images" in capsys.readouterr().err
+    assert "the sets train and test have the same images" in capsys.readouterr().err
 
 
 def test_recipes_of_the_docs_are_valid(folders: Path) -> None:

@@ -124,7 +124,7 @@ class Recipe:
     prefix: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError for a value of another type: it may come from a file."""
+        """Raise UserError for a value of the wrong type: it may come from a file."""
         for name, kind in get_type_hints(Recipe).items():
             value = getattr(self, name)
             is_number = value is True and kind is not bool  # True is an int to isinstance

@@ -112,19 +112,19 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             section="Shards",
             default="png",
             show_default=True,
-            help="Format of what is encoded: png or webp (both lossless), or jpeg.",
+            help="Format of textures and re-encoded images: png or webp (both lossless), or jpeg.",
         ),
         option(
             "--one-kind",
             section="Shards",
             metavar="EXT",
-            help="png, jpg or webp: encode images that have another extension  [default: keep their files]",
+            help="png, jpg or webp: re-encode images of any other type  [default: keep their files]",
         ),
         option(
             "--prefix",
             section="Shards",
             metavar="NAME",
-            help="First part of the shards' names: some readers cache by it  [default: shard]",
+            help="First part of the shards' file names, by which some readers cache  [default: shard]",
         ),
         option(
             "--shard-size",

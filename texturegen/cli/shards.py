@@ -99,8 +99,8 @@ def preview(directory: Path, output: Path, count: int) -> None:
 def verify(directory: Path, deep: bool, workers: int | None) -> None:
     """Check the checksums and contents of all shards.
 
-    Reads every shard once. Every fault is one line on stderr; exit status 1 means that there are faults. What was not
-    checked is said too. `repair` rebuilds damaged shards.
+    Reads every shard once. Every fault is one line on stderr; exit status 1 means that there are faults. A line says
+    what was not checked. `repair` rebuilds damaged shards.
     """
     from texturegen.shards.verify import inspect
 
@@ -212,7 +212,7 @@ def split(
     "names",
     required=True,
     metavar="NAME,...",
-    help="dali, wids, timm, energon, hf (Hugging Face datasets), croissant; several with commas between them.",
+    help="dali, wids, timm, energon, hf (Hugging Face datasets), croissant; separate several with commas.",
 )
 def index(directory: Path, names: str) -> None:
     """Write the small files that other readers want.

@@ -185,10 +185,10 @@ def _find_wrong_type(build: dict[str, Any]) -> str | None:
     for part, of_values in _OBJECTS.items():
         found = build.get(part, {})
         if not isinstance(found, dict) or not all(isinstance(value, of_values) for value in found.values()):
-            return f"{part} is not an object, or a value in it is of another type"
+            return f"{part} is not an object, or a value in it has the wrong type"
     for (part, name), kind in _TYPES.items():
         if name in build.get(part, {}) and not isinstance(build[part][name], kind):
-            return f"{part}.{name} is of another type"
+            return f"{part}.{name} has the wrong type"
     if not all(isinstance(value, int | float) for value in build.get("run", {}).get("seconds", {}).values()):
         return "a value of run.seconds is not a number"
     if not _is_count(build["counts"].get("ignored", 0)):

@@ -226,8 +226,8 @@ def _check_size(size: int | None) -> int | None:
 
 def _check_short_side(short_side: int | None, size: int | None) -> int | None:
     if short_side is not None and (size is None or short_side < size):
-        given = "there is no crop, because --size is not given" if size is None else f"--size is {size}"
-        raise UserError(f"--short-side is {short_side}, the length before the crop to --size, and {given}")
+        given = "--size is not given" if size is None else f"--size is {size}"
+        raise UserError(f"--short-side is {short_side}, but {given}; give a --size of at most the short side")
     return None if short_side == size else short_side
 
 

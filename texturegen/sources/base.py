@@ -22,7 +22,8 @@ class Item:
 
     Attributes
     ----------
-    key : name of the image, [A-Za-z0-9_-]{1,100}; unique within the source and the same in every run.
+    key : name of the image: segments of [A-Za-z0-9_-] with "/" between them, at most 100 characters; unique within the
+        source and the same in every run.
     image : uint8 (H, W, 3), RGB.
     label : index of the class; -1 for none.
     data : the encoded file that `image` was decoded from; None if there is none.

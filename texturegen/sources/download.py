@@ -1,6 +1,6 @@
 """Download a file over HTTP. A broken download is resumed, and only a file with the right checksum is kept.
 
-pooch, which other packages use for this, begins a broken download again from its first byte: on a slow link the 2.6 GB
+pooch, which other packages use for this, restarts a broken download from its first byte: on a slow link the 2.6 GB
 of STL-10 then never arrive.
 """
 
@@ -30,7 +30,7 @@ class _Broken(Exception):
 
 
 def download(url: str, target: Path, md5: str) -> None:
-    """Download a file, or go on with a download that broke off.
+    """Download a file, or resume an interrupted download.
 
     The bytes so far are kept in TARGET.part: this call requests the rest of them after a lost connection, and the next
     call does so after this process ended.
@@ -49,7 +49,7 @@ def download(url: str, target: Path, md5: str) -> None:
     DamagedError
         The server's file has another checksum; nothing is kept.
     UserError
-        The server cannot be reached, refuses the request or breaks off repeatedly, or the disk is too small.
+        The server cannot be reached, refuses the request or drops the connection repeatedly, or the disk is too small.
     OSError
         The file cannot be written.
     """
@@ -109,7 +109,7 @@ def _transfer(url: str, part: Path) -> None:
     except urllib.error.URLError as error:
         raise _Broken(f"the server cannot be reached ({error.reason})") from None
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise _Broken(f"the connection broke off ({' '.join(str(error).split()) or type(error).__name__})") from None
+        raise _Broken(f"the connection was lost ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
 def _append(response: http.client.HTTPResponse, part: Path, start: int) -> None:
@@ -132,7 +132,7 @@ def _append(response: http.client.HTTPResponse, part: Path, start: int) -> None:
     finally:
         progress.close()
     if total is not None and done < total:
-        raise _Broken(f"the connection broke off, {total - done} of {total} bytes are missing")
+        raise _Broken(f"the connection was lost; {total - done} of {total} bytes are missing")
 
 
 def _require_space(part: Path, start: int, total: int | None) -> None:

@@ -1,7 +1,7 @@
 """`imagenet`: all of ImageNet (ILSVRC 2012; Russakovsky et al., IJCV 2015), from its folders or its official tars.
 
 The tars are read where they lie: ILSVRC2012_img_train.tar is a tar of one tar per class, and
-ILSVRC2012_img_val.tar holds images whose classes stand in ILSVRC2012_devkit_t12.tar.gz. Folders and tars give the same
+ILSVRC2012_img_val.tar holds images whose classes are in ILSVRC2012_devkit_t12.tar.gz. Folders and tars give the same
 images, keys and labels, so they give the same shards.
 """
 

@@ -1,7 +1,7 @@
 """`imagenet100`: the photographs of 100 classes of ImageNet (Russakovsky et al., IJCV 2015), or of another class list.
 
 The list shipped as imagenet100.txt is that of Tian, Krishnan and Isola (CMC, ECCV 2020), which most papers on
-contrastive learning use, SACL (Ge et al. 2021) among them. ImageNet is not downloaded; it must be unpacked as
+contrastive learning use, Ge et al. (NeurIPS 2021) among them. ImageNet is not downloaded; it must be unpacked as
 torchvision expects it: ROOT/train/WNID/*.JPEG and ROOT/val/WNID/*.JPEG.
 """
 

@@ -69,12 +69,12 @@ def parse_rule(text: str) -> LabelRule:
 
     Raises
     ------
-    UserError : it is none.
+    UserError : `text` is not such a rule.
     """
     match = _SPEC.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise UserError(
-            f"label {text!r} is no place of a label; use for example label=cls, label=txt, label=json:FIELD"
+            f"label {text!r} does not say where labels are; use for example label=cls, label=txt, label=json:FIELD"
         )
     return LabelRule(match[1].lower(), match[2])
 

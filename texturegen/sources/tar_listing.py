@@ -90,7 +90,7 @@ class TarListing:
         return [Member(*member) for member in zip(*columns, strict=True)]
 
     def to_table(self) -> pa.Table:
-        """Return everything as one table, for a file."""
+        """Return the listing as one table, to be written to a file."""
         about = {
             "root": self.root,
             "files": [list(file) for file in self.files],
@@ -230,7 +230,7 @@ def _collect_labels(listing: TarListing, rule: LabelRule) -> TarListing:
     if not isinstance(next((label for label in labels if label is not None), None), str):
         return listing
     count = sum(listing.counts)
-    note(f"reading the class names of {count} samples; --classes FILE spares it")
+    note(f"reading the class names of {count} samples; give them with --classes FILE to skip this")
     if is_url(listing.files[0].path):
         with ThreadPoolExecutor(MAX_REQUESTS) as pool:
             found = list(pool.map(lambda index: _read_label(listing, index, rule), range(count)))

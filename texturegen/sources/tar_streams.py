@@ -1,6 +1,6 @@
 """Compressed tars, read as streams behind the interface of ranges.
 
-A compressed file has no places to jump to: a byte is reached by decompressing everything before it. Reading front to
+A compressed file has no random access: a byte is reached by decompressing everything before it. Reading front to
 back is as fast as the decompressor; going back starts again at the beginning.
 """
 
@@ -44,7 +44,7 @@ def open_stream(path: str, compression: str, stamp: str = "") -> Read:
     from fsspec.compression import compr  # type: ignore[import-untyped]
 
     if compression not in compr:
-        raise MissingError(f"{path}: compressed by {compression}, which needs a package: pip install zstandard")
+        raise MissingError(f"{path}: is compressed by {compression}, which needs a package: pip install zstandard")
     return _Stream(path, compr[compression]).read
 
 

@@ -53,7 +53,7 @@ class WebDataset(Source):
         `Item.meta["key"]` is then the old one.
     label : where the label is: the extension of a member (cls, txt), or EXT:FIELD for a field of a JSON member
         (json:label, json:meta.class).
-    key : "key", or "tar/key" to put the name of the tar before each key, for tars whose keys all start anew.
+    key : "key", or "tar/key" to put the name of the tar before each key, if several tars have the same keys.
     listing : `WebDataset.index` of the same tars, opened in another process; spares the reading of their headers.
 
     Attributes
@@ -79,7 +79,7 @@ class WebDataset(Source):
         if not isinstance(rename_keys, bool):
             raise UserError(f"rename_keys is {rename_keys!r}; it must be true or false")
         if key not in KEYS:
-            raise UserError(f"key is {key!r}; it must be key, or tar/key for tars whose keys start anew")
+            raise UserError(f"key is {key!r}; it must be key, or tar/key if several tars have the same keys")
         self.split, self.size, self.one_size = split, size, size is not None
         self._rename_keys, self._is_image_chosen = rename_keys, image is not None
         self._with_tar, self._label = key == "tar/key", parse_rule(label)

@@ -36,7 +36,7 @@ def is_call_unguarded() -> bool:
 
 @contextmanager
 def hide_missing_main() -> Iterator[None]:
-    """Keep processes started in the block from importing a script that is no file, such as one read from stdin."""
+    """Keep processes started in the block from importing a script that is not a file, such as one read from stdin."""
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if main is None or file is None or Path(file).exists():

@@ -166,7 +166,7 @@ def test_steps_are_captured_on_cuda_unless_switched_off() -> None:
         for choice, device in ((None, CUDA), (True, CUDA), (False, CUDA), (None, CPU), (False, CPU))
     ]
     assert decisions == [True, True, False, False, False]
-    with pytest.raises(UserError, match="the device is no CUDA GPU"):
+    with pytest.raises(UserError, match="the device is not a CUDA GPU"):
         is_captured(method, load_config(None, {"cuda_graph": True}), CPU)  # type: ignore[arg-type]
 
 

@@ -150,7 +150,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"accumulate": 3}, "batch_size 16 is not divisible"),
     ({"accumulate": 16}, "less than two images at a time"),
     ({"cache": "ram", "cache_gb": 1e-6}, "cache ram: the pixels take"),
-    ({"cuda_graph": True}, "cuda_graph is true, but the device is no CUDA GPU"),
+    ({"cuda_graph": True}, "cuda_graph is true, but the device is not a CUDA GPU"),
     ({"encoder": "se_resnet18", "stem": "auto"}, "encoder 'se_resnet18' has a fixed width"),
     ({"attention": "none", "placement": "pre"}, "placement 'pre' does not apply"),
     ({"weak": "nothing"}, "unknown weak policy 'nothing'"),

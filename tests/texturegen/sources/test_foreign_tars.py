@@ -1,4 +1,4 @@
-"""Tars that others wrote: labels as names and in JSON, keys that start anew, compression; headers are read once."""
+"""Tars that others wrote: labels as names and in JSON, keys that tars share, compression; headers are read once."""
 
 import bz2
 import gzip
@@ -80,7 +80,7 @@ def test_numbers_in_json_are_labels_and_other_fields_are_named(small: bytes, tmp
         with pytest.raises(ImageError, match=message):
             source[i]
     for bad in ("json:", ":x", "a b", ""):
-        with pytest.raises(UserError, match="is no place of a label; use for example label=cls"):
+        with pytest.raises(UserError, match="does not say where labels are; use for example label=cls"):
             open_tars(tmp_path, label=bad)
 
 

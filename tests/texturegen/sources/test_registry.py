@@ -94,8 +94,10 @@ def test_a_short_side_of_its_own_is_scaled_before_the_crop() -> None:
     drawn = open_source("shapes", size=16)[3].image
     assert (source[3].image == fit_square(drawn, 24)[4:20, 4:20]).all()
     assert (open_source("shapes", size=16, short_side=16)[3].image == drawn).all()
-    for size, reason in ((32, "--size is 32"), (None, "there is no crop")):
-        with pytest.raises(UserError, match=f"--short-side is 24, the length before the crop to --size, and {reason}"):
+    for size, reason in ((32, "--size is 32"), (None, "--size is not given")):
+        with pytest.raises(
+            UserError, match=f"--short-side is 24, but {reason}; give a --size of at most the short side"
+        ):
             open_source("shapes", size=size, short_side=24)
 
 
