@@ -25,6 +25,7 @@ from texturegen.shards.layout import BUILD, MANIFEST, shard_name
 from texturegen.shards.verify import inspect
 from texturegen.sources import Source
 from texturegen.storage.arrow import open_for_arrow
+from texturegen.storage.ranges import local_path
 
 MAX_LISTED = 5  # shards that a message names
 
@@ -94,7 +95,7 @@ def repair(
     >>> repair("test-shards", workers=0).rebuilt
     ['shard-000000.tar']
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     with BuildDirectory(directory, "repairing", create=False) as locked:
         content = read_build(directory)
         locked.remove_leftovers()

@@ -20,6 +20,7 @@ from texturegen.shards.manifest import read_manifest
 from texturegen.shards.publish import count, find_repeated_key
 from texturegen.shards.writer import rows_file
 from texturegen.sources import Source
+from texturegen.storage.ranges import local_path
 
 Progress = Callable[[int, int], object]
 StartProgress = Callable[[int, int], Progress]
@@ -124,13 +125,12 @@ def build(
     >>> len(texturegen.open_shards("new"))
     12
     """
-    options = dict(engine_options or {})
+    out, options = local_path(out), dict(engine_options or {})
     entry = find_engine(engine, options)
     plan, source = make_plan(recipe, root, download)
     root = root_for_jobs(root, source)
     numbers = range(plan.shards) if part is None else _numbers_of_part(plan, *part)
     ignored, names = len(source.ignored), tuple(source.ignored[:MAX_FAILURES])
-    out = Path(out)
     _refuse_out_in_data_set(out, root, source)
     with BuildDirectory(out, part=None if part is None else numbers) as directory:
         if directory.is_finished:
@@ -194,7 +194,7 @@ def finish(out: str | Path) -> Result:
     >>> texturegen.finish("new").counts["samples"]
     12
     """
-    out = Path(out)
+    out = local_path(out)
     with BuildDirectory(out, create=False) as directory:
         if directory.is_finished:
             if "derived" in read_build(out):

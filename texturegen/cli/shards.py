@@ -35,9 +35,9 @@ def _all_or_nothing() -> Iterator[None]:
 
 
 @click.command(cls=FriendlyCommand)
-@click.argument("directory", type=DIRECTORY)
-def info(directory: Path) -> None:
-    """Summarise a shard directory: counts, sizes, recipe, quality."""
+@click.argument("directory")
+def info(directory: str) -> None:
+    """Summarise a shard directory, or one at a URL: counts, sizes, recipe, quality."""
     from texturegen.shards import open_shards
     from texturegen.shards.card import count_contents
 
@@ -66,11 +66,11 @@ def info(directory: Path) -> None:
 
 
 @click.command(cls=FriendlyCommand)
-@click.argument("directory", type=DIRECTORY)
+@click.argument("directory")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @click.option("--count", default=24, show_default=True, type=click.IntRange(1), help="Number of images, evenly spaced.")
-def preview(directory: Path, output: Path, count: int) -> None:
-    """Draw a contact sheet of images and their textures.
+def preview(directory: str, output: Path, count: int) -> None:
+    """Draw a contact sheet of images and their textures, of a directory or a URL.
 
     Images larger than 256 pixels are reduced; small ones are enlarged without smoothing.
     """

@@ -23,6 +23,7 @@ from texturegen.shards.layout import BUILD, IMAGE_EXTENSIONS, MANIFEST
 from texturegen.shards.manifest import COLUMNS, read_manifest, select_ok
 from texturegen.shards.members import list_members
 from texturegen.storage.atomic import as_json, sha256_of, write_atomically
+from texturegen.storage.ranges import local_path
 from texturegen.storage.tar import BLOCK
 
 SPLIT = "train"  # name of the only split: the split of a directory is what its user makes of it
@@ -105,7 +106,7 @@ def write_indexes(directory: str | Path, names: Sequence[str]) -> list[Path]:
     for name in names:
         if name not in INDEXES:
             raise UserError(f"there is no index {name!r}{nearest(name, INDEXES)}; known: {', '.join(INDEXES)}")
-    directory = Path(directory)
+    directory = local_path(directory)
     build = read_build(directory)
     if sha256_of(directory / MANIFEST) != build["manifest_sha256"]:
         raise DamagedError(f"{directory / MANIFEST}: its checksum differs from {BUILD}; copy it again")

@@ -20,6 +20,7 @@ from texturegen.shards.manifest import is_ok
 from texturegen.shards.pending import PendingDirectory, Progress
 from texturegen.shards.publish import find_repeated_key
 from texturegen.shards.reader import Shards
+from texturegen.storage.ranges import local_path
 
 MAX_SHOWN = 60  # characters of a value in a message
 
@@ -70,7 +71,7 @@ def merge(
     """
     if len(inputs) < 2:
         raise UserError("merge needs at least two directories")
-    opened = [Shards(directory) for directory in inputs]
+    out, opened = local_path(out), [Shards(local_path(directory)) for directory in inputs]
     for other in opened[1:]:
         for what, (first, second) in {
             "classes": (opened[0].classes, other.classes),
@@ -82,7 +83,7 @@ def merge(
                     f"({_shorten(first)} and {_shorten(second)})"
                 )
     _refuse_repeated_keys(opened)
-    with PendingDirectory(Path(out), opened, shard_size, {"operation": "merge"}) as new:
+    with PendingDirectory(out, opened, shard_size, {"operation": "merge"}) as new:
         for shards in opened:
             new.copy(shards, np.ones(shards.manifest.num_rows, bool), progress)
         new.complete()
@@ -150,7 +151,8 @@ def split(
     """
     if (where is None) == (share is None):
         raise UserError("split needs either a filter or a share")
-    shards = Shards(directory)
+    out, rest = local_path(out), None if rest is None else local_path(rest)
+    shards = Shards(local_path(directory))
     if where is not None:
         chosen = _choose_by_filter(shards, rows_that_pass(where, shards.manifest).to_numpy())
         derived: dict[str, Any] = {"operation": "split", "filter": where}
@@ -162,7 +164,7 @@ def split(
         derived = {"operation": "split", "share": share, "seed": seed}
     if rest is not None and os.path.realpath(rest) == os.path.realpath(out):
         raise UserError(f"{out}: --out and --rest must differ")
-    targets = [(out, chosen, "out")]
+    targets: list[tuple[Path, np.ndarray, str]] = [(out, chosen, "out")]
     if rest is not None:
         targets.append((rest, ~chosen, "rest"))
     for target, rows, part in targets:
@@ -174,7 +176,7 @@ def split(
     with ExitStack() as stack:
         pending = []
         for target, rows, part in targets:
-            new = stack.enter_context(PendingDirectory(Path(target), [shards], shard_size, {**derived, "part": part}))
+            new = stack.enter_context(PendingDirectory(target, [shards], shard_size, {**derived, "part": part}))
             new.copy(shards, rows, progress)
             pending.append(new)
         for new in pending:

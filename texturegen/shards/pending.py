@@ -64,6 +64,8 @@ class PendingDirectory:
         recipes = [shards.build["recipe"] for shards in inputs]
         self.inputs = inputs
         self.out = Path(os.path.realpath(out))  # of a symbolic link, the target is replaced
+        if not self.out.name:
+            raise UserError(f"{out}: exists and is not empty; choose another --out")
         self.partial = self.out.with_name(f"{self.out.name}.partial")
         for shards in inputs:
             if Path(os.path.realpath(shards.directory)) in (self.out, *self.out.parents):

@@ -33,7 +33,9 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
     OSError
         For instance a full disk. The previous file at `path` is unchanged and the temporary file is removed.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():  # also of "" and "/", which have no name to make a temporary one of
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
         with open(path, "wb") as f:
             _write(content, f)
         return

@@ -5,6 +5,7 @@ comes back short is an error that names the file. pread costs some 2 us more per
 """
 
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from texturegen.errors import DamagedError, MissingError, UserError
 
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 DRIVERS |= {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as text or as a Path, which has one "/" where the URL has two
 
 Read = Callable[[int, int], bytes]  # (start, end) -> the bytes there; fewer at the end of the file
 
@@ -47,6 +50,19 @@ class Directory(Protocol):
 
 def is_url(path: str) -> bool:
     return "://" in path
+
+
+def local_path(path: str | Path) -> Path:
+    """Return the path of a file or directory to work on; UserError for a URL, whose shards can only be read.
+
+    A path "s3:/bucket" would be a new directory named "s3:" in the current one.
+    """
+    if _URL.match(str(path)):
+        raise UserError(
+            f"{path}: is a URL, from which shards are only read (`open_shards`, `texturegen info` and `preview`, "
+            "training); give a directory on a disk, and copy the shards from or to the URL"
+        )
+    return Path(path)
 
 
 def open_directory(directory: str | Path) -> "Local | Remote":
