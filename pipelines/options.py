@@ -61,7 +61,9 @@ def read_build(options: dict[str, Any]) -> tuple[Recipe, str | None]:
         values = build.make_context("build", ["--out", ".", *make_flags(options)]).params
     except click.UsageError as error:
         raise UserError(error.format_message().rstrip(".")) from None
-    fields = {name: value for name, value in values.items() if name in {"classes", *Recipe.__dataclass_fields__}}
+    fields = {
+        name: value for name, value in values.items() if name in {"classes", "published", *Recipe.__dataclass_fields__}
+    }
     return read_recipe(**fields), values["root"]
 
 

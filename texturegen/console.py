@@ -150,7 +150,7 @@ def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple
         if not equals or not key:
             raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", context, parameter)
         pairs[key] = value
-        with contextlib.suppress(tomllib.TOMLDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):  # also of a number with thousands of digits
             pairs[key] = tomllib.loads(f"value = {value}")["value"]
     return pairs
 

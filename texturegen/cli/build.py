@@ -1,5 +1,6 @@
 """The commands that make shards: `build`, `finish` and `plan`."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,18 +25,19 @@ def read_part(context: click.Context, parameter: click.Parameter, text: str | No
     """Callback of an option I/N with 1 <= I <= N."""
     if text is None:
         return None
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    i, n = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= i <= n:
         raise click.BadParameter(f"{text!r} is not I/N with I from 1 to N", context, parameter)
-    return int(i), int(n)
+    return i, n
 
 
-def read_recipe_name(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+def read_recipe_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
     """Callback of --recipe: make the recipe's fields the defaults of options, which click reads after given options."""
     if name is not None:
-        fields = dict(find_recipe(name).fields)
-        fields["settings"] = tuple(f"{key}={value}" for key, value in fields.get("settings", {}).items())
+        fields = {field: value for field, value in find_recipe(name).fields.items() if field != "settings"}
         context.default_map = {**(context.default_map or {}), **fields}
+    return name
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -64,10 +66,10 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         option(
             "--recipe",
+            "published",
             section="Synthesis",
             metavar="NAME",
             registry=RECIPES,
-            expose_value=False,
             callback=read_recipe_name,
             help="Options of a published recipe.",
         ),
@@ -267,10 +269,16 @@ def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, 
         print(f"{name:11}{value}")
 
 
-def read_recipe(classes: Path | None, source_options: dict[str, Any], **fields: Any) -> Any:
-    """Return the `Recipe` of the values of `recipe_options`; --classes is a shorthand for --source-option classes=."""
+def read_recipe(classes: Path | None, source_options: dict[str, Any], published: str | None, **fields: Any) -> Any:
+    """Return the `Recipe` of the values of `recipe_options`; --classes is a shorthand for --source-option classes=.
+
+    --method-option replaces single settings of a published recipe, and --method all of them.
+    """
     from texturegen.builds import Recipe
 
+    recipe = {} if published is None else find_recipe(published).fields
+    if fields["method"] == recipe.get("method"):
+        fields["settings"] = {**recipe.get("settings", {}), **fields["settings"]}
     if classes is not None:
         source_options = {**source_options, "classes": str(classes)}
     return Recipe(source_options=source_options, **fields)

@@ -1,5 +1,6 @@
 """The command `texture`: one texture from whole pictures."""
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,10 @@ def read_side_or_sides(context: click.Context, parameter: click.Parameter, text:
     """Callback of a size in pixels, N or HEIGHTxWIDTH; return (height, width)."""
     if text is None:
         return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", text.lower())
+    if found is None:
         raise click.BadParameter(f"{text!r} is neither N nor HEIGHTxWIDTH, in pixels", context, parameter)
-    return int(sides[0]), int(sides[-1])
+    return int(found[1]), int(found[2] or found[1])
 
 
 @click.command(cls=FriendlyCommand)

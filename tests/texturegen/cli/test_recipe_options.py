@@ -49,6 +49,15 @@ def test_given_options_replace_those_of_a_published_recipe(read: Any) -> None:
     assert (recipe.patches, recipe.size, recipe.patch_size) == (4, 96, 96)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_setting_replaces_one_of_a_published_recipe_and_a_method_all(read: Any, first: bool) -> None:
+    setting, name = ("--method-option", "levels=2"), ("--recipe", "sacl2024")
+    recipe = read(*(setting + name if first else name + setting))
+    assert (recipe.method, recipe.settings) == ("wei-levoy", {"search": "tsvq", "levels": 2})
+    assert read(*name, "--method-option", "search=exhaustive").settings == {"search": "exhaustive"}
+    assert read("--method", "quilting", *name).settings == {}
+
+
 def test_an_unknown_recipe_is_refused_on_one_line() -> None:
     result = CliRunner().invoke(plan, ["--dataset", "shapes", "--recipe", "ge2012"])
     assert (result.exit_code, result.stdout) == (1, "")
