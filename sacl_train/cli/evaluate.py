@@ -5,11 +5,13 @@ from typing import Any
 
 import click
 
+from sacl_train.cli.command import TorchGroup
 from sacl_train.cli.probes import (
     COUNT,
     IMAGES,
     PATH,
     POSITIVE,
+    PROBE,
     add_options,
     beside,
     destroy_option,
@@ -27,7 +29,7 @@ from sacl_train.cli.probes import (
 from sacl_train.cli.robustness import COMMANDS
 from sacl_train.cli.subject import subject_options
 from texturegen import __version__
-from texturegen.console import FriendlyGroup
+from texturegen.console import FriendlyCommand, option
 
 
 def _parse_rate(context: click.Context, parameter: click.Parameter, value: str) -> float | str:
@@ -40,7 +42,7 @@ def _parse_rate(context: click.Context, parameter: click.Parameter, value: str) 
     return rate
 
 
-@click.group(cls=FriendlyGroup)
+@click.group(cls=TorchGroup)
 @click.version_option(__version__)
 def eval_main() -> None:
     """Score a trained encoder on labelled images.
@@ -52,15 +54,16 @@ def eval_main() -> None:
 @eval_main.command()
 @probe_options("knn", tests_option)
 @destroy_option
-@click.option(
+@option(
     "--k",
     default=(20, 200),
     show_default=True,
     multiple=True,
     type=COUNT,
     help="Number of neighbours; may be repeated.",
+    section=PROBE,
 )
-@click.option("--tau", default=0.07, show_default=True, help="Temperature of the votes.")
+@option("--tau", default=0.07, show_default=True, help="Temperature of the votes.", section=PROBE)
 def knn(**options: Any) -> None:
     """Weighted k-nearest-neighbour classification.
 
@@ -72,16 +75,17 @@ def knn(**options: Any) -> None:
 @eval_main.command()
 @probe_options("linear", tests_option)
 @destroy_option
-@click.option("--epochs", default=200, show_default=True, type=COUNT, help="Passes over the training images.")
-@click.option(
+@option("--epochs", default=200, show_default=True, type=COUNT, help="Passes over the training images.", section=PROBE)
+@option(
     "--lr",
     default="0.9",
     show_default=True,
     callback=_parse_rate,
     help="Initial learning rate, or sweep to choose it on held-out training images.",
+    section=PROBE,
 )
-@click.option("--batch-size", default=128, show_default=True, type=COUNT, help="Images per batch.")
-@click.option("--augment", is_flag=True, help="Train on random crops and flips, encoded anew in each epoch.")
+@option("--batch-size", default=128, show_default=True, type=COUNT, help="Images per batch.", section=PROBE)
+@option("--augment", is_flag=True, help="Train on random crops and flips, encoded anew in each epoch.", section=PROBE)
 @seed_option
 def linear(**options: Any) -> None:
     """Linear classifier on frozen features, trained by LARS.
@@ -95,7 +99,9 @@ def linear(**options: Any) -> None:
 @eval_main.command()
 @probe_options("ridge", tests_option)
 @destroy_option
-@click.option("--penalty", default=1e-2, show_default=True, type=POSITIVE, help="Ridge penalty per training image.")
+@option(
+    "--penalty", default=1e-2, show_default=True, type=POSITIVE, help="Ridge penalty per training image.", section=PROBE
+)
 def ridge(**options: Any) -> None:
     """Ridge regression in closed form, for a quick look."""
     _evaluate("ridge", **options)
@@ -103,20 +109,28 @@ def ridge(**options: Any) -> None:
 
 @eval_main.command()
 @probe_options("finetune", tests_option)
-@click.option(
+@option(
     "--share",
     "shares",
     default=(0.01, 0.1, 1.0),
     multiple=True,
     show_default=True,
     help="Fraction of the labels, above 0 and at most 1; may be repeated.",
+    section=PROBE,
 )
-@click.option("--epochs", default=30, show_default=True, type=COUNT, help="Passes over the training images.")
-@click.option("--lr", default=0.01, show_default=True, type=POSITIVE, help="Initial learning rate of the encoder.")
-@click.option(
-    "--head-lr", default=0.1, show_default=True, type=POSITIVE, help="Initial learning rate of the linear layer."
+@option("--epochs", default=30, show_default=True, type=COUNT, help="Passes over the training images.", section=PROBE)
+@option(
+    "--lr", default=0.01, show_default=True, type=POSITIVE, help="Initial learning rate of the encoder.", section=PROBE
 )
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2), help="Images per batch.")
+@option(
+    "--head-lr",
+    default=0.1,
+    show_default=True,
+    type=POSITIVE,
+    help="Initial learning rate of the linear layer.",
+    section=PROBE,
+)
+@option("--batch-size", default=64, show_default=True, type=click.IntRange(2), help="Images per batch.", section=PROBE)
 @seed_option
 def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: Any) -> None:
     """Fine-tune the encoder on 1, 10 and 100 % of the labels.
@@ -136,18 +150,19 @@ def finetune(run: Path, tests: tuple[str, ...], output: Path | None, **options: 
 
 @eval_main.command()
 @subject_options
-@click.option("--images", "--shards", "place", required=True, help=f"Images to encode. {IMAGES}")
+@option("--images", "--shards", "place", required=True, help=f"Images to encode. {IMAGES}", section="Images")
 @add_options(root_option, size_option, *model_options)
-@click.option("--map", "method", default="pca", show_default=True, help="pca, or tsne (needs scikit-learn).")
+@option("--map", "method", default="pca", show_default=True, help="pca, or tsne (needs scikit-learn).", section=PROBE)
 @seed_option
-@click.option(
+@option(
     "--query",
     "queries",
     multiple=True,
     metavar="KEY",
     help="Query image of the sheet; may be repeated  [default: ten, evenly spaced]",
+    section=PROBE,
 )
-@click.option("--out", type=PATH, help="Write OUT.parquet and OUT.png  [default: RUN/embedding]")
+@option("--out", type=PATH, help="Write OUT.parquet and OUT.png  [default: RUN/embedding]", section="Output")
 @json_option("embed")
 def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> None:
     """Write features, a map and nearest neighbours.
@@ -170,7 +185,7 @@ def embed(run: Path, out: Path | None, output: Path | None, **options: Any) -> N
 
 @eval_main.command()
 @run_option
-@click.option("--shards", required=True, help="Shards with textures, as the run was trained on.")
+@option("--shards", required=True, help="Shards with textures, as the run was trained on.", section="Images")
 @add_options(*model_options, json_option("shortcut"))
 def shortcut(run: Path, shards: str, output: Path | None, **options: Any) -> None:
     """Test whether one direction separates textures from images.
@@ -197,7 +212,7 @@ def shortcut(run: Path, shards: str, output: Path | None, **options: Any) -> Non
     finish(figures, run, output, [f"{figures['images']} images", ""], rows)
 
 
-@eval_main.command()
+@eval_main.command(cls=FriendlyCommand)  # needs no torch
 @click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--out", required=True, type=PATH, help="HTML file to write.")
 def report(runs: tuple[Path, ...], out: Path) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
+from sacl_train.cli.command import TorchCommand
 from texturegen import __version__
-from texturegen.console import FriendlyCommand
 
 
-@click.command(cls=FriendlyCommand)
+@click.command(cls=TorchCommand)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",

@@ -1,6 +1,5 @@
 """What the commands of `sacl-eval` share: options of probes, and the JSON file and the table of their figures."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import click
 from sacl_train.cli.subject import ENCODER, subject_options
 from sacl_train.nets.encoder_file import EncoderFile
 from texturegen.console import option, say, warn
-from texturegen.storage.atomic import write_atomically
 
 IMAGES = "Shards, a folder of class folders, or DATASET:SPLIT."
 POSITIVE = click.FloatRange(0, min_open=True)
 COUNT = click.IntRange(1)
 PATH = click.Path(path_type=Path)
+PROBE = "Probe"  # section of --help with a command's own options
 
 Option = Callable[[Any], Any]
 
@@ -60,9 +59,9 @@ destroy_option = option(
     "--destroy", is_flag=True, help="Also score the test images with shuffled cells (4x4).", section="Images"
 )
 model_options = (device_option, network_option, statistics_option)
-seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the random numbers.")
-probe_epochs_option = click.option(
-    "--epochs", default=200, show_default=True, type=COUNT, help="Epochs of the linear probe."
+seed_option = option("--seed", default=0, show_default=True, help="Seed of the random numbers.", section=PROBE)
+probe_epochs_option = option(
+    "--epochs", default=200, show_default=True, type=COUNT, help="Epochs of the linear probe.", section=PROBE
 )
 
 
@@ -99,14 +98,14 @@ def finish(
 ) -> None:
     """Write the figures as JSON, with the command and the package versions; then print them as a table."""
     from sacl_train.evaluate.norm import default_statistics
-    from sacl_train.report.figures import describe_probe, provenance
+    from sacl_train.report.figures import describe_probe, provenance, write_figures
 
     variant = "-target" if figures["network"] == "target" else ""
     statistics = figures["norm_statistics"]
     is_default = statistics in ("none", default_statistics(isinstance(run, EncoderFile)))
     variant += "" if is_default else f"-{statistics}-statistics"
     output = output or beside(run, f"eval-{figures['probe']}{variant}.json")
-    write_atomically(output, json.dumps({**figures, **provenance("sacl-eval")}, indent=2) + "\n")
+    write_figures(output, {**figures, **provenance("sacl-eval")})
     trained, planned = figures["trained_epochs"], figures["planned_epochs"]
     if trained < planned:
         warn(f"{run} is not finished: trained for {trained} of {planned} epochs")

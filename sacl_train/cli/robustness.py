@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
+from sacl_train.cli.command import TorchCommand
 from sacl_train.cli.probes import (
     COUNT,
     IMAGES,
     PATH,
+    PROBE,
     finish,
     percent,
     probe_epochs_option,
@@ -16,16 +18,22 @@ from sacl_train.cli.probes import (
     seed_option,
     test_option,
 )
-from texturegen.console import FriendlyCommand
+from texturegen.console import option
 
-probe_option = click.option(
-    "--probe", default="linear", show_default=True, help="Fitted on untouched images: linear, knn or ridge."
+probe_option = option(
+    "--probe",
+    default="linear",
+    show_default=True,
+    help="Fitted on untouched images: linear, knn or ridge.",
+    section=PROBE,
 )
 
 
-@click.command("shape-bias", cls=FriendlyCommand)
+@click.command("shape-bias", cls=TorchCommand)
 @probe_options("shape-bias")
-@click.option("--stimuli", required=True, help="Folder of CLASS/SHAPE<k>-TEXTURE<k>.png, or shapes:conflict.")
+@option(
+    "--stimuli", required=True, help="Folder of CLASS/SHAPE<k>-TEXTURE<k>.png, or shapes:conflict.", section="Images"
+)
 @probe_epochs_option
 @seed_option
 def shape_bias(run: Path, output: Path | None, **options: Any) -> None:
@@ -44,16 +52,19 @@ def shape_bias(run: Path, output: Path | None, **options: Any) -> None:
     finish(figures, run, output, ["shape", "stimuli", "shape decisions", "texture decisions", "bias"], rows)
 
 
-@click.command(cls=FriendlyCommand)
+@click.command(cls=TorchCommand)
 @probe_options("corruption", test_option)
-@click.option("--images", type=COUNT, help="Number of test images, evenly spaced over the set  [default: all]")
-@click.option(
+@option(
+    "--images", type=COUNT, help="Number of test images, evenly spaced over the set  [default: all]", section="Images"
+)
+@option(
     "--severities",
     default=(1, 2, 3, 4, 5),
     multiple=True,
     type=click.IntRange(1, 5),
     show_default=True,
     help="Severity of the corruptions; may be repeated.",
+    section=PROBE,
 )
 @probe_epochs_option
 @seed_option
@@ -73,11 +84,18 @@ def corruption(run: Path, output: Path | None, **options: Any) -> None:
     finish(figures, run, output, ["error by severity", *map(str, figures["severities"])], rows, below=[means])
 
 
-@click.command(cls=FriendlyCommand)
+@click.command(cls=TorchCommand)
 @probe_options("ood", test_option)
-@click.option("--ood", multiple=True, help=f"Out-of-distribution images; may be repeated. {IMAGES}")
-@click.option("--textures", is_flag=True, help="The textures of the test shards are an out-of-distribution set too.")
-@click.option("--k", default=50, show_default=True, type=COUNT, help="Neighbour whose distance is the score knn.")
+@option("--ood", multiple=True, help=f"Out-of-distribution images; may be repeated. {IMAGES}", section="Images")
+@option(
+    "--textures",
+    is_flag=True,
+    help="The textures of the test shards are an out-of-distribution set too.",
+    section="Images",
+)
+@option(
+    "--k", default=50, show_default=True, type=COUNT, help="Neighbour whose distance is the score knn.", section=PROBE
+)
 @probe_epochs_option
 @seed_option
 def ood(run: Path, ood: tuple[str, ...], output: Path | None, **options: Any) -> None:
@@ -103,7 +121,7 @@ def ood(run: Path, ood: tuple[str, ...], output: Path | None, **options: Any) ->
     finish(figures, run, output, heads, rows, above=[inside])
 
 
-@click.command(cls=FriendlyCommand)
+@click.command(cls=TorchCommand)
 @probe_options("suppression", test_option)
 @probe_option
 def suppression(run: Path, output: Path | None, **options: Any) -> None:
@@ -122,9 +140,11 @@ def suppression(run: Path, output: Path | None, **options: Any) -> None:
     finish(figures, run, output, ["", "images", "top1", "relative", "95 % interval"], rows)
 
 
-@click.command(cls=FriendlyCommand)
+@click.command(cls=TorchCommand)
 @probe_options("backgrounds", test_option)
-@click.option("--masks", type=PATH, help="Masks of a folder of test images: CLASS/NAME.png of CLASS/NAME.jpg.")
+@option(
+    "--masks", type=PATH, help="Masks of a folder of test images: CLASS/NAME.png of CLASS/NAME.jpg.", section="Images"
+)
 @probe_option
 def backgrounds(run: Path, output: Path | None, **options: Any) -> None:
     """Accuracy with objects on other backgrounds.

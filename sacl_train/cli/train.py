@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
+from sacl_train.cli.command import TorchCommand
 from sacl_train.methods import METHODS
 from sacl_train.nets import ENCODERS
 from texturegen import __version__
-from texturegen.console import FriendlyCommand, note, option, read_pairs, say
+from texturegen.console import note, option, read_pairs, say
 
 PATH = click.Path(path_type=Path)
 
 
-@click.command(cls=FriendlyCommand)
+@click.command(cls=TorchCommand)
 @option("--shards", required=True, help="Directory or URL of shards from `texturegen build`.", section="Run")
 @option(
     "--out",

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from texturegen.errors import UserError
 
+TURNS = 3  # quarter turns of an image besides the image itself
+
 
 def quarter_turns(images: Tensor) -> Tensor:
     """Return images turned counterclockwise by 90, 180 and 270 degrees.
@@ -28,4 +30,4 @@ def quarter_turns(images: Tensor) -> Tensor:
             f"rotations need square images, and these have {width}x{height} px; build the shards with --size, or use "
             "another texture_source"
         )
-    return torch.stack([torch.rot90(images, turns, (2, 3)) for turns in (1, 2, 3)], dim=1)
+    return torch.stack([torch.rot90(images, turns, (2, 3)) for turns in range(1, 1 + TURNS)], dim=1)

@@ -7,15 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacl_train.data.rotations import quarter_turns
+from sacl_train.data.rotations import TURNS, quarter_turns
 from sacl_train.evaluate.detection import detection_figures
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
 from sacl_train.evaluate.ood import distance_scores
 from sacl_train.evaluate.subject import open_like, open_subject
 from sacl_train.methods.shift import ShiftHead
 from texturegen.errors import UserError
-
-TURNS = 3  # quarter turns, the kinds of shift that can be made from a test image
 
 
 def evaluate_novelty(
@@ -97,7 +95,7 @@ def shift_score(head: ShiftHead, features: list[Tensor]) -> Tensor:
         Larger for images less like those of the training.
     """
     kinds = {0: features[0]}
-    if head.shifts.made == TURNS:
+    if head.shifts.turned:
         kinds |= {head.shifts.classes - TURNS + n: turned for n, turned in enumerate(features[1:])}
     return -torch.stack([head(x)[:, kind] for kind, x in kinds.items()]).mean(0)
 

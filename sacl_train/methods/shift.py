@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sacl_train.data.rotations import TURNS
+
 
 @dataclass(frozen=True)
 class Shifts:
@@ -19,12 +21,20 @@ class Shifts:
     ----------
     of_shards : bool
         The first textures of an image come from the shards. All of them are one kind of shift.
-    made : int
-        Number of textures per image made on the device, at the end; each is a kind of its own.
+    shuffled : bool
+        Then comes the image with its patches shuffled, made on the device (`data.shuffle`), a kind of its own.
+    turned : bool
+        Then come its three quarter turns, made on the device (`data.rotations`), each a kind of its own.
     """
 
     of_shards: bool = True
-    made: int = 0
+    shuffled: bool = False
+    turned: bool = False
+
+    @property
+    def made(self) -> int:
+        """Number of textures per image made on the device, at the end; each is a kind of its own."""
+        return self.shuffled + TURNS * self.turned
 
     @property
     def classes(self) -> int:

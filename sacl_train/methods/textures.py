@@ -15,10 +15,10 @@ TEXTURE_VIEWS = ("own", "query")
 # Setting `texture_source` -> what the textures of a batch are.
 TEXTURE_SOURCES = {
     "shards": Shifts(),
-    "patch-shuffle": Shifts(of_shards=False, made=1),
-    "both": Shifts(made=1),  # shards and patch-shuffle
-    "rotations": Shifts(of_shards=False, made=3),
-    "shards-and-rotations": Shifts(made=3),
+    "patch-shuffle": Shifts(of_shards=False, shuffled=True),
+    "both": Shifts(shuffled=True),  # shards and patch-shuffle
+    "rotations": Shifts(of_shards=False, turned=True),
+    "shards-and-rotations": Shifts(turned=True),
 }
 FIRST, SECOND = 2, 0x40000  # purposes in `Draws.of` for the first and second view of texture 0; texture k adds k
 

@@ -20,6 +20,7 @@ from sacl_train.data.shuffle import shuffle_patches
 from sacl_train.data.stream import Batch
 from sacl_train.distributed import average_gradients, count_processes
 from sacl_train.methods.method import LossTerm, Method, merge
+from sacl_train.methods.textures import TEXTURE_SOURCES
 from sacl_train.training.capture import CapturedStep
 from sacl_train.training.optim import set_lr
 from texturegen.errors import UserError
@@ -240,10 +241,11 @@ def _make_textures(batch: Batch, draws: Draws, config: Config) -> Batch:
     made: Batch = {name: batch[name] for name in ("image", "texture") if name in batch}
     if config.method_settings.texture_role == "none":
         return made
-    if config.texture_source in ("patch-shuffle", "both"):
+    kinds = TEXTURE_SOURCES[config.texture_source]
+    if kinds.shuffled:
         sizes = cell_sizes(config, made["image"].shape[-2:])
         _append(made, shuffle_patches(made["image"], draws.of(SHUFFLE), sizes)[:, None])
-    elif config.texture_source in ("rotations", "shards-and-rotations"):
+    if kinds.turned:
         _append(made, quarter_turns(made["image"]))
     if config.texture_part == "inside" and "texture" in made:
         made["texture"] = paste_inside(made["image"], made["texture"], draws.of(PASTE))

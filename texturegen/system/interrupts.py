@@ -3,6 +3,9 @@
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -40,6 +43,24 @@ def allow_interrupts() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def interrupts_end_process() -> Iterator[None]:
+    """Let Ctrl-C end the process with status 130, as while a command is imported, instead of raising an exception.
+
+    For slow imports within a command. A program that handles Ctrl-C in its own way keeps its handler, and so does every
+    thread but the main one, which cannot change it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -42,7 +42,7 @@ def test_known_classes_against_the_others(shapes_shards: Path, shapes_test_shard
 def test_score_of_the_head_uses_the_kinds_that_a_test_image_can_have() -> None:
     torch.manual_seed(0)
     features = [torch.randn(5, 6) for _ in range(4)]
-    for shifts, kinds in ((Shifts(made=3), [0, 2, 3, 4]), (Shifts(of_shards=False, made=3), [0, 1, 2, 3])):
+    for shifts, kinds in ((Shifts(turned=True), [0, 2, 3, 4]), (Shifts(of_shards=False, turned=True), [0, 1, 2, 3])):
         head = ShiftHead(6, shifts)
         expected = [
             -sum((head.weight[kind] @ x[i] + head.bias[kind]).item() for kind, x in zip(kinds, features, strict=True))
@@ -50,5 +50,5 @@ def test_score_of_the_head_uses_the_kinds_that_a_test_image_can_have() -> None:
             for i in range(5)
         ]
         assert shift_score(head, features).tolist() == pytest.approx(expected, abs=1e-6)
-    head = ShiftHead(6, Shifts(made=1))
+    head = ShiftHead(6, Shifts(shuffled=True))
     torch.testing.assert_close(shift_score(head, features), -head(features[0])[:, 0])

@@ -60,7 +60,7 @@ def make(name: str, settings: dict[str, object], policy: str) -> Method:
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=4, attention="se" if name == "sacl" else "none")
     weak = WeakAugment(policy, (0.5,) * 3, (0.25,) * 3, channels_last=True)
     method = kind(encoder, weak, (SIDE, SIDE), kind.Settings(**{**known, **settings}))
-    method.add_shift_head(Shifts(made=1))
+    method.add_shift_head(Shifts(shuffled=True))
     return method.to(memory_format=torch.channels_last)
 
 

@@ -112,4 +112,4 @@ def test_rotations_need_square_images() -> None:
 
 
 def test_labels_without_textures_of_shards() -> None:
-    assert Shifts(of_shards=False, made=3).classes == 4
+    assert Shifts(of_shards=False, turned=True).classes == 4
