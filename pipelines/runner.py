@@ -19,6 +19,7 @@ from pipelines.stages import (
     digest_folder,
     digest_shards,
 )
+from sacl_train.report.figures import read_figures
 from texturegen.sources import SOURCES
 from texturegen.system.threads import count_cpus
 
@@ -125,7 +126,7 @@ def _evaluate(
         line = evaluation(probe, directory, shards, journey.tests, device, {**options, "json": str(output)})
         inputs = [probe, options, digests, {k: digest_folder(v) for k, v in options.items() if _is_folder(v)}]
         commands.stage(label, line, directory / f"stage-{probe}.json", run, inputs, output)
-        figures[probe] = json.loads(output.read_text())
+        figures[probe] = read_figures(output)
     return figures
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from pipelines.options import read_build
 from texturegen.console import warn
 from texturegen.errors import DamagedError, UserError
-from texturegen.storage.atomic import write_json
+from texturegen.storage.atomic import read_json, write_json
 from texturegen.storage.lock import LOCK, DirectoryLock
+from texturegen.storage.sealed import is_intact
 
 
 def describe_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def digest_folder(directory: str | Path) -> str:
 
 
 def is_done(record: Path, run: dict[str, Any], inputs: Any, outputs: list[Path]) -> bool:
-    """Return True if a stage is done: all outputs exist, and `mark_done` recorded the same run and inputs.
+    """Return True if a stage is done: all outputs exist undamaged, and `mark_done` recorded the same run and inputs.
 
     Parameters
     ----------
@@ -72,14 +73,18 @@ def is_done(record: Path, run: dict[str, Any], inputs: Any, outputs: list[Path])
     inputs : JSON content
         Everything else that determines the outputs.
     outputs : list of Path
-        Files that the stage writes.
+        Files that the stage writes; JSON that carries a checksum is compared with it.
     """
     try:
         content = json.loads(record.read_text())
         same = _is_same_run(content["run"], run) and content["what"] == _as_json(inputs)
-    except (OSError, ValueError, KeyError, TypeError):
+        return same and all(path.is_file() and _is_undamaged(path) for path in outputs)
+    except (OSError, ValueError, KeyError, TypeError, DamagedError):
         return False
-    return same and all(path.is_file() for path in outputs)
+
+
+def _is_undamaged(path: Path) -> bool:
+    return path.suffix != ".json" or is_intact(read_json(path))
 
 
 def mark_done(record: Path, run: dict[str, Any], inputs: Any) -> None:
@@ -189,7 +194,6 @@ def build_shards(
     from texturegen.builds.recipe import make_plan
     from texturegen.shards.build_json import read_build as read_build_json
     from texturegen.shards.layout import BUILD, PARTS
-    from texturegen.storage.atomic import read_json
 
     finished = (out / BUILD).is_file()
     description = out / BUILD if finished else out / PARTS / RECIPE

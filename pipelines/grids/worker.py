@@ -1,7 +1,6 @@
 """Train and evaluate one cell of a grid, in a worker process."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -15,8 +14,8 @@ from typing import Any
 
 from pipelines.grids.grid import Cell
 from pipelines.stages import claim_run, describe_run, is_done, mark_done
+from sacl_train.report.figures import describe_probe, read_figures, write_figures
 from texturegen.errors import UserError
-from texturegen.storage.atomic import write_json
 
 GRACE_SECONDS = 20.0  # to write a checkpoint after the parent process has ended
 
@@ -83,7 +82,7 @@ class Job:
         directory = Path(self.directory)
         record, output = directory / "stage.json", directory / "figures.json"
         run = describe_run(self.settings, self.digests["train"])
-        return json.loads(output.read_text()) if is_done(record, run, self.inputs, [output]) else None
+        return read_figures(output) if is_done(record, run, self.inputs, [output]) else None
 
 
 def start_worker(threads: int) -> None:
@@ -136,7 +135,7 @@ def _run_cell(job: Job, directory: Path) -> tuple[str, Any]:
     except Stopped:
         return "stopped", None
     figures = _measure(job, directory, rows)
-    write_json(output, figures)
+    write_figures(output, figures)
     shutil.rmtree(directory / "features", ignore_errors=True)
     mark_done(record, describe_run(job.settings, job.digests["train"]), job.inputs)
     return "done", figures
@@ -148,7 +147,6 @@ def _measure(job: Job, directory: Path, rows: list[dict[str, Any]]) -> dict[str,
     from sacl_train.evaluate.probe import evaluate
     from sacl_train.evaluate.shape_bias import evaluate_shape_bias
     from sacl_train.evaluate.shortcut import evaluate_shortcut
-    from sacl_train.report.figures import describe_probe
 
     wanted, device, shards = set(job.figures), job.device, job.shards
     if "novelty_knn" in wanted:

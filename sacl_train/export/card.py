@@ -1,6 +1,5 @@
 """The model card: what an exported encoder is, how to load it, and how good it is."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 
 from sacl_train.config import dump_config
 from sacl_train.export.formats import FORMATS, Exported
-from sacl_train.report.figures import flatten
+from sacl_train.report.figures import flatten, read_figures
 from sacl_train.training.checkpoint import directory_of, is_checkpoint
 from texturegen import __version__
 from texturegen.errors import UserError
@@ -63,7 +62,7 @@ def _front_matter(exported: Exported) -> list[str]:
 
 def _find_scores(run: Path) -> dict[Path, dict[str, Any]]:
     """Return the figures that `sacl-eval` wrote about this checkpoint, or about the run if `run` is its directory."""
-    scores = {path: json.loads(path.read_text()) for path in sorted(directory_of(run).glob("eval-*.json"))}
+    scores = {path: read_figures(path) for path in sorted(directory_of(run).glob("eval-*.json"))}
 
     def checkpoint(path: Path) -> str:
         return path.name if is_checkpoint(path) else ""

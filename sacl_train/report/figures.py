@@ -1,12 +1,18 @@
-"""Figures from a probe's JSON as a flat table, and the command and versions that produced them."""
+"""The JSON file of a probe's figures, the figures as a flat table, and the command and versions that produced them."""
 
+import json
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from texturegen import __version__
+from texturegen.errors import DamagedError
+from texturegen.storage.atomic import read_json, write_atomically
+from texturegen.storage.sealed import CHECKSUM, is_intact, seal
 
 # Key in a row of "test" -> label.
 _TEST_FIGURES = {
@@ -47,6 +53,28 @@ def provenance(program: str) -> dict[str, Any]:
         with suppress(PackageNotFoundError):  # some are optional
             versions[name] = version(name)
     return {"command": shlex.join([*shlex.split(program), *sys.argv[1:]]), "versions": versions}
+
+
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as a JSON object with a checksum of its content."""
+    content = json.loads(json.dumps(figures))  # what a reader will see: keys are strings, tuples are lists
+    write_atomically(path, json.dumps(seal(content), indent=2) + "\n")
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Return the figures that `write_figures` wrote. A file without a checksum is read as it is.
+
+    Raises
+    ------
+    DamagedError
+        The file holds no JSON object, or its content differs from its checksum.
+    OSError
+        The file cannot be read.
+    """
+    content = read_json(path)
+    if not is_intact(content):
+        raise DamagedError(f"{path}: damaged, its content differs from its own checksum; evaluate again")
+    return {name: value for name, value in content.items() if name != CHECKSUM}
 
 
 MEASURED = ("protocol", "network", "norm_statistics", "precision")

@@ -18,7 +18,7 @@ import numpy as np
 
 from sacl_train.report.curves import LABELS, PANELS, Panel
 from sacl_train.report.elements import Chart, chart_element, colour, figure, image, percent_table, table, titled
-from sacl_train.report.figures import describe_probes, flatten
+from sacl_train.report.figures import describe_probes, flatten, read_figures
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.storage.atomic import write_atomically
 
@@ -128,14 +128,13 @@ def _read_run(directory: Path) -> _Run:
             text,
             [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
             {
-                path.stem.removeprefix("eval-"): json.loads(path.read_text())
+                path.stem.removeprefix("eval-"): read_figures(path)
                 for path in sorted(directory.glob("eval-*.json"), key=lambda path: path.stem)
             },
         )
     except ValueError as error:
         raise DamagedError(
-            f"{directory}: config.toml, metrics.jsonl or eval-*.json is damaged ({error}); repeat the command that "
-            "wrote it"
+            f"{directory}: config.toml or metrics.jsonl is damaged ({error}); repeat the command that wrote it"
         ) from None
 
 

@@ -33,12 +33,12 @@ from texturegen.cli.shards import merge as merge_command
 from texturegen.cli.shards import split as split_command
 from texturegen.cli.shards import verify as verify_command
 from texturegen.errors import UserError
-from texturegen.shards.build_json import seal
 from texturegen.shards.index import INDEXES
 from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.merge import merge, split
 from texturegen.shards.verify import verify
 from texturegen.storage.image import decode_image, encode_image
+from texturegen.storage.sealed import seal
 
 Run = Callable[[random.Random, Path], str]
 """Run one case in an empty directory; return its outcome, "refused" or "unchanged" or "read"."""

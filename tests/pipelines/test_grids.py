@@ -20,7 +20,7 @@ from pipelines.grids.worker import Job, run_cell
 from sacl_train.config import load_config
 from texturegen.builds import Recipe, build
 from texturegen.errors import UserError
-from texturegen.shards.build_json import seal
+from texturegen.storage.sealed import seal
 
 TINY = SCALES["tiny"]
 # One row of each kind in the largest grid; the settings of every row are checked. SACL_ALL_CELLS=1 trains all rows.

@@ -15,6 +15,7 @@ from pipelines.stages import (
 )
 from sacl_train import train
 from sacl_train.config import load_config
+from sacl_train.report.figures import write_figures
 from sacl_train.training.checkpoint import exclusive
 from sacl_train.training.resume import comparable
 from texturegen.builds import Recipe, build
@@ -36,12 +37,14 @@ def test_stage_is_done_until_its_inputs_change(tmp_path: Path) -> None:
     result, record = tmp_path / "out.json", tmp_path / "stage.json"
     run = {"settings": comparable(load_config(None, {})), "shards": "a"}
     assert not is_done(record, run, {"x": (1,)}, [result])
-    result.write_text("1")
+    write_figures(result, {"top1": 0.5})
     mark_done(record, run, {"x": (1,)})
     assert is_done(record, run, {"x": (1,)}, [result])
     assert not is_done(record, run, {"x": (2,)}, [result])
     assert not is_done(record, {**run, "shards": "b"}, {"x": (1,)}, [result])
     assert not is_done(record, {**run, "settings": {**run["settings"], "tau": 0.3}}, {"x": (1,)}, [result])
+    result.write_text(result.read_text().replace("0.5", "0.7"))
+    assert not is_done(record, run, {"x": (1,)}, [result])
     result.unlink()
     assert not is_done(record, run, {"x": (1,)}, [result])
 

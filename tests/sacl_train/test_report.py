@@ -1,6 +1,7 @@
 """The HTML report: its tables, and in a browser its charts, without errors or network, on a phone, in dark mode."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from click.testing import CliRunner
 from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
+from sacl_train.export import export
+from sacl_train.report.figures import read_figures
 from sacl_train.report.page import write_page
-from texturegen.errors import UserError
+from texturegen.errors import DamagedError, UserError
 
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "device": "cpu", "batch_size": 16, "knn_every": 1}
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync")
@@ -119,8 +122,25 @@ def test_errors_name_directory(tmp_path: Path, page: Path) -> None:
         write_page([page.parent / "first"] * 2, tmp_path / "r.html")
     (tmp_path / "config.toml").write_text("epochs = 1")
     (tmp_path / "eval-knn.json").write_text("{")
-    with pytest.raises(UserError, match=r"eval-\*.json is damaged"):
+    with pytest.raises(DamagedError, match=r"eval-knn.json: damaged; it does not hold a JSON object"):
         write_page([tmp_path], tmp_path / "r.html")
+    (tmp_path / "eval-knn.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text("{")
+    with pytest.raises(DamagedError, match=r"config.toml or metrics.jsonl is damaged"):
+        write_page([tmp_path], tmp_path / "r.html")
+
+
+def test_changed_digit_of_figures_is_damage(page: Path, tmp_path: Path) -> None:
+    figures = page.parent / "first" / "eval-knn.json"
+    assert set(json.loads(figures.read_text())) - set(read_figures(figures)) == {"sha256"}
+    shutil.copytree(page.parent / "first", tmp_path / "first")
+    damaged = tmp_path / "first" / "eval-knn.json"
+    damaged.write_text(re.sub(r'("top1": 0\.)(\d)', lambda m: f"{m[1]}{(int(m[2]) + 1) % 10}", figures.read_text()))
+    message = r"eval-knn.json: damaged, its content differs .*; evaluate again"
+    with pytest.raises(DamagedError, match=message):
+        write_page([tmp_path / "first"], tmp_path / "r.html")
+    with pytest.raises(DamagedError, match=message):
+        export(tmp_path / "first", "safetensors")
 
 
 def test_table_of_runs_has_speed_and_on_gpus_share_of_peak(page: Path, tmp_path: Path) -> None:

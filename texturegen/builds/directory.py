@@ -40,7 +40,7 @@ from texturegen.builds.differences import refuse_other_build
 from texturegen.builds.listing import read_listing, write_listing
 from texturegen.builds.recipe import RECORDED, Plan
 from texturegen.errors import DamagedError, MissingError, UserError
-from texturegen.shards.build_json import check_size, read_build, read_sealed, seal
+from texturegen.shards.build_json import check_size, read_build, read_sealed
 from texturegen.shards.card import CARD
 from texturegen.shards.layout import BUILD, MANIFEST, PARTS, SHARD_FILE, shard_name
 from texturegen.shards.manifest import read_manifest
@@ -51,6 +51,7 @@ from texturegen.sources import Source
 from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import as_json, sha256_of, write_atomically, write_once
 from texturegen.storage.lock import LOCK, DirectoryLock, acquire
+from texturegen.storage.sealed import seal
 
 RECIPE = "recipe.json"
 REPAIR = "repair"
@@ -171,7 +172,7 @@ class BuildDirectory:
         else:
             self._refuse_foreign_files()
         self._begin(plan, ignored, source)
-        if self.part is not None:
+        if self.part:  # two parts without shards, of an array with more parts than shards, do not exclude each other
             # Part locks stay until the build is finished: removing one would race with the next holder.
             name = f"lock-{self.part.start}-{self.part.stop}"
             self._held.enter_context(acquire(self.parts / name, location=self.path))

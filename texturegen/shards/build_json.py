@@ -17,9 +17,9 @@ from texturegen.shards.layout import BUILD, FORMAT, PARTS, PREFIX, PREFIXES, REA
 from texturegen.storage.atomic import read_json
 from texturegen.storage.names import printable
 from texturegen.storage.ranges import Directory, open_directory
+from texturegen.storage.sealed import CHECKSUM, is_intact
 
 COUNTS = ("samples", "textures", "failed")
-CHECKSUM = "sha256"
 _MAX_COUNT = 1 << 62
 _MAX_TEXTURES = 1 << 31  # per image; `index` is int32
 # Types of values that no reader needs, but that commands print or copy where they are there.
@@ -63,17 +63,6 @@ def load_build(files: Directory) -> dict[str, Any]:
     raise MissingError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
 
 
-def seal(build: Mapping[str, Any], key: str = CHECKSUM) -> dict[str, Any]:
-    """Return the content of build.json, or of a file in parts/, with its checksum, a SHA-256 (hex) under the given key.
-
-    The digest is over the other entries as JSON with sorted keys and no white space (ASCII, non-ASCII characters as
-    escapes), so that it does not depend on how the file is formatted.
-    """
-    content = {name: value for name, value in build.items() if name != key}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return {**content, key: hashlib.sha256(canonical.encode()).hexdigest()}
-
-
 def lacks_seal(content: Mapping[str, Any], key: str = CHECKSUM, since: str = "algorithms") -> bool:
     """Return True if content that has the entry `since`, which is as old as checksums are, has no checksum."""
     return key not in content and since in content
@@ -92,7 +81,7 @@ def read_sealed(path: Path, key: str = CHECKSUM, since: str = "algorithms") -> d
         The file cannot be read.
     """
     content = read_json(path)
-    if lacks_seal(content, key, since) or (key in content and content != seal(content, key)):
+    if lacks_seal(content, key, since) or not is_intact(content, key):
         raise DamagedError(f"{path}: damaged, its content differs from its own checksum; build into another directory")
     return {name: value for name, value in content.items() if name != key}
 
@@ -134,7 +123,7 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
         fault = _find_fault(build)
     except (KeyError, TypeError) as error:
         fault = f"no {error.args[0]}" if isinstance(error, KeyError) else "a list or an object is missing"
-    if not fault and (lacks_seal(build) or (CHECKSUM in build and build != seal(build))):
+    if not fault and (lacks_seal(build) or not is_intact(build)):
         fault = "its content differs from its own checksum"
     if fault:
         raise DamagedError(f"{name}: damaged ({fault}); copy it again, or build into a new directory")

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from texturegen.shards.build_json import COUNTS, seal
+from texturegen.shards.build_json import COUNTS
 from texturegen.shards.card import CARD, make_card, read_contents
 from texturegen.shards.layout import BUILD, MANIFEST, MANIFEST_SCHEMA
 from texturegen.shards.manifest import convert_rows
 from texturegen.shards.writer import rows_file
 from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of, write_atomically, write_json
+from texturegen.storage.sealed import seal
 
 
 def publish(

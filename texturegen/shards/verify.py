@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from texturegen.errors import DamagedError, UserError
-from texturegen.shards.build_json import CHECKSUM, read_build
+from texturegen.shards.build_json import read_build
 from texturegen.shards.checks import check_rows
 from texturegen.shards.index import find_stale
 from texturegen.shards.layout import BUILD, MANIFEST
@@ -23,7 +23,8 @@ from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of
 from texturegen.storage.image import decode_member
 from texturegen.storage.names import printable
-from texturegen.storage.ranges import reason_of
+from texturegen.storage.ranges import local_path, reason_of
+from texturegen.storage.sealed import CHECKSUM
 from texturegen.storage.tar import BLOCK, CHUNK, describe, end_of_tar, find_faults, hash_and_compare, make_header
 from texturegen.system.threads import count_cpus, run_in_threads
 
@@ -109,7 +110,7 @@ def inspect(
     are compared with the manifest. If it differs, every member is hashed, so that each damaged one is named. Links and
     paths in a tar are never followed or opened.
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     faults: dict[str, list[str]] = {}
     try:
         build = read_build(directory)

@@ -30,13 +30,13 @@ from texturegen.builds.recipe import make_plan, texture_seed
 from texturegen.builds.trial import estimate
 from texturegen.errors import OtherBuildError, UserError
 from texturegen.shards import verify
-from texturegen.shards.build_json import seal
 from texturegen.shards.layout import FORMAT, QUALITY
 from texturegen.shards.merge import split
 from texturegen.sources import files
 from texturegen.sources.files import EXTENSIONS
 from texturegen.storage.image import decode_image
 from texturegen.storage.lock import acquire
+from texturegen.storage.sealed import seal
 from texturegen.texture import cut_patches, synthesize
 from texturegen.texture.quality import measure
 

@@ -19,10 +19,10 @@ from texturegen.builds.directory import REPAIR
 from texturegen.builds.engines import ENGINES, Entry, Lost
 from texturegen.builds.repair import repair
 from texturegen.errors import BusyError, UserError
-from texturegen.shards.build_json import seal
 from texturegen.shards.merge import split
 from texturegen.shards.verify import verify
 from texturegen.storage.lock import LOCK, DirectoryLock
+from texturegen.storage.sealed import seal
 
 RECIPE = Recipe("shapes", limit=12, shard_size=5)
 

@@ -20,9 +20,9 @@ from texturegen.builds.job import run_job
 from texturegen.builds.recipe import IMAGE_VERSIONS, Plan, list_algorithms, make_plan, texture_seed
 from texturegen.builds.repair import repair
 from texturegen.errors import OtherBuildError
-from texturegen.shards.build_json import seal
 from texturegen.shards.verify import verify
 from texturegen.storage.image import ENCODINGS, encode_image
+from texturegen.storage.sealed import seal
 from texturegen.texture import METHODS, PATCHES_VERSION, QUALITY_VERSION, cut_patches, resolve_settings, synthesize
 from texturegen.texture.quality import measure
 

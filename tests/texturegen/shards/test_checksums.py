@@ -16,9 +16,10 @@ from texturegen.builds import Recipe, build
 from texturegen.builds.repair import repair
 from texturegen.cli.shards import verify as command
 from texturegen.errors import DamagedError, UserError
-from texturegen.shards.build_json import read_build, seal
+from texturegen.shards.build_json import read_build
 from texturegen.shards.layout import BUILD
 from texturegen.shards.verify import verify
+from texturegen.storage.sealed import seal
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from tests.texturegen.shards.test_verify import make
 from texturegen import open_shards
 from texturegen.builds import Recipe, build, finish
 from texturegen.builds.repair import repair
-from texturegen.shards.build_json import seal
 from texturegen.shards.index import INDEXES, write_indexes
 from texturegen.shards.layout import BOX, BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA
 from texturegen.shards.manifest import convert_rows
 from texturegen.shards.merge import merge, split
 from texturegen.shards.verify import verify
+from texturegen.storage.sealed import seal
 
 STORED = Path(__file__).parent / "format2"
 SOURCE = str(STORED / "source")

@@ -21,13 +21,13 @@ from tests.texturegen import kill
 from tests.texturegen.shards.test_verify import flip, make, rows_of, update_checksums
 from texturegen import open_shards
 from texturegen.errors import BusyError, UserError
-from texturegen.shards.build_json import seal
 from texturegen.shards.filter import rows_that_pass
 from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.merge import merge, split
 from texturegen.shards.verify import verify
 from texturegen.storage.atomic import write_json
 from texturegen.storage.lock import LOCK
+from texturegen.storage.sealed import seal
 
 
 @pytest.fixture

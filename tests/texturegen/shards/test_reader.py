@@ -19,10 +19,10 @@ from tests.texturegen.shards.test_verify import change_rows, update_checksums
 from texturegen import open_shards
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards import Shards, ShardWriter, store
-from texturegen.shards.build_json import seal
 from texturegen.shards.layout import BUILD, FORMAT, MANIFEST, PARTS
 from texturegen.storage.image import ENCODINGS, encode_image
 from texturegen.storage.ranges import Remote
+from texturegen.storage.sealed import seal
 
 KEYS = ["a", "dogs/b-1", "c", "d", "e", "f"]
 

@@ -18,9 +18,9 @@ import webdataset
 from texturegen import open_shards
 from texturegen.errors import UserError
 from texturegen.shards import ShardWriter, verify
-from texturegen.shards.build_json import seal
 from texturegen.shards.layout import PARTS
 from texturegen.storage.image import decode_image, encode_png
+from texturegen.storage.sealed import seal
 
 
 @pytest.fixture

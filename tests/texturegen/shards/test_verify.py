@@ -20,12 +20,12 @@ import pytest
 
 from texturegen import open_shards
 from texturegen.shards import checks
-from texturegen.shards.build_json import seal
 from texturegen.shards.layout import BOX, BUILD, FORMAT, MANIFEST, MANIFEST_SCHEMA, PARTS, PLACE
 from texturegen.shards.verify import inspect, verify
 from texturegen.shards.writer import ShardWriter
 from texturegen.storage import tar as tars
 from texturegen.storage.image import encode_png
+from texturegen.storage.sealed import seal
 from texturegen.storage.tar import BLOCK, hash_and_compare
 
 TAR = "shard-000001.tar"
