@@ -23,6 +23,7 @@ from texturegen.console import warn
 from texturegen.errors import UserError, nearest
 
 NETWORKS = ("online", "target")
+MAX_NAMED = 5  # classes that a message names
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,11 @@ def open_test(place: str | Path, subject: Subject, root: str | Path | None = Non
     train = subject.train
     test = require_labels(open_like(place, subject, root, size))
     if test.classes != train.classes:
-        raise UserError(f"{place}: its classes {test.classes} differ from those of {train.place}, {train.classes}")
+        difference = _compare(test.classes, train.classes)
+        raise UserError(
+            f"{place}: its classes differ from those of {train.place} ({difference}); give a test set with the same "
+            "classes"
+        )
     return test
 
 
@@ -262,3 +267,17 @@ def open_like(place: str | Path, subject: Subject, root: str | Path | None = Non
             "--size"
         )
     return images
+
+
+def _compare(classes: list[str], expected: list[str]) -> str:
+    """Say how two lists of classes differ; a set can have a thousand, of which a few are named."""
+    parts = {
+        "without": [name for name in expected if name not in classes],
+        "with": [name for name in classes if name not in expected],
+    }
+    named = (
+        f"{word} {', '.join(names[:MAX_NAMED])}{', ...' * (len(names) > MAX_NAMED)}"
+        for word, names in parts.items()
+        if names
+    )
+    return ", ".join(named) or "in another order"

@@ -104,7 +104,8 @@ class SACLSettings:
             raise UserError(f"texture_query whole needs texture_role negative or none, not {self.texture_role}")
         if self.queries == "crops" and (self.texture_role == "instance" or self.texture_view == "query"):
             raise UserError(
-                "queries crops goes neither with texture_role instance nor with texture_view query, which need one view"
+                "queries crops works neither with texture_role instance nor with texture_view query, which need one "
+                "view"
             )
 
 

@@ -134,16 +134,16 @@ def _load_batch(path: Path, count: int, label_name: str) -> tuple[np.ndarray, li
     content = _load_pickle(path)
     images, labels = content.get("data"), content.get(label_name)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != (count, 3072):
-        raise UserError(f"{path} does not hold {count} CIFAR images")
+        raise UserError(f"{path} does not hold {count} CIFAR images; copy it again")
     if not isinstance(labels, list) or len(labels) != count or not all(isinstance(n, int) for n in labels):
-        raise UserError(f"{path} does not hold {count} labels under '{label_name}'")
+        raise UserError(f"{path} does not hold {count} labels under '{label_name}'; copy it again")
     return images, labels
 
 
 def _load_class_names(path: Path, name: str) -> list[str]:
     names = _load_pickle(path).get(name)
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{path} does not hold class names under '{name}'")
+        raise UserError(f"{path} does not hold class names under '{name}'; copy it again")
     return names
 
 
@@ -171,7 +171,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged pickle can raise almost any exception
-        raise UserError(f"{path} is not a CIFAR file: {error}") from error
+        raise UserError(f"{path} is not a CIFAR file: {error}; copy it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a CIFAR file: it holds no dictionary")
+        raise UserError(f"{path} is not a CIFAR file: it holds no dictionary; copy it again")
     return content

@@ -73,12 +73,12 @@ def _open_part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray | None]:
     path = folder / f"{part}_X.bin"
     count, rest = divmod(path.stat().st_size, 3 * 96 * 96)
     if rest or not count:
-        raise UserError(f"{path} is not a whole number of images of 3 x 96 x 96 bytes")
+        raise UserError(f"{path} is not a whole number of images of 3 x 96 x 96 bytes; copy it again")
     images = np.memmap(path, np.uint8, mode="r", shape=(count, 3, 96, 96))
     if part == "unlabeled":
         return images, None
     path = folder / f"{part}_y.bin"
     labels = np.fromfile(path, np.uint8)
     if len(labels) != count or labels.min() < 1 or labels.max() > len(CLASSES):
-        raise UserError(f"{path} does not hold {count} labels from 1 to {len(CLASSES)}")
+        raise UserError(f"{path} does not hold {count} labels from 1 to {len(CLASSES)}; copy it again")
     return images, labels

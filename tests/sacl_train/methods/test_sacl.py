@@ -300,7 +300,7 @@ def test_crops_show_a_small_part_of_the_image() -> None:
     ("settings", "weak", "message"),
     [
         ({"queries": "crop"}, "mocov2", r"unknown queries 'crop' \(did you mean 'crops'\?\)"),
-        ({"queries": "crops", "texture_view": "query"}, "mocov2", "queries crops goes neither with"),
+        ({"queries": "crops", "texture_view": "query"}, "mocov2", "queries crops works neither with"),
         ({"queries": "crops"}, "none", "crops need a weak policy that crops"),
     ],
 )
