@@ -7,6 +7,7 @@ images, keys and labels, so they give the same shards.
 
 import io
 import os
+import re
 import tarfile
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from texturegen.errors import DamagedError, ImageError, MissingError, SourceLost, UserError
 from texturegen.sources.base import Item, Listing
-from texturegen.sources.files import make_key, require_unique, retry
+from texturegen.sources.files import is_image, make_key, require_unique, retry
 from texturegen.sources.imagenet100 import SHORT_SIDE, WNID, ImageNet100, make_item
 from texturegen.sources.official import data_folders
 from texturegen.sources.patterns import File, buffered, find_files, has_changed
@@ -31,6 +32,7 @@ from texturegen.storage.ranges import Read, open_reader
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_VAL_NAME = re.compile(r"ILSVRC2012_val_([0-9]{8})\.JPEG")
 
 
 class ImageNet(ImageNet100):
@@ -56,16 +58,18 @@ class ImageNet(ImageNet100):
     ) -> None:
         root = find_place(split) if root is None else root
         tar = root / TARS[split]
-        if (root / split).is_dir() or not (isinstance(listing, TarListing) or tar.is_file()):
-            if isinstance(listing, TarListing):
-                raise UserError(f"imagenet: this build began with {tar}; restore it")
+        # A build that began with the tars goes on with them, also if somebody unpacks them meanwhile.
+        if not isinstance(listing, TarListing) and ((root / split).is_dir() or not tar.is_file()):
             super().__init__(root, split, size, None if listing else _class_folders(root, split), listing)
             return
         self.split, self.size, self.one_size, self.root = split, size, size is not None, root
         if isinstance(listing, TarListing):
             self.index = listing
         else:
-            self.index = list_train_tar(tar) if split == "train" else list_val_tar(tar, root / DEVKIT)
+            try:
+                self.index = list_train_tar(tar) if split == "train" else list_val_tar(tar, root / DEVKIT)
+            except OSError as error:
+                raise UserError(f"{tar} cannot be read: {error.strerror or error}") from error
         self.classes = self.index.classes or []
         self._labels = {wnid: label for label, wnid in enumerate(self.classes)}
         self._file = self.index.files[0]._replace(path=str(tar))
@@ -132,6 +136,7 @@ def list_train_tar(tar: Path) -> TarListing:
     ------
     UserError : the tar is damaged, or another one.
     """
+    listed_at = time.time_ns()
     (file,) = find_files(str(tar), ".tar")
     read, found, ignored = open_reader(file.path), [], []
     for outer in walk_tar(tar.name, buffered(read, file.size, 2**13), file.size):
@@ -141,8 +146,12 @@ def list_train_tar(tar: Path) -> TarListing:
             continue
         inside = partial(_read_inside, read, outer.offset)
         for inner in walk_tar(f"{tar.name}: {outer.name}", buffered(inside, outer.size, 2**13), outer.size):
-            found.append(_Found(f"{wnid}/{inner.name.removeprefix('./')}", outer.offset + inner.offset, inner.size))
-    return _make_listing(file, found, ignored)
+            name = inner.name.removeprefix("./").removeprefix(f"{wnid}/")  # with its folder in a tar made anew
+            if _is_image(name, inner.kind):
+                found.append(_Found(f"{wnid}/{name}", outer.offset + inner.offset, inner.size))
+            elif inner.kind != tarfile.DIRTYPE:
+                ignored.append(f"{wnid}/{name}")
+    return _make_listing(file, found, ignored, listed_at)
 
 
 def list_val_tar(tar: Path, devkit: Path) -> TarListing:
@@ -152,17 +161,18 @@ def list_val_tar(tar: Path, devkit: Path) -> TarListing:
     ------
     UserError : a tar is missing, damaged, or another one.
     """
+    listed_at = time.time_ns()
     (file,) = find_files(str(tar), ".tar")
     wnids = read_devkit(devkit)
     found, ignored = [], []
     for member in walk_tar(tar.name, buffered(open_reader(file.path), file.size, 2**13), file.size):
         name = member.name.removeprefix("./")
-        digits = name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG")
-        if member.kind not in _REGULAR or not digits.isdecimal() or not 1 <= int(digits) <= len(wnids):
+        number = int(match[1]) if (match := _VAL_NAME.fullmatch(name)) else 0
+        if member.kind not in _REGULAR or not 1 <= number <= len(wnids):
             ignored.append(member.name)
             continue
-        found.append(_Found(f"{wnids[int(digits) - 1]}/{name}", member.offset, member.size))
-    return _make_listing(file, found, ignored)
+        found.append(_Found(f"{wnids[number - 1]}/{name}", member.offset, member.size))
+    return _make_listing(file, found, ignored, listed_at)
 
 
 def read_devkit(devkit: Path) -> list[str]:
@@ -220,7 +230,12 @@ def _class_folders(root: Path, split: str) -> list[str]:
     return found
 
 
-def _make_listing(file: File, found: list[_Found], ignored: list[str]) -> TarListing:
+def _is_image(name: str, kind: bytes) -> bool:
+    """Return True for a file that would be an image of the class in a folder too."""
+    return kind in _REGULAR and not name.startswith(".") and is_image(name, "file")
+
+
+def _make_listing(file: File, found: list[_Found], ignored: list[str], listed_at: int) -> TarListing:
     if not found:
         raise UserError(f"{file.path}: there are no images of ImageNet in it")
     found.sort()
@@ -235,7 +250,7 @@ def _make_listing(file: File, found: list[_Found], ignored: list[str]) -> TarLis
         }
     )
     classes = sorted({image.path.partition("/")[0] for image in found})
-    return TarListing(file.path, [file], [""], [""], [len(found)], [ignored], time.time_ns(), table, classes)
+    return TarListing(file.path, [file], [""], [""], [len(found)], [ignored], listed_at, table, classes)
 
 
 def _read_inside(read: Read, start: int, begin: int, end: int) -> bytes:

@@ -57,7 +57,7 @@ class ImageNet100(Source):
     ) -> None:
         self.split, self.size, self.one_size = split, size, size is not None
         self.root = find_imagenet(split) if root is None else root
-        self._root = _find_split(self.root, split)
+        self._root = _find_split(self.name, self.root, split)
         if listing is not None:
             self.listing, self.classes, self._paths = listing, listing.classes, listing.paths
         else:
@@ -129,6 +129,8 @@ def read_class_list(classes: str | Path | Sequence[str]) -> list[str]:
     ------
     UserError : an unreadable or empty list; a line that is not a WordNet id, or repeats one.
     """
+    if not isinstance(classes, (str, Path, Sequence)):
+        raise UserError(f"classes is {classes!r}; it must be a text file of WordNet ids, or a list of them")
     if isinstance(classes, (str, Path)):
         path = classes
         try:
@@ -169,10 +171,10 @@ def find_imagenet(split: str) -> Path:
     )
 
 
-def _find_split(root: Path, split: str) -> Path:
+def _find_split(name: str, root: Path, split: str) -> Path:
     if (root / split).is_dir():
         return root / split
     # Only the folder's name tells train from val, so no other folder is accepted.
     if root.is_dir() and Path(os.path.abspath(root)).name == split:
         return root
-    raise UserError(f"imagenet100: there is no folder {root / split}; --root must hold train/ and val/ of ImageNet")
+    raise UserError(f"{name}: there is no folder {root / split}; --root must hold train/ and val/ of ImageNet")

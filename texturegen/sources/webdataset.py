@@ -222,7 +222,9 @@ def _read_members(
 
 
 def _parse_extensions(image: str | Sequence[str]) -> tuple[str, ...]:
-    names = image.split(",") if isinstance(image, str) else list(image)
+    if not isinstance(image, (str, Sequence)):
+        raise UserError(f"image is {image!r}; it must be an extension, or several separated by commas")
+    names = image.split(",") if isinstance(image, str) else image
     extensions = tuple(str(name).strip().lower().removeprefix(".") for name in names)
     for name in extensions or ("",):
         if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) or name == "cls":
@@ -231,6 +233,8 @@ def _parse_extensions(image: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _read_names(classes: str | Path | Sequence[str]) -> list[str]:
+    if not isinstance(classes, (str, Path, Sequence)):
+        raise UserError(f"classes is {classes!r}; it must be a text file of class names, or a list of them")
     if not isinstance(classes, (str, Path)):
         return [to_text(str(name)) for name in classes]
     path = Path(classes)

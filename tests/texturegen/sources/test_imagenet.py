@@ -15,6 +15,7 @@ from texturegen.errors import DamagedError, ImageError, MissingError, SourceLost
 from texturegen.shards import verify
 from texturegen.sources import open_source
 from texturegen.sources.imagenet import DEVKIT, TARS, read_devkit
+from texturegen.sources.tar_index import walk_tar
 
 WNIDS = ["n01440764", "n02102040", "n03000684"]
 
@@ -94,6 +95,47 @@ def test_files_keep_their_bytes(roots: tuple[Path, Path]) -> None:
         assert folders[i].data == tars[i].data is not None
         assert folders.key(i) == tars.key(i)
     assert folders.digest == tars.digest
+
+
+def test_tars_made_anew_with_their_folders_give_the_same_images(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    folders, tars = roots
+    (folders / "train" / WNIDS[0] / ".hidden.JPEG").touch()
+    (folders / "train" / WNIDS[0] / "notes.txt").touch()
+    (folders / "train" / WNIDS[0] / "link.JPEG").symlink_to("nowhere")
+    with tarfile.open(tars / TARS["train"], "w") as outer:
+        for wnid in WNIDS:
+            with tarfile.open(tmp_path / "inner", "w") as inner:
+                inner.add(folders / "train" / wnid, wnid)
+            add(outer, f"{wnid}.tar", (tmp_path / "inner").read_bytes())
+    source = open_source("imagenet", tars)
+    assert [source.key(i) for i in range(len(source))] == [open_source("imagenet", folders).key(i) for i in range(9)]
+    hidden = f"{WNIDS[0]}/.hidden.JPEG"  # not listed in a folder at all
+    assert sorted(source.ignored) == [hidden, f"{WNIDS[0]}/link.JPEG", f"{WNIDS[0]}/notes.txt"]
+
+
+def test_a_build_goes_on_with_the_tars_it_began_with(roots: tuple[Path, Path]) -> None:
+    folders, tars = roots
+    listing = open_source("imagenet", tars).index
+    (folders / "train").rename(tars / "train")  # as if somebody unpacked them meanwhile
+    assert open_source("imagenet", tars, listing=listing)[0].data
+    (tars / TARS["train"]).unlink()
+    with pytest.raises(SourceLost, match=r"ILSVRC2012_img_train\.tar can no longer be read: No such file"):
+        open_source("imagenet", tars, listing=listing)[0]
+
+
+def test_a_tar_that_is_rewritten_while_it_is_listed_has_changed(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = roots[1] / TARS["train"]
+
+    def list_and_rewrite(*arguments: object) -> object:
+        tar.write_bytes(tar.read_bytes())
+        return walk_tar(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("texturegen.sources.imagenet.walk_tar", list_and_rewrite)
+    source = open_source("imagenet", roots[1])
+    with pytest.raises(SourceLost, match="changed after the build began"):
+        source[0]
 
 
 def test_what_is_missing_or_damaged_is_named(roots: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +120,18 @@ def test_keys_are_valid_unique_and_those_of_the_items() -> None:
     assert len(set(keys)) == len(keys)
     assert all(re.fullmatch("[A-Za-z0-9_-]{1,100}", key) for key in keys)
     assert source[12].key == keys[12] == "shapes-conflict-00000012"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("webdataset", {"image": 5}),
+        ("webdataset", {"image": {"png": 1}}),
+        ("webdataset", {"classes": 5}),
+        ("imagenet100", {"classes": 5}),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_refused(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="; it must be "):
+        open_source(name, tmp_path, **options)
