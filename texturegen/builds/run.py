@@ -219,12 +219,12 @@ def _refuse_out_in_data_set(out: Path, root: str | None, source: Source) -> None
     if root is None or source.listing is None:
         return
     inner, top = out.resolve(), Path(root).resolve()
-    if not inner.is_relative_to(top):
-        return
-    is_hidden = any(name.startswith(".") for name in inner.relative_to(top).parts)
     # Sources that list only subfolders they know have paths that do not start at `root`.
-    lists_everything = (top / source.listing.paths[0]).exists()
-    if lists_everything and not is_hidden:
+    if not (top / source.listing.paths[0]).exists() and source.split:
+        top /= source.split
+    if not inner.is_relative_to(top) or not (top / source.listing.paths[0]).exists():
+        return
+    if not any(name.startswith(".") for name in inner.relative_to(top).parts):
         raise UserError(
             f"{out}: lies in the data set's folder {root}, where it would count as a class; choose another --out"
         )

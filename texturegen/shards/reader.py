@@ -206,6 +206,8 @@ class Shards:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if self._index is None:  # this process does not see the cached file
+            self._index = Shards(self.directory)._index
         self._connect()
 
 

@@ -135,7 +135,7 @@ class SampleIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.cached is not None and self.cached.is_file():
-            return _map, (self.cached, self.files)
+            return _map_again, (self.cached, self.files)
         return SampleIndex, (self.keys, *self._arrays(), self.metas, self.members, self.files)
 
 
@@ -227,6 +227,14 @@ def _map(path: Path, files: list[str]) -> SampleIndex:
     index = SampleIndex(keys, labels.copy(), widths, heights, shard_ids, extents, digests, ranges, *rest)
     index.cached = path
     return index
+
+
+def _map_again(path: Path, files: list[str]) -> SampleIndex | None:
+    """Return the index that was pickled by its cached file; None if the file is on another machine, or was removed."""
+    try:
+        return _map(path, files)
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def _view(array: pa.Array) -> np.ndarray:

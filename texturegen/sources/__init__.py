@@ -178,6 +178,8 @@ def open_source(
     if entry.needs_root:
         if root is None and not entry.located:
             raise UserError(f"data set '{name}' reads files; give their folder with --root")
+        if root == "":  # most often an unset variable of a shell script; it would mean the current directory
+            raise UserError(f"data set '{name}': --root is empty; give the folder of its files, or . for this one")
         # Path would turn s3://bucket into s3:/bucket
         arguments["root"] = root if root is None else str(root) if entry.urls else Path(root)
     if entry.listed:

@@ -325,6 +325,16 @@ def test_a_finished_build_in_a_read_only_directory_is_recognised(builds: dict[st
         out.chmod(0o755)
 
 
+def test_parts_without_shards_do_not_exclude_each_other(tmp_path: Path) -> None:
+    recipe = Recipe("shapes", limit=2, per_image=0)
+    plan, source = make_plan(recipe)
+    with BuildDirectory(tmp_path / "out", part=range(0)) as first:  # of a part of five, for one shard
+        first.claim(plan, 0, source)
+        assert build(recipe, tmp_path / "out", part=(2, 5)).missing == 1
+        assert build(recipe, tmp_path / "out", part=(5, 5)).missing == 0
+    assert finish(tmp_path / "out").counts["samples"] == 2
+
+
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for command in (partial(build, Recipe("shapes", limit=2)), finish, repair):
@@ -340,5 +350,8 @@ def test_an_out_inside_the_folder_of_images_is_refused(photos: Photos) -> None:
     assert not (photos.root / "shards").exists()
     with pytest.raises(UserError, match="lies in the data set's folder"):
         build(RECIPE, photos.root, root=str(photos.root))
+    of_a_split = Recipe("folder", split=photos.root.name, per_image=0)
+    with pytest.raises(UserError, match="lies in the data set's folder"):
+        build(of_a_split, photos.root / "shards", root=str(photos.root.parent))
     hidden = photos.root / ".shards"  # hidden folders are not part of the data set
     assert build(RECIPE, hidden, root=str(photos.root)) == build(RECIPE, hidden, root=str(photos.root))

@@ -57,6 +57,13 @@ def test_the_manifest_is_checked_once(shapes_shards: Path, cache: Path, monkeypa
         assert_equal(pickle.loads(pickle.dumps(again)), expected)
 
 
+def test_a_copy_opens_the_directory_where_the_cached_file_is_missing(shapes_shards: Path, cache: Path) -> None:
+    shards = open_shards(shapes_shards)
+    data = pickle.dumps(shards)
+    shutil.rmtree(cache)  # as on another machine, or if it was used longest ago
+    assert_equal(pickle.loads(data), shards)
+
+
 def test_damage_to_the_cached_file_is_noticed(shapes_shards: Path, cache: Path) -> None:
     expected = open_shards(shapes_shards)
     (file,) = cache.iterdir()

@@ -122,6 +122,12 @@ def test_keys_are_valid_unique_and_those_of_the_items() -> None:
     assert source[12].key == keys[12] == "shapes-conflict-00000012"
 
 
+@pytest.mark.parametrize("name", [name for name, entry in SOURCES.items() if entry.needs_root])
+def test_an_empty_root_is_not_the_current_directory(name: str) -> None:
+    with pytest.raises(UserError, match=f"data set '{name}': --root is empty"):
+        open_source(name, "")
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
