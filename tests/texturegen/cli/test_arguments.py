@@ -1,0 +1,88 @@
+"""Arguments that no command can mean: URLs for directories, numbers of thousands of digits, empty names."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from texturegen.cli import main
+
+DIGITS = "9" * 5000  # Python refuses to read a number of more than 4300
+BUILD = ("build", "--dataset", "shapes", "--limit", "1", "--per-image", "0", "--workers", "1")
+URL = "s3://bucket/set"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments])
+
+
+@pytest.fixture(autouse=True)
+def in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*BUILD, "--out", URL),
+        ("finish", URL),
+        ("verify", URL),
+        ("repair", URL),
+        ("index", URL, "--for", "wids"),
+        ("merge", URL, URL, "-o", "joined"),
+        ("split", URL, "-o", "part", "--share", "0.5"),
+        ("split", "SHARDS", "-o", URL, "--share", "0.5"),
+        ("split", "SHARDS", "-o", "part", "--rest", URL, "--share", "0.5"),
+    ],
+    ids=lambda arguments: " ".join(arguments[-4:]),
+)
+def test_a_url_is_refused_where_shards_are_not_only_read(
+    arguments: tuple[str, ...], shapes_shards: Path, tmp_path: Path
+) -> None:
+    result = run(*(str(shapes_shards) if text == "SHARDS" else text for text in arguments))
+    assert (result.exit_code, [*tmp_path.iterdir()]) == (1, [])
+    assert result.stderr.startswith("error: s3:/bucket/set: is a URL")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        """Write nothing to stderr, which the test reads."""
+
+
+@pytest.fixture
+def url(shapes_shards: Path) -> Iterator[str]:
+    """URL of the shards on a web server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(shapes_shards.parent))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/{shapes_shards.name}"
+        server.shutdown()
+
+
+def test_info_and_preview_read_shards_at_a_url(url: str) -> None:
+    pytest.importorskip("aiohttp")
+    assert "images         64 of 32x32 px" in run("info", url).stdout
+    assert run("preview", url, "-o", "sheet.png", "--count", "2").stdout == "sheet.png: 2 of 64 images\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*BUILD, "--out", "new", "--shard-range", f"1/{DIGITS}"), "is not I/N"),
+        ((*BUILD, "--out", "new", "--method-option", f"window={DIGITS}"), "must be an odd integer"),
+        ((*BUILD, "--out", "new", "--method-option", f"window={'[' * 9999}"), "must be an odd integer"),
+        (("texture", "a.png", "-o", "b.png", "--size", DIGITS), "is neither N nor HEIGHTxWIDTH"),
+        (("preview", "SHARDS", "-o", ""), "error: .: Is a directory"),
+        (("split", "SHARDS", "-o", "/", "--share", "0.5"), "error: /: exists and is not empty"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_value_that_cannot_be_meant_is_refused_on_one_line(
+    arguments: tuple[str, ...], message: str, shapes_shards: Path
+) -> None:
+    result = run(*(str(shapes_shards) if text == "SHARDS" else text for text in arguments))
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert message in result.stderr
