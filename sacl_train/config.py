@@ -101,9 +101,7 @@ class Config:
     std: tuple[float, ...] | None = None  # per channel, 0 to 1; None: measured on the shards
 
     # Textures, for methods whose texture_role is not none
-    # shards; patch-shuffle or rotations, made on the device from the images; both (shards and patch-shuffle);
-    # or shards-and-rotations
-    texture_source: str = "shards"
+    texture_source: str = "shards"  # shards, patch-shuffle, both (of these), rotations or shards-and-rotations
     texture_draw: str = "one"  # one: a random texture per image, chosen anew in each epoch; all: every texture
     texture_part: str = "whole"  # whole; inside: the texture is pasted into the middle of its image
     shuffle_cells: tuple[float, float] = (0.07, 0.32)  # smallest and largest cell of patch-shuffle, share of the side
@@ -123,7 +121,7 @@ class Config:
     clip: float | None = None  # maximum norm of the gradient; None: no clipping
     sgd_momentum: float = 0.9  # of sgd and lars
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-4  # for biases and norms see decay_norms
     decay_norms: bool | None = None  # decay biases and norms, and let lars scale them; None: with sgd only
     norm_lr: float = 1.0  # learning rate of biases and norms, as a multiple of lr
     lars_trust: float = 1e-3  # trust coefficient of lars

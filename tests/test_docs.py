@@ -249,6 +249,15 @@ def test_commands_have_the_options_they_show(page: Path) -> None:
     assert not found, "\n".join(found)
 
 
+def test_every_setting_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "reference")
+    hooks = import_module("_hooks")
+    rows = [line.split(" | ") for line in hooks.settings_tables().splitlines() if line.startswith("| `")]
+    assert len(rows) > 100
+    assert not [row[0] for row in rows if not row[3].strip(" |")]
+    assert not [row for row in rows if re.match(r"(int|float|str|bool)\b", row[3])]
+
+
 def test_commands_are_found_at_all() -> None:
     lines = [line for block in BLOCKS if block.language != "python" for line in shell_lines(block.text)]
     called = [words for line in lines for words in split_line(line) if find_command(words)]

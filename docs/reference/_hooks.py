@@ -59,19 +59,26 @@ def _table(settings: type) -> str:
 def descriptions(settings: type) -> dict[str, str]:
     """Return what the source says about each field of a dataclass.
 
-    The text is the comment at the end of the field's line, or else its entry in the numpydoc docstring: "name : text",
-    with the lines indented below it.
+    The text is the comment at the end of the field's line, or else its entry in the numpydoc docstring: the lines
+    indented below "name : type". Inherited fields are described by the class that defines them.
     """
     found: dict[str, str] = {}
+    for base in reversed(settings.__mro__[:-1]):
+        found |= _own_descriptions(base)
+    return found
+
+
+def _own_descriptions(settings: type) -> dict[str, str]:
+    found: dict[str, str] = {}
     names = [field.name for field in dataclasses.fields(settings)]
-    entry = re.compile(r"^((?:\w+(?:, )?)+) : (.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
+    entry = re.compile(r"^(\w+(?:, \w+)*)(?: : .*)?\n((?:[ \t]+\S.*(?:\n|$))+)", re.MULTILINE)
     for match in entry.finditer(inspect.cleandoc(settings.__doc__ or "")):
         for name in match[1].split(", "):
             if name in names:
-                found[name] = " ".join(match[2].split())
+                found[name] = re.sub(r"\bNone\b", "none", " ".join(match[2].split()))
     for line in inspect.getsource(settings).splitlines():
         if comment := re.match(r"    (\w+): .*?  # (.*)", line):
-            found[comment[1]] = comment[2]
+            found[comment[1]] = re.sub(r"\bNone\b", "none", comment[2])
     return found
 
 

@@ -48,10 +48,13 @@ class PIRLSettings:
         Size of the bank; None: the number of images in the shards.
     texture_role : str
         "none", or "negative": the batch's textures are additional negatives.
-    alpha, scope
-        See `losses.info_nce`.
+    alpha : float
+        Factor of the similarities to textures, before the softmax (Ge et al. 2021 use 2).
+    scope : str
+        "batch": compare a query with the textures of the whole batch. "own": with those of its own image only.
     texture_view : str
-        See `textures.keys_for_queries`. With "query", a jigsaw is compared with whole textures that share the geometry
+        "own": draw a texture's weak view independently. "query": give it the geometry of the view that it is compared
+        with, see `textures.keys_for_queries`: a jigsaw is compared with whole textures that share the geometry
         of the view it was cut from.
     shift_head : float
         Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.

@@ -52,8 +52,10 @@ class SACLSettings:
         m of the target's moving average (eq. 6, 7).
     momentum_schedule : str
         "constant", or "cosine": from `momentum` up to 1.
-    alpha, scope
-        See `losses.info_nce`.
+    alpha : float
+        Factor of the similarities to textures, before the softmax (Ge et al. 2021 use 2).
+    scope : str
+        "batch": compare a query with the textures of the whole batch. "own": with those of its own image only.
     texture_role : str
         "negative": textures are additional negatives, as the abstract says. "positive": an image's texture is its key,
         as section 2.1 literally says. "instance": textures are negatives and anchors too; two views of a texture are a
@@ -61,6 +63,8 @@ class SACLSettings:
     texture_view : str
         "own": draw a texture's weak view independently. "query": give it the geometry of the query that it is compared
         with (Ge et al. 2021 share the colours too); the textures are then encoded twice.
+    texture_query : str
+        Queries that meet the textures. "all". "whole": each whole view becomes a query too, and only it meets them.
     decoupled : bool
         Leave the positive pair out of the denominator; see `losses.info_nce`.
     projector_hidden, projector_out, predictor_hidden : int
