@@ -85,7 +85,7 @@ class FriendlyCommand(click.Command):
         except OSError as error:
             fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except (click.Abort, KeyboardInterrupt):
-            print(f"stopped; {KEPT} to go on", file=sys.stderr)
+            print(f"stopped; {KEPT} to resume", file=sys.stderr)
             sys.exit(130)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -59,7 +59,7 @@ def refuse_other_run(out: Path, checkpoint: Checkpoint, config: Config, digest: 
 
 
 def warn_of_other_threads(out: Path, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Warn if a run on the CPU goes on with another number of torch threads, which round its sums differently."""
+    """Warn if a run on the CPU resumes with another number of torch threads, which round its sums differently."""
     before, now = checkpoint.get("torch_threads"), torch.get_num_threads()
     if device.type == "cpu" and before not in (None, now):
         warn(

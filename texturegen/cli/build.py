@@ -217,7 +217,7 @@ def build(
             emit("error", out=str(out), message=str(error))
         raise
     except OSError as error:  # most often a full disk
-        message = f"{error.filename or out}: {error.strerror or error}; {KEPT} to go on"
+        message = f"{error.filename or out}: {error.strerror or error}; {KEPT} to resume"
         if log_json:
             emit("error", out=str(out), message=message)
         fail(message)

@@ -244,5 +244,5 @@ def test_ctrl_c_ends_soon_and_leaves_no_temporary_file(cluster: Any, tmp_path: P
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=15)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr.strip().splitlines() == ["stopped; finished work is kept; run the same command again to go on"]
+    assert stderr.strip().splitlines() == ["stopped; finished work is kept; run the same command again to resume"]
     assert not list((tmp_path / "s").glob("*.tmp"))
