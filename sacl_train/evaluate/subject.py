@@ -270,7 +270,7 @@ def open_like(place: str | Path, subject: Subject, root: str | Path | None = Non
 
 
 def _compare(classes: list[str], expected: list[str]) -> str:
-    """Say how two lists of classes differ; a set can have a thousand, of which a few are named."""
+    """Say how two lists of classes differ, naming a few of what may be a thousand."""
     parts = {
         "without": [name for name in expected if name not in classes],
         "with": [name for name in classes if name not in expected],

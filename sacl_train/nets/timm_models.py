@@ -36,7 +36,7 @@ class TimmEncoder(Encoder):
     name : str
         As given.
     arguments : dict
-        Keyword arguments of `timm.create_model`, beside the name.
+        Keyword arguments of `timm.create_model`, besides the name.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class TimmEncoder(Encoder):
         If timm has no such model, or the model does not allow `checkpointing`.
     """
 
-    model: Any  # timm's models share no base class beside nn.Module
+    model: Any  # timm's models share no base class but nn.Module
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class StepLog:
     path : Path
         The file; it is created if needed.
     offset : int
-        Length in bytes at the checkpoint that the run resumes from. Lines behind it are removed: their steps are done
+        Length in bytes at the checkpoint that the run resumes from. Lines after it are removed: their steps are done
         again.
     """
 

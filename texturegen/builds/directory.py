@@ -3,7 +3,7 @@
 A directory is in one of three states:
 
     empty      it may also be missing
-    begun      parts/recipe.json exists and build.json does not
+    begun      a build is under way: parts/recipe.json exists and build.json does not
     finished   build.json exists, whatever else does
 
 A change of state writes all files of the new state before it removes the file that marks the old one. A process that
@@ -137,7 +137,7 @@ class BuildDirectory:
         self.remove_leftovers()
 
     def read_plan(self) -> tuple[Plan, int]:
-        """Return the plan of a begun build, and the number of files its source ignored."""
+        """Return the plan of an unfinished build, and the number of files its source ignored."""
         path = self.parts / RECIPE
         content = read_sealed(path)
         try:
@@ -146,7 +146,7 @@ class BuildDirectory:
             raise DamagedError(f"{path}: damaged; run the same `texturegen build` into another directory") from None
         if not plan.matches(content):
             made_by = f"format {content.get('format')}, texturegen {content.get('texturegen')}"
-            raise UserError(f"{self.path}: begun by another version ({made_by}); finish it with that version")
+            raise UserError(f"{self.path}: started by another version ({made_by}); finish it with that version")
         return plan, ignored
 
     def claim(self, plan: Plan, ignored: int, source: Source) -> Plan:
@@ -179,7 +179,7 @@ class BuildDirectory:
         return replace(self.read_plan()[0], algorithms=plan.algorithms)
 
     def reopen(self, plan: Plan, ignored: int, source: Source) -> None:
-        """Turn a finished build into a begun one whose shards are all committed.
+        """Turn a finished build into an unfinished one whose shards are all committed.
 
         The manifest is cut into the rows of each shard again. Call `check_finished` first.
         """
@@ -206,12 +206,12 @@ class BuildDirectory:
         (self.path / MANIFEST).unlink()
 
     def finish(self, plan: Plan, ignored: int, shards: Sequence[dict[str, Any]], run: dict[str, Any]) -> None:
-        """Turn a begun build, whose shards have these stats, into a finished one."""
+        """Finish a build whose shards have these stats."""
         publish(self.path, _describe(plan), shards, ignored, RECORDED, run=run)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def discard(self, plan: Plan) -> None:
-        """Remove a begun build of `plan`; other files, which its user may have put there, stay."""
+        """Remove an unfinished build of `plan`; other files, which its user may have put there, stay."""
         for number in range(plan.shards):
             (self.path / shard_name(number, plan.prefix)).unlink(missing_ok=True)
         # recipe.json is removed last: until then the same command can resume.

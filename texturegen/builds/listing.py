@@ -98,7 +98,7 @@ def _listing_file(directory: Path, digest: str) -> Path:
 
 
 def _write(table: pa.Table, f: IO[bytes]) -> None:
-    """Write an Arrow file, and its SHA-256 behind it."""
+    """Write an Arrow file, followed by its SHA-256."""
     stream = pa.BufferOutputStream()
     with pa.ipc.new_file(stream, table.schema) as writer:
         writer.write_table(table)

@@ -214,7 +214,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that decides bytes; it stands in the stats of each shard of a begun build.
+        """SHA-256 (hex) of everything that decides bytes; recorded in the stats of each shard of an unfinished build.
 
         Version 1 of an algorithm and an unset later field of the recipe are left out, so that a release may record one
         more without changing the fingerprint.

@@ -280,7 +280,7 @@ def _position_of_death(plan: Plan, lost: Lost) -> int | None:
 
 
 def _finish(directory: BuildDirectory, plan: Plan, ignored: int) -> Result:
-    """Turn a begun build into a finished one."""
+    """Finish a build whose shards are all committed."""
     out = directory.path
     found = [directory.read_stats(plan, number) for number in range(plan.shards)]
     shards = [stats for stats in found if stats is not None]

@@ -58,7 +58,7 @@ class ImageNet(ImageNet100):
     ) -> None:
         root = find_place(split) if root is None else root
         tar = root / TARS[split]
-        # A build that began with the tars goes on with them, also if somebody unpacks them meanwhile.
+        # A build that began with the tars continues with them, even if they are unpacked meanwhile.
         if not isinstance(listing, TarListing) and ((root / split).is_dir() or not tar.is_file()):
             super().__init__(root, split, size, None if listing else _class_folders(root, split), listing)
             return

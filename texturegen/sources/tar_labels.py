@@ -86,7 +86,7 @@ def _decode(ext: str, data: bytes) -> str:
 
 
 def _is_numeric(text: str) -> bool:
-    """Return True for "1.0", "-2" or "1e5": a number that is no class is a mistake, not the name of a class."""
+    """Return True for "1.0", "-2" or "1e5": a number that is not a class is a mistake, not a class name."""
     try:
         float(text)
     except ValueError:

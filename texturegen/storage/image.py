@@ -154,7 +154,7 @@ def original_extension(data: bytes, image: np.ndarray) -> str | None:
         return None
     try:
         plain = _open_with_pillow(data, (kind.upper(),))
-        # An MPO, a JPEG with more pictures behind it, is encoded anew.
+        # An MPO, a JPEG followed by more pictures, is re-encoded.
         if plain.format != kind.upper() or plain.mode not in ("RGB", "L"):
             return None
         pixels = np.asarray(plain)

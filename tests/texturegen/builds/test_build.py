@@ -859,7 +859,7 @@ def test_finish_counts_ignored_files_and_refuses_another_version(image_folder: P
     begun = tmp_path / "s" / "parts" / "recipe.json"
     content = json.loads(begun.read_text())
     begun.write_text(json.dumps(seal({**content, "format": FORMAT + 1, "texturegen": "9.9"})))
-    with pytest.raises(UserError, match=rf"begun by another version \(format {FORMAT + 1}, texturegen 9.9\)"):
+    with pytest.raises(UserError, match=rf"started by another version \(format {FORMAT + 1}, texturegen 9.9\)"):
         finish(tmp_path / "s")
     begun.write_text(json.dumps(content))
     assert finish(tmp_path / "s").counts == {"samples": 6, "textures": 6, "failed": 0, "ignored": 1}
