@@ -131,16 +131,15 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--limit", "300"]
     command += ["--shard-size", "30", "--workers", "2", "--out"]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
-    process = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed").glob("shard-*.tar")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.communicate(timeout=60)  # the workers hold the pipe, and end with their parent
     assert not (tmp_path / "killed" / "build.json").exists()
-    time.sleep(1)  # the workers end with their parent
     subprocess.run([*command, tmp_path / "killed"], check=True, capture_output=True)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
