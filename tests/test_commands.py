@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from sacl_train.cli.train import train_main
 from sacl_train.nets import ENCODERS
+from tests.commands import BIN, call, refused
 from texturegen import __version__
 from texturegen.builds.engines import ENGINES
 from texturegen.builds.engines import Entry as EngineEntry
@@ -30,24 +31,8 @@ from texturegen.sources.base import Item, Source
 from texturegen.texture import METHODS, Method, resolve_settings, synthesize
 from texturegen.texture.settings import Integer
 
-BIN = Path(sys.executable).parent
 TRAIN = ["--set", "width=4", "--set", "stem=cifar-stride2", "--set", "projector_hidden=16", "--set", "projector_out=16"]
 TRAIN += ["--encoder", "se_resnet8", "--batch-size", "16", "--device", "cpu"]
-
-
-def call(command: str, *arguments: str | Path) -> tuple[int, str, str]:
-    done = subprocess.run([BIN / command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-def refused(command: str, *arguments: str | Path) -> str:
-    """Return the one line on stderr of a command that must exit with status 1."""
-    status, _, stderr = call(command, *arguments)
-    assert status == 1
-    assert stderr.startswith("error: ")
-    assert stderr.count("\n") == 1
-    return stderr
 
 
 def train_here(*arguments: object) -> tuple[int, str, str]:

@@ -110,6 +110,23 @@ def test_a_module_imports_only_from_rooms_below(module: str) -> None:
             assert below in KNOWN_TO_TRAINER, f"{module} imports {other}, which the trainer must not know"
 
 
+def test_tests_of_builds_are_collected_without_the_trainer() -> None:
+    """An installation without PyTorch can run them: only inside a test may they import torch, or the floors above."""
+    tests = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "tests").rglob("*.py")}
+    waiting = [name for name in tests if name.startswith("tests.texturegen")]
+    seen = {*waiting}
+    while waiting:
+        name = waiting.pop()
+        for node in ast.parse(tests[name].read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
+                names = {f"{module}.{alias.name}" for alias in node.names} | {module}
+                heavy = {"torch", "torchvision", *FLOORS[1:]} & {other.partition(".")[0] for other in names}
+                assert not heavy, f"{name} imports {heavy}"
+                waiting += (names & {*tests}) - seen
+                seen |= names
+
+
 def test_every_room_is_listed() -> None:
     rooms = {room_of(module) for module in MODULES if not module.startswith("pipelines")}
     assert rooms == {*ROOMS}

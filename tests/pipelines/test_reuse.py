@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -145,6 +146,27 @@ def test_hugging_face_reads_every_sample(shapes_shards: Path, tmp_path: Path, mo
         assert torch.equal(batch["image"][place], torch.from_numpy(sample.image).permute(2, 0, 1))
         assert torch.equal(batch["texture"][place], torch.from_numpy(sample.textures[0]).permute(2, 0, 1))
         assert int(batch["label"][place]) == sample.label
+
+
+def test_hugging_face_reads_mixed_types(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs Hugging Face datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    from pipelines.reuse import hf_datasets
+    from texturegen import Recipe, build, open_shards
+
+    mixed = tmp_path / "mixed"  # six images, two of them JPEG
+    build(Recipe("folder", method="patch-shuffle"), mixed, str(image_folder))
+    data = hf_datasets.load(mixed, tmp_path / "cache")
+    assert sorted(data.column_names) == ["image", "key", "label", "texture"]
+    for row, sample in zip(data, open_shards(mixed), strict=True):
+        assert (np.asarray(row["image"]) == sample.image).all()
+    hf_datasets.main(["--shards", str(mixed), "--cache", str(tmp_path / "cache"), "--batch-size", "3"])
+    assert capsys.readouterr().out.count("images (3, 3, 32, 32)") == 2
+    (mixed / "README.md").unlink()
+    with pytest.raises(SystemExit, match=r"no README.md here; write it with `texturegen index"):
+        hf_datasets.load(mixed)
 
 
 @pytest.mark.parametrize("name", [*TRAINERS, "hf_datasets"])

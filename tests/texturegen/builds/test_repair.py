@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.test_commands import call, refused
+from tests.commands import call, refused
 from tests.texturegen.builds.test_build import digests
 from texturegen.builds import Recipe, build
 from texturegen.builds import repair as module

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipelines.reuse import hf_datasets
 from texturegen.builds import Recipe, build
 from texturegen.cli import main
 from texturegen.errors import UserError
@@ -43,18 +42,6 @@ def test_datasets_loads_the_images_of_a_directory_with_one_tar(mixed: Path) -> N
         assert np.array_equal(np.asarray(image), sample.image)
         assert np.array_equal(np.asarray(row["texture0.png"]), sample.textures[0])
         assert (row["__key__"], row["cls"]) == (sample.key, sample.label)
-
-
-def test_the_reuse_program_reads_mixed_types(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = hf_datasets.load(mixed, tmp_path / "cache")
-    assert sorted(data.column_names) == ["image", "key", "label", "texture"]
-    for row, sample in zip(data, open_shards(mixed), strict=True):
-        assert np.array_equal(np.asarray(row["image"]), sample.image)
-    hf_datasets.main(["--shards", str(mixed), "--cache", str(tmp_path / "cache"), "--batch-size", "3"])
-    assert capsys.readouterr().out.count("images (3, 3, 32, 32)") == 2
-    (mixed / CARD).unlink()
-    with pytest.raises(SystemExit, match=r"no README.md here; write it with `texturegen index"):
-        hf_datasets.load(mixed)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
