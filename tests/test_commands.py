@@ -230,7 +230,7 @@ def test_a_folder_with_bad_files_is_built_without_them(image_folder: Path, tmp_p
     assert status == 3
     assert "10 images, 10 textures, 1 failed" in stdout
     assert "failed: cats-truncated" in stderr
-    assert "ignored 1 file without an image extension: cats/notes.txt\n" in stderr
+    assert "ignored 1 file (not an image): cats/notes.txt\n" in stderr
     assert stderr.splitlines()[-1].startswith("error: 1 image")
     assert call("texturegen", "verify", out)[0] == 0
     again = call("texturegen", "build", "--dataset", "folder", "--root", image_folder, "--out", out)

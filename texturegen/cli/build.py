@@ -310,7 +310,8 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
         names = ", ".join(map(escape_controls, result.ignored[:MAX_IGNORED]))
         more = ", ..." if counts["ignored"] > MAX_IGNORED else ""
         named = f": {names}{more}" if names else ""
-        print(f"ignored {plural(counts['ignored'], 'file')} without an image extension{named}", file=sys.stderr)
+        kind = "not an image" if counts["ignored"] == 1 else "not images"
+        print(f"ignored {plural(counts['ignored'], 'file')} ({kind}){named}", file=sys.stderr)
     for key, error in result.failures:
         print(f"failed: {key}: {escape_controls(error)}", file=sys.stderr)
     if counts["failed"]:

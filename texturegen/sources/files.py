@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from texturegen.console import plural, warn
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.sources.base import Listing
 from texturegen.storage.names import to_text
@@ -23,6 +24,7 @@ Result = TypeVar("Result")
 
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 
+MAX_NAMED = 3  # files in a warning
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds
 # Retrying does not help with these.
 PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -70,6 +72,17 @@ def is_image(path: str, kind: str) -> bool:
     """Return True for a file whose extension is one of EXTENSIONS, in either case."""
     # os.path.splitext takes a third of the time of PurePosixPath.suffix.
     return kind == "file" and os.path.splitext(path)[1][1:].lower() in EXTENSIONS
+
+
+def warn_of_lost_images(root: Path, ignored: Sequence[str]) -> None:
+    """Warn of ignored entries that have the extension of an image: links whose target is missing, pipes, devices."""
+    lost = [path for path in ignored if is_image(path, "file")]
+    if lost:
+        named = ", ".join(lost[:MAX_NAMED]) + ", ..." * (len(lost) > MAX_NAMED)
+        warn(
+            f"{root}: {plural(len(lost), 'image')} left out, because there is no file behind the name (a broken link): "
+            f"{named}; restore them and build into a new directory to have them"
+        )
 
 
 def make_key(path: str) -> str:

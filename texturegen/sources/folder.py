@@ -19,6 +19,7 @@ from texturegen.sources.files import (
     read_image,
     require_unique,
     walk,
+    warn_of_lost_images,
 )
 from texturegen.storage.image import decode_image, original_extension
 from texturegen.storage.names import to_text
@@ -78,6 +79,7 @@ class Folder(Source):
         paths = [path for path, kind in found if is_image(path, kind)]
         images = set(paths)
         self.ignored = [to_text(path) for path, _ in found if path not in images]
+        warn_of_lost_images(root, self.ignored)
         if not paths:
             others = f"only {len(self.ignored)} other file(s)" if self.ignored else "it is empty"
             raise UserError(f"no images in {root} ({others}); extensions: {', '.join(sorted(EXTENSIONS))}")

@@ -16,7 +16,16 @@ import numpy as np
 
 from texturegen.errors import MissingError, UserError
 from texturegen.sources.base import Item, Listing, Source
-from texturegen.sources.files import is_image, make_key, make_listing, names_and_sizes, read_image, require_unique, walk
+from texturegen.sources.files import (
+    is_image,
+    make_key,
+    make_listing,
+    names_and_sizes,
+    read_image,
+    require_unique,
+    walk,
+    warn_of_lost_images,
+)
 from texturegen.sources.official import data_folders
 from texturegen.sources.resize import shrink_short
 from texturegen.storage.image import decode_reduced, original_extension
@@ -104,6 +113,7 @@ class ImageNet100(Source):
             paths += images
             if not images:
                 empty.append(wnid)
+        warn_of_lost_images(self._root, ignored)
         for wnids, problem in ((missing, "are missing"), (empty, "hold no images")):
             if wnids:
                 few = ", ".join(wnids[:3]) + (", ..." if len(wnids) > 3 else "")

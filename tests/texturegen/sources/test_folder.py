@@ -160,7 +160,9 @@ def test_size_gives_squares_without_the_file(tmp_path: Path, encode: Encode, pho
     np.testing.assert_array_equal(wide.image, centre)
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path, encode: Encode) -> None:
+def test_links_are_followed_but_not_in_circles(
+    tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = fill(tmp_path / "root", {"a/1.png": encode("RGB", "PNG")})
     away = fill(tmp_path / "away", {"2.png": encode("RGB", "PNG")})
     (root / "b").symlink_to(away)
@@ -172,6 +174,12 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path, encode: Encode) -
     source = open_folder(root)
     assert [source[i].meta["path"] for i in range(len(source))] == ["a/1.png", "b/2.png"]
     assert source.ignored == ["gone.png", "pipe.png", "self"]
+    assert f"warning: {root}: 2 images left out, because there is no file behind the name" in capsys.readouterr().err
+    for name in ("a/1.png", "b/2.png"):
+        (root / name).unlink()
+    with pytest.raises(UserError, match="no images in"):
+        open_folder(root)
+    assert "2 images left out" in capsys.readouterr().err
 
 
 def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path, encode: Encode) -> None:
