@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +13,13 @@ from texturegen.console import warn
 from texturegen.errors import MissingError, UserError
 from texturegen.sources import SOURCES
 
+if TYPE_CHECKING:
+    from texturegen.builds.recipe import Plan
+
 PLACES = ("shards", "train", "test", "test_shards", "images", "ood", "stimuli")  # options of probes that name images
 
 
-def check_journey(journey: Journey, root: str | None, devices: list[str]) -> None:
+def check_journey(journey: Journey, root: str | None, devices: list[str]) -> dict[str, "Plan | None"]:
     """Check all sections of a recipe, and the images of all its sets.
 
     Parameters
@@ -28,6 +31,12 @@ def check_journey(journey: Journey, root: str | None, devices: list[str]) -> Non
     devices : list of str
         Devices to train on.
 
+    Returns
+    -------
+    dict of str to Plan or None
+        The plan of each set's build, which took a reading of its official checksums, or of the labels in its tars; None
+        for a set whose images are still to be downloaded.
+
     Raises
     ------
     UserError
@@ -35,10 +44,12 @@ def check_journey(journey: Journey, root: str | None, devices: list[str]) -> Non
     """
     _check_runs(journey, devices)
     _say_ignored_root(journey, root)
-    sources = {name: _check_set(journey, name, root) for name in journey.sets}
+    plans = {name: _check_set(journey, name, root) for name in journey.sets}
+    sources = {name: None if plan is None else plan.source for name, plan in plans.items()}
     _check_alike(journey, sources)
     for probe, options in journey.probes.items():
         _check_probe(journey, probe, options, sources)
+    return plans
 
 
 def _check_runs(journey: Journey, devices: list[str]) -> None:
@@ -70,8 +81,8 @@ def _say_ignored_root(journey: Journey, root: str | None) -> None:
         warn(f"--root {root} does not apply to {', '.join(own)}: {journey.name} names their root, which comes first")
 
 
-def _check_set(journey: Journey, name: str, root: str | None) -> dict[str, Any] | None:
-    """Return what build.json will say about the images of a set; None if they are still to be downloaded."""
+def _check_set(journey: Journey, name: str, root: str | None) -> "Plan | None":
+    """Return the plan of a set's build; None if its images are still to be downloaded."""
     from texturegen.builds.recipe import make_plan
 
     try:
@@ -79,7 +90,7 @@ def _check_set(journey: Journey, name: str, root: str | None) -> dict[str, Any] 
         entry = SOURCES.get(recipe.dataset)
         place = own or (root if entry and entry.needs_root else None)
         try:
-            return make_plan(recipe, place)[0].source
+            return make_plan(recipe, place)[0]
         except MissingError:
             if entry is None or not entry.official or place is not None:
                 raise

@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.options import make_flags
 from pipelines.stages import build_shards, is_done, mark_done
 from texturegen.errors import UserError
 from texturegen.storage.atomic import write_json
+
+if TYPE_CHECKING:
+    from texturegen.builds.recipe import Plan
 
 # Exit status of a finished `texturegen build` that skipped and reported unusable images.
 SUCCESS = {"texturegen": (0, 3)}
@@ -77,15 +80,15 @@ class Commands:
         self.lines.append(line)
         write_json(self.path, dict(self.times))
 
-    def build(self, out: Path, options: dict[str, Any], root: str | None) -> None:
+    def build(self, out: Path, options: dict[str, Any], root: str | None, plan: "Plan | None" = None) -> None:
         """Run `texturegen build` with these options, unless `out` holds that build (see `stages.build_shards`).
 
-        A root among the options comes before `root`.
+        A root among the options comes before `root`; `plan` is that of the options if it has been made already.
         """
         if root:
             options = {"root": root, **options}
         line = ("texturegen", "build", "--out", str(out), *make_flags(options))
-        build_shards(out, options, lambda: self.call("", *line), lambda: self.skip("", *line))
+        build_shards(out, options, lambda: self.call("", *line), lambda: self.skip("", *line), plan)
 
     def stage(
         self, name: str, line: Sequence[str], record: Path, run: dict[str, Any], inputs: Any, output: Path

@@ -61,7 +61,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
         A setting is invalid, or a command failed and has printed the reason.
     """
     assigned = assign_devices(device, jobs)
-    check_journey(journey, root, assigned)
+    plans = check_journey(journey, root, assigned)
     out.mkdir(parents=True, exist_ok=True)
     devices = SimpleQueue[str]()
     for name in assigned:
@@ -72,7 +72,7 @@ def run(journey: Journey, out: Path, root: str | None = None, device: str = "aut
     shards = {name: out / "shards" / name for name in journey.sets}
     for name, options in journey.sets.items():
         entry = SOURCES.get(options["dataset"])
-        commands.build(shards[name], options, root if entry and entry.needs_root else None)
+        commands.build(shards[name], options, root if entry and entry.needs_root else None, plans[name])
     digests = {name: digest_shards(directory) for name, directory in shards.items()}
     preview = out / "preview.png"
     line = ("texturegen", "preview", str(shards["train"]), "-o", str(preview))

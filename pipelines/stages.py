@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.options import read_build
 from texturegen.console import warn
@@ -17,6 +17,9 @@ from texturegen.errors import DamagedError, UserError
 from texturegen.storage.atomic import read_json, write_json
 from texturegen.storage.lock import LOCK, DirectoryLock
 from texturegen.storage.sealed import is_intact
+
+if TYPE_CHECKING:
+    from texturegen.builds.recipe import Plan
 
 
 def describe_run(settings: dict[str, Any], digest: str) -> dict[str, Any]:
@@ -168,6 +171,7 @@ def build_shards(
     options: dict[str, Any],
     make: Callable[[], None],
     skip: Callable[[], None],
+    plan: "Plan | None" = None,
 ) -> None:
     """Build shards in `out`, unless it already holds them.
 
@@ -182,6 +186,8 @@ def build_shards(
         Options of `texturegen build`, with underscores instead of hyphens, `root` among them.
     make, skip : callable
         Called to run the build, or to report that it is already done.
+    plan : Plan, optional
+        The plan of the options; otherwise made here if `out` holds a build, which may read the whole data set.
 
     Raises
     ------
@@ -198,7 +204,7 @@ def build_shards(
     finished = (out / BUILD).is_file()
     description = out / BUILD if finished else out / PARTS / RECIPE
     if description.is_file():
-        plan, _ = make_plan(*read_build(options))
+        plan = plan or make_plan(*read_build(options))[0]
         try:
             present = read_build_json(out) if finished else read_json(description)
         except DamagedError as error:

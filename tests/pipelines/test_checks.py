@@ -49,7 +49,7 @@ def test_root_of_a_set_comes_first_and_the_second_run_skips_the_build(
     folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     journey = load_recipe(str(folders), {})
-    check_journey(journey, "photos", ["cpu"])
+    plans = check_journey(journey, "photos", ["cpu"])
     assert (
         "--root photos does not apply to train, test: mine names their root, which comes first"
         in capsys.readouterr().err
@@ -71,9 +71,11 @@ def test_root_of_a_set_comes_first_and_the_second_run_skips_the_build(
 
     build(*[read_build(journey.sets["train"])[0], folders.parent / "train"], root="photos/train", workers=0)
     calls.clear()
-    commands.build(folders.parent / "train", journey.sets["train"], None)
-    assert calls == []
-    assert "already done" in capsys.readouterr().out
+    for plan in (None, plans["train"]):
+        commands.build(folders.parent / "train", journey.sets["train"], None, plan)
+        assert calls == []
+        assert "already done" in capsys.readouterr().out
+        monkeypatch.setattr("texturegen.builds.recipe.make_plan", None)  # the data set is not opened again
 
 
 @pytest.mark.parametrize(
