@@ -59,7 +59,7 @@ class Folder(Source):
             self.listing, self.classes, self._paths = listing, listing.classes, listing.paths
             return
         if not root.exists():
-            raise UserError(f"the image folder {root} does not exist")
+            raise UserError(f"the image folder {root} does not exist; check --root")
         if not root.is_dir():
             raise UserError(f"{root} is a file; the data set 'folder' needs a folder of images")
         try:
