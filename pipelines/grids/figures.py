@@ -21,7 +21,13 @@ FIGURES = {
     "ood_textures": ("AUROC of textures, %", 100.0),
     **{
         f"novelty_{score}": (f"AUROC, {name}, %", 100.0)
-        for score, name in (("knn", "kNN"), ("mahalanobis", "Mahalanobis"), ("csi", "CSI"), ("shift", "shift head"))
+        for score, name in (
+            ("knn", "kNN"),
+            ("mahalanobis", "Mahalanobis"),
+            ("csi", "CSI eq. 6"),
+            ("shift", "shift head"),
+            ("csi-shifts", "CSI eq. 9"),
+        )
     },
     "told_apart": ("texture detection (chance 50), %", 100.0),
     "one_direction": ("explained by one direction, %", 100.0),

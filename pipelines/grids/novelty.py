@@ -9,7 +9,7 @@ CLASSES = 10  # of CIFAR-10 and of shapes
 METHODS = ("simclr", "sacl")
 # A class has a tenth of the images, so a run has about as many steps as one of the other grids.
 EPOCHS = {"tiny": 1, "small": 100, "paper": 500}
-FIGURES = ("novelty_knn", "novelty_mahalanobis", "novelty_csi", "novelty_shift")
+FIGURES = ("novelty_knn", "novelty_mahalanobis", "novelty_csi", "novelty_shift", "novelty_csi-shifts")
 HEAD: Settings = {"shift_head": 1.0}
 INSTANCE: Settings = {"texture_role": "instance"}
 NEGATIVE: Settings = {"texture_role": "negative"}

@@ -119,7 +119,7 @@ def test_tiny_grid_runs_and_is_not_repeated(
         (figures,) = cell["runs"]
         assert f"{100 * figures[grid.figures[0]]:.1f}" in text
         # undefined if no decision was for shape or texture, and without a shift head
-        shown = set(grid.figures) - {"shape_bias", "novelty_shift"}
+        shown = set(grid.figures) - {"shape_bias", "novelty_shift", "novelty_csi-shifts"}
         assert shown - {"spread", *figures} == set() or "spread" in shown
     assert (out / f"{name}.png").stat().st_size > 5000
 
