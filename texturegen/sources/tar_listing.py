@@ -257,8 +257,9 @@ def _read_label(listing: TarListing, index: int, rule: LabelRule) -> int | str |
 
 
 def tar_name(file: File) -> str:
-    """Return the name of a tar without its folder."""
-    return to_text(re.split(r"[/\\]", file.path)[-1])
+    """Return the name of a tar without its folder, and without the query of a URL, which may be a signature."""
+    path = re.split("[?#]", file.path)[0] if is_url(file.path) else file.path
+    return to_text(re.split(r"[/\\]", path)[-1])
 
 
 def tar_stem(file: File) -> str:

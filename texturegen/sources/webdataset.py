@@ -173,6 +173,11 @@ class WebDataset(Source):
                     f"{'add it to --classes' if self._are_classes_given else 'give the names with --classes'}"
                 )
             return self._labels[label]
+        if self.classes and not self._are_classes_given and label >= 0:
+            raise refuse(
+                f"{self._label} is the number {label}, where other samples have class names; use either names or "
+                "numbers, or list all names with --classes, where numbers count them from 0"
+            )
         if self.classes and label >= len(self.classes):
             raise refuse(f"{self._label} is {label}, but there are {len(self.classes)} class names")
         return label

@@ -18,6 +18,7 @@ from texturegen.builds.listing import read_listing, write_listing
 from texturegen.errors import DamagedError, ImageError, SourceLost, UserError
 from texturegen.shards import open_shards
 from texturegen.sources import open_source, tar_listing
+from texturegen.sources.patterns import File
 from texturegen.sources.tar_index import index_tar
 from texturegen.storage.image import encode_png
 
@@ -206,3 +207,18 @@ def test_stored_index_gives_the_same_source_here_and_at_a_copy(small: bytes, tmp
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(DamagedError, match="damaged; build into another directory"):
         read_listing(tmp_path / "out", about)
+
+
+def test_a_number_among_class_names_is_refused(small: bytes, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", labelled(small, "txt", [b"dog", b"1", b"-1", b"cat"]))
+    source = open_tars(tmp_path, label="txt")
+    assert [source[i].label for i in (0, 2, 3)] == [1, -1, 0]
+    with pytest.raises(ImageError, match="txt is the number 1, where other samples have class names"):
+        source[1]
+    assert open_tars(tmp_path, label="txt", classes=["cat", "dog"])[1].label == 1
+
+
+def test_the_query_of_a_url_is_no_part_of_a_tars_name() -> None:
+    signed = File("https://host/set/part-000.tar?X-Amz-Expires=600&X-Amz-Signature=a/b", 1, "")
+    assert (tar_listing.tar_name(signed), tar_listing.tar_stem(signed)) == ("part-000.tar", "part-000")
+    assert tar_listing.tar_name(File("folder/what?.tar", 1, "")) == "what?.tar"
