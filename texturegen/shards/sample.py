@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from texturegen.errors import DamagedError, UserError
-from texturegen.shards.layout import MASK, PASTED
+from texturegen.shards.layout import IMAGE_EXTENSIONS, MASK, PASTED
 from texturegen.shards.manifest import parse_meta
 from texturegen.shards.sample_index import SampleIndex, digest_of
 from texturegen.storage.image import decode_member
@@ -103,7 +103,9 @@ class Sample(Mapping[str, Any]):
         """Return the members NAME0.EXT, NAME1.EXT, ... as uint8 (K, H, W, 3) RGB."""
         found = []
         for number in range(self._index.stride // 2 - 1):
-            members = self._read_members(f"{name}{number}.")
+            found_members = self._read_members(f"{name}{number}.")
+            # A data set's own tars may have members such as mask0.json.
+            members = {e: d for e, d in found_members.items() if e.partition(".")[2] in IMAGE_EXTENSIONS}
             if len(members) != 1:
                 missing = f"no member {name}{number}.png"
                 raise UserError(f"{self.shard}: {self.key}: {missing}; build the shards with --paste")

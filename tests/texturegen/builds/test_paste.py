@@ -84,12 +84,14 @@ def test_repair_merge_and_split_carry_them(shards: Path, tmp_path: Path) -> None
 def test_a_member_of_the_same_name_is_a_failed_image(tmp_path: Path, photo: np.ndarray) -> None:
     image = cv2.imencode(".png", photo[:32, :32])[1].tobytes()
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("w.png", image), ("x.png", image), ("x.mask0.png", b"mine")):
+        for name, data in (("w.png", image), ("w.mask0.json", b"{}"), ("x.png", image), ("x.mask0.png", b"mine")):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     result = build(Recipe("webdataset", paste=True), tmp_path / "out", str(tmp_path / "a.tar"))
     assert result.failures == [("x", "its tar has a member mask0.png already; build without --paste")]
+    (sample,) = open_shards(tmp_path / "out")
+    assert (sample.members["mask0.json"], sample.masks.shape) == (b"{}", (1, 32, 32))
 
 
 def test_nothing_to_paste_is_an_error(tmp_path: Path) -> None:
