@@ -64,9 +64,10 @@ def evaluate_corruption(
     Returns
     -------
     dict
-        The figures and how they were measured, JSON-serialisable; errors are in 0..1. "clean_error": error on the
-        uncorrupted images. "errors": corruption -> an error per severity. "mean_error": mean of all these errors.
-        "clean_interval", "mean_interval": 95 % intervals of the two over resampled test images.
+        The figures and how they were measured, JSON-serialisable; errors are in 0..1. "images": number of images that
+        could be read. "clean_error": error on the uncorrupted images. "errors": corruption -> an error per severity.
+        "mean_error": mean of all these errors. "clean_interval", "mean_interval": 95 % intervals of the two over
+        resampled test images.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def evaluate_corruption(
             **subject.about(),
             "set": str(test),
             "split": test_set.split,
-            "images": len(indices),
+            "images": len(clean),
             "severities": list(severities),
             "clean_error": float(clean.mean()),
             "clean_interval": mean_interval(clean),

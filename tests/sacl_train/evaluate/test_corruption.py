@@ -47,3 +47,17 @@ def test_errors_are_means_over_corruptions(shapes_shards: Path, shapes_test_shar
         low, high = figures[f"{name}_interval"]
         assert low <= figures[f"{name}_error"] <= high
     assert 0 < figures["mean_interval"][1] - figures["mean_interval"][0] < 0.7
+
+
+def test_images_that_cannot_be_read_are_not_counted(
+    shapes_shards: Path, shapes_test_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(load_config(None, {**RUN, "texture_role": "none"}), shapes_shards, tmp_path / "run")
+    extract = corruption.extract_features
+    monkeypatch.setattr(corruption, "extract_features", lambda *given: tuple(x[:-1] for x in extract(*given)))
+    monkeypatch.setattr(corruption, "load_corruptions", lambda: {"nothing": lambda image, severity: image})
+    figures = corruption.evaluate_corruption(
+        tmp_path / "run", shapes_shards, shapes_test_shards, "cpu", images=10, severities=(1,), epochs=5
+    )
+    assert figures["images"] == 9
+    assert figures["mean_error"] == figures["clean_error"]
