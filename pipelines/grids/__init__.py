@@ -77,7 +77,9 @@ def narrow(grid: Grid, only: tuple[str, ...], changes: Settings) -> Grid:
     for name in only:
         if name not in rows | columns:
             known = sorted(rows | columns)
-            raise UserError(f"{grid.name} has no row or column {name!r}{nearest(name, known)}; it has {known}")
+            raise UserError(
+                f"{grid.name} has no row or column {name!r}{nearest(name, known)}; it has {', '.join(known)}"
+            )
     chosen = [
         cell
         for cell in grid.cells

@@ -79,6 +79,8 @@ def run_grid(
         The user stopped the grid; cells in training have saved their state.
     """
     chosen = narrow(grid, only, {})
+    if stimuli is not None and not Path(stimuli).is_dir():
+        raise MissingError(f"--stimuli {stimuli}: there is no such folder")
     out.mkdir(parents=True, exist_ok=True)
     devices = assign_devices(device, jobs)
     threads = max(1, count_cpus() // len(devices))
@@ -128,8 +130,6 @@ def probe_settings(scale: Scale, cell: Cell) -> Settings:
 def _job_maker(grid: Grid, scale: Scale, out: Path, stimuli: str | None, device: str) -> MakeJob:
     """Return a function that makes the job of a cell and seed, and digests each shard directory only once."""
     digests: dict[str, str] = {}
-    if stimuli is not None and not Path(stimuli).is_dir():
-        raise MissingError(f"--stimuli {stimuli}: there is no such folder")
     of_stimuli = {"stimuli": digest_folder(stimuli)} if stimuli and "shape_bias" in grid.figures else {}
 
     def make(cell: Cell, seed: int) -> Job:

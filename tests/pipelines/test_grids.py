@@ -19,7 +19,7 @@ from pipelines.grids.runner import probe_settings, run_grid
 from pipelines.grids.worker import Job, run_cell
 from sacl_train.config import load_config
 from texturegen.builds import Recipe, build
-from texturegen.errors import UserError
+from texturegen.errors import MissingError, UserError
 from texturegen.storage.sealed import seal
 
 TINY = SCALES["tiny"]
@@ -266,8 +266,16 @@ def test_failed_cell_is_reported_and_others_run(out: Path, in_process: None) -> 
     with pytest.raises(UserError, match=r"1 of 2 runs failed; the first: pre, shapes, seed 0: batch_size is 500"):
         run_grid(replace(grid, cells=(broken, grid.cells[1])), TINY, out, device="cpu", seeds=1)
     assert len(json.loads((out / "table4.json").read_text())["cells"][1]["runs"]) == 1
-    with pytest.raises(UserError, match="table4 has no row or column 'prae'"):
+    with pytest.raises(
+        UserError, match=r"table4 has no row or column 'prae' \(did you mean 'pre'\?\); it has post, pre, "
+    ):
         narrow(grid, ("prae",), {})
+
+
+def test_missing_stimuli_are_found_before_the_first_build(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="--stimuli nowhere: there is no such folder"):
+        run_grid(make_grid("negatives", TINY), TINY, tmp_path / "out", stimuli="nowhere")
+    assert not (tmp_path / "out").exists()
 
 
 def test_internal_error_is_in_log_of_cell(tmp_path: Path) -> None:
