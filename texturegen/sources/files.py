@@ -18,6 +18,7 @@ from texturegen.console import plural, warn
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.sources.base import Listing
 from texturegen.storage.names import to_text
+from texturegen.storage.ranges import RETRY_DELAYS
 
 Decoded = TypeVar("Decoded")
 Result = TypeVar("Result")
@@ -25,7 +26,6 @@ Result = TypeVar("Result")
 EXTENSIONS = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 
 MAX_NAMED = 3  # files in a warning
-RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds
 # Retrying does not help with these.
 PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 

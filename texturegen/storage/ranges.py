@@ -7,6 +7,7 @@ comes back short is an error that names the file. pread costs some 2 us more per
 import os
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from texturegen.errors import DamagedError, MissingError, UserError
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 DRIVERS |= {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
 
+RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as text or as a Path, which has one "/" where the URL has two
 
 Read = Callable[[int, int], bytes]  # (start, end) -> the bytes there; fewer at the end of the file
@@ -38,7 +40,8 @@ class Directory(Protocol):
     def fetch(self, name: str, start: int | None = None, end: int | None = None) -> bytes | None:
         """Return the bytes `start` to `end` of a file, or all; None if there is no such file.
 
-        Raises UserError if the file cannot be read, and DamagedError if it ends before `end`.
+        Raises UserError if the file cannot be read, a remote range not even after RETRY_DELAYS, and DamagedError if it
+        ends before `end`.
         """
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
@@ -220,12 +223,17 @@ class Remote:
         kept, content = self._whole
         if start is not None and end is not None and kept == name and end <= len(content):
             return content[start:end]
-        try:
-            data: bytes = self._files().cat_file(f"{self._root}/{name}", start=start, end=end)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # each driver raises its own
-            raise UserError(f"{self.locate(name)}: cannot be read ({reason_of(error)})") from None
+        for seconds in (*RETRY_DELAYS, None):
+            try:
+                data: bytes = self._files().cat_file(f"{self._root}/{name}", start=start, end=end)
+                break
+            except FileNotFoundError:
+                return None
+            except Exception as error:  # each driver raises its own
+                # Whole files are read when a directory is opened, and say whether the URL is right; ranges for days.
+                if start is None or seconds is None:
+                    raise UserError(f"{self.locate(name)}: cannot be read ({reason_of(error)})") from None
+            time.sleep(seconds)
         if start is not None and end is not None and len(data) > end - start:
             self._whole, data = (name, data), data[start:end]
         if start is not None and end is not None and len(data) != end - start:

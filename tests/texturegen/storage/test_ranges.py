@@ -155,3 +155,27 @@ def test_a_web_server_without_ranges_sends_each_file_once(tmp_path: Path) -> Non
         assert directory.fetch("c", 0, 1) is None
         assert pickle.loads(pickle.dumps(directory)).fetch("a", 10, 20) == DATA[10:20]
         server.shutdown()
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_remote_range_is_requested_again_after_a_failure(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("texturegen.storage.ranges.RETRY_DELAYS", (0, 0))
+    remote = Remote("memory://ranges")
+    calls = []
+
+    def read(path: str, start: int | None, end: int | None) -> bytes:
+        calls.append(path)
+        if len(calls) <= failures:
+            raise RuntimeError("connection reset")
+        return DATA[start:end]
+
+    monkeypatch.setattr(remote._files(), "cat_file", read)
+    if failures == 2:
+        assert remote.fetch("a", 3, 9) == DATA[3:9]
+    else:
+        with pytest.raises(UserError, match=r"^memory://ranges/a: cannot be read \(connection reset\)$"):
+            remote.fetch("a", 3, 9)
+        calls.clear()
+        with pytest.raises(UserError):
+            remote.fetch("a")  # a wrong URL is not tried again
+        assert len(calls) == 1
