@@ -143,7 +143,10 @@ def suppression(run: Path, output: Path | None, **options: Any) -> None:
 @click.command(cls=TorchCommand)
 @probe_options("backgrounds", test_option)
 @option(
-    "--masks", type=PATH, help="Folder of masks for a folder of test images: CLASS/NAME.png for CLASS/NAME.jpg.", section="Images"
+    "--masks",
+    type=PATH,
+    help="Folder of masks for a folder of test images: CLASS/NAME.png for CLASS/NAME.jpg.",
+    section="Images",
 )
 @probe_option
 def backgrounds(run: Path, output: Path | None, **options: Any) -> None:
