@@ -52,7 +52,8 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a read-only disk even a missing file; the error of the write matters
+            temporary.unlink()
 
 
 def _write(content: bytes | str | Callable[[IO[bytes]], object], f: IO[bytes]) -> None:

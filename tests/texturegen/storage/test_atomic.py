@@ -46,6 +46,17 @@ def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [pipe]
 
 
+def test_the_error_of_a_read_only_disk_names_the_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *given: object, **named: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)  # Linux refuses it, also of a file that is not there
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        write_atomically(tmp_path / "file", "text")
+    assert caught.value.filename == str(tmp_path / "file")
+
+
 @pytest.mark.parametrize("name", ["missing/file", "folder"])
 def test_an_error_names_the_file_that_was_asked_for(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
