@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sacl_train.evaluate.categories import CATEGORIES, CATEGORY_BY_CLASS
 from sacl_train.evaluate.features import encode_images
 from sacl_train.evaluate.images import Images
 from sacl_train.evaluate.interface import Classifier
@@ -23,30 +24,6 @@ from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.sources.resize import fit_square
 from texturegen.storage.image import decode_image
 
-CATEGORIES = (
-    *("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat"),
-    *("chair", "clock", "dog", "elephant", "keyboard", "knife", "oven", "truck"),
-)
-
-# Class of CIFAR-10, STL-10 or ImageNet-100 -> category, where the names differ. The paper assigns WordNet ids to
-# categories (section 2.4); this lists the ids that are in ImageNet-100.
-CATEGORY_BY_CLASS = {
-    "automobile": "car",
-    "ship": "boat",
-    "n03085013": "keyboard",
-    "n04111531": "oven",
-    "n04099969": "chair",
-    "n04429376": "chair",
-    "n02123045": "cat",
-    "n03930630": "truck",
-}
-_BIRDS = ("n01558993", "n01820546", "n01855672", "n02009229", "n02018207")
-_DOGS = (
-    *("n02086240", "n02086910", "n02087046", "n02089867", "n02089973", "n02090622"),
-    *("n02091831", "n02093428", "n02099849", "n02100583", "n02104029", "n02105505"),
-    *("n02106550", "n02107142", "n02109047", "n02113799", "n02113978"),
-)
-CATEGORY_BY_CLASS |= dict.fromkeys(_BIRDS, "bird") | dict.fromkeys(_DOGS, "dog")
 STIMULUS = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")
 
 

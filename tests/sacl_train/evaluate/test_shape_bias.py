@@ -1,11 +1,13 @@
 """Shape bias on hand-made decisions and, if available, on the published stimuli."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 
@@ -13,10 +15,9 @@ import texturegen.sources
 from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
+from sacl_train.evaluate.categories import CATEGORIES, CATEGORY_BY_CLASS
 from sacl_train.evaluate.probe import evaluate
 from sacl_train.evaluate.shape_bias import (
-    CATEGORIES,
-    CATEGORY_BY_CLASS,
     categorise,
     evaluate_shape_bias,
     read_stimuli,
@@ -56,10 +57,31 @@ def test_category_is_mean_of_its_classes() -> None:
         categorise(scores, ["a", "b", "c", "dog"])
 
 
-def test_imagenet_ids_are_among_hundred_classes() -> None:
+def test_categories_have_the_classes_of_the_paper() -> None:
+    synsets = (Path(timm.__file__).parent / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
+    assert len(CATEGORIES) == 16
+    of_imagenet = {name: category for name, category in CATEGORY_BY_CLASS.items() if name.startswith("n0")}
+    assert len(of_imagenet) == 207
+    # The authors' own indices of the classes of some categories.
+    for category, indices in {
+        "airplane": [404],
+        "boat": [472, 554, 625, 814, 914],
+        "cat": [281, 282, 283, 284, 285, 286],
+        "chair": [423, 559, 765, 857],
+        "truck": [555, 569, 656, 675, 717, 734, 864, 867],
+    }.items():
+        assert [i for i, wnid in enumerate(synsets) if of_imagenet.get(wnid) == category] == indices
+    counts = Counter(of_imagenet.values())
+    assert (counts["bird"], counts["dog"]) == (49, 109)
+    # Of all of ImageNet, a stimulus of each category is scored.
+    scores = torch.full((16, 1000), -9.0)
+    for row, category in zip(scores, CATEGORIES, strict=True):
+        row[[i for i, wnid in enumerate(synsets) if of_imagenet.get(wnid) == category]] = 9
+    assert categorise(scores, synsets) == list(CATEGORIES)
     hundred = (Path(texturegen.sources.__file__).parent / "imagenet100.txt").read_text().split()
-    assert {name for name in CATEGORY_BY_CLASS if name.startswith("n0")} <= set(hundred)
-    assert set(CATEGORY_BY_CLASS.values()) <= set(CATEGORIES)
+    assert {of_imagenet[wnid] for wnid in hundred if wnid in of_imagenet} == {
+        *("bird", "cat", "chair", "dog", "keyboard", "oven", "truck"),
+    }
 
 
 def test_error_of_folder_without_stimuli_shows_their_names(image_folder: Path) -> None:
