@@ -22,7 +22,7 @@ from texturegen.errors import UserError
 
 Score = Callable[[Tensor], Tensor]  # features float (N, C) -> float (N,), or embeddings (N, D)
 
-CHUNK = 512  # queries compared with the training features at once
+CHUNK = 512  # features taken at once
 PROTOCOL = "distance to the training images, features of whole images; max-softmax of a linear layer by LARS"
 
 
@@ -186,19 +186,25 @@ def fit_mahalanobis(features: Tensor, labels: Tensor) -> Score:
     -------
     Score
     """
-    x = features.double()
     present, index = labels.unique(return_inverse=True)
-    means = torch.zeros(len(present), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, index, x)
-    means = means / index.bincount()[:, None]
-    centred = x - means[index]
-    precision = torch.linalg.pinv(centred.T @ centred / len(x), hermitian=True)
+    means = torch.zeros(len(present), features.shape[1], dtype=torch.float64, device=features.device)
+    covariance = means.new_zeros(features.shape[1], features.shape[1])
+    # In pieces: a float64 copy of all features of ImageNet would take tens of GB.
+    for x, classes in zip(features.split(CHUNK), index.split(CHUNK), strict=True):
+        means.index_add_(0, classes, x.double())
+    means /= index.bincount()[:, None]
+    for x, classes in zip(features.split(CHUNK), index.split(CHUNK), strict=True):
+        centred = x.double() - means[classes]
+        covariance.addmm_(centred.T, centred, alpha=1 / len(features))
+    # The distance is Euclidean after whitening, so all classes are compared at once.
+    values, directions = torch.linalg.eigh(covariance)
+    varies = values > len(values) * torch.finfo(values.dtype).eps * values.max()  # as torch.linalg.pinv has it
+    whiten = directions[:, varies] / values[varies].sqrt()
+    centres = means @ whiten
 
     def score(queries: Tensor) -> Tensor:
-        distances = []
-        for mean in means:
-            difference = queries.double() - mean
-            distances.append((difference @ precision * difference).sum(1))
-        return torch.stack(distances).amin(0)
+        chunks = [torch.cdist(chunk.double() @ whiten, centres).amin(1) for chunk in queries.split(CHUNK)]
+        return torch.cat(chunks).square()
 
     return score
 

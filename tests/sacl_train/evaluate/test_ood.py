@@ -12,6 +12,7 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch.nn import functional as F
 
+import sacl_train.evaluate.ood
 from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
@@ -63,7 +64,11 @@ def test_knn_and_csi_equal_slow_formulas() -> None:
         knn_distance(bank, queries, 0)
 
 
-def test_mahalanobis_shares_covariance_and_ignores_constant_directions() -> None:
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_mahalanobis_shares_covariance_and_ignores_constant_directions(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sacl_train.evaluate.ood, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3 * 2  # classes 1 and 3 have no image
     features = torch.randn(60, 4, generator=generator) + labels[:, None]
