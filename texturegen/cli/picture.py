@@ -13,14 +13,13 @@ import numpy as np
 
 from texturegen.errors import MissingError, UserError
 from texturegen.storage.atomic import write_atomically
-from texturegen.storage.image import decode_image, encode_image
+from texturegen.storage.image import MAX_SIDES, decode_image, encode_image
 from texturegen.system.threads import run_in_threads
 from texturegen.texture import resolve_settings, synthesize
 from texturegen.texture.patches import read_size
 from texturegen.texture.quality import Quality, measure
 
-# Suffix of the output -> its encoding, and the longest side in pixels that OpenCV can write.
-FORMATS = {".png": ("png", 1_000_000), ".webp": ("webp", 16_383), ".jpg": ("jpeg", 65_500), ".jpeg": ("jpeg", 65_500)}
+FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}  # suffix of the output -> its encoding
 
 
 class TextureResult(NamedTuple):
@@ -63,7 +62,8 @@ def make_texture(
         is too small for the method; an argument that `synthesize` rejects; too little memory.
     OSError : a file that cannot be read or written.
     """
-    encoding, max_side = _check_output(output, inputs)
+    encoding = _check_output(output, inputs)
+    max_side = MAX_SIDES[encoding]
     resolve_settings(method, settings)
     pictures = _read(inputs)
     height, width = read_size(pictures[0].shape[:2] if size is None else size)
@@ -92,8 +92,8 @@ def make_texture(
     return made
 
 
-def _check_output(output: Path, inputs: Sequence[Path]) -> tuple[str, int]:
-    """Return the encoding of the output and its longest side; UserError if the file cannot be written."""
+def _check_output(output: Path, inputs: Sequence[Path]) -> str:
+    """Return the encoding of the output; UserError if the file cannot be written."""
     if output.suffix.lower() not in FORMATS:
         raise UserError(f"{output}: this format cannot be written; use one of {', '.join(FORMATS)}")
     if not output.parent.is_dir():

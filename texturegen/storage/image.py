@@ -31,6 +31,7 @@ _PILLOW_FORMATS = ("BMP", "GIF", "TIFF", "PPM")
 
 # Encodings of shards -> file extension.
 ENCODINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+MAX_SIDES = {"png": 1_000_000, "webp": 16_383, "jpeg": 65_500}  # pixels; what the formats, or OpenCV, can write
 ENCODING_OF = {ext: encoding for encoding, ext in ENCODINGS.items()}
 # Measured by benchmarks/shards.py. PNG: OpenCV's defaults (level 1, run-length strategy, filter Sub); other levels and
 # filters save at most 15 % of the bytes and take 10 to 700 % more time. WebP: a quality above 100 is lossless. JPEG:
@@ -174,7 +175,16 @@ def encode_image(image: np.ndarray, encoding: str = "png") -> bytes:
     ----------
     image : uint8 (H, W, 3) RGB, or (H, W) grey.
     encoding : "png" or "webp", which are lossless, or "jpeg", with quality 95 and 4:4:4 chroma.
+
+    Raises
+    ------
+    UserError : a side has more pixels than the format can hold.
     """
+    if max(image.shape[:2]) > MAX_SIDES[encoding]:
+        raise UserError(
+            f"the image has {image.shape[1]}x{image.shape[0]} pixels, but a side of a {encoding} file has at most "
+            f"{MAX_SIDES[encoding]}; use png, or make the image smaller"
+        )
     pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(f".{ENCODINGS[encoding]}", pixels, _OPTIONS[encoding])
     if not done:

@@ -604,6 +604,16 @@ def test_a_recipe_that_fits_no_image_is_refused_and_leaves_nothing(image_folder:
     assert len(open_shards(tmp_path / "s")) == 6
 
 
+@pytest.mark.parametrize("changes", [{"one_kind": "webp", "per_image": 0}, {"encoding": "webp"}])
+def test_an_image_too_long_for_the_format_is_a_failed_image(
+    changes: dict[str, Any], image_folder: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(image_folder / "long.png"), np.tile(photo[:16, :400, ::-1], (1, 41, 1)))
+    result = build(Recipe("folder", method="patch-shuffle", **changes), tmp_path / "s", str(image_folder))
+    assert (result.counts["samples"], result.counts["failed"]) == (6, 1)
+    assert "16400x16 pixels, but a side of a webp file has at most 16383" in result.failures[0][1]
+
+
 def test_a_folder_of_every_extension_is_built_and_only_plain_originals_are_kept(
     tmp_path: Path, photo: np.ndarray
 ) -> None:
