@@ -97,7 +97,7 @@ def make_card(build: Mapping[str, Any], contents: Contents) -> str:
     """
     recipe, source, counts = build["recipe"], build["source"], build["counts"]
     per_image = recipe["per_image"]
-    name = " ".join(filter(None, [source.get("name") or "Images", source.get("split")]))
+    name = to_text(" ".join(filter(None, [source.get("name") or "Images", source.get("split")])))
     images = ", ".join(f"{number} {ext}" for ext, number in contents.images.items())
     lines = [
         "---",

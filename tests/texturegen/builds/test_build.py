@@ -614,6 +614,14 @@ def test_an_image_too_long_for_the_format_is_a_failed_image(
     assert "16400x16 pixels, but a side of a webp file has at most 16383" in result.failures[0][1]
 
 
+def test_a_split_whose_name_is_not_utf8_is_built(image_folder: Path, tmp_path: Path) -> None:
+    split = os.fsdecode(b"caf\xe9")
+    image_folder.rename(tmp_path / split)
+    build(Recipe("folder", split=split, per_image=0), tmp_path / "s", str(tmp_path))
+    assert verify(tmp_path / "s") == []
+    assert "# folder caf\ufffd" in (tmp_path / "s" / "README.md").read_text()
+
+
 def test_a_folder_of_every_extension_is_built_and_only_plain_originals_are_kept(
     tmp_path: Path, photo: np.ndarray
 ) -> None:
