@@ -2,7 +2,7 @@
 
 BatchNorm keeps its running averages of the training by default, as in CSI (Tack et al. 2020), where other probes
 estimate the statistics of whole images. Here these are of a single class, and a network that also saw shifted copies
-was trained with other statistics: with rotations kNN loses ten points of AUROC (docs/negatives.md).
+was trained with other statistics: with rotations kNN loses twelve points of AUROC (docs/negatives.md).
 """
 
 from pathlib import Path
