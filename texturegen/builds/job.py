@@ -18,6 +18,7 @@ from texturegen.shards import ShardWriter
 from texturegen.shards.layout import BOX, MASK, PASTED
 from texturegen.sources import Item, Source
 from texturegen.storage.image import ENCODING_OF, ENCODINGS, encode_image
+from texturegen.storage.names import to_text
 from texturegen.texture import find_method
 
 MAX_TRIED = 3  # images that `try_first` reads
@@ -197,7 +198,8 @@ def _load_kernels(recipe: Recipe) -> None:
 
 def _add_failure(writer: ShardWriter, recipe: Recipe, key: str, position: int, reason: str) -> None:
     method = recipe.method if recipe.per_image else None
-    writer.add_row(key=key, position=position, method=method, label=-1, status="failed", error=reason, meta="{}")
+    error = to_text(reason)  # it may name a file whose name is no text, which Arrow does not take
+    writer.add_row(key=key, position=position, method=method, label=-1, status="failed", error=error, meta="{}")
 
 
 def _make_texture(

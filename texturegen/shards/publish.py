@@ -6,7 +6,7 @@ Builds and merges both call this. Readers treat a directory without build.json a
 import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,12 +64,23 @@ def publish(
         "counts": counts,
         "shards": [{name: value for name, value in stats.items() if name != "seconds"} for stats in shards],
         "manifest_sha256": sha256_of(directory / MANIFEST),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in packages}},
         **more,
     }
     write_atomically(directory / CARD, make_card(content, read_contents(directory / MANIFEST)))
     write_json(directory / BUILD, seal(content))
     return counts
+
+
+def version_of(package: str) -> str:
+    """Return the version of an installed distribution; "unknown" if it was installed under another name.
+
+    OpenCV has four names on PyPI and others elsewhere, and a build of days must not end here because of that.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def count(shards: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -614,6 +614,13 @@ def test_an_image_too_long_for_the_format_is_a_failed_image(
     assert "16400x16 pixels, but a side of a webp file has at most 16383" in result.failures[0][1]
 
 
+def test_opencv_under_another_name_does_not_end_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("texturegen.builds.directory.RECORDED", ("numpy", "opencv-of-a-distribution"))
+    build(Recipe("shapes", limit=1, per_image=0), tmp_path / "s")
+    versions = open_shards(tmp_path / "s").build["versions"]
+    assert (versions["numpy"], versions["opencv-of-a-distribution"]) == (np.__version__, "unknown")
+
+
 def test_a_split_whose_name_is_not_utf8_is_built(image_folder: Path, tmp_path: Path) -> None:
     split = os.fsdecode(b"caf\xe9")
     image_folder.rename(tmp_path / split)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -111,6 +112,17 @@ def test_tars_made_anew_with_their_folders_give_the_same_images(roots: tuple[Pat
     assert [source.key(i) for i in range(len(source))] == [open_source("imagenet", folders).key(i) for i in range(9)]
     hidden = f"{WNIDS[0]}/.hidden.JPEG"  # not listed in a folder at all
     assert sorted(source.ignored) == [hidden, f"{WNIDS[0]}/link.JPEG", f"{WNIDS[0]}/notes.txt"]
+
+
+def test_a_damaged_image_whose_name_is_no_text_is_a_failed_image(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as inner:
+        add(inner, os.fsdecode(b"caf\xe9.JPEG"), b"no image")
+        add(inner, "good.JPEG", cv2.imencode(".jpg", np.zeros((32, 32, 3), np.uint8))[1].tobytes())
+    with tarfile.open(tmp_path / TARS["train"], "w") as outer:
+        add(outer, f"{WNIDS[0]}.tar", stream.getvalue())
+    result = build(Recipe("imagenet", per_image=0), tmp_path / "out", str(tmp_path))
+    assert [reason.partition(":")[0] for _, reason in result.failures] == [f"{WNIDS[0]}/caf\ufffd.JPEG"]
 
 
 def test_a_build_goes_on_with_the_tars_it_began_with(roots: tuple[Path, Path]) -> None:

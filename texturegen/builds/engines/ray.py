@@ -12,7 +12,6 @@ import socket
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from texturegen.builds.engines.base import ATTEMPTS, POLL_SECONDS, Job, Lost, Ou
 from texturegen.builds.recipe import RECORDED
 from texturegen.console import warn
 from texturegen.errors import MissingError, UserError
+from texturegen.shards.publish import version_of
 from texturegen.storage.atomic import temporary_name
 
 CONNECT_SECONDS = 10.0
@@ -84,7 +84,7 @@ class _Tasks:
         # the tasks report their totals again.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.board = ray.remote(_make_board()).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
-        versions = {name: version(name) for name in RECORDED}
+        versions = {name: found for name in RECORDED if (found := version_of(name)) != "unknown"}
         # The job is sent as bytes: a node with another version of texturegen must not unpickle it.
         payload = ray.cloudpickle.dumps(job)
         fixed = payload, __version__, versions, os.getcwd(), str(mark.absolute()), self.board

@@ -170,7 +170,7 @@ def test_a_node_with_other_versions_or_another_disk_ends_the_build(
         with pytest.raises(UserError, match=rf"Ray node {host}: does not see {tmp_path}; choose an --out on a file"):
             run(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(ray_engine, "version", lambda name: "0.9" if name == "numba" else ray_engine_version(name))
+        patch.setattr(ray_engine, "version_of", lambda name: "0.9" if name == "numba" else ray_engine_version(name))
         with pytest.raises(UserError, match=r"has numba .*, but the build was started with 0.9; install the latter"):
             run(tmp_path)
     monkeypatch.setattr(ray_engine, "__version__", "9.9")
@@ -178,7 +178,7 @@ def test_a_node_with_other_versions_or_another_disk_ends_the_build(
         run(tmp_path)
 
 
-ray_engine_version = ray_engine.version
+ray_engine_version = ray_engine.version_of
 
 
 def connect(address: str | None) -> None:
