@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from sacl_train.config import Config, modern_settings
+from sacl_train.data.draws import Draws
 from sacl_train.data.order import held_out
 from sacl_train.data.resident import ResidentStream, fits_on_device
 from sacl_train.data.statistics import channel_statistics
@@ -20,7 +21,7 @@ from sacl_train.nets.blocks import zero_init_residual
 from sacl_train.nets.norms import stop_counting
 from sacl_train.training.checkpoint import Checkpoint
 from sacl_train.training.compilation import can_compile
-from sacl_train.training.step import precision_on
+from sacl_train.training.step import make_textures, precision_on
 from texturegen.console import note
 from texturegen.errors import UserError
 from texturegen.shards import Shards
@@ -89,7 +90,7 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
     ------
     UserError
         If the shards hold fewer images than a batch, a piece of a batch has fewer than two, or the settings ask for
-        textures that the shards do not have.
+        textures that the shards do not have or that cannot be made of their images.
     """
     trained = len(shards) - len(held_out(len(shards), config.held_out, config.seed))
     if config.batch_size > trained:
@@ -105,6 +106,8 @@ def make_stream(config: Config, shards: Shards, device: torch.device) -> Stream:
             f"batch_size {config.batch_size} with accumulate {config.accumulate}{where} is less than two images at a "
             f"time, and one image has nothing to be contrasted with; set batch_size to at least {2 * pieces}"
         )
+    one = torch.zeros((1, 3, *shards.image_size()), dtype=torch.uint8)
+    make_textures({"image": one}, Draws(config.seed, 0, torch.zeros(1, dtype=torch.int64)), config)
     plan = Plan(
         batch_size=config.batch_size,
         seed=config.seed,

@@ -152,7 +152,7 @@ def add_gradients(
     Returns the piece's loss terms, divided by `config.accumulate`, and their metrics, all without gradient.
     """
     draws = Draws(config.seed, epoch, piece["index"])
-    terms = method.all_terms(_make_textures(piece, draws, config), draws)
+    terms = method.all_terms(make_textures(piece, draws, config), draws)
     done: list[LossTerm] = []
     # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
     while (term := _next(terms, config, device)) is not None:
@@ -230,14 +230,14 @@ def cell_sizes(config: Config, image_size: tuple[int, ...]) -> tuple[int, int]:
     return low, high
 
 
-def _next(terms: Iterator[LossTerm], config: Config, device: torch.device) -> LossTerm | None:
-    # The context covers the forward pass only: autograd chooses the types of the backward pass itself.
-    with autocast(config, device):
-        return next(terms, None)
+def make_textures(batch: Batch, draws: Draws, config: Config) -> Batch:
+    """Return images and textures, among them those that the config asks to be made on the device.
 
-
-def _make_textures(batch: Batch, draws: Draws, config: Config) -> Batch:
-    """Return images and textures, among them those that the config asks to be made on the device."""
+    Raises
+    ------
+    UserError
+        If they cannot be made of images of this size.
+    """
     made: Batch = {name: batch[name] for name in ("image", "texture") if name in batch}
     if config.method_settings.texture_role == "none":
         return made
@@ -250,6 +250,12 @@ def _make_textures(batch: Batch, draws: Draws, config: Config) -> Batch:
     if config.texture_part == "inside" and "texture" in made:
         made["texture"] = paste_inside(made["image"], made["texture"], draws.of(PASTE))
     return made
+
+
+def _next(terms: Iterator[LossTerm], config: Config, device: torch.device) -> LossTerm | None:
+    # The context covers the forward pass only: autograd chooses the types of the backward pass itself.
+    with autocast(config, device):
+        return next(terms, None)
 
 
 def _append(batch: Batch, textures: Tensor) -> None:

@@ -186,6 +186,17 @@ def test_dry_run_raises_the_errors_of_the_run(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.pt"]
 
 
+def test_textures_that_cannot_be_made_are_refused_before_the_first_step(
+    shapes_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = open_shards(shapes_shards)
+    monkeypatch.setattr(type(shards), "image_size", lambda self: (24, 32))
+    settings = {**TINY, "texture_source": "shards-and-rotations"}
+    with pytest.raises(UserError, match="rotations need square images, and these have 32x24 px"):
+        make_stream(load_config(None, settings), shards, CPU)
+    assert len(make_stream(load_config(None, {**settings, "texture_role": "none"}), shards, CPU)) == 4
+
+
 def test_dry_run_refuses_what_the_run_finds_in_its_directory(shapes_shards: Path, tmp_path: Path) -> None:
     config = resolve(tiny(), open_shards(shapes_shards), CPU)
     run, file = tmp_path / "run", tmp_path / "file"

@@ -191,7 +191,7 @@ def test_overflowing_fp16_step_is_skipped_and_scale_halved() -> None:
 def test_negatives_come_from_shards_device_or_both() -> None:
     def prepared(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts, batch = make("sacl", **changes)
-        moved = sacl_train.training.step._make_textures(batch, Draws(0, 0, torch.arange(16)), parts.config)
+        moved = sacl_train.training.step.make_textures(batch, Draws(0, 0, torch.arange(16)), parts.config)
         assert torch.equal(moved["image"], batch["image"])
         return batch["image"], batch["texture"], moved["texture"]
 
