@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from sacl_train.evaluate.interface import Classifier
 
+PIECE = 8192  # features in float64 at once
+
 
 def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[str, Classifier]:
     """Fit a linear classifier by regularised least squares on one-hot labels.
@@ -34,10 +36,23 @@ def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[s
     >>> classify(torch.eye(4)).argmax(1)
     tensor([0, 1, 2, 3])
     """
-    mean, std = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
-    x = (features.double() - mean) / std
-    y = F.one_hot(labels, int(labels.max()) + 1).double()
-    centre = y.mean(0)
-    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weight = torch.linalg.solve(gram, x.T @ (y - centre))
-    return {"": lambda queries: ((queries.double() - mean) / std @ weight + centre).float()}
+    count, width, classes = len(features), features.shape[1], int(labels.max()) + 1
+    # In pieces: float64 copies of all features of ImageNet would take 70 GB.
+    pieces = features.split(PIECE)
+    mean = torch.stack([x.double().sum(0) for x in pieces]).sum(0) / count
+    squares = torch.stack([(x.double() - mean).square().sum(0) for x in pieces]).sum(0)
+    std = (squares / max(count - 1, 1)).sqrt().clamp_min(1e-6)
+    gram = penalty * count * torch.eye(width, dtype=mean.dtype, device=mean.device)
+    sums, centre = gram.new_zeros(width, classes), gram.new_zeros(classes)  # sum of x in each class; mean of y
+    for piece, of in zip(pieces, labels.split(PIECE), strict=True):
+        x = (piece.double() - mean) / std
+        gram.addmm_(x.T, x)
+        y = F.one_hot(of, classes).double()
+        sums.addmm_(x.T, y)
+        centre += y.sum(0) / count
+    weight = torch.linalg.solve(gram, sums - torch.outer(sums.sum(1), centre))
+
+    def classify(queries: Tensor) -> Tensor:
+        return torch.cat([((x.double() - mean) / std @ weight + centre).float() for x in queries.split(PIECE)])
+
+    return {"": classify}

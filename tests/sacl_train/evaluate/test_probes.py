@@ -12,12 +12,12 @@ import torch
 from sacl_train import train
 from sacl_train.config import load_config
 from sacl_train.data.weak import normalise
+from sacl_train.evaluate import ridge
 from sacl_train.evaluate.features import Features, FeatureStore, extract_features
 from sacl_train.evaluate.images import ShardImages, open_images
 from sacl_train.evaluate.knn import fit_knn, knn_accuracy, knn_predict
 from sacl_train.evaluate.linear import RATES, fit_linear, sweep_rates
 from sacl_train.evaluate.probe import evaluate, score, shuffle_cells
-from sacl_train.evaluate.ridge import fit_ridge
 from sacl_train.training.resume import load_encoder
 from texturegen import open_shards
 from texturegen.builds import Recipe, build
@@ -143,11 +143,13 @@ def test_errors_name_set_that_cannot_be_scored(
         evaluate("knn", run, shapes_shards, ["shapes:test"], "cpu", size=16)
 
 
-def test_ridge_is_least_squares_with_penalty() -> None:
+@pytest.mark.parametrize("piece", [8192, 16])
+def test_ridge_is_least_squares_with_penalty(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "PIECE", piece)
     generator = torch.Generator().manual_seed(0)
     x, q = torch.randn(40, 6, generator=generator), torch.randn(5, 6, generator=generator)
     labels = torch.randint(0, 3, (40,), generator=generator)
-    scores = fit_ridge(x, labels, penalty=0.1)[""](q)
+    scores = ridge.fit_ridge(x, labels, penalty=0.1)[""](q)
     mean, std = x.double().mean(0), x.double().std(0)
     a, b = ((x - mean) / std).numpy(), ((q - mean) / std).numpy()
     one_hot = np.eye(3)[labels.numpy()]
