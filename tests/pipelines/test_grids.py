@@ -334,4 +334,4 @@ def test_means_over_columns_and_paired_differences() -> None:
     assert means[3] == "| simclr, textures | 2 | 3 | 65.0 |"
     differences = differences_of_means(grid, found)
     # 10, 8 and 0 points: 6 on average, with a standard deviation of 5.29
-    assert "| simclr, textures | simclr, none | 3 | +6.0 ± 3.1 | - | - | - |" in differences
+    assert "| simclr, textures | simclr, none | 3 | +6.0 ± 3.1 | - | - | - | - |" in differences

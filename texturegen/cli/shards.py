@@ -37,7 +37,10 @@ def _all_or_nothing() -> Iterator[None]:
 @click.command(cls=FriendlyCommand)
 @click.argument("directory")
 def info(directory: str) -> None:
-    """Summarise a shard directory, or one at a URL: counts, sizes, recipe, quality."""
+    """Summarise shards: counts, sizes, recipe, quality.
+
+    DIRECTORY may be a URL.
+    """
     from texturegen.shards import open_shards
     from texturegen.shards.card import count_contents
 
@@ -70,9 +73,9 @@ def info(directory: str) -> None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @click.option("--count", default=24, show_default=True, type=click.IntRange(1), help="Number of images, evenly spaced.")
 def preview(directory: str, output: Path, count: int) -> None:
-    """Draw a contact sheet of images and their textures, of a directory or a URL.
+    """Draw a contact sheet of images and their textures.
 
-    Images larger than 256 pixels are reduced; small ones are enlarged without smoothing.
+    DIRECTORY may be a URL. Images larger than 256 pixels are reduced; small ones are enlarged without smoothing.
     """
     import numpy as np
 
