@@ -17,8 +17,8 @@ from typing import TypeVar
 from texturegen.console import plural, warn
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.sources.base import Listing
+from texturegen.storage import ranges
 from texturegen.storage.names import to_text
-from texturegen.storage.ranges import RETRY_DELAYS
 
 Decoded = TypeVar("Decoded")
 Result = TypeVar("Result")
@@ -140,7 +140,7 @@ def read_image(
 
     Raises
     ------
-    ImageError : the file cannot be read, not even after RETRY_DELAYS; it cannot be decoded; it changed
+    ImageError : the file cannot be read, not even after `ranges.RETRY_DELAYS`; it cannot be decoded; it changed
         after the listing.
     SourceLost : the file cannot be read and the folder itself is gone.
     """
@@ -166,12 +166,5 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
 
 
 def retry(read: Callable[[], Result]) -> Result:
-    """Return read(), retrying after RETRY_DELAYS if it raises an OSError that may pass, as on a network file system."""
-    for seconds in RETRY_DELAYS:
-        try:
-            return read()
-        except OSError as error:
-            if error.errno in PERMANENT:
-                raise
-            time.sleep(seconds)
-    return read()
+    """Return read(), retried if it raises an OSError that may pass, as on a network file system."""
+    return ranges.retry(read, lambda error: isinstance(error, OSError) and error.errno not in PERMANENT)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from texturegen.errors import DamagedError, MissingError, UserError
 
@@ -21,6 +21,7 @@ DRIVERS |= {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
 RETRY_DELAYS = (0.2, 1.0, 5.0)  # seconds
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as text or as a Path, which has one "/" where the URL has two
 
+Result = TypeVar("Result")
 Read = Callable[[int, int], bytes]  # (start, end) -> the bytes there; fewer at the end of the file
 
 
@@ -110,6 +111,18 @@ def find_filesystem(url: str) -> tuple[Any, str]:
         protocol = url.split("://")[0].split("::")[-1]
         remedy = f"pip install {DRIVERS[protocol]}" if protocol in DRIVERS else "fsspec has no driver for it"
         raise MissingError(f"{url}: cannot read {protocol}:// URLs: {remedy} ({reason_of(error)})") from None
+
+
+def retry(read: Callable[[], Result], may_pass: Callable[[Exception], bool]) -> Result:
+    """Return read(), retrying after RETRY_DELAYS if it raises an exception that may pass."""
+    for seconds in RETRY_DELAYS:
+        try:
+            return read()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            time.sleep(seconds)
+    return read()
 
 
 def reason_of(error: Exception) -> str:
@@ -223,17 +236,16 @@ class Remote:
         kept, content = self._whole
         if start is not None and end is not None and kept == name and end <= len(content):
             return content[start:end]
-        for seconds in (*RETRY_DELAYS, None):
-            try:
-                data: bytes = self._files().cat_file(f"{self._root}/{name}", start=start, end=end)
-                break
-            except FileNotFoundError:
-                return None
-            except Exception as error:  # each driver raises its own
+        try:
+            data: bytes = retry(
+                lambda: self._files().cat_file(f"{self._root}/{name}", start=start, end=end),
                 # Whole files are read when a directory is opened, and say whether the URL is right; ranges for days.
-                if start is None or seconds is None:
-                    raise UserError(f"{self.locate(name)}: cannot be read ({reason_of(error)})") from None
-            time.sleep(seconds)
+                lambda error: start is not None and not isinstance(error, FileNotFoundError),
+            )
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # each driver raises its own
+            raise UserError(f"{self.locate(name)}: cannot be read ({reason_of(error)})") from None
         if start is not None and end is not None and len(data) > end - start:
             self._whole, data = (name, data), data[start:end]
         if start is not None and end is not None and len(data) != end - start:

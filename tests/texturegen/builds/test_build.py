@@ -385,7 +385,7 @@ def test_files_removed_and_added_since_the_start_are_named(image_folder: Path, t
 
 
 def test_a_temporary_read_error_is_retried(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("texturegen.sources.files.RETRY_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr("texturegen.storage.ranges.RETRY_DELAYS", (0.01, 0.01))
     read, calls = files._read, []
 
     def stale(path: Path) -> tuple[bytes, os.stat_result]:

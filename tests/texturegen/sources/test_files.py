@@ -119,7 +119,7 @@ def test_a_file_that_changed_after_the_listing_is_a_failed_image(tmp_path: Path)
 
 @pytest.mark.parametrize(("code", "calls"), [(errno.ESTALE, 4), (errno.EIO, 4), (errno.ENOENT, 1), (errno.EACCES, 1)])
 def test_only_errors_that_may_pass_are_retried(monkeypatch: pytest.MonkeyPatch, code: int, calls: int) -> None:
-    monkeypatch.setattr(files, "RETRY_DELAYS", (0, 0, 0))
+    monkeypatch.setattr("texturegen.storage.ranges.RETRY_DELAYS", (0, 0, 0))
     failures = []
 
     def read() -> bytes:
@@ -132,7 +132,7 @@ def test_only_errors_that_may_pass_are_retried(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_read_that_succeeds_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "RETRY_DELAYS", (0, 0, 0))
+    monkeypatch.setattr("texturegen.storage.ranges.RETRY_DELAYS", (0, 0, 0))
     results = iter([OSError(errno.ESTALE, "stale"), OSError(errno.ETIMEDOUT, "late"), b"data"])
 
     def read() -> bytes:

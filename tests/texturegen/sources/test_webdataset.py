@@ -489,7 +489,7 @@ def test_remote_tars_are_read_by_ranges(small: bytes, tmp_path: Path, monkeypatc
     assert source.digest == open_tars(tmp_path).digest
     assert open_tars("memory://wds-test/002.tar").key(0) == "k2a"
     fs.rm("/wds-test", recursive=True)
-    monkeypatch.setattr("texturegen.sources.files.RETRY_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr("texturegen.storage.ranges.RETRY_DELAYS", (0.01, 0.01))
     with pytest.raises(SourceLost, match=r"002\.tar can no longer be read: memory://.*there is no"):
         source[5]
 
