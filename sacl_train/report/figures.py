@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from texturegen import __version__
-from texturegen.errors import DamagedError
-from texturegen.storage.atomic import read_json, write_atomically
-from texturegen.storage.sealed import CHECKSUM, is_intact, seal
+from texturegen.storage.atomic import write_atomically
+from texturegen.storage.sealed import read_sealed, seal
 
 # Key in a row of "test" -> label.
 _TEST_FIGURES = {
@@ -71,10 +70,7 @@ def read_figures(path: Path) -> dict[str, Any]:
     OSError
         The file cannot be read.
     """
-    content = read_json(path)
-    if not is_intact(content):
-        raise DamagedError(f"{path}: damaged, its content differs from its own checksum; evaluate again")
-    return {name: value for name, value in content.items() if name != CHECKSUM}
+    return read_sealed(path, "evaluate again")
 
 
 MEASURED = ("protocol", "network", "norm_statistics", "precision")

@@ -7,7 +7,7 @@ from typing import Any
 from texturegen.builds.listing import read_listing
 from texturegen.builds.recipe import Plan
 from texturegen.errors import DamagedError, OtherBuildError
-from texturegen.shards.build_json import read_sealed
+from texturegen.shards.build_json import read_description
 from texturegen.shards.layout import PARTS
 from texturegen.sources import Listing, Source
 from texturegen.storage.names import printable
@@ -42,7 +42,7 @@ def refuse_other_build(path: Path, plan: Plan, source: Source | None = None) -> 
         The file is not a description of a build.
     """
     directory = path.parent.parent if path.parent.name == PARTS else path.parent
-    present = read_sealed(path)
+    present = read_description(path)
     try:
         old, new = _flatten(plan.read_description(present)), _flatten(plan.describe())
         digest = present["source"]["digest"]

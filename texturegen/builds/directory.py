@@ -40,7 +40,7 @@ from texturegen.builds.differences import refuse_other_build
 from texturegen.builds.listing import read_listing, write_listing
 from texturegen.builds.recipe import RECORDED, Plan
 from texturegen.errors import DamagedError, MissingError, UserError
-from texturegen.shards.build_json import check_size, read_build, read_sealed
+from texturegen.shards.build_json import check_size, read_build, read_description
 from texturegen.shards.card import CARD
 from texturegen.shards.layout import BUILD, MANIFEST, PARTS, SHARD_FILE, shard_name
 from texturegen.shards.manifest import read_manifest
@@ -139,7 +139,7 @@ class BuildDirectory:
     def read_plan(self) -> tuple[Plan, int]:
         """Return the plan of an unfinished build, and the number of files its source ignored."""
         path = self.parts / RECIPE
-        content = read_sealed(path)
+        content = read_description(path)
         try:
             plan, ignored = Plan.from_description(content), int(content["ignored"])
         except (ValueError, KeyError, TypeError, UserError):

@@ -1,4 +1,4 @@
-"""Read and seal build.json, and check all of it that does not need the manifest.
+"""Read build.json, and check all of it that does not need the manifest.
 
 build.json says what labels mean, what `repair` builds, and which checksums the other files have, so it carries a
 checksum of its own content. Builds of texturegen 0.1.0 lack it and stay readable.
@@ -14,12 +14,12 @@ from typing import Any
 
 from texturegen.errors import DamagedError, MissingError, UserError
 from texturegen.shards.layout import BUILD, FORMAT, PARTS, PREFIX, PREFIXES, READABLE, shard_name
-from texturegen.storage.atomic import read_json
 from texturegen.storage.names import printable
 from texturegen.storage.ranges import Directory, open_directory
-from texturegen.storage.sealed import CHECKSUM, is_intact
+from texturegen.storage.sealed import is_intact, read_sealed
 
 COUNTS = ("samples", "textures", "failed")
+_SEALED_SINCE = "algorithms"  # texturegen 0.1.0 wrote neither this entry nor checksums
 _MAX_COUNT = 1 << 62
 _MAX_TEXTURES = 1 << 31  # per image; `index` is int32
 # Types of values that no reader needs, but that commands print or copy where they are there.
@@ -63,27 +63,9 @@ def load_build(files: Directory) -> dict[str, Any]:
     raise MissingError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
 
 
-def lacks_seal(content: Mapping[str, Any], key: str = CHECKSUM, since: str = "algorithms") -> bool:
-    """Return True if content that has the entry `since`, which is as old as checksums are, has no checksum."""
-    return key not in content and since in content
-
-
-def read_sealed(path: Path, key: str = CHECKSUM, since: str = "algorithms") -> dict[str, Any]:
-    """Return the JSON object in a file of parts/ or build.json, without its checksum.
-
-    texturegen 0.1.0 wrote neither checksums nor the entry `since`.
-
-    Raises
-    ------
-    DamagedError
-        The file does not hold a JSON object, or its content differs from its checksum.
-    OSError
-        The file cannot be read.
-    """
-    content = read_json(path)
-    if lacks_seal(content, key, since) or not is_intact(content, key):
-        raise DamagedError(f"{path}: damaged, its content differs from its own checksum; build into another directory")
-    return {name: value for name, value in content.items() if name != key}
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the JSON object in build.json or parts/recipe.json, without its checksum; raises as `read_sealed` does."""
+    return read_sealed(path, "build into another directory", since=_SEALED_SINCE)
 
 
 def check_size(path: Path, size: int) -> None:
@@ -123,7 +105,7 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
         fault = _find_fault(build)
     except (KeyError, TypeError) as error:
         fault = f"no {error.args[0]}" if isinstance(error, KeyError) else "a list or an object is missing"
-    if not fault and (lacks_seal(build) or not is_intact(build)):
+    if not fault and not is_intact(build, since=_SEALED_SINCE):
         fault = "its content differs from its own checksum"
     if fault:
         raise DamagedError(f"{name}: damaged ({fault}); copy it again, or build into a new directory")

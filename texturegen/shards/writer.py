@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from texturegen.errors import DamagedError
-from texturegen.shards.build_json import read_sealed
 from texturegen.shards.layout import (
     IMAGE_EXTENSIONS,
     KEY,
@@ -34,7 +33,7 @@ from texturegen.shards.layout import (
 from texturegen.shards.manifest import has_failed
 from texturegen.storage.arrow import open_for_arrow
 from texturegen.storage.atomic import sha256_of, sync_directory, temporary_name, write_atomically, write_json
-from texturegen.storage.sealed import seal
+from texturegen.storage.sealed import read_sealed, seal
 
 ROWS_CHECKSUM = "rows_sha256"  # in the stats file: SHA-256 of the rows file
 STATS_CHECKSUM = "stats_sha256"  # of the stats file's own content
@@ -210,7 +209,7 @@ def read_stats(directory: Path, number: int, fingerprint: str) -> dict[str, Any]
     """
     rows = rows_file(directory, number)
     try:
-        stats = read_sealed(stats_file(directory, number), STATS_CHECKSUM, since=ROWS_CHECKSUM)
+        stats = read_sealed(stats_file(directory, number), "build again", STATS_CHECKSUM, since=ROWS_CHECKSUM)
         is_whole = (
             stats.pop("fingerprint") == fingerprint
             and (not stats["bytes"] or (directory / stats["name"]).stat().st_size == stats["bytes"])

@@ -3,7 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from texturegen.errors import DamagedError
+from texturegen.storage.atomic import read_json
 
 CHECKSUM = "sha256"
 
@@ -19,6 +23,27 @@ def seal(content: Mapping[str, Any], key: str = CHECKSUM) -> dict[str, Any]:
     return {**content, key: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
-def is_intact(content: Mapping[str, Any], key: str = CHECKSUM) -> bool:
-    """Return True unless the object carries a checksum that its content does not have."""
-    return key not in content or content == seal(content, key)
+def is_intact(content: Mapping[str, Any], key: str = CHECKSUM, since: str | None = None) -> bool:
+    """Return True if an object has the content that its checksum is of, or carries no checksum and need not.
+
+    An object with the entry `since`, which is as old as its checksum is, must carry one.
+    """
+    if key not in content:
+        return since not in content
+    return content == seal(content, key)
+
+
+def read_sealed(path: Path, remedy: str, key: str = CHECKSUM, since: str | None = None) -> dict[str, Any]:
+    """Return the JSON object in a file, without its checksum; `remedy` ends the message if it is damaged.
+
+    Raises
+    ------
+    DamagedError
+        The file does not hold a JSON object, or `is_intact` is false for it.
+    OSError
+        The file cannot be read.
+    """
+    content = read_json(path)
+    if not is_intact(content, key, since):
+        raise DamagedError(f"{path}: damaged, its content differs from its own checksum; {remedy}")
+    return {name: value for name, value in content.items() if name != key}
