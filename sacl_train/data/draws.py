@@ -33,6 +33,14 @@ def mix(state: Tensor, word: int | Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
+def _mix_on_host(state: int, word: int) -> int:
+    """Return what `mix` does, for ints of any size."""
+    z = ((state ^ word) + GOLDEN) % 2**64
+    z = ((z ^ z >> 30) * FIRST) % 2**64
+    z = ((z ^ z >> 27) * SECOND) % 2**64
+    return _signed(z ^ z >> 31)
+
+
 def uniform(state: Tensor, word: int | range | tuple[int, ...]) -> Tensor:
     """Return float32 numbers in [0, 1); different words give independent numbers.
 
@@ -86,13 +94,17 @@ class Draws:
     _states: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        zero = torch.zeros((), dtype=torch.int64, device=self.samples.device)
-        states = mix(mix(mix(zero, self.seed), self.epoch), self.samples)
-        object.__setattr__(self, "_states", states)  # the hashes for all purposes begin with these
+        run = _mix_on_host(0, self.seed)
+        # A hash of two words does not depend on their order.
+        epoch = _mix_on_host(run, self.epoch) if isinstance(self.epoch, int) else mix(self.epoch, run)
+        object.__setattr__(self, "_states", mix(self.samples, epoch))  # the hashes for all purposes begin with these
 
-    def of(self, purpose: int) -> Tensor:
-        """Return a state for each sample, int64 (N,), for `uniform` and `mix`. The purpose of a view is its index."""
-        return mix(self._states, purpose)
+    def of(self, purpose: int | tuple[int, ...]) -> Tensor:
+        """Return a state for each sample, for `uniform` and `mix`. The purpose of a view is its index.
+
+        The states are int64 (N,), or (K, N) for K purposes.
+        """
+        return _hash(self._states, purpose)
 
 
 def _hash(state: Tensor, word: int | range | tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ step can be compiled, and captured in a CUDA graph.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,27 @@ class Policy:
     geometry: tuple[tuple[GeometricOp, float], ...] = ()
     colour: tuple[tuple[ColourOp, float], ...] = ()
     second: "Policy | None" = None
+
+
+class ViewOf(NamedTuple):
+    """A view that `WeakAugment.together` is to make, of K images of each of N samples.
+
+    Attributes
+    ----------
+    images : Tensor, uint8 (N*K, 3, H, W)
+        The K images of a sample follow each other.
+    purposes : tuple of int
+        Purposes of the K images' random numbers; see `Draws.of`.
+    geometry : int or None
+        Purpose that the geometry of all K is drawn from, to share it with another view; None: their own purposes.
+    number : int
+        1 for the second view of an image, whose policy may differ.
+    """
+
+    images: Tensor
+    purposes: tuple[int, ...]
+    geometry: int | None = None
+    number: int = 0
 
 
 def make_policy(
@@ -155,6 +176,36 @@ class WeakAugment(nn.Module):
         """Return view `number`, 0 or 1, of each image, with the random numbers and the policy of that view."""
         return self(images, draws.of(number), number=number)
 
+    def together(self, asked: Sequence[ViewOf], draws: Draws) -> list[Tensor]:
+        """Return several views, each as `forward` makes it.
+
+        A pass is some hundred small operations whatever the number of images, so those with the same policy share one.
+
+        Parameters
+        ----------
+        asked : sequence of ViewOf
+            Images of one size, of the samples of `draws`.
+        draws : Draws
+            The random numbers of the batch's N samples.
+
+        Returns
+        -------
+        list of Tensor, float32 (N*K, 3, H, W), or of the given size
+        """
+        passes: dict[int, list[int]] = {}  # number of the view, if its policy differs -> places in `asked`
+        for place, view in enumerate(asked):
+            number = 0 if self._policy(view.number) is self.policy else view.number
+            passes.setdefault(number, []).append(place)
+        made: dict[int, Tensor] = {}  # place in `asked` -> views
+        for number, places in passes.items():
+            chosen = [asked[place] for place in places]
+            states, geometric = _states(draws, [view.purposes for view in chosen]), None
+            if any(view.geometry is not None for view in chosen):
+                geometric = _states(draws, [_geometry_of(view) for view in chosen])
+            views = self(torch.cat([view.images for view in chosen]), states, geometric, number)
+            made |= dict(zip(places, views.split([len(view.images) for view in chosen]), strict=True))
+        return [made[place] for place in range(len(asked))]
+
     def cropping(self, scale: tuple[float, float], size: tuple[int, int]) -> "WeakAugment":
         """Return this augmentation with smaller crops and views (multi-crop; Caron et al. 2020, section 3.3).
 
@@ -201,13 +252,16 @@ class WeakAugment(nn.Module):
             Normalised, on the same device.
         """
         geometric = states if geometric is None else geometric
-        policy = self.policy.second if number == 1 and self.policy.second is not None else self.policy
+        policy = self._policy(number)
         if images.is_cuda:
             return self._views(policy, images, states, geometric)
         # On a CPU a chunk and its temporaries fit into the processor's cache (benchmarks/augment.py --chunks).
         count = max(1, CHUNK // (images.shape[2] * images.shape[3]))
         chunks = zip(images.split(count), states.split(count), geometric.split(count), strict=True)
         return torch.cat([self._views(policy, *chunk) for chunk in chunks])
+
+    def _policy(self, number: int) -> Policy:
+        return self.policy.second if number == 1 and self.policy.second is not None else self.policy
 
     def compile(self, **options: Any) -> None:
         """Compile the views by torch.compile, with its `options`."""
@@ -256,6 +310,16 @@ def _select(choice: Tensor, probability: float, changed: Tensor, unchanged: Tens
         return changed
     chosen = choice < probability
     return torch.where(chosen.view(-1, *[1] * (changed.dim() - 1)), changed, unchanged)
+
+
+def _states(draws: Draws, purposes: Sequence[tuple[int, ...]]) -> Tensor:
+    """Return the states of the images of several views, one after the other; the K images of a sample are adjacent."""
+    states = draws.of(tuple(purpose for own in purposes for purpose in own))  # (sum of K, N)
+    return torch.cat([part.T.flatten() for part in states.split([len(own) for own in purposes])])
+
+
+def _geometry_of(view: ViewOf) -> tuple[int, ...]:
+    return view.purposes if view.geometry is None else (view.geometry,) * len(view.purposes)
 
 
 def _to_float(images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import cross_correlation, embedding_std
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
+from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import deep_mlp
 from texturegen.errors import UserError
@@ -96,7 +97,8 @@ class BarlowTwins(Method):
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss of eq. 1 as one term. Textures in the batch are ignored."""
-        z = [self.projector(self.encoder(self.weak.view(batch["image"], draws, view))) for view in (0, 1)]  # (N, D)
+        views, _ = draw_views(self.weak, batch, draws)
+        z = [self.projector(self.encoder(view)) for view in views]  # (N, D)
         first, second = (gather_with_gradient(embeddings) for embeddings in z)
         loss, metrics = cross_correlation(first, second, self.settings.redundancy)
         yield self.settings.loss_scale * loss, {**metrics, "embedding_std": embedding_std(first.detach())}

@@ -14,6 +14,7 @@ from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import embedding_std, negative_cosine
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
+from sacl_train.methods.textures import draw_views
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
@@ -105,7 +106,7 @@ class BYOL(Method):
 
         The loss is the sum of both terms (section 3.1), from 0 to 8.
         """
-        views = [self.weak.view(batch["image"], draws, view) for view in (0, 1)]
+        views, _ = draw_views(self.weak, batch, draws)
         keys = [self._keys(view) for view in views]
         std = embedding_std(gather(keys[0]))
         for view, key in zip(views, reversed(keys), strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.methods.shift import ShiftHead, Shifts
-from sacl_train.methods.textures import texture_views
+from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
 
 # A term of a batch's loss (0-d) and its metrics (detached, 0-d).
@@ -91,8 +91,8 @@ class Method(nn.Module):
         """
         yield from self.loss_terms(batch, draws)
         if self.shift_head is not None:
-            textures = texture_views(self.weak, batch, draws).unflatten(0, (len(batch["image"]), -1))
-            views = torch.cat([self.weak.view(batch["image"], draws, 0)[None], textures.transpose(0, 1)])
+            (images,), (textures,) = draw_views(self.weak, batch, draws, "own", numbers=(0,))
+            views = torch.cat([images[None], textures.unflatten(0, (len(images), -1)).transpose(0, 1)])
             features = self.encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])  # (1 + P, N, C)
             loss, metrics = self.shift_head.term(features)
             yield self.settings.shift_head * loss, metrics

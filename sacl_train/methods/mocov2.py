@@ -21,7 +21,7 @@ from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import bank_nce, embedding_std
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import keys_for_queries
+from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.ema import make_target, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
@@ -60,7 +60,7 @@ class MoCoV2Settings:
         "batch": compare a query with the textures of the whole batch. "own": with those of its own image only.
     texture_view : str
         "own": draw a texture's weak view independently. "query": give it the geometry of the view that it is compared
-        with, see `textures.keys_for_queries`.
+        with, see `textures.draw_views`.
     shift_head : float
         Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.
     """
@@ -158,11 +158,12 @@ class MoCoV2(Method):
         """Yield the loss (He et al. 2020, eq. 1), a term for each query view; then update the queue."""
         settings = self.settings
         queries = (0, 1) if settings.symmetric else (0,)
-        views = [self.weak.view(batch["image"], draws, view) for view in (0, 1)]
+        wanted = "none" if settings.texture_role == "none" else settings.texture_view
+        views, texture_views = draw_views(self.weak, batch, draws, wanted, queries)
         keys = [self._keys(view) for view in (reversed(views) if settings.symmetric else views[1:])]  # (N, D) each
         textures: list[Tensor] | list[None] = [None] * len(queries)
         if settings.texture_role == "negative":
-            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, queries)
+            textures = texture_keys(self._keys, texture_views, len(batch["image"]), len(queries))
         all_keys = [gather(key) for key in keys]
         std = embedding_std(all_keys[0])
         first = process_rank() * len(keys[0])

@@ -19,7 +19,7 @@ from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import embedding_std, pirl_nce
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import keys_for_queries
+from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
 
@@ -54,7 +54,7 @@ class PIRLSettings:
         "batch": compare a query with the textures of the whole batch. "own": with those of its own image only.
     texture_view : str
         "own": draw a texture's weak view independently. "query": give it the geometry of the view that it is compared
-        with, see `textures.keys_for_queries`: a jigsaw is compared with whole textures that share the geometry
+        with, see `textures.draw_views`: a jigsaw is compared with whole textures that share the geometry
         of the view it was cut from.
     shift_head : float
         Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.
@@ -138,18 +138,20 @@ class PIRL(Method):
         """Yield the losses of the image and of its jigsaw (eq. 5), then update the bank."""
         settings = self.settings
         indices, negatives = draws.samples, self._draw_negatives(draws.seed)
+        wanted = "none" if settings.texture_role == "none" else settings.texture_view
+        views, texture_views = draw_views(self.weak, batch, draws, wanted)
         textures: list[Tensor] | list[None] = [None, None]  # for the image and for the jigsaw
         if settings.texture_role == "negative":
-            textures = keys_for_queries(self._keys, self.weak, batch, draws, settings.texture_view, (0, 1))
+            textures = texture_keys(self._keys, texture_views, len(indices), 2)
         own, bank = self.bank[indices], self.bank[negatives]
         same = negatives[None, :] == indices[:, None]  # (N, K): an image is not its own negative
 
         loss_settings = (settings.tau, settings.alpha, settings.scope, process_rank() * len(indices))
-        image = self.projector(self.encoder(self.weak.view(batch["image"], draws, 0)))
+        image = self.projector(self.encoder(views[0]))
         std = embedding_std(gather(image.detach()))
         for weight, view, t in (
             (1 - settings.weight, lambda: image, textures[0]),
-            (settings.weight, lambda: self._jigsaw(batch, draws), textures[1]),
+            (settings.weight, lambda: self._jigsaw(views[1], draws), textures[1]),
         ):
             loss, metrics = pirl_nce(view(), own, bank, same, t, *loss_settings)
             yield weight * loss, {**metrics, "embedding_std": std}
@@ -160,9 +162,9 @@ class PIRL(Method):
         self.steps += 1
         return {}
 
-    def _jigsaw(self, batch: dict[str, Tensor], draws: Draws) -> Tensor:
-        """Return the embeddings (N, D) of the jigsaws of a batch."""
-        cells = cut_jigsaw(self.weak.view(batch["image"], draws, 1), draws.of(1))  # (N, 9, 3, h, w)
+    def _jigsaw(self, view: Tensor, draws: Draws) -> Tensor:
+        """Return the embeddings (N, D) of the jigsaws of a view (N, 3, H, W)."""
+        cells = cut_jigsaw(view, draws.of(1))  # (N, 9, 3, h, w)
         features = self.cell_projector(self.encoder(cells.flatten(0, 1)))
         return self.jigsaw_projector(features.unflatten(0, (len(cells), -1)).flatten(1))
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.grid import check_grid, combine, split_grid
-from sacl_train.data.weak import WeakAugment
+from sacl_train.data.weak import ViewOf, WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import check_choice, check_settings
 from sacl_train.methods.losses import embedding_std, info_nce
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import keys_for_queries, texture_views
+from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
@@ -199,13 +199,14 @@ class SACL(Method):
         images, role = batch["image"], self.settings.texture_role
         if len(images) < 2:
             raise UserError("a batch of one image has no negatives; use a larger batch size")
-        views = [self.weak.view(images, draws, view) for view in (0, 1)]  # x1, x2: (N, 3, H, W)
         if role == "instance":
-            yield from self._with_instances(batch, draws, views)
+            yield from self._with_instances(batch, draws)
             return
+        wanted = "none" if role == "none" else self.settings.texture_view
+        views, texture_views = draw_views(self.weak, batch, draws, wanted)  # x1, x2: (N, 3, H, W)
         textures: list[Tensor | None] = [None, None]  # for each query view: (M, P, D), M = N times the processes
         if role != "none":
-            textures = [*keys_for_queries(self._keys, self.weak, batch, draws, self.settings.texture_view, (0, 1))]
+            textures = [*texture_keys(self._keys, texture_views, len(images), 2)]
         # All keys are computed before the first term, so the loop can free that term before it asks for the second.
         sides: list[tuple[int, Tensor, Tensor | None]]  # index of the query view, its keys, its texture negatives
         if role == "positive":
@@ -228,7 +229,7 @@ class SACL(Method):
                 )
                 yield loss / (2 * len(sides) if whole else len(sides)), {**metrics, "embedding_std": std}
 
-    def _with_instances(self, batch: dict[str, Tensor], draws: Draws, views: list[Tensor]) -> Iterator[LossTerm]:
+    def _with_instances(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the terms of texture role "instance", all with the same weight.
 
         An image and each of its P textures are P + 1 kinds. In the two terms of a kind, one for each view, queries and
@@ -236,7 +237,7 @@ class SACL(Method):
         """
         settings = self.settings
         count = len(batch["image"])
-        textures = [texture_views(self.weak, batch, draws, second=second) for second in (False, True)]  # (N*P, 3, H, W)
+        views, textures = draw_views(self.weak, batch, draws, "two")
         kinds = [views, *zip(*(view.unflatten(0, (count, -1)).unbind(1) for view in textures), strict=True)]
         keys = [[gather(self._keys(view)) for view in pair] for pair in kinds]
         first, std = process_rank() * count, embedding_std(keys[0][0])
@@ -261,7 +262,7 @@ class SACL(Method):
         if self.settings.queries == "grid":
             return split_grid(view, self.settings.grid)
         purposes = range(CROPS + number * count, CROPS + (number + 1) * count)
-        return torch.cat([self.crops(images, draws.of(purpose), number=number) for purpose in purposes])
+        return torch.cat(self.crops.together([ViewOf(images, (p,), number=number) for p in purposes], draws))
 
     def _queries(self, cells: Tensor) -> Tensor:
         """Map cells (n*n*N, 3, H/n, W/n) to queries (A, N, D), one for each subset of an image's cells."""

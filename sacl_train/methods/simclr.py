@@ -14,7 +14,7 @@ from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import embedding_std, nt_xent
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import keys_for_queries, texture_views
+from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
 
@@ -45,7 +45,7 @@ class SimCLRSettings:
         "batch": compare a query with the textures of the whole batch. "own": with those of its own image only.
     texture_view : str
         "own": draw a texture's weak view independently. "query": give it the geometry of the view that it is compared
-        with, see `textures.keys_for_queries`.
+        with, see `textures.draw_views`.
     shift_head : float
         Weight of a linear head that tells images from their textures, see `shift.ShiftHead`; 0: no head.
     """
@@ -115,18 +115,15 @@ class SimCLR(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss of eq. 1 as one term."""
         settings = self.settings
-        views = [self.weak.view(batch["image"], draws, view) for view in (0, 1)]
+        wanted = {"none": "none", "negative": settings.texture_view, "instance": "two"}[settings.texture_role]
+        views, texture_views = draw_views(self.weak, batch, draws, wanted)
         if settings.texture_role == "instance":  # N becomes N + N*P below
-            views = [
-                torch.cat([view, texture_views(self.weak, batch, draws, second=bool(number))])
-                for number, view in enumerate(views)
-            ]
+            views = [torch.cat(pair) for pair in zip(views, texture_views, strict=True)]
         z = self._project(torch.cat(views)).unflatten(0, (2, -1))  # (2, N, D)
         textures: list[Tensor] | None = None
         if settings.texture_role == "negative":
-            textures = keys_for_queries(
-                self._project, self.weak, batch, draws, settings.texture_view, (0, 1), gather_with_gradient
-            )  # (M, P, D) for each view
+            images = len(batch["image"])
+            textures = texture_keys(self._project, texture_views, images, 2, gather_with_gradient)  # (M, P, D) each
         all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
         loss_settings = (settings.tau, settings.alpha, settings.scope, first, settings.decoupled)

@@ -14,6 +14,7 @@ from sacl_train.methods.checks import check_settings_without_negatives
 from sacl_train.methods.losses import embedding_std, negative_cosine
 from sacl_train.methods.method import LossTerm, Method
 from sacl_train.methods.recipes import Linear
+from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
 
@@ -101,7 +102,8 @@ class SimSiam(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the symmetric loss of eq. 2 as one term."""
         # Each view has its own forward pass, so that BatchNorm uses its statistics alone, as in algorithm 1.
-        z = [self.projector(self.encoder(self.weak.view(batch["image"], draws, view))) for view in (0, 1)]
+        views, _ = draw_views(self.weak, batch, draws)
+        z = [self.projector(self.encoder(view)) for view in views]
         std = embedding_std(gather(z[0]))
         sides = [negative_cosine(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]
         metrics = {name: (sides[0][1][name] + sides[1][1][name]) / 2 for name in sides[0][1]}

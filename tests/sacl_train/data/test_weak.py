@@ -23,7 +23,7 @@ from sacl_train.data.operations import (
     Solarise,
     Translation,
 )
-from sacl_train.data.weak import Policy, WeakAugment, _draw, _matrices, make_policy, normalise
+from sacl_train.data.weak import Policy, ViewOf, WeakAugment, _draw, _matrices, make_policy, normalise
 from texturegen.errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -287,6 +287,32 @@ def test_second_view_may_have_policy_of_its_own() -> None:
     symmetric = WeakAugment("geometric", MEAN, STD)
     for number in (0, 1):
         assert torch.equal(symmetric.view(x, draws, number), symmetric(x, draws.of(number)))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_views_made_together_are_those_made_alone(policy: str, shared: bool) -> None:
+    weak, draws = WeakAugment(policy, MEAN, STD, channels_last=True), Draws(4, 2, torch.tensor([5, 0, 9]))
+    x, textures = images(3), images(6).flip(0)  # two textures of each image
+    asked = [
+        ViewOf(x, (0,)),
+        ViewOf(textures, (7, 8)),
+        ViewOf(x, (1,), number=1),
+        *([ViewOf(textures, (7, 8), geometry=1)] if shared else []),
+    ]
+    states = torch.stack([draws.of(7), draws.of(8)], dim=1).flatten()
+    expected = [
+        weak.view(x, draws, 0),
+        weak(textures, states),
+        weak.view(x, draws, 1),
+        *([weak(textures, states, draws.of(1).repeat_interleave(2))] if shared else []),
+    ]
+    calls: list[int] = []
+    weak.register_forward_hook(lambda *_: calls.append(1))
+    for made, alone in zip(weak.together(asked, draws), expected, strict=True):
+        assert torch.equal(made, alone)
+        assert made.is_contiguous(memory_format=torch.channels_last)
+    assert len(calls) == (2 if policy == "byol" else 1)  # BYOL's second view has a policy of its own
 
 
 @pytest.mark.parametrize("policy", POLICIES)
