@@ -178,7 +178,9 @@ class _SyncBatchNorm2d(nn.BatchNorm2d):
 
 def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    y, mean, variance, count = _Normalise.apply(x, norm.eps)
+    # Like torch's, it computes and keeps its statistics in float32 when autocast hands it bf16 or fp16.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    y, mean, variance, count = _Normalise.apply(wide, norm.eps)
     if norm.track_running_stats:
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -186,7 +188,8 @@ def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
         with torch.no_grad():
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
-    return y * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else y
+    y = y * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else y
+    return y.to(x.dtype)
 
 
 class _Normalise(torch.autograd.Function):

@@ -200,13 +200,15 @@ class Stream:
     def in_order(self, indices: np.ndarray | None = None) -> Iterator[Batch]:
         """Yield every sample once, in the order of `indices`, by default the order in the shards.
 
-        The last batch may be smaller. Damaged samples are left out; "index" lists the samples of a batch.
+        The last batch may be smaller. Damaged samples are left out, and so is a batch of nothing else; "index" lists
+        the samples of a batch.
         """
         samples = np.arange(len(self.shards)) if indices is None else indices
         size = self.plan.batch_size
-        return self._prefetch(
+        batches = self._prefetch(
             lambda start: self._load(samples[start : start + size], 0, None), range(0, len(samples), size)
         )
+        return (batch for batch in batches if len(batch["index"]))
 
     def _prefetch(self, load: Callable[[int], Batch], arguments: range) -> Iterator[Batch]:
         """Yield load(argument) for each argument, with a few loads running ahead on threads."""

@@ -12,6 +12,7 @@ from sacl_train.evaluate.features import encode_views
 from sacl_train.evaluate.finetune import crops_and_flips
 from sacl_train.evaluate.interface import Classifier
 from sacl_train.evaluate.linear import LinearLayer
+from sacl_train.evaluate.standardise import feature_scale
 from sacl_train.evaluate.subject import Subject
 from texturegen.console import Progress
 
@@ -38,7 +39,7 @@ def fit_augmented(
         One classifier, named "".
     """
     images, config, device, known = subject.train, subject.config, subject.device, subject.features
-    mean, std = known.values.mean(0), known.values.std(0).clamp_min(1e-6)
+    mean, std = (values.to(known.values.dtype) for values in feature_scale(known.values))
     labels = torch.from_numpy(images.labels)
     layer = LinearLayer(known.values.shape[1], int(known.labels.max()) + 1, lr, device)
     weak, random = crops_and_flips(config, CROP_SCALE), np.random.default_rng(seed)

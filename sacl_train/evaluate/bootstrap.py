@@ -21,7 +21,7 @@ def bootstrap_interval(
     values : ndarray float (N, K)
         K numbers per image. All K are drawn together, so a ratio or a difference of two means is paired by image.
     figure : callable
-        Maps means float (R, K) to the figure float (R,); NaN where it is undefined.
+        Maps means float (R, K) to the figure float (R,); not finite where it is undefined, as a ratio to 0 is.
     resamples : int
         Number of resamples R.
     seed : int
@@ -46,7 +46,7 @@ def bootstrap_interval(
         row[:] = np.bincount(rng.integers(count, size=count), minlength=count) @ values / count
     with np.errstate(invalid="ignore", divide="ignore"):
         found = figure(means)
-    found = found[~np.isnan(found)]
+    found = found[np.isfinite(found)]
     if not len(found):
         return float("nan"), float("nan")
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -38,6 +38,7 @@ def _auroc(inside: Tensor, outside: Tensor) -> float:
 
 def _aupr(inside: Tensor, outside: Tensor) -> float:
     thresholds, counts = outside.unique(return_counts=True)  # ascending; recall rises at these only
+    counts = counts.double()  # torch divides integers in float32
     found = counts.flip(0).cumsum(0)
     wrong = len(inside) - torch.searchsorted(inside.sort().values, thresholds.flip(0))
     return ((counts.flip(0) / len(outside)) * (found / (found + wrong))).sum().item()

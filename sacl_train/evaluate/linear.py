@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sacl_train.evaluate.interface import Classifier
+from sacl_train.evaluate.standardise import feature_scale
 from sacl_train.training.optim import cosine_lr
+from texturegen.errors import UserError
 
 RATES = (0.03, 0.1, 0.3, 0.9, 2.7, 8.1)  # learning rates of the sweep
 HELD_OUT = 0.1  # fraction of the training images that the sweep is scored on
@@ -45,8 +47,7 @@ def fit_linear(
     >>> classify(torch.eye(4)).argmax(1)
     tensor([0, 1, 2, 3])
     """
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-    features = (features - mean) / std
+    mean, std = (values.to(features.dtype) for values in feature_scale(features))
     layer = LinearLayer(features.shape[1], int(labels.max()) + 1, lr, features.device)
     generator = torch.Generator().manual_seed(seed)  # on the host: the order of the batches is the same on any device
     batches = max(len(features) // batch_size, 1)
@@ -54,7 +55,8 @@ def fit_linear(
         order = torch.randperm(len(features), generator=generator).to(features.device)
         for i in range(batches):
             batch = order[i * batch_size : (i + 1) * batch_size]
-            layer.learn(features[batch], labels[batch], epoch * batches + i, epochs * batches)
+            # Batch by batch: standardised features of all of ImageNet would take 20 GB more.
+            layer.learn((features[batch] - mean) / std, labels[batch], epoch * batches + i, epochs * batches)
     return {"": layer.classifier(mean, std)}
 
 
@@ -109,7 +111,14 @@ def sweep_rates(
     -------
     dict of float to float
         Learning rate -> accuracy, 0..1.
+
+    Raises
+    ------
+    UserError
+        If there is only one image.
     """
+    if len(features) < 2:
+        raise UserError("the sweep holds training images out, and there is only one; set lr to a number")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed + 1))
     count = max(round(HELD_OUT * len(order)), 1)
     held, kept = order.to(features.device).split([count, len(order) - count])

@@ -10,7 +10,7 @@ EPSILON = 1e-7  # added to each share, as in the paper, for singular values of 0
 def rank_me(features: Tensor) -> float:
     """Return the exponential of the entropy of the singular values.
 
-    It is between 1, if all features are multiples of one vector, and min(N, C). It falls when dimensions collapse,
+    It is between 1, if all features are multiples of one vector or zero, and min(N, C). It falls when dimensions collapse,
     which the spread of the embeddings misses. Compare it only between runs with the same number of images and
     dimensions.
 
@@ -30,5 +30,5 @@ def rank_me(features: Tensor) -> float:
     (5.0, 1.0)
     """
     values = torch.linalg.svdvals(features.float())
-    shares = values / values.sum() + EPSILON
+    shares = values / values.sum().clamp_min(torch.finfo().tiny) + EPSILON  # the sum is 0 if all features are
     return float((-shares * shares.log()).sum().exp())

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sacl_train.evaluate.interface import Classifier
-
-PIECE = 8192  # features in float64 at once
+from sacl_train.evaluate.standardise import PIECE, feature_scale
 
 
 def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[str, Classifier]:
@@ -37,14 +36,10 @@ def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[s
     tensor([0, 1, 2, 3])
     """
     count, width, classes = len(features), features.shape[1], int(labels.max()) + 1
-    # In pieces: float64 copies of all features of ImageNet would take 70 GB.
-    pieces = features.split(PIECE)
-    mean = torch.stack([x.double().sum(0) for x in pieces]).sum(0) / count
-    squares = torch.stack([(x.double() - mean).square().sum(0) for x in pieces]).sum(0)
-    std = (squares / max(count - 1, 1)).sqrt().clamp_min(1e-6)
+    mean, std = feature_scale(features)
     gram = penalty * count * torch.eye(width, dtype=mean.dtype, device=mean.device)
     sums, centre = gram.new_zeros(width, classes), gram.new_zeros(classes)  # sum of x in each class; mean of y
-    for piece, of in zip(pieces, labels.split(PIECE), strict=True):
+    for piece, of in zip(features.split(PIECE), labels.split(PIECE), strict=True):
         x = (piece.double() - mean) / std
         gram.addmm_(x.T, x)
         y = F.one_hot(of, classes).double()

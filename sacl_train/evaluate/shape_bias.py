@@ -192,7 +192,8 @@ def _score_images(subject: Subject, classify: Classifier, conflict: Images) -> d
 
 def _score_stimuli(subject: Subject, classify: Classifier, stimuli: Path) -> dict[str, Any]:
     """Return the shape bias on a directory of stimuli."""
-    classes = subject.train.classes
+    trained = subject.features.labels.unique()  # the probe cannot predict a class without training images
+    classes = [subject.train.classes[i] for i in trained.tolist()]
     images, shapes, textures = read_stimuli(stimuli, min(subject.train.size))
     known = {CATEGORY_BY_CLASS.get(name, name) for name in classes}
     picked = [i for i in range(len(images)) if {shapes[i], textures[i]} <= known]
@@ -203,5 +204,5 @@ def _score_stimuli(subject: Subject, classify: Classifier, stimuli: Path) -> dic
         )
     pixels = torch.from_numpy(images[picked]).permute(0, 3, 1, 2)
     queries = encode_images(subject.encoder, pixels, subject.config, subject.device)
-    decisions = categorise(classify(queries), classes)
+    decisions = categorise(classify(queries)[:, trained], classes)
     return shape_bias(decisions, [shapes[i] for i in picked], [textures[i] for i in picked])

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from sacl_train.distributed import synchronise_batch_norm
 from sacl_train.training.checkpoint import load_checkpoint
+from tests.commands import call
 
 GRADIENTS = Path(__file__).with_name("gradients.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -36,9 +40,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def run_two(*arguments: str) -> subprocess.Popen:
+def run_two(*arguments: str, covered: bool = True) -> subprocess.Popen:
+    env = {name: value for name, value in environment().items() if covered or not name.startswith("COVERAGE_")}
     return subprocess.Popen(
-        [*TORCHRUN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        [*TORCHRUN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     )
 
 
@@ -86,6 +91,21 @@ def test_two_processes_with_half_batches_equal_one(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_synchronised_batch_norm_computes_in_float32(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for kind, shape in ((nn.BatchNorm2d, (8, 4, 5, 5)), (nn.BatchNorm1d, (16, 4))):
+        one, many = kind(4), nn.Sequential(kind(4))
+        monkeypatch.setattr("sacl_train.distributed.count_processes", lambda: 2)
+        synchronise_batch_norm(many, torch.device("cpu"))
+        monkeypatch.undo()
+        images = (3 * torch.randn(shape, generator=generator) + 1).to(precision)
+        with torch.autocast("cpu", precision):
+            torch.testing.assert_close(many(images), one(images), rtol=0.01, atol=1e-3)
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(many[0].get_buffer(name), one.get_buffer(name))
+
+
 def same_bits(one: dict, other: dict) -> None:
     timings = ("samples_per_second", "data_wait")
     for mine, its in zip(one["metrics"], other["metrics"], strict=True):
@@ -97,12 +117,19 @@ def same_bits(one: dict, other: dict) -> None:
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.fixture(scope="module")
+def whole(shapes_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that nothing stopped, with the checkpoint of every step. Read only."""
+    out = tmp_path_factory.mktemp("two") / "whole"
+    finish(run_two(*training(shapes_shards, out, epochs=8, online="true")))
+    return out
+
+
 @pytest.mark.slow
-def test_two_processes_killed_at_any_step_end_with_same_bits(shapes_shards: Path, tmp_path: Path) -> None:
-    finish(run_two(*training(shapes_shards, tmp_path / "whole", epochs=8, online="true")))
+def test_two_processes_killed_at_any_step_end_with_same_bits(whole: Path, shapes_shards: Path, tmp_path: Path) -> None:
     killed, waits = tmp_path / "killed", random.Random(1)
     for sent in (signal.SIGKILL, signal.SIGTERM):
-        process = run_two(*training(shapes_shards, killed, epochs=8, online="true"))
+        process = run_two(*training(shapes_shards, killed, epochs=8, online="true"), covered=False)
         newest = max(killed.glob("*.pt"), default=None)
         while process.poll() is None and max(killed.glob("*.pt"), default=None) == newest:
             time.sleep(0.01)
@@ -119,30 +146,28 @@ def test_two_processes_killed_at_any_step_end_with_same_bits(shapes_shards: Path
         assert 0 <= state["step"] < 32, "stopped too late to show anything"
         if sent == signal.SIGTERM:
             assert output.count("to resume: the same torchrun command") == 1
-    finish(run_two(*training(shapes_shards, killed, epochs=8, online="true")))
-    one, other = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
+    finish(run_two(*training(shapes_shards, killed, epochs=8, online="true"), covered=False))
+    one, other = (load_checkpoint(run) for run in (whole, killed))
     assert one is not None
     assert other is not None
     same_bits(one, other)
 
 
 @pytest.mark.slow
-def test_run_resumes_within_epoch_on_another_number_of_processes(shapes_shards: Path, tmp_path: Path) -> None:
-    one = training(shapes_shards, tmp_path / "one", epochs=2)
-    subprocess.run([sys.executable, *one], check=True, env=environment(), capture_output=True)
-    out = tmp_path / "both"
-    finish(run_two(*training(shapes_shards, out, epochs=2)))
+def test_run_resumes_within_epoch_on_another_number_of_processes(
+    whole: Path, shapes_shards: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "both"))
     for checkpoint in sorted(out.glob("checkpoint-*.pt"))[3:]:  # as if stopped after step 2 of 4 of the first epoch
         checkpoint.unlink()
     state = load_checkpoint(out)
     assert state is not None
     assert state["running"]["batches"] == 2
-    subprocess.run(
-        [sys.executable, *training(shapes_shards, out, epochs=2)], check=True, env=environment(), capture_output=True
-    )
-    whole, mixed = (load_checkpoint(tmp_path / name) for name in ("one", "both"))
-    assert whole is not None
+    status, _, stderr = call("sacl-train", *training(shapes_shards, out, epochs=8, online="true")[2:])
+    assert status == 0, stderr
+    two, mixed = (load_checkpoint(run) for run in (whole, out))
+    assert two is not None
     assert mixed is not None
     # Every batch has the same samples, on any number of processes: the losses agree up to rounding.
-    for mine, its in zip(whole["metrics"], mixed["metrics"], strict=True):
+    for mine, its in zip(two["metrics"], mixed["metrics"], strict=True):
         assert its["loss"] == pytest.approx(mine["loss"], rel=1e-3)

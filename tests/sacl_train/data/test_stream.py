@@ -54,6 +54,9 @@ def test_in_order_gives_every_sample_once_without_textures_unless_asked(shapes_s
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(64))
     assert "texture" not in batches[0]
     assert [batch["index"].tolist() for batch in stream.in_order(np.array([7, 5]))] == [[7, 5]]
+    stream = Stream(open_shards(shapes_shards), Plan(2), bad_share=1)
+    stream.damaged.add({5: "damaged", 7: "damaged", 8: "damaged"})
+    assert [batch["index"].tolist() for batch in stream.in_order(np.array([4, 5, 7, 8, 9]))] == [[4], [9]]
 
 
 def test_shards_of_an_earlier_format_are_streamed() -> None:

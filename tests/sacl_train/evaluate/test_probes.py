@@ -12,7 +12,7 @@ import torch
 from sacl_train import train
 from sacl_train.config import load_config
 from sacl_train.data.weak import normalise
-from sacl_train.evaluate import ridge
+from sacl_train.evaluate import ridge, standardise
 from sacl_train.evaluate.features import Features, FeatureStore, extract_features
 from sacl_train.evaluate.images import ShardImages, open_images
 from sacl_train.evaluate.knn import fit_knn, knn_accuracy, knn_predict
@@ -71,6 +71,19 @@ def test_linear_fits_linear_labels_but_not_noise() -> None:
     for target, low, high in ((labels, 0.85, 1.0), (noise, 0.15, 0.5)):
         logits = fit_linear(features[:400], target[:400], epochs=200)[""](features[400:])
         assert low <= (logits.argmax(1) == target[400:]).float().mean() <= high
+
+
+def test_linear_ignores_constant_dimension_and_fits_single_image() -> None:
+    features = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+    labels = features[:, :3].argmax(1)
+    features[:, 5] = 100.1  # whose float32 mean is not 100.1
+    without = features.index_fill(1, torch.tensor([5]), 0)
+    expected = fit_linear(without, labels, epochs=5)[""](without)
+    assert torch.equal(fit_linear(features, labels, epochs=5)[""](features), expected)
+    logits = fit_linear(features[:1], torch.tensor([2]), epochs=2)[""](features[:4])
+    assert logits.argmax(1).tolist() == [2] * 4
+    with pytest.raises(UserError, match="there is only one; set lr to a number"):
+        sweep_rates(features[:1], labels[:1])
 
 
 def test_linear_uses_adaptive_lars_and_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +158,8 @@ def test_errors_name_set_that_cannot_be_scored(
 
 @pytest.mark.parametrize("piece", [8192, 16])
 def test_ridge_is_least_squares_with_penalty(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ridge, "PIECE", piece)
+    for module in (ridge, standardise):
+        monkeypatch.setattr(module, "PIECE", piece)
     generator = torch.Generator().manual_seed(0)
     x, q = torch.randn(40, 6, generator=generator), torch.randn(5, 6, generator=generator)
     labels = torch.randint(0, 3, (40,), generator=generator)

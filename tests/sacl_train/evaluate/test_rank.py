@@ -18,6 +18,12 @@ def test_rankme_equals_slow_formula() -> None:
     assert rank_me(features) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-4)
 
 
+def test_rankme_of_collapsed_features_is_one() -> None:
+    assert (
+        rank_me(torch.zeros(30, 8)) == pytest.approx(rank_me(torch.ones(30, 8)), rel=1e-4) == pytest.approx(1, rel=1e-3)
+    )
+
+
 def test_rankme_counts_equal_directions() -> None:
     basis = torch.linalg.qr(torch.randn(40, 6, generator=torch.Generator().manual_seed(0))).Q
     for rank in (1, 3, 6):

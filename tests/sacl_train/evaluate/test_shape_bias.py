@@ -103,6 +103,9 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
             if i < 3:
                 cv2.imwrite(str(root / "stimuli" / name / f"{name}{i}-{other}1.png"), cv2.resize(pixels, (64, 64)))
     cv2.imwrite(str(root / "stimuli" / "cat" / "cat9-bear1.png"), pixels)  # a category outside the probe's classes
+    # A class of the shards that has no image: the probe has no score for it.
+    (root / "images" / "truck").mkdir()
+    (root / "images" / "truck" / "0.png").write_text("not an image")
     build(Recipe("folder", per_image=0), root / "shards", root=str(root / "images"))
     settings = {**SMALL, "predictor_hidden": 8, "epochs": 0, "texture_role": "none", "batch_size": 4, "device": "cpu"}
     train(load_config(None, settings), root / "shards", root / "run")

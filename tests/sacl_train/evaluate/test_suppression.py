@@ -80,6 +80,11 @@ def test_intervals_are_those_of_resampled_images() -> None:
     assert relative_accuracy(np.zeros(5), np.ones(5)) == {"images": 5, "top1": 1.0, "relative": None, "interval": None}
 
 
+def test_interval_of_a_ratio_is_finite_where_resamples_have_no_hit() -> None:
+    low, high = relative_accuracy(np.eye(40)[0], np.eye(40)[1] + np.eye(40)[2])["interval"]
+    assert 0 <= low < 2 < high < np.inf
+
+
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
