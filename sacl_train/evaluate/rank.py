@@ -10,9 +10,9 @@ EPSILON = 1e-7  # added to each share, as in the paper, for singular values of 0
 def rank_me(features: Tensor) -> float:
     """Return the exponential of the entropy of the singular values.
 
-    It is between 1, if all features are multiples of one vector or zero, and min(N, C). It falls when dimensions collapse,
-    which the spread of the embeddings misses. Compare it only between runs with the same number of images and
-    dimensions.
+    It is between 1, if all features are zero or multiples of one vector, and min(N, C). It falls when dimensions
+    collapse, which the spread of the embeddings misses. Compare it only between runs with the same number of images
+    and dimensions.
 
     Parameters
     ----------
