@@ -2,7 +2,8 @@
 
 The text is parsed and never executed. It may hold column names, numbers, quoted strings, comparisons (also chained,
 `in`, `is None`), `and`, `or` and `not`. A comparison with a null is False: `completeness < 12` is False for a failed
-image, and `not completeness < 12` is True. `is None` and `is not None` test for nulls.
+image, and `not completeness < 12` is True. `is None` and `is not None` test for nulls. A number is rounded to the
+precision of its column, so that `verbatim <= 0.3` holds for a figure of 0.3, which the manifest keeps in 32 bits.
 """
 
 import ast
@@ -62,7 +63,7 @@ def rows_that_pass(text: str, table: pa.Table) -> pa.ChunkedArray:
             tree = ast.parse(text.strip(), mode="eval").body
         return _Filter(text.strip(), table).condition(tree)
     except SyntaxError as error:
-        where = f" at character {error.offset}" if error.offset else " at its end"
+        where = _place(error.offset, error.lineno or 1) if error.offset else " at its end"
         raise UserError(f"invalid filter {text!r}{where} ({error.msg}); {ALLOWED}") from None
     except UserError:
         raise
@@ -109,7 +110,7 @@ class _Filter:
             raise self.fault(left, f"is compared with another type: {types}")
         if not isinstance(left, ast.Name) and not isinstance(right, ast.Name):
             raise self.fault(left, "is compared with another constant; one side must be a column")
-        return pc.fill_null(COMPARISONS[type(op)](self.value(left), self.value(right)), False)
+        return pc.fill_null(COMPARISONS[type(op)](self.value(left, right), self.value(right, left)), False)
 
     def contained(self, left: ast.expr, right: ast.expr) -> pa.ChunkedArray:
         if not isinstance(left, ast.Name) or not isinstance(right, ast.Tuple | ast.List | ast.Set) or not right.elts:
@@ -117,7 +118,7 @@ class _Filter:
         for element in right.elts:
             if isinstance(element, ast.Name) or self.kind(element) != self.kind(left):
                 raise self.fault(element, f"cannot occur in {left.id}, which is {self.kind(left)}")
-        equal = [pc.equal(self.value(left), self.value(element)) for element in right.elts]
+        equal = [pc.equal(self.value(left, left), self.value(element, left)) for element in right.elts]
         return pc.fill_null(functools.reduce(pc.or_, equal), False)
 
     def kind(self, node: ast.expr) -> str:
@@ -130,11 +131,16 @@ class _Filter:
             raise self.fault(node, f"is a column of {kind}, which a filter cannot compare")
         return "a string" if isinstance(self.constant(node), str) else "a number"
 
-    def value(self, node: ast.expr) -> Any:
+    def value(self, node: ast.expr, other: ast.expr) -> Any:
+        """Return a column, or a constant in the precision of `other`, the column that it is compared with."""
         if isinstance(node, ast.Name):
             return self.table[self.column(node)]
+        constant = self.constant(node)
+        kind = self.table.schema.field(self.column(other)).type if isinstance(other, ast.Name) else None
         try:
-            return pa.scalar(self.constant(node))
+            if kind is not None and pa.types.is_floating(kind):
+                return pa.scalar(float(constant), kind)
+            return pa.scalar(constant)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             raise self.fault(node, "is outside the range of any column") from None
 
@@ -158,8 +164,14 @@ class _Filter:
         return ast.get_source_segment(self.text, node) or "?"
 
     def fault(self, node: ast.expr, reason: str) -> UserError:
-        position = node.col_offset + 1 if node.lineno == 1 else f"{node.col_offset + 1} of line {node.lineno}"
-        return UserError(f"filter: {self.part(node)!r} at character {position} {reason}")
+        line = self.text.splitlines()[node.lineno - 1].encode()
+        column = len(line[: node.col_offset].decode()) + 1  # Python's parser counts bytes
+        return UserError(f"filter: {self.part(node)!r}{_place(column, node.lineno)} {reason}")
+
+
+def _place(column: int, line: int) -> str:
+    """Return where a fault is, its column counted in characters from 1."""
+    return f" at character {column}" + (f" of line {line}" if line > 1 else "")
 
 
 def _is_none(node: ast.expr) -> bool:

@@ -362,7 +362,7 @@ TABLE = pa.table(
         "label": [0, 1, 2, -1],
         "index": pa.array([0, 1, None, 0], pa.int32()),
         "completeness": pa.array([1.5, float("nan"), None, 30], pa.float32()),
-        "verbatim": pa.array([2.0, 0, 0, 0], pa.float32()),
+        "verbatim": pa.array([2.0, 0, 0, 0.3], pa.float32()),
         "patches": pa.array([[1], None, [], [2]]),
     }
 )
@@ -388,6 +388,9 @@ TABLE = pa.table(
         ("(key == 'b' or key > 'c') and label == -1", "d"),
         (" label > 0.5 ", "bc"),
         ("label == 1e400 or label == 1", "b"),
+        ("verbatim <= 0.3", "bcd"),  # 0.3 in 32 bits is more than in 64
+        ("0.3 < verbatim", "a"),
+        ("verbatim in (0.3, 2)", "ad"),
     ],
 )
 def test_filter_has_python_semantics(text: str, passing: str) -> None:
@@ -406,6 +409,8 @@ def test_filter_has_python_semantics(text: str, passing: str) -> None:
             r"'completness' at character 1 is not a column \(did you mean 'completeness'\?\); columns:",
         ),
         ("(label == 1 or\n  completness < 2)", "'completness' at character 3 of line 2 is not a column"),
+        ("label == 1\nor label == 2", "at character 1 of line 2"),
+        ("key == 'éé' and completness < 2", "'completness' at character 17 is not a column"),
         (
             "label == 1 and completeness < 'a'",
             "'completeness' at character 16 is compared .*: .* 'a' is a string",
