@@ -59,9 +59,9 @@ def acquire(path: Path, shared: bool = False, location: Path | None = None, acti
         except OSError:
             pass  # this file system has no locks
         if _is_same_file(f, path):
-            f.truncate(0)
-            f.write(f"process {os.getpid()} on {socket.gethostname()} is {activity}\n")
-            f.flush()
+            with suppress(OSError):  # a full disk: the line only tells others who holds the lock
+                f.truncate(0)
+                os.write(f.fileno(), f"process {os.getpid()} on {socket.gethostname()} is {activity}\n".encode())
             return f
         # The last holder removed the file after it was opened here. The next process would create a new one, so this
         # lock would exclude no other process.

@@ -19,6 +19,17 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
     acquire(tmp_path / "lock").close()
 
 
+def test_a_lock_needs_no_space_on_the_disk(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # stands for a full disk: the same write fails
+    try:
+        with acquire(tmp_path / "lock"), pytest.raises(BusyError, match="another process is working there"):
+            acquire(tmp_path / "lock")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_shared_locks_exclude_only_exclusive_ones(tmp_path: Path) -> None:
     with DirectoryLock(tmp_path, shared=True):
         with DirectoryLock(tmp_path, shared=True), pytest.raises(BusyError), DirectoryLock(tmp_path):

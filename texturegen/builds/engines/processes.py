@@ -57,7 +57,13 @@ def run_in_processes(
         while waiting or running:
             while waiting and idle:
                 worker, number = idle.pop(), waiting.popleft()
-                running[worker.submit(job, number)] = worker, number
+                try:
+                    running[worker.submit(job, number)] = worker, number
+                except BrokenProcessPool:  # killed since its last job; an idle worker has no process before its first
+                    worker.close()
+                    idle.append(_Worker())
+                    all_workers.append(idle[-1])
+                    waiting.appendleft(number)
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             now = Counter(made=sum(w.made.value for w in all_workers), failed=sum(w.failed.value for w in all_workers))
             progress(now["made"] - seen["made"], now["failed"] - seen["failed"])

@@ -109,6 +109,19 @@ def test_deaths_before_the_first_tick_are_counted_separately(
     assert told.made == (2 if isinstance(outcome, dict) else 0)
 
 
+def test_a_worker_killed_between_two_jobs_is_replaced(tmp_path: Path) -> None:
+    told = Told()
+    outcomes = run_in_processes(count_to_three, [0, 1], 1, told, tmp_path)
+    first = next(outcomes)
+    assert isinstance(first, dict)
+    os.kill(first["process"], signal.SIGKILL)
+    time.sleep(0.5)  # until its pool has noticed
+    (second,) = outcomes
+    assert isinstance(second, dict)
+    assert (second["number"], second["process"] == first["process"]) == (1, False)
+    assert (told.made, told.failed) == (6, 3)
+
+
 def test_an_exception_in_a_job_stops_the_others(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         list(run_in_processes(fail, [1, 2], 2, Told(), tmp_path))
