@@ -227,12 +227,16 @@ def test_cells_are_distributed_over_devices(out: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(
+    out: Path, monkeypatch: pytest.MonkeyPatch, uncovered: dict[str, str]
+) -> None:
     line = [sys.executable, "-m", "pipelines", "table4", "--out", str(out), "--seeds", "1", "--device", "cpu"]
     line += ["--only", "pre", "--only", "post", "--set", "epochs=15", "--set", "save_every=1"]
 
     def begin() -> subprocess.Popen:
-        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=uncovered
+        )
 
     for kill in (os.killpg, os.kill):  # a terminal's Ctrl-C, then a signal to the parent alone
         before = set(out.rglob("checkpoint-*.pt"))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipelines.report import _table, write_report
 from pipelines.runner import Reports, run
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
+from tests.commands import call
 from texturegen.errors import UserError
 from texturegen.sources import SOURCES
 
@@ -37,25 +39,35 @@ TINY = {
 _Popen = subprocess.Popen
 
 
-class _EvaluationHere:
-    """Stands for a process of `sacl-eval`: it saves the import of torch."""
+class _CommandHere:
+    """Stands for the process of a command: it saves the import of torch or Numba."""
 
-    def __init__(self, line: list[str], **_: object) -> None:
-        done = CliRunner().invoke(eval_main, line[1:])
-        self.stdout, self.status = done.output.splitlines(keepends=True), done.exit_code
+    def __init__(self, line: list[str], *, stdout: int | None, **_: object) -> None:
+        self.status, output, errors = call(Path(line[0]).name, *line[1:])
+        self.stdout = None if stdout is None else (output + errors).splitlines(keepends=True)
 
     def wait(self) -> int:
         return self.status
 
 
-def start(line: list[str], **settings: Any) -> Any:
-    """Start a command as `pipelines` does, but evaluate all runs except "untrained" in this process."""
-    here = Path(line[0]).name == "sacl-eval" and "j/runs/untrained" not in line
-    return (_EvaluationHere if here else _Popen)(line, **settings)
+@pytest.fixture
+def start() -> Callable[..., Any]:
+    """Start a command as `pipelines` does: the first of each name as a process, the others in this process."""
+    started = set()
+
+    def begin(line: list[str], **settings: Any) -> Any:
+        if (name := Path(line[0]).name) in started:
+            return _CommandHere(line, **settings)
+        started.add(name)
+        return _Popen(line, **settings)
+
+    return begin
 
 
 @pytest.mark.slow
-def test_recipe_writes_reports_and_reruns_only_changed_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_writes_reports_and_reruns_only_changed_stages(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipelines.commands.subprocess.Popen", start)
     whole = load_recipe("shapes", TINY)
