@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ def parse_rule(text: str) -> LabelRule:
 def _decode(ext: str, data: bytes) -> str:
     if len(data) > 4 * MAX_NAME:
         raise UserError(f"{ext} has {len(data)} bytes, too many for a class number or a class name")
-    return to_text(data.decode("utf-8", "surrogateescape"))
+    return to_text(data.removeprefix(BOM_UTF8).decode("utf-8", "surrogateescape"))  # Windows programs write the mark
 
 
 def _is_numeric(text: str) -> bool:

@@ -172,6 +172,11 @@ class WebDataset(Source):
                     f"{', and ' + known if known else ''}; "
                     f"{'add it to --classes' if self._are_classes_given else 'give the names with --classes'}"
                 )
+            if self.classes.count(label) > 1:  # numbers may still tell the two apart
+                raise refuse(
+                    f"{self._label} holds '{printable(label)}', which is the name of several classes in --classes; "
+                    "make the names unique, or label the samples by numbers"
+                )
             return self._labels[label]
         if self.classes and not self._are_classes_given and label >= 0:
             raise refuse(

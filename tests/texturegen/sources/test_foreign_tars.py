@@ -42,7 +42,7 @@ def labels(source: Any) -> list[int]:
     ("label", "ext", "texts"),
     [
         ("cls", "cls", [b"dog", b"cat\n", b" dog", "\u00e9lan".encode()]),
-        ("txt", "txt", [b"dog", b"cat", b"dog", "\u00e9lan".encode()]),
+        ("txt", "txt", [b"\xef\xbb\xbfdog\r\n", b"cat\r\n", b"dog", "\u00e9lan".encode()]),  # as of Windows programs
         ("json:label", "json", [json.dumps({"label": name}).encode() for name in ("dog", "cat", "dog", "\u00e9lan")]),
         ("json:a.b", "json", [json.dumps({"a": {"b": n}}).encode() for n in ("dog", "cat", "dog", "\u00e9lan")]),
     ],

@@ -196,6 +196,13 @@ def test_labels_are_numbers_within_the_class_names(tmp_path: Path, small: bytes)
             source[index]
         assert len(str(caught.value)) < 180
     assert source.digest != open_tars(tmp_path).digest
+    (tmp_path / "names.txt").write_text("crane\ncat\ncrane\n")  # as among the names of ImageNet
+    assert open_tars(tmp_path, classes=str(tmp_path / "names.txt"))[2].label == 2
+    write_tar(tmp_path / "b.tar", [("b.png", small), ("b.cls", b"crane"), ("c.png", small), ("c.cls", b"cat")])
+    named = open_tars(tmp_path / "b.tar", classes=str(tmp_path / "names.txt"))
+    assert named[1].label == 1
+    with pytest.raises(ImageError, match="'crane', which is the name of several classes in --classes"):
+        named[0]
     for content, message in (("a\n\nb", "line 2: is empty"), ("", "are empty")):
         (tmp_path / "names.txt").write_text(content)
         with pytest.raises(UserError, match=message):
