@@ -21,8 +21,14 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def collected(uncovered: dict[str, str]) -> Counter[str]:
+def collected(request: pytest.FixtureRequest, uncovered: dict[str, str]) -> Counter[str]:
     """How many tests pytest finds per file, with the project's own settings and nothing named on the command line."""
+    config = request.config
+    chosen = [
+        config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf")
+    ]
+    if config.args == config.getini("testpaths") and not any(chosen):  # this session is such a run
+        return Counter(item.location[0] for item in request.session.items)
     command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider"]
     # Nothing is executed, so no coverage, which would take as long again.
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=uncovered)
