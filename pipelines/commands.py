@@ -1,19 +1,19 @@
 """Run and time the commands `texturegen`, `sacl-train` and `sacl-eval` as subprocesses."""
 
-import json
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.options import make_flags
 from pipelines.stages import build_shards, is_done, mark_done
-from texturegen.errors import UserError
-from texturegen.storage.atomic import write_json
+from texturegen.errors import DamagedError, UserError
+from texturegen.storage.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     from texturegen.builds.recipe import Plan
@@ -42,7 +42,9 @@ class Commands:
 
     def __init__(self, out: Path, threads: int) -> None:
         self.path = out / "times.json"
-        self.times: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.times: dict[str, float] = {}
+        with suppress(FileNotFoundError, DamagedError):  # nothing but the report shows them
+            self.times |= read_json(self.path)
         self.lines: list[str] = []
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 

@@ -1,5 +1,6 @@
 """Options of commands as a recipe has them: tables of TOML, as command lines and as the recipe of a build."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,41 @@ from sacl_train.cli.evaluate import eval_main
 from texturegen.builds import Recipe
 from texturegen.cli import main as texturegen_main
 from texturegen.cli.build import read_recipe
+from texturegen.console import read_pairs
 from texturegen.errors import UserError
+
+# Flags that say no: --no-download.
+_NEGATIONS = {flag for parameter in texturegen_main.commands["build"].params for flag in parameter.secondary_opts}
 
 
 def make_flags(options: dict[str, Any]) -> list[str]:
     """Return options as command-line arguments.
 
-    True becomes a bare flag, False is omitted, a list repeats the flag, and a table repeats it with KEY=VALUE.
+    True becomes a bare flag, False the flag that says no, or nothing if there is none; a list repeats the flag, and a
+    table repeats it with KEY=VALUE.
     """
     flags = []
     for key, value in options.items():
-        flag = f"--{key.replace('_', '-')}"
+        name = key.replace("_", "-")
+        flag = f"--{name}"
         if isinstance(value, dict):  # method_option, source_option
-            flags += [text for k, v in value.items() for text in (flag, f"{k}={v}")]
+            flags += [text for k, v in value.items() for text in (flag, _make_pair(flag, k, v))]
         elif isinstance(value, list):
             flags += [text for item in value for text in (flag, str(item))]
         elif value is True:
             flags.append(flag)
         elif value is not False:
             flags += [flag, str(value)]
+        elif f"--no-{name}" in _NEGATIONS:
+            flags.append(f"--no-{name}")
     return flags
+
+
+def _make_pair(flag: str, key: str, value: Any) -> str:
+    """Return KEY=VALUE, as short as the command still reads the value from it: true for True, "12" for a text."""
+    plain = f"{key}={value}"
+    is_read = read_pairs(click.Context(click.Command(flag)), click.Option([flag]), (plain,)).get(key) == value
+    return plain if is_read else f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 BUILD_TAKEN = ("out", "shard_range")  # options that a recipe chooses itself

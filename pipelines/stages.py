@@ -7,6 +7,7 @@ never removed, but renamed to NAME.old-1, NAME.old-2 and so on.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ def digest_folder(directory: str | Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(directory).rglob("*")):
         if path.is_file():
-            digest.update(f"{path.relative_to(directory)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            content = hashlib.sha256(path.read_bytes()).hexdigest()  # below, the name may not be UTF-8
+            digest.update(os.fsencode(path.relative_to(directory)) + f"\n{content}\n".encode())
     return digest.hexdigest()
 
 

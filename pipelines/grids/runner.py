@@ -229,9 +229,10 @@ def _split(commands: Commands, shards: Path, condition: str, out: Path) -> None:
     """Copy the images of `shards` that pass a filter to `out`, unless it already holds them."""
     record, inputs = out.with_name(f"{out.name}.json"), [condition, digest_shards(shards)]
     line = ("texturegen", "split", str(shards), "--filter", condition, "--out", str(out))
-    if out.is_dir() and record.is_file() and json.loads(record.read_text()) == inputs:
-        commands.skip("", *line)
-        return
+    with contextlib.suppress(OSError, ValueError):  # without a whole record, the copy is made again
+        if out.is_dir() and json.loads(record.read_text()) == inputs:
+            commands.skip("", *line)
+            return
     if out.exists():
         set_aside(out)
     commands.call("", *line)

@@ -9,7 +9,7 @@ import pytest
 from pipelines import runner
 from pipelines.checks import check_journey
 from pipelines.commands import Commands
-from pipelines.options import read_build
+from pipelines.options import make_flags, read_build
 from pipelines.recipe import load_recipe
 from texturegen.builds import Recipe
 from texturegen.errors import UserError
@@ -154,5 +154,8 @@ def test_options_are_read_as_the_command_reads_them(tmp_path: Path) -> None:
     assert recipe.source_options == {"label": "txt", "classes": str(tmp_path / "names")}
     assert (recipe.shard_size, recipe.settings, recipe.patch_size) == (7, {"passes": 2}, 96)
     assert recipe != Recipe("webdataset")
+    typed = {"rename_keys": True, "label": "12", "classes": ["a", "b"], "image": "left.png"}
+    assert read_build({"dataset": "webdataset", "source_option": typed})[0].source_options == typed
+    assert make_flags({"download": False, "paste": False}) == ["--no-download"]
     with pytest.raises(UserError, match="Missing option '--dataset'"):
         read_build({})

@@ -1,9 +1,12 @@
 """Stages: when one counts as done, and when directories are set aside."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from pipelines.commands import Commands
+from pipelines.grids.runner import _split
 from pipelines.stages import (
     assign_devices,
     build_shards,
@@ -62,6 +65,26 @@ def test_digest_of_folder_depends_on_its_content(tmp_path: Path) -> None:
     assert digest_folder(tmp_path / "a") == digest_folder(tmp_path / "b")
     (tmp_path / "b" / "cat" / "1.png").write_bytes(b"2")
     assert digest_folder(tmp_path / "a") != digest_folder(tmp_path / "b")
+    before = digest_folder(tmp_path / "a")
+    with open(os.fsencode(tmp_path / "a") + b"/\xe9.png", "wb"):  # not UTF-8
+        pass
+    assert digest_folder(tmp_path / "a") != before
+
+
+def test_damaged_records_of_times_and_copies_are_made_again(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "times.json").write_text("{")
+    commands = Commands(tmp_path, 1)
+    assert commands.times == {}
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part.json").write_text("[")
+    called = []
+    monkeypatch.setattr(Commands, "call", lambda self, name, *line: called.append(line[1]))
+    _split(commands, shapes_shards, "label == 1", tmp_path / "part")
+    (tmp_path / "part").mkdir()
+    _split(commands, shapes_shards, "label == 1", tmp_path / "part")
+    assert called == ["split"]
 
 
 def _build(out: Path, limit: int) -> str:
