@@ -127,8 +127,8 @@ class Recipe:
         """Raise UserError for a value of the wrong type: it may come from a file."""
         for name, kind in get_type_hints(Recipe).items():
             value = getattr(self, name)
-            is_number = value is True and kind is not bool  # True is an int to isinstance
-            if not isinstance(value, get_origin(kind) if get_origin(kind) is dict else kind) or is_number:
+            is_truth = isinstance(value, bool) and kind is not bool  # which is an int to isinstance
+            if not isinstance(value, get_origin(kind) if get_origin(kind) is dict else kind) or is_truth:
                 raise UserError(f"recipe: {name} is {reprlib.repr(value)}, of another type than {kind}")
 
 

@@ -111,8 +111,10 @@ def _expand(pattern: str) -> list[str]:
 
 def _find_local(root: str, suffix: str | tuple[str, ...]) -> list[File]:
     if os.path.isdir(root):
-        names = [entry.name for entry in os.scandir(root) if entry.name.endswith(suffix) and entry.is_file()]
-        paths = [os.path.join(root, name) for name in sorted(names) if not name.startswith(".")]
+        names = [name for name in os.listdir(root) if name.endswith(suffix) and not name.startswith(".")]
+        paths = [os.path.join(root, name) for name in sorted(names)]
+        # A link that leads nowhere is kept, and refused below: it stands for a file that is missing.
+        paths = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
     elif os.path.exists(root):
         paths = [root]
     else:

@@ -127,11 +127,12 @@ def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path, uncovered: dict[str, str]) -> None:
+    recipe = Recipe("shapes", limit=300, shard_size=30)
+    build(recipe, tmp_path / "whole", workers=0)
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--limit", "300"]
-    command += ["--shard-size", "30", "--workers", "2", "--out"]
-    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
-    process = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.PIPE)
+    command += ["--shard-size", "30", "--workers", "2", "--out", tmp_path / "killed"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=uncovered)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed").glob("shard-*.tar")):
         assert time.monotonic() < deadline
@@ -140,7 +141,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     process.kill()
     process.communicate(timeout=60)  # the workers hold the pipe, and end with their parent
     assert not (tmp_path / "killed" / "build.json").exists()
-    subprocess.run([*command, tmp_path / "killed"], check=True, capture_output=True)
+    build(recipe, tmp_path / "killed", workers=2)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
@@ -173,11 +174,11 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_resume(tmp_path: Path, o
 
 
 @pytest.mark.slow
-def test_ctrl_c_during_startup_prints_one_line(tmp_path: Path) -> None:
+def test_ctrl_c_during_startup_prints_one_line(tmp_path: Path, uncovered: dict[str, str]) -> None:
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--workers", "2", "--out"]
     for number, moment in enumerate(np.linspace(0, 1.5, 4)):
         process = subprocess.Popen(
-            [*command, tmp_path / f"{number}"], stderr=subprocess.PIPE, text=True, start_new_session=True
+            [*command, tmp_path / f"{number}"], stderr=subprocess.PIPE, text=True, start_new_session=True, env=uncovered
         )
         while not (tmp_path / f"{number}" / "parts" / "recipe.json").exists():
             assert process.poll() is None
@@ -797,16 +798,21 @@ def test_an_estimate_matches_the_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, uncovered: dict[str, str]) -> None:
+    recipe = Recipe("shapes", size=96, limit=1500, shard_size=25)
+    build(recipe, tmp_path / "whole", workers=0)
     command = [sys.executable, "-m", "texturegen", "build", "--dataset", "shapes", "--size", "96", "--limit", "1500"]
     command += ["--shard-size", "25", "--workers", "2", "--out"]
-    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
     moments = random.Random(0)
     kills, number = 0, 0
     while kills < KILLS:
         out = tmp_path / f"killed{number}"
         process = subprocess.Popen(
-            [*command, out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*command, out],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=uncovered,
         )
         time.sleep(moments.uniform(0.05, 3.5))
         if process.poll() is not None:
@@ -819,7 +825,7 @@ def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Pat
         process.wait()
         kills += 1
     for out in tmp_path.glob("killed*"):
-        subprocess.run([*command, out], check=True, capture_output=True)
+        build(recipe, out, workers=0)
         assert digests(out) == digests(tmp_path / "whole")
 
 
@@ -923,6 +929,7 @@ def test_a_number_out_of_range_is_refused_at_once(change: dict[str, int], tmp_pa
 
 
 def test_a_value_of_another_type_is_refused() -> None:
-    for change in ({"limit": "4"}, {"per_image": True}, {"method": None}, {"settings": [1]}, {"seed": 0.5}):
+    truths: list[dict[str, Any]] = [{"per_image": True}, {"per_image": False}]
+    for change in (*truths, {"limit": "4"}, {"method": None}, {"settings": [1]}, {"seed": 0.5}):
         with pytest.raises(UserError, match=r"recipe: \w+ is .*, of another type than"):
             Recipe(**{"dataset": "shapes", **change})

@@ -464,6 +464,14 @@ def test_a_root_without_tars_raises_one_line(tmp_path: Path, root: str, message:
     assert "\n" not in str(caught.value)
 
 
+def test_a_tar_that_is_a_link_to_nowhere_is_missed(tmp_path: Path, small: bytes) -> None:
+    write_tar(tmp_path / "0.tar", [("a.png", small)])
+    (tmp_path / "1.tar").symlink_to("gone.tar")
+    (tmp_path / "folder.tar").mkdir()
+    with pytest.raises(UserError, match=r"/1\.tar cannot be read: No such file"):
+        open_tars(tmp_path)
+
+
 def test_a_url_keeps_its_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_files(root: str, suffix: str) -> list:
         raise UserError(f"asked for {root}")
