@@ -38,8 +38,12 @@ def _group_memory(group: Path) -> float:
         return math.inf
     try:
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # The group's usage includes the page cache, which the kernel drops when memory is needed.
-        used -= int(statistics.get("file") or statistics["total_cache"])
+        # The group's usage includes the page cache, which the kernel drops when memory is needed; but files in
+        # /dev/shm, which count there too, it cannot drop.
+        for cache, kept in (("file", "shmem"), ("total_cache", "total_shmem")):
+            if cache in statistics:
+                used -= int(statistics[cache]) - int(statistics.get(kept, 0))
+                break
     except (OSError, ValueError, KeyError):
         pass
     return limit - used

@@ -256,7 +256,10 @@ class FeatureStore:
         old = [path for path in self.folder.glob("*.safetensors") if not path.name.startswith(self.weights)]
         if not old:
             return
-        previous = max(old, key=lambda path: path.stat().st_mtime_ns).name.split("-")[0]
+        try:
+            previous = max(old, key=lambda path: path.stat().st_mtime_ns).name.split("-")[0]
+        except FileNotFoundError:  # another process, which scores the same run, removes them
+            return
         for path in old:
             if not path.name.startswith(previous):
                 path.unlink(missing_ok=True)

@@ -89,8 +89,16 @@ class LinearLayer:
         self.optimizer.step()
 
     def classifier(self, mean: Tensor, std: Tensor) -> Classifier:
-        """Return the classifier of features that are not standardised yet; `mean` and `std` are (C,)."""
+        """Return the classifier of features that are not standardised yet; `mean` and `std` are (C,).
+
+        Raises
+        ------
+        UserError
+            If the weights are not finite.
+        """
         weight, bias = self.layer.weight.detach(), self.layer.bias.detach()
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"the linear probe diverged at lr {self.lr:g}; lower its lr")
         return lambda queries: F.linear((queries - mean) / std, weight, bias)
 
 

@@ -19,6 +19,7 @@ from sacl_train.nets.files import WeightFile, kind_of, read_weights
 from sacl_train.nets.matching import Match, match_weights
 from sacl_train.nets.timm_models import PREFIX, TimmEncoder, find_pretrained
 from texturegen.errors import DamagedError, MissingError, UserError
+from texturegen.storage.names import printable
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDES = (224, 64, 32)  # pixels; tried in turn to see what a program returns
@@ -203,17 +204,27 @@ def _open_torchscript(file: EncoderFile, path: Path) -> OpenedEncoder:
 
 def _open_onnx(file: EncoderFile, path: Path) -> OpenedEncoder:
     model = OnnxModel(path)
-    about: dict[str, Any] = {
-        key: [float(v) for v in model.metadata[key].split(",")] for key in ("mean", "std") if key in model.metadata
-    }
+    about = {key: _three_numbers(model.metadata.get(key, "")) for key in ("mean", "std")}
     side, features = _probe(path, model, model.side or file.size)
     if file.size and model.side and file.size != model.side:
         raise UserError(f"{path}: takes images of {model.side} px only; leave out --size")
     side_trained = model.metadata.get("size", "")
     size = int(side_trained) if side_trained.isdigit() else model.side
     notes = [f"{path}: ONNX, input '{model.input}', output '{model.output}'"]
+    for key, values in about.items():
+        if key in model.metadata and values is None:
+            notes.append(f"its metadata have {key} '{printable(model.metadata[key], 40)}', not three numbers; ignored")
     encoder = VectorEncoder(model, features, side if model.side or file.size else None)
     return OpenedEncoder(encoder, "onnx", *_normalisation(about), size, notes)
+
+
+def _three_numbers(text: str) -> list[float] | None:
+    """Return the numbers of "0.5,0.5,0.5", as our export writes them; None for anything else."""
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        return None
+    return values if len(values) == 3 else None
 
 
 def _probe(path: Path, model: nn.Module, side: int | None) -> tuple[int, int]:

@@ -4,6 +4,7 @@ RUN/checkpoint-00001200.pt is of step 1200. The newest few are kept, and best.pt
 score.
 """
 
+import errno
 import re
 import shutil
 import zipfile
@@ -163,6 +164,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         If there is no such file.
     DamagedError
         If the file cannot be read, differs from its checksums, or is not a checkpoint of `sacl-train`.
+    OSError, MemoryError
+        If the system refuses to read it, although it may be whole: no permission, a stale handle, too little memory.
     """
     if not path.is_file():
         raise MissingError(f"{path}: there is no such checkpoint")
@@ -173,6 +176,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             corrupt = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True) if corrupt is None else {}
     except Exception as error:  # torch.load raises many kinds of errors for bytes that are not its own
+        # Of the system's errors, a damaged disk or directory of the zip gives only these two.
+        if isinstance(error, OSError) and error.errno not in (errno.EIO, errno.EINVAL):
+            raise
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's is a RuntimeError
+            raise MemoryError(path) from None
         raise DamagedError(f"{path}: cannot be read ({type(error).__name__})") from None
     if corrupt is not None:
         raise DamagedError(f"{path}: cannot be read (the checksum of {corrupt} does not match)")

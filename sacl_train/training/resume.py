@@ -1,5 +1,6 @@
 """Find the checkpoint to resume from, check that it belongs to the same run, and load its networks."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sacl_train.nets import Encoder
 from sacl_train.training.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, read_checkpoint
 from sacl_train.training.setup import build_method
 from texturegen.console import warn
-from texturegen.errors import DamagedError, MissingError, OtherBuildError
+from texturegen.errors import DamagedError, MissingError, OtherBuildError, UserError
 from texturegen.shards import Shards
 
 # Settings that may differ when a run is resumed: they decide where and how fast it trains, not its figures.
@@ -46,6 +47,7 @@ def load_resumable(out: Path) -> Checkpoint | None:
 def refuse_other_run(out: Path, checkpoint: Checkpoint, config: Config, digest: str) -> None:
     """Raise OtherBuildError unless the checkpoint is of a run with this config, on shards with this digest."""
     mine = comparable(config)
+    _saved_config(checkpoint, out)
     # A setting that is newer than the checkpoint had its default value then.
     defaults = load_config(None, {"method": checkpoint["config"].get("method", "sacl")}).flat()
     theirs = {**defaults, **modern_settings(checkpoint["config"])}
@@ -116,11 +118,22 @@ def load_networks(run: Path) -> tuple[Method, Config, Checkpoint]:
     """Return the method of a run with all its networks on the CPU, its config and its checkpoint, as `load_encoder`."""
     checkpoint = read_checkpoint(run) if is_checkpoint(run) else load_checkpoint(run)
     if checkpoint is None:
-        raise MissingError(f"{run}: no checkpoint here; train one with `sacl-train --out {run}`")
-    config = load_config(None, checkpoint["config"])  # config.toml may have been edited since
+        raise MissingError(f"{run}: no checkpoint here; train one with `sacl-train --out {shlex.quote(str(run))}`")
+    config = _saved_config(checkpoint, run)  # config.toml may have been edited since
     method = build_method(config, checkpoint["image_size"])
     load_weights(method, checkpoint, run)
     return method, config, checkpoint
+
+
+def _saved_config(checkpoint: Checkpoint, run: Path) -> Config:
+    """Return the settings in a checkpoint; OtherBuildError, naming `run`, if this version does not know one of them."""
+    try:
+        return load_config(None, checkpoint["config"])
+    except UserError as error:
+        raise OtherBuildError(
+            f"{run}: the checkpoint has settings that this version of sacl-train does not know ({error}); use the "
+            "version that wrote it"
+        ) from None
 
 
 def load_weights(method: Method, checkpoint: Checkpoint, run: Path) -> None:

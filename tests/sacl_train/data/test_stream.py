@@ -305,6 +305,8 @@ def test_available_memory_respects_system_and_container(tmp_path: Path) -> None:
     ):
         (group / name).write_text(text)
     assert available_memory(proc, [group]) == 500000
+    (group / "memory.stat").write_text("anon 1\nfile 300000\nshmem 100000\n")  # files in /dev/shm
+    assert available_memory(proc, [group]) == 400000
     (group / "memory.max").write_text("9000000")
     assert available_memory(proc, [group]) == 2000 * 1024, "the machine has less than the group may take"
     (group / "memory.max").write_text("300000")

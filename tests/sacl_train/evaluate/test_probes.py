@@ -80,6 +80,8 @@ def test_linear_ignores_constant_dimension_and_fits_single_image() -> None:
     without = features.index_fill(1, torch.tensor([5]), 0)
     expected = fit_linear(without, labels, epochs=5)[""](without)
     assert torch.equal(fit_linear(features, labels, epochs=5)[""](features), expected)
+    with pytest.raises(UserError, match="the linear probe diverged at lr 1e\\+06"):
+        fit_linear(without, labels, epochs=20, lr=1e6)
     logits = fit_linear(features[:1], torch.tensor([2]), epochs=2)[""](features[:4])
     assert logits.argmax(1).tolist() == [2] * 4
     with pytest.raises(UserError, match="there is only one; set lr to a number"):

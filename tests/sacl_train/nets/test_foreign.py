@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sacl_train.nets import build_encoder
 from sacl_train.nets.encoder_file import EncoderFile
-from sacl_train.nets.foreign import load_initial, open_encoder
+from sacl_train.nets.foreign import IMAGENET_MEAN, load_initial, open_encoder
 from sacl_train.nets.timm_models import TimmEncoder, check_sizes
 from texturegen.errors import UserError
 
@@ -227,7 +227,7 @@ def test_torchscript_runs_only_if_asked_to(resnet: nn.Module, tmp_path: Path) ->
         load_initial(build_encoder("se_resnet8", "cifar"), path)
 
 
-def write_onnx(path: Path, batch: int | str, side: int | str) -> None:
+def write_onnx(path: Path, batch: int | str, side: int | str, mean: str = "0.1,0.2,0.3") -> None:
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper
     make = helper.make_tensor_value_info
@@ -238,7 +238,7 @@ def write_onnx(path: Path, batch: int | str, side: int | str) -> None:
         [make("out", onnx.TensorProto.FLOAT, [batch, 3])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {"mean": "0.1,0.2,0.3", "std": "0.5,0.5,0.5", "size": "48"})
+    helper.set_model_props(model, {"mean": mean, "std": "0.5,0.5,0.5", "size": "48"})
     onnx.save(model, path)
 
 
@@ -254,6 +254,11 @@ def test_onnx_of_free_and_of_fixed_size(batch: int | str, side: int | str, tmp_p
     if side == 32:
         with pytest.raises(UserError, match="takes images of 32 px only; leave out --size"):
             open_encoder(EncoderFile(str(path), size=64))
+        for mean in ("[0.1, 0.2, 0.3]", "0.5"):  # as other programs write it
+            write_onnx(path, batch, side, mean)
+            opened = open_encoder(EncoderFile(str(path)))
+            assert opened.mean == IMAGENET_MEAN
+            assert f"its metadata have mean '{mean}', not three numbers; ignored" in opened.notes
 
 
 def test_weights_of_timm_come_from_its_cache_only(

@@ -124,6 +124,26 @@ def test_torch_file_that_is_not_a_checkpoint_is_reported(foreign: Any, tmp_path:
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), PermissionError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), MemoryError),
+        (OSError(errno.EIO, "Input/output error"), DamagedError),
+    ],
+)
+def test_only_a_damaged_checkpoint_is_called_damaged(
+    error: Exception, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    save_checkpoint(tmp_path, content(1))
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(expected):
+        load_checkpoint(tmp_path)
+
+
 def test_missing_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"best.pt: there is no such checkpoint"):
         read_checkpoint(tmp_path / "best.pt")

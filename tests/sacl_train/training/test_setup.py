@@ -13,11 +13,11 @@ from sacl_train.data.stream import Plan
 from sacl_train.data.weak import make_policy
 from sacl_train.training.checkpoint import Checkpoint, exclusive
 from sacl_train.training.dry_run import plan
-from sacl_train.training.resume import comparable, load_resumable, refuse_other_run
+from sacl_train.training.resume import comparable, load_networks, load_resumable, refuse_other_run
 from sacl_train.training.setup import build_method, choose_device, describe, make_stream, resolve
 from texturegen import open_shards
 from texturegen.builds import Recipe, build
-from texturegen.errors import BusyError, DamagedError, UserError
+from texturegen.errors import BusyError, DamagedError, OtherBuildError, UserError
 
 TINY = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "batch_size": 16, "device": "cpu"}
 TINY |= {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "precision": "fp32", "compile": "none"}
@@ -216,6 +216,13 @@ def test_dry_run_refuses_what_the_run_finds_in_its_directory(shapes_shards: Path
     torch.save(found, run / "checkpoint-00000001.pt")
     with pytest.raises(UserError, match=r"holds another run \(seed: 0 there, 1 here; other shards\)"):
         plan(tiny(seed=1), shapes_shards, run)
+    newer = {**found, "config": {**found["config"], "spectral_norm": True}}
+    torch.save(newer, run / "checkpoint-00000001.pt")
+    for refused in (lambda: plan(config, shapes_shards, run), lambda: load_networks(run)):
+        with pytest.raises(
+            OtherBuildError, match=rf"{run}: .* does not know \(.*'spectral_norm'.*the version that wrote it"
+        ):
+            refused()
     torch.save({**found, "shards": open_shards(shapes_shards).digest}, run / "checkpoint-00000001.pt")
     with pytest.raises(DamagedError, match="the checkpoint's weights do not fit its networks"):
         plan(config, shapes_shards, run)
