@@ -233,14 +233,13 @@ def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(
     line = [sys.executable, "-m", "pipelines", "table4", "--out", str(out), "--seeds", "1", "--device", "cpu"]
     line += ["--only", "pre", "--only", "post", "--set", "epochs=15", "--set", "save_every=1"]
 
-    def begin() -> subprocess.Popen:
-        return subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=uncovered
-        )
+    def begin(env: dict[str, str]) -> subprocess.Popen:
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=env)
 
-    for kill in (os.killpg, os.kill):  # a terminal's Ctrl-C, then a signal to the parent alone
+    # A terminal's Ctrl-C, then a signal to the parent alone. No other test starts `python -m pipelines`.
+    for kill, env in ((os.killpg, {**os.environ}), (os.kill, uncovered)):
         before = set(out.rglob("checkpoint-*.pt"))
-        process = begin()
+        process = begin(env)
         while process.poll() is None and set(out.rglob("checkpoint-*.pt")) <= before:
             time.sleep(0.02)
         kill(process.pid, signal.SIGINT)
@@ -249,7 +248,7 @@ def test_ctrl_c_starts_no_further_cell_and_killed_grid_resumes(
         assert "Traceback" not in output.decode()
         assert len(list(out.rglob("config.toml"))) == 1, output.decode()
         assert not list(out.rglob("figures.json"))
-    process = begin()
+    process = begin(uncovered)
     # A cell is done from stage.json on; killed between figures.json and that, it is measured again.
     while process.poll() is None and not list(out.rglob("stage.json")):
         time.sleep(0.02)
