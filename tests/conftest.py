@@ -3,7 +3,9 @@
 import fcntl
 import os
 import signal
+import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -84,3 +86,12 @@ def cifar10_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def uncovered() -> dict[str, str]:
     """Environment for a process without coverage, which would fail too when it cannot write its own file."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """No coverage during the test, which would take half as long again where torch compiles in Python."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)

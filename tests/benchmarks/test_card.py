@@ -14,7 +14,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "card.py"
 
 
 @pytest.mark.slow
-def test_stages_end_well_from_packed_cifar10_to_probes(cifar10_root: Path, tmp_path: Path) -> None:
+def test_stages_end_well_from_packed_cifar10_to_probes(
+    cifar10_root: Path, tmp_path: Path, uncovered: dict[str, str]
+) -> None:
     packed, tars, out = tmp_path / "packed", tmp_path / "tars", tmp_path / "card.jsonl"
     for arguments in (
         ["pack", cifar10_root, packed, "--limit", 200],
@@ -23,7 +25,9 @@ def test_stages_end_well_from_packed_cifar10_to_probes(cifar10_root: Path, tmp_p
         done = CliRunner().invoke(cifar_pack, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
     command = [sys.executable, SCRIPT, "--out", out, "--data", tars, "--device", "cpu", "--toy", "--minutes", "5"]
-    subprocess.run([*command, "--stages", "hardware,steps,profile,cifar"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--stages", "hardware,steps,profile,cifar"], check=True, capture_output=True, env=uncovered
+    )
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     ended = {line["stage"]: line["ended"] for line in lines if "ended" in line}
     assert ended == {"hardware": 0, "steps": 0, "profile": 0, "cifar": 0}

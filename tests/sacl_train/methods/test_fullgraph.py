@@ -16,6 +16,7 @@ from sacl_train.methods.method import Method
 from sacl_train.methods.shift import Shifts
 from sacl_train.nets import build_encoder
 
+pytestmark = pytest.mark.usefixtures("untraced")
 SIDE, COUNT = 16, 4
 SMALL: dict[str, object] = {
     "projector_hidden": 8,

@@ -12,27 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import call
 from texturegen import synthesize
 from texturegen.texture.quality import measure
 
 TEXTUREGEN = Path(sys.executable).parent / "texturegen"
 
 
-def call(*arguments: str | Path | int) -> tuple[int, str, str]:
-    done = subprocess.run([TEXTUREGEN, "texture", *map(str, arguments)], capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
 def made(*arguments: str | Path | int) -> str:
-    status, stdout, stderr = call(*arguments)
+    status, stdout, stderr = call("texturegen", "texture", *arguments)
     assert (status, stderr) == (0, "")
     assert stdout.count("\n") == 1
     return stdout
 
 
 def refused(*arguments: str | Path | int) -> str:
-    status, stdout, stderr = call(*arguments)
+    status, stdout, stderr = call("texturegen", "texture", *arguments)
     assert (status, stdout) == (1, "")
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
@@ -160,10 +155,10 @@ def test_wrong_options_are_refused(pictures: list[Path], tmp_path: Path) -> None
     assert "an odd integer" in refused(*arguments, "--method-option", "window=4")
     assert "seed must be" in refused(*arguments, "--seed", "-1")
     for size in ("0", "-3", "3x", "3x4x5", "big", "1.5"):
-        status, _, stderr = call(*arguments, "--size", size)
+        status, _, stderr = call("texturegen", "texture", *arguments, "--size", size)
         assert (status, f"'{size}' is neither N nor HEIGHTxWIDTH" in stderr) == (2, True)
-    assert call(pictures[0])[0] == 2
-    assert call("-o", tmp_path / "out.png")[0] == 2
+    assert call("texturegen", "texture", pictures[0])[0] == 2
+    assert call("texturegen", "texture", "-o", tmp_path / "out.png")[0] == 2
     assert not (tmp_path / "out.png").exists()
 
 

@@ -1,7 +1,6 @@
 """Shards in a torch DataLoader on two ranks, each with two workers under spawn."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,11 +39,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_every_sample_is_read_once_per_epoch(shapes_shards: Path, tmp_path: Path) -> None:
+def test_every_sample_is_read_once_per_epoch(shapes_shards: Path, tmp_path: Path, uncovered: dict[str, str]) -> None:
     pytest.importorskip("torch", reason="needs torch")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**uncovered, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
             [sys.executable, str(program), str(shapes_shards), str(rank), str(tmp_path / "meeting")],
