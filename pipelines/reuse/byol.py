@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
+from pipelines.reuse.options import check_device, check_out
 from texturegen import open_shards
 from texturegen.console import FriendlyCommand
 from texturegen.errors import UserError
@@ -83,6 +84,8 @@ def byol_loss(p: Tensor, z: Tensor, t: Tensor | None, weight: float, margin: flo
 def main(shards: Path, epochs: int, steps: int | None, batch_size: int, lr: float, momentum: float, weight: float,
          margin: float, device: str, seed: int, out: Path | None) -> None:  # fmt: skip
     """Train a ResNet-18 by BYOL, pushed away from textures."""
+    check_device(device)
+    check_out(out)
     torch.manual_seed(seed)
     samples = Samples(shards)
     if len(samples) < batch_size:

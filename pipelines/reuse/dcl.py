@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet18
 
+from pipelines.reuse.options import check_device, check_out
 from texturegen import open_shards
 from texturegen.console import FriendlyCommand
 from texturegen.errors import UserError
@@ -79,6 +80,8 @@ def dcl(z1: Tensor, z2: Tensor, t: Tensor | None, tau: float, alpha: float) -> T
 def main(shards: Path, epochs: int, steps: int | None, batch_size: int, lr: float, tau: float, alpha: float,
          no_textures: bool, device: str, seed: int, out: Path | None) -> None:  # fmt: skip
     """Train a ResNet-18 by DCL with texture negatives."""
+    check_device(device)
+    check_out(out)
     torch.manual_seed(seed)
     pictures = Pictures(shards)
     if len(pictures) < batch_size:

@@ -9,6 +9,7 @@ which is None for the other images; `load` joins them. `texturegen index DIR --f
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def load(shards: Path, cache: Path | None = None) -> Dataset:
     if not any(shards.glob("*.tar")):
         raise SystemExit(f"{shards}: no shards (*.tar) here")
     if not (shards / "README.md").is_file():
-        raise SystemExit(f"{shards}: no README.md here; write it with `texturegen index {shards} --for hf`")
+        raise SystemExit(
+            f"{shards}: no README.md here; write it with `texturegen index {shlex.quote(str(shards))} --for hf`"
+        )
     data = load_dataset(str(shards), split="train", cache_dir=cache and str(cache))
     images = [name for name in TYPES if name in data.column_names]
     textures = [f"texture0.{name}" for name in TYPES if f"texture0.{name}" in data.column_names]

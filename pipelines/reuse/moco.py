@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
+from pipelines.reuse.options import check_device, check_out
 from texturegen import open_shards
 from texturegen.console import FriendlyCommand
 from texturegen.errors import UserError
@@ -108,6 +109,8 @@ def moco_loss(q: Tensor, k: Tensor, t: Tensor | None, queue: Tensor, tau: float,
 def main(shards: Path, epochs: int, steps: int | None, batch_size: int, lr: float, queue: int, tau: float, alpha: float,
          no_textures: bool, device: str, seed: int, out: Path | None) -> None:  # fmt: skip
     """Train a ResNet-18 by MoCo v2 with texture negatives."""
+    check_device(device)
+    check_out(out)
     torch.manual_seed(seed)
     views = Views(shards)
     if len(views) < batch_size:

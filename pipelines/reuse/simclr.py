@@ -134,10 +134,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 2 or args.epochs < 1 or (args.steps is not None and args.steps < 1) or args.workers < 0:
         raise SystemExit("--epochs and --steps must be at least 1, --batch-size at least 2, --workers at least 0")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: no GPU is available; use --device cpu")
-    if args.out and not args.out.parent.is_dir():
-        raise SystemExit(f"--out {args.out}: there is no directory {args.out.parent}")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir()):
+        raise SystemExit(f"--out {args.out}: not a file in an existing directory")
     return args
 
 

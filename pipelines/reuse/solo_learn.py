@@ -26,6 +26,7 @@ from solo.methods.simclr import SimCLR
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipelines.reuse.options import check_out
 from texturegen import open_shards
 from texturegen.console import FriendlyCommand
 from texturegen.errors import UserError
@@ -104,6 +105,7 @@ def nt_xent(z1: Tensor, z2: Tensor, t: Tensor | None, tau: float, alpha: float) 
 def main(shards: Path, epochs: int, steps: int | None, batch_size: int, lr: float, tau: float, alpha: float,
          no_textures: bool, device: str, seed: int, out: Path | None) -> None:  # fmt: skip
     """Train a ResNet-18 by solo-learn's SimCLR with texture negatives."""
+    check_out(out)
     seed_everything(seed)
     pictures = Pictures(shards)
     if len(pictures) < batch_size:

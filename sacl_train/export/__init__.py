@@ -1,5 +1,6 @@
 """Export of a run's encoder to formats of other programs, with a model card."""
 
+import shlex
 from pathlib import Path
 
 import sacl_train.extra  # noqa: F401 (says what to install)
@@ -115,7 +116,7 @@ def load_exported(path: str | Path) -> Encoder:
     """
     path = Path(path)
     if not path.exists():
-        raise MissingError(f"{path}: no such file; write one with `sacl-export RUN --out {path}`")
+        raise MissingError(f"{path}: no such file; write one with `sacl-export RUN --out {shlex.quote(str(path))}`")
     weights = read_weights(path)
     if "arguments" not in weights.about or "method." in next(iter(weights.tensors)):
         raise UserError(f"{path}: not written by `sacl-export --format safetensors`; export the encoder again")

@@ -5,6 +5,7 @@ It is made from the files in the runs' directories: config.toml, metrics.jsonl, 
 """
 
 import json
+import shlex
 import statistics
 import tomllib
 from collections.abc import Mapping
@@ -117,7 +118,8 @@ def _short_names(directories: list[Path]) -> list[str]:
 def _read_run(directory: Path) -> _Run:
     if not (directory / "config.toml").is_file():
         raise MissingError(
-            f"{directory}: no run here (config.toml is missing); train one with `sacl-train --out {directory}`"
+            f"{directory}: no run here (config.toml is missing); "
+            f"train one with `sacl-train --out {shlex.quote(str(directory))}`"
         )
     metrics = directory / "metrics.jsonl"
     try:
@@ -234,7 +236,7 @@ def _pictures_section(name: str, run: _Run, charts: list[Chart]) -> str:
         caption = "Map of the features, a point per image, coloured by class. Hover over a point to see its key."
         parts.append(figure(element, caption))
     else:
-        command = f"sacl-eval embed --run {escape(str(run.directory))}"
+        command = escape(shlex.join(["sacl-eval", "embed", "--run", str(run.directory)]))
         parts.append(f"<p class='note'>There is no map yet; create one with <code>{command}</code>.</p>")
     if features.is_file() and neighbours.is_file():
         caption = "Each row: an image and its nearest neighbours by cosine similarity of the features, nearest first."

@@ -38,6 +38,26 @@ def test_program_trains_for_two_steps(name: str, shapes_shards: Path, tmp_path: 
     assert "layer4.1.conv2.weight" in names  # a torchvision resnet18
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--out", "nowhere/encoder.pt"], "--out nowhere/encoder.pt: "),
+        (["--out", "."], "--out .: "),
+        (["--device", "gpu"], "--device gpu: "),
+        (["--device", "meta:9:9"], "--device meta:9:9: "),
+    ],
+)
+def test_program_refuses_what_would_fail_after_its_training(
+    name: str, line: list[str], message: str, shapes_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(f"pipelines.reuse.{name}").main
+    with pytest.raises(SystemExit) as ended:
+        main(["--steps", "1", "--batch-size", "2", "--device", "cpu", "--shards", str(shapes_shards), *line])
+    assert ended.value.code != 0
+    assert message in (ended.value.code if name == "simclr" else capsys.readouterr().err)
+
+
 @pytest.mark.slow
 def test_solo_learn_trains_for_two_steps(shapes_shards: Path, tmp_path: Path) -> None:
     losses = pytest.importorskip("solo.losses.simclr", reason=NEEDS_SOLO)

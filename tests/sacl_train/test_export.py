@@ -22,7 +22,7 @@ from sacl_train.nets.foreign import open_encoder
 from sacl_train.report.figures import flatten
 from sacl_train.training.checkpoint import load_checkpoint
 from sacl_train.training.resume import load_encoder
-from texturegen.errors import UserError
+from texturegen.errors import MissingError, UserError
 
 SMALL = {"projector_hidden": 16, "projector_out": 16, "predictor_hidden": 8, "epochs": 0, "device": "cpu"}
 PIXELS = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1)).float() / 255
@@ -257,7 +257,9 @@ def test_encoder_that_does_not_fit_format_is_refused(tiny: tuple[Path, torch.Ten
     (tmp_path / "x").write_bytes(b"nothing")
     with pytest.raises(UserError, match="x: neither safetensors, nor a torch file of weights"):
         load_exported(tmp_path / "x")
-    done = CliRunner().invoke(export_main, [str(tmp_path / "nowhere")])
+    with pytest.raises(MissingError, match="`sacl-export RUN --out 'no file'`"):
+        load_exported("no file")
+    done = CliRunner().invoke(export_main, ["no run"])
     assert done.exit_code == 1
-    assert "no checkpoint here" in done.output
+    assert "no checkpoint here; train one with `sacl-train --out 'no run'`" in done.output
     assert CliRunner().invoke(export_main, [str(run)]).exit_code == 0

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +114,14 @@ def test_every_corruption_and_every_class_has_row(page: Path, tmp_path: Path) ->
     for row in (("fog", "37.5", "-"), ("snow", "87.5", "-"), ("cat", "-", "80.0")):
         assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" in text
     assert "<td>dog</td>" not in text
+    command = shlex.join(["sacl-eval", "embed", "--run", str(tmp_path / "<second>")])
+    assert f"<code>{escape(command)}</code>" in text
     assert "Error by corruption" not in page.read_text()
 
 
 def test_errors_name_directory(tmp_path: Path, page: Path) -> None:
-    with pytest.raises(UserError, match="no run here"):
-        write_page([tmp_path], tmp_path / "r.html")
+    with pytest.raises(UserError, match="train one with `sacl-train --out 'no run'`"):
+        write_page([Path("no run")], tmp_path / "r.html")
     with pytest.raises(UserError, match="a run is given twice"):
         write_page([page.parent / "first"] * 2, tmp_path / "r.html")
     (tmp_path / "config.toml").write_text("epochs = 1")

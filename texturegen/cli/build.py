@@ -1,6 +1,8 @@
 """The commands that make shards: `build`, `finish` and `plan`."""
 
+import errno
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -217,7 +219,9 @@ def build(
             emit("error", out=str(out), message=str(error))
         raise
     except OSError as error:  # most often a full disk
-        message = f"{error.filename or out}: {error.strerror or error}; {KEPT} to resume"
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        advice = "make the directory writable for this user or choose another --out" if denied else f"{KEPT} to resume"
+        message = f"{error.filename or out}: {error.strerror or error}; {advice}"
         if log_json:
             emit("error", out=str(out), message=message)
         fail(message)
@@ -303,7 +307,8 @@ def _print_result(out: Path, result: Any, as_json: bool) -> None:
         say(f"{out}: {counts['samples']} images, {counts['textures']} textures, {counts['failed']} failed")
     if result.missing is not None:
         others = f"{plural(result.missing, 'shard')} of other parts missing" if result.missing else "all shards exist"
-        print(escape_controls(f"{others}; when all parts have ended: texturegen finish {out}"), file=sys.stderr)
+        hint = f"{others}; when all parts have ended: texturegen finish {shlex.quote(str(out))}"
+        print(escape_controls(hint), file=sys.stderr)
     if not as_json and result.missing is None:
         _note_mixed(out)
     if counts.get("ignored"):

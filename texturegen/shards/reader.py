@@ -5,6 +5,7 @@ names, in the directory itself. `checks.check_rows` validates every offset when 
 """
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -153,7 +154,7 @@ class Shards:
         return len(self.keys)
 
     def __getitem__(self, i: int) -> Sample:
-        count = len(self.keys)
+        count, i = len(self.keys), operator.index(i)
         if not -count <= i < count:
             raise IndexError(f"sample {i} of {count} in {self.directory}")
         if i < 0:

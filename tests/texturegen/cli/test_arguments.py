@@ -1,5 +1,6 @@
 """Arguments that no command can mean: URLs for directories, numbers of thousands of digits, empty names."""
 
+import errno
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -86,3 +87,23 @@ def test_a_value_that_cannot_be_meant_is_refused_on_one_line(
     result = run(*(str(shapes_shards) if text == "SHARDS" else text for text in arguments))
     assert isinstance(result.exception, SystemExit), result.exception
     assert message in result.stderr
+
+
+def test_the_command_that_finishes_an_array_can_be_pasted_into_a_shell() -> None:
+    done = run(*BUILD[:3], "--limit", "2", *BUILD[5:], "--shard-size", "1", "--out", "my set", "--shard-range", "1/2")
+    assert done.exit_code == 0, done.output
+    assert "texturegen finish 'my set'\n" in done.stderr
+
+
+def test_a_directory_that_may_not_be_written_is_not_a_reason_to_repeat_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def denied(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "set/parts")
+
+    monkeypatch.setattr("texturegen.builds.build", denied)
+    done = run(*BUILD, "--out", "set")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "error: set/parts: Permission denied; make the directory writable for this user or choose another --out\n"
+    )

@@ -101,6 +101,9 @@ def assert_complete(shards: Shards, textures: int) -> None:
     for i in (-7, 6):
         with pytest.raises(IndexError):
             shards[i]
+    for wrong in (slice(0, 2), 1.0, "1"):
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            shards[wrong]
     assert shards.labels.flags.writeable  # so that a tensor can share the memory
 
 

@@ -3,6 +3,7 @@
 import http.server
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -179,3 +180,18 @@ def test_a_remote_range_is_requested_again_after_a_failure(failures: int, monkey
         with pytest.raises(UserError):
             remote.fetch("a")  # a wrong URL is not tried again
         assert len(calls) == 1
+
+
+def test_a_file_that_is_open_at_exit_is_closed_without_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    handle = ranges._Handle(str(tmp_path / "a"))
+    descriptor = handle.descriptor
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(ranges, "os", None)  # the interpreter clears modules before the last objects
+    del handle
+    assert unraisable == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
