@@ -1,6 +1,8 @@
 """Fine-tuning of the encoder with a linear layer, on a fraction of the labels (Chen et al. 2020, sections 4.2, B.5)."""
 
 import copy
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from sacl_train.config import Config
 from sacl_train.data.draws import Draws
+from sacl_train.data.memory import cache_budget
 from sacl_train.data.weak import WeakAugment, make_policy
 from sacl_train.evaluate.features import extract_features
 from sacl_train.evaluate.images import Images
@@ -126,7 +129,8 @@ def finetune(
 ) -> nn.Module:
     """Train a copy of the encoder together with a linear layer.
 
-    SGD with Nesterov momentum 0.9 and cosine decay, on random crops and flips. Damaged images are skipped.
+    SGD with Nesterov momentum 0.9 and cosine decay, on random crops and flips. Damaged images are skipped. The images
+    are kept in memory if they take at most half of what is available; otherwise each epoch reads them again.
 
     Parameters
     ----------
@@ -147,6 +151,11 @@ def finetune(
     -------
     nn.Module
         In eval mode: normalised images float (N, 3, H, W) -> logits (N, classes).
+
+    Raises
+    ------
+    UserError
+        If a weight is no longer finite.
     """
     config, device, images = subject.config, subject.device, subject.train
     encoder = copy.deepcopy(subject.encoder).requires_grad_(True)  # a target network takes no gradient
@@ -160,22 +169,29 @@ def finetune(
     ]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     scaler, weak = make_scaler(config, device), crops_and_flips(config, (0.5, 1.0))
-    pixels, indices = _read(images, picked, config.threads)
-    labels = torch.from_numpy(images.labels)[indices]
-    random = np.random.default_rng(seed)
-    batches = -(-len(indices) // batch_size)
+    labels, random = torch.from_numpy(images.labels), np.random.default_rng(seed)
+    kept = None
+    if len(picked) * 3 * math.prod(images.size) <= cache_budget():
+        kept = _read(images, picked, config.threads)
+    count = len(picked) if kept is None else len(kept[1])
+    batches = -(-count // batch_size)
     progress = Progress(epochs * batches, "batches")
     try:
         for epoch in range(epochs):
             model.train()
-            for i, chosen in enumerate(np.array_split(random.permutation(len(indices)), batches)):
+            order = random.permutation(count)
+            if kept is None:
+                read = _read_batches(images, picked[order], batches, config.threads)
+            else:
+                read = ((kept[0][chosen], kept[1][chosen]) for chosen in np.array_split(order, batches))
+            for i, (pixels, indices) in enumerate(read):
                 for group in optimizer.param_groups:
                     group["lr"] = cosine_lr(epoch * batches + i, epochs * batches, group["base"])
-                if len(chosen) > 1:  # BatchNorm needs two images
-                    states = Draws(seed, epoch, indices[chosen].to(device)).of(0)
+                if len(indices) > 1:  # BatchNorm needs two images
+                    states = Draws(seed, epoch, indices.to(device)).of(0)
                     with autocast(config, device):
-                        logits = model(weak(pixels[chosen].to(device), states))
-                    loss = F.cross_entropy(logits.float(), labels[chosen].to(device))
+                        logits = model(weak(pixels.to(device), states))
+                    loss = F.cross_entropy(logits.float(), labels[indices].to(device))
                     optimizer.zero_grad()
                     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                     scaler.step(optimizer)
@@ -183,6 +199,8 @@ def finetune(
                 progress(1)
     finally:
         progress.close()
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise UserError(f"fine-tuning on {count} images diverged; lower its lr ({lr:g}) or head_lr ({head_lr:g})")
     return model.eval()
 
 
@@ -202,3 +220,19 @@ def _read(images: Images, picked: np.ndarray, threads: int | None) -> tuple[torc
         pixels[count : count + read], indices[count : count + read] = batch["image"], batch["index"].numpy()
         count += read
     return pixels[:count], torch.from_numpy(indices[:count])
+
+
+def _read_batches(
+    images: Images, order: np.ndarray, count: int, threads: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Read images in `order` and yield them, as `_read` returns them, in `count` batches of about equal size."""
+    pixels, indices = torch.empty((0, 3, *images.size), dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    sizes = [len(part) for part in np.array_split(order, count)]
+    for batch in images.batches(order, threads):
+        pixels, indices = torch.cat([pixels, batch["image"]]), torch.cat([indices, batch["index"]])
+        while sizes and len(indices) >= sizes[0]:
+            size = sizes.pop(0)
+            yield pixels[:size], indices[:size]
+            pixels, indices = pixels[size:], indices[size:]
+    if len(indices):  # after damaged images
+        yield pixels, indices

@@ -55,6 +55,24 @@ def test_fine_tuning_fits_its_training_images_and_does_not_change_run(run: Path,
         evaluate_finetune(run, shapes_shards, [shapes_shards], "cpu", shares=(2,))
 
 
+def test_images_that_do_not_fit_into_memory_are_read_in_each_epoch(
+    run: Path, shapes_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = []
+    for budget in (64 * 3 * 32 * 32, 64 * 3 * 32 * 32 - 1):
+        monkeypatch.setattr("sacl_train.evaluate.finetune.cache_budget", lambda budget=budget: budget)
+        monkeypatch.setattr("sacl_train.evaluate.images.BATCH", 20)
+        with open_subject(run, shapes_shards, "cpu") as subject:
+            tuned.append(finetune(subject, np.arange(64), epochs=2, batch_size=15).state_dict())
+        monkeypatch.setattr("sacl_train.evaluate.finetune._read", None)  # the second time, the images do not fit
+    assert all(torch.equal(mine, its) for mine, its in zip(*(state.values() for state in tuned), strict=True))
+
+
+def test_fine_tuning_that_diverges_is_reported(run: Path, shapes_shards: Path) -> None:
+    with open_subject(run, shapes_shards, "cpu") as subject, pytest.raises(UserError, match="on 16 images diverged"):
+        finetune(subject, np.arange(16), epochs=3, batch_size=8, lr=1e30, head_lr=1e30)
+
+
 def test_fine_tuning_trains_target_network_too(run: Path, shapes_shards: Path) -> None:
     with open_subject(run, shapes_shards, "cpu", network="target") as subject:
         tuned = finetune(subject, np.arange(16), epochs=1, batch_size=8)[0]
