@@ -138,7 +138,8 @@ def count_launches(method_name: str, encoder: str, mode: str) -> tuple[int, int]
 class Operations(TorchDispatchMode):
     """Counts the operations that compute something."""
 
-    ALLOCATIONS = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+    # These allocate memory, or have no tensor as their result.
+    NOT_COUNTED = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "promote_types")
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +151,7 @@ class Operations(TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view and func.overloadpacket.__name__ not in self.ALLOCATIONS
+        self.count += not func.is_view and func.overloadpacket.__name__ not in self.NOT_COUNTED
         return func(*args, **(kwargs or {}))
 
 

@@ -10,8 +10,8 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather_with_gradient
 from sacl_train.methods.checks import check_settings_without_negatives
-from sacl_train.methods.losses import cross_correlation, embedding_std
-from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.losses import cross_correlation
+from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
@@ -93,6 +93,7 @@ class BarlowTwins(Method):
     ) -> None:
         super().__init__()
         self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.loss = Part(cross_correlation)
         self.projector = deep_mlp(encoder.out_features, settings.projector_hidden, settings.projector_out)
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
@@ -100,5 +101,5 @@ class BarlowTwins(Method):
         views, _ = draw_views(self.weak, batch, draws)
         z = [self.projector(self.encoder(view)) for view in views]  # (N, D)
         first, second = (gather_with_gradient(embeddings) for embeddings in z)
-        loss, metrics = cross_correlation(first, second, self.settings.redundancy)
-        yield self.settings.loss_scale * loss, {**metrics, "embedding_std": embedding_std(first.detach())}
+        loss, metrics = self.loss(first, second, self.settings.redundancy)
+        yield self.settings.loss_scale * loss, {**metrics, "embedding_std": self.embedding_std(first.detach())}

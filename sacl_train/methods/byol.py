@@ -11,8 +11,8 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather
 from sacl_train.methods.checks import check_settings_without_negatives
-from sacl_train.methods.losses import embedding_std, negative_cosine
-from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.losses import negative_cosine
+from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views
 from sacl_train.nets.ema import make_target, momentum_at, update_target
@@ -95,6 +95,7 @@ class BYOL(Method):
     ) -> None:
         super().__init__()
         self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.loss = Part(negative_cosine)
         out = settings.projector_out
         self.projector = mlp(encoder.out_features, settings.projector_hidden, out, norm=True)
         self.predictor = mlp(out, settings.predictor_hidden, out, norm=True)
@@ -108,10 +109,10 @@ class BYOL(Method):
         """
         views, _ = draw_views(self.weak, batch, draws)
         keys = [self._keys(view) for view in views]
-        std = embedding_std(gather(keys[0]))
+        std = self.embedding_std(gather(keys[0]))
         for view, key in zip(views, reversed(keys), strict=True):
             p = self.predictor(self.projector(self.encoder(view)))
-            loss, metrics = negative_cosine(p, key)
+            loss, metrics = self.loss(p, key)
             yield self.settings.loss_scale * (2 + 2 * loss), {**metrics, "embedding_std": std}
 
     def after_step(self, step: int | Tensor, steps: int) -> dict[str, float | Tensor]:

@@ -1,6 +1,6 @@
 """The interface between the training loop and a method."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -8,12 +8,25 @@ from torch import Tensor, nn
 
 from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
+from sacl_train.methods.losses import embedding_std
 from sacl_train.methods.shift import ShiftHead, Shifts
 from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
 
 # A term of a batch's loss (0-d) and its metrics (detached, 0-d).
 LossTerm = tuple[Tensor, dict[str, Tensor]]
+
+
+class Part(nn.Module):
+    """A function as a part of a method, so that `training.compilation` compiles it as it does the networks."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the function returns."""
+        return self.function(*args, **kwargs)
 
 
 class Method(nn.Module):
@@ -48,6 +61,7 @@ class Method(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_module("shift_head", None)
+        self.embedding_std = Part(embedding_std)
 
     @classmethod
     def resolve_settings(cls, settings: Any, images: int) -> Any:
@@ -135,6 +149,14 @@ def merge(terms: list[LossTerm]) -> dict[str, Tensor]:
     terms : list of LossTerm
         At least one.
     """
-    names = dict.fromkeys(name for _, metrics in terms for name in metrics)
-    means = {name: torch.stack([metrics[name] for _, metrics in terms if name in metrics]).mean() for name in names}
-    return {"loss": torch.stack([loss.detach() for loss, _ in terms]).sum(), **means}
+    total = torch.stack([loss.detach() for loss, _ in terms]).sum()
+    by_name: dict[str, list[Tensor]] = {}
+    for _, metrics in terms:
+        for name, value in metrics.items():
+            by_name.setdefault(name, []).append(value)
+    means: dict[str, Tensor] = {}
+    for count in sorted({len(values) for values in by_name.values()}):  # few operations: usually all have one of each
+        names = [name for name, values in by_name.items() if len(values) == count]
+        stacked = torch.stack([value for name in names for value in by_name[name]]).view(-1, count)
+        means |= zip(names, stacked.mean(dim=1).unbind(), strict=True)
+    return {"loss": total, **{name: means[name] for name in by_name}}

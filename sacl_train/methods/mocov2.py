@@ -18,8 +18,8 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
-from sacl_train.methods.losses import bank_nce, embedding_std
-from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.losses import bank_nce
+from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.ema import make_target, update_target
@@ -128,6 +128,7 @@ class MoCoV2(Method):
     ) -> None:
         super().__init__()
         self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.loss = Part(bank_nce)
         features = encoder.out_features
         self.projector = mlp(features, settings.projector_hidden or features, settings.projector_out)
         self.target_encoder = make_target(self.encoder)
@@ -165,11 +166,11 @@ class MoCoV2(Method):
         if settings.texture_role == "negative":
             textures = texture_keys(self._keys, texture_views, len(batch["image"]), len(queries))
         all_keys = [gather(key) for key in keys]
-        std = embedding_std(all_keys[0])
+        std = self.embedding_std(all_keys[0])
         first = process_rank() * len(keys[0])
         loss_settings = (settings.tau, settings.alpha, settings.scope, first, settings.decoupled)
         for view, key, t in zip(views, keys, textures, strict=False):
-            loss, metrics = bank_nce(self.projector(self.encoder(view)), key, self.queue, t, *loss_settings)
+            loss, metrics = self.loss(self.projector(self.encoder(view)), key, self.queue, t, *loss_settings)
             yield loss / len(keys), {**metrics, "embedding_std": std}
         self._enqueue(torch.cat(all_keys))
 

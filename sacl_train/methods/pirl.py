@@ -16,8 +16,8 @@ from sacl_train.data.draws import Draws, integers, mix, sort_keys, uniform
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
-from sacl_train.methods.losses import embedding_std, pirl_nce
-from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.losses import pirl_nce
+from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.encoder import Encoder
@@ -122,6 +122,7 @@ class PIRL(Method):
                 f"{4 * SIDE} px"
             )
         self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.loss = Part(pirl_nce)
         out = settings.projector_out
         self.projector = nn.Linear(encoder.out_features, out)  # f
         self.cell_projector = nn.Linear(encoder.out_features, out)  # g, first part: each cell
@@ -148,12 +149,12 @@ class PIRL(Method):
 
         loss_settings = (settings.tau, settings.alpha, settings.scope, process_rank() * len(indices))
         image = self.projector(self.encoder(views[0]))
-        std = embedding_std(gather(image.detach()))
+        std = self.embedding_std(gather(image.detach()))
         for weight, view, t in (
             (1 - settings.weight, lambda: image, textures[0]),
             (settings.weight, lambda: self._jigsaw(views[1], draws), textures[1]),
         ):
-            loss, metrics = pirl_nce(view(), own, bank, same, t, *loss_settings)
+            loss, metrics = self.loss(view(), own, bank, same, t, *loss_settings)
             yield weight * loss, {**metrics, "embedding_std": std}
         self._update_bank(gather(indices), gather(image.detach()))
 

@@ -14,8 +14,8 @@ from sacl_train.data.grid import check_grid, combine, split_grid
 from sacl_train.data.weak import ViewOf, WeakAugment
 from sacl_train.distributed import gather, process_rank
 from sacl_train.methods.checks import check_choice, check_settings
-from sacl_train.methods.losses import embedding_std, info_nce
-from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.losses import info_nce
+from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.ema import make_target, momentum_at, update_target
@@ -167,6 +167,7 @@ class SACL(Method):
         self.settings = settings or SACLSettings()
         check_grid(self.settings.grid, *image_size)
         self.weak = weak
+        self.combine, self.loss = Part(combine), Part(info_nce)
         if self.settings.queries == "crops":
             height, width = image_size
             self.crops = weak.cropping(CROP_SCALE, (height // self.settings.grid, width // self.settings.grid))
@@ -216,7 +217,7 @@ class SACL(Method):
             keys = [gather(self._keys(view)) for view in views]
             sides = [(0, keys[1], textures[0]), (1, keys[0], textures[1])]
         first = process_rank() * len(images)
-        std = embedding_std(sides[0][1])
+        std = self.embedding_std(sides[0][1])
         settings = self.settings
         whole = settings.texture_query == "whole"
         for n, z, t in sides:
@@ -224,7 +225,7 @@ class SACL(Method):
                 # (A, N, D)
                 p = self._whole_query(views[n]) if is_whole else self._queries(self._cells(images, views[n], draws, n))
                 against = t if is_whole or not whole else None
-                loss, metrics = info_nce(
+                loss, metrics = self.loss(
                     p, z, against, settings.tau, settings.alpha, settings.scope, first, settings.decoupled
                 )
                 yield loss / (2 * len(sides) if whole else len(sides)), {**metrics, "embedding_std": std}
@@ -240,11 +241,11 @@ class SACL(Method):
         views, textures = draw_views(self.weak, batch, draws, "two")
         kinds = [views, *zip(*(view.unflatten(0, (count, -1)).unbind(1) for view in textures), strict=True)]
         keys = [[gather(self._keys(view)) for view in pair] for pair in kinds]
-        first, std = process_rank() * count, embedding_std(keys[0][0])
+        first, std = process_rank() * count, self.embedding_std(keys[0][0])
         for kind, n in product(range(len(kinds)), (0, 1)):
             p = self._queries(split_grid(kinds[kind][n], settings.grid))
             z, *t = [keys[kind][1 - n], *(pair[1 - n] for k, pair in enumerate(keys) if k != kind)]
-            loss, metrics = info_nce(
+            loss, metrics = self.loss(
                 p, z, torch.stack(t, 1), settings.tau, settings.alpha, settings.scope, first, settings.decoupled
             )
             yield loss / (2 * len(kinds)), {**metrics, "embedding_std": std}
@@ -266,7 +267,7 @@ class SACL(Method):
 
     def _queries(self, cells: Tensor) -> Tensor:
         """Map cells (n*n*N, 3, H/n, W/n) to queries (A, N, D), one for each subset of an image's cells."""
-        features = combine(self.encoder(cells), self.settings.grid, self.settings.cells)  # (A, N, C)
+        features = self.combine(self.encoder(cells), self.settings.grid, self.settings.cells)  # (A, N, C)
         rows = self.predictor(self.projector(features.flatten(0, 1)))  # (A*N, D): BN over all combinations
         return rows.unflatten(0, (comb(self.settings.grid**2, self.settings.cells), -1))
 

@@ -11,8 +11,8 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather_with_gradient, process_rank
 from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
-from sacl_train.methods.losses import embedding_std, nt_xent
-from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.losses import nt_xent
+from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views, texture_keys
 from sacl_train.nets.encoder import Encoder
@@ -108,6 +108,7 @@ class SimCLR(Method):
     ) -> None:
         super().__init__()
         self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.loss = Part(nt_xent)
         features = encoder.out_features
         hidden, norm = settings.projector_hidden or features, settings.projector_norm
         self.projector = mlp(features, hidden, settings.projector_out, norm=norm, out_norm=norm)
@@ -127,8 +128,8 @@ class SimCLR(Method):
         all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
         loss_settings = (settings.tau, settings.alpha, settings.scope, first, settings.decoupled)
-        loss, metrics = nt_xent(z, all_views, textures, *loss_settings)
-        yield loss, {**metrics, "embedding_std": embedding_std(all_views[1].detach())}
+        loss, metrics = self.loss(z, all_views, textures, *loss_settings)
+        yield loss, {**metrics, "embedding_std": self.embedding_std(all_views[1].detach())}
 
     def _project(self, x: Tensor) -> Tensor:
         """Map views (M, 3, H, W) to embeddings (M, D)."""

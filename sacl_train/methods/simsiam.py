@@ -11,8 +11,8 @@ from sacl_train.data.draws import Draws
 from sacl_train.data.weak import WeakAugment
 from sacl_train.distributed import gather
 from sacl_train.methods.checks import check_settings_without_negatives
-from sacl_train.methods.losses import embedding_std, negative_cosine
-from sacl_train.methods.method import LossTerm, Method
+from sacl_train.methods.losses import negative_cosine
+from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
@@ -89,6 +89,7 @@ class SimSiam(Method):
     ) -> None:
         super().__init__()
         self.settings, self.weak, self.encoder = settings, weak, encoder
+        self.loss = Part(negative_cosine)
         # The last BN has no scale and shift: the authors' simsiam/builder.py, and section 4.4.
         self.projector = projector(
             encoder.out_features,
@@ -104,7 +105,7 @@ class SimSiam(Method):
         # Each view has its own forward pass, so that BatchNorm uses its statistics alone, as in algorithm 1.
         views, _ = draw_views(self.weak, batch, draws)
         z = [self.projector(self.encoder(view)) for view in views]
-        std = embedding_std(gather(z[0]))
-        sides = [negative_cosine(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]
+        std = self.embedding_std(gather(z[0]))
+        sides = [self.loss(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]
         metrics = {name: (sides[0][1][name] + sides[1][1][name]) / 2 for name in sides[0][1]}
         yield torch.stack([loss for loss, _ in sides]).mean(), {**metrics, "embedding_std": std}

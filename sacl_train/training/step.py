@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sacl_train.config import Config
 from sacl_train.data.draws import Draws
@@ -152,14 +152,33 @@ def add_gradients(
     Returns the piece's loss terms, divided by `config.accumulate`, and their metrics, all without gradient.
     """
     draws = Draws(config.seed, epoch, piece["index"])
+    trained = [p for p in method.parameters() if p.requires_grad]
     terms = method.all_terms(make_textures(piece, draws, config), draws)
     done: list[LossTerm] = []
     # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
     while (term := _next(terms, config, device)) is not None:
         loss = term[0] / config.accumulate
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        _backpropagate(scaler.scale(loss), trained)
         done.append((loss.detach(), term[1]))
     return done
+
+
+def _backpropagate(loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Add the gradients of a loss to those that the parameters have already.
+
+    `loss.backward()` would add them by an operation for each parameter; here one adds all.
+    """
+    if all(p.grad is None for p in parameters):
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    sums, added = [], []
+    for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+        if gradient is not None and p.grad is None:
+            p.grad = gradient.clone()  # autograd may return one tensor for two parameters
+        elif gradient is not None:
+            sums.append(p.grad)
+            added.append(gradient)
+    torch._foreach_add_(sums, added)
 
 
 def make_scaler(config: Config, device: torch.device) -> torch.amp.GradScaler:
@@ -207,10 +226,10 @@ def arithmetic(config: Config) -> Iterator[None]:
 def stack_metrics(metrics: Mapping[str, Tensor | float], device: torch.device) -> StepMetrics:
     """Stack metrics, 0-d tensors without gradient or numbers known to the host, into one tensor on `device`."""
     values = [
-        v.to(device, torch.float64) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device)
+        v.to(device) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=device)
         for v in metrics.values()
     ]
-    return StepMetrics(list(metrics), torch.stack(values))
+    return StepMetrics(list(metrics), torch.stack(values).double())
 
 
 def join(first: StepMetrics, second: StepMetrics) -> StepMetrics:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sacl_train.training.loop
@@ -30,6 +31,7 @@ from sacl_train.training.setup import build_method, choose_device
 from sacl_train.training.step import (
     Step,
     StepMetrics,
+    _backpropagate,
     add_gradients,
     arithmetic,
     cell_sizes,
@@ -161,6 +163,17 @@ def test_gradient_with_accumulation_is_mean_over_pieces() -> None:
     torch.testing.assert_close(moved[0], expected)
     assert done["loss"] == pytest.approx(sum(losses) / 2)
     assert all(p.grad is None for p in names), "the next step starts without gradients"
+
+
+def test_gradients_of_later_terms_are_added() -> None:
+    a, b, c, d = parameters = [nn.Parameter(torch.ones(2)) for _ in range(4)]
+    _backpropagate((2 * a + b).sum(), parameters)
+    _backpropagate((a + b + c + d).sum(), parameters)  # autograd has one tensor for the gradients of all four
+    a.grad *= 10  # as clipping does
+    c.grad *= 100
+    assert [p.grad.tolist() for p in parameters] == [[30, 30], [2, 2], [100, 100], [1, 1]]
+    _backpropagate(a.sum(), parameters)  # the others have no part in it
+    assert [p.grad[0].item() for p in parameters] == [31, 2, 100, 1]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
