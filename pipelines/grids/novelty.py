@@ -23,6 +23,10 @@ ROWS: dict[str, tuple[Settings, Settings]] = {  # name -> settings of the run, o
     "rotations and textures as instances, head": (INSTANCE | HEAD | {"texture_source": "shards-and-rotations"}, {}),
     "wang-tiles as instances, head": (INSTANCE | HEAD, {"method": "wang-tiles"}),
     "corner textures as instances, head": (INSTANCE | HEAD, {"patches_from": "corners"}),
+    "rotations and corner textures as instances, head": (
+        INSTANCE | HEAD | {"texture_source": "shards-and-rotations"},
+        {"patches_from": "corners"},
+    ),
     "half-side textures as instances, head": (INSTANCE | HEAD, {"patch_size": HALF_SIDE}),
     "rotations as instances": (INSTANCE | {"texture_source": "rotations"}, {}),
     "textures as instances": (INSTANCE, {}),
