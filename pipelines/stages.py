@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,10 +133,11 @@ def claim_run(directory: Path, settings: dict[str, Any], shards: str | Path) -> 
         set_aside(directory, checkpoint.LOCK)
     if not directory.exists():
         for old in directory.parent.glob(f"{directory.name}.old-*"):
-            if _holds_run(old, settings, shards):
-                old.rename(directory)
-                warn(f"{old} holds the requested run: moved back to {directory.name}")
-                return
+            with suppress(DamagedError):  # its checkpoints: a run that was set aside must not stop another
+                if _holds_run(old, settings, shards):
+                    old.rename(directory)
+                    warn(f"{old} holds the requested run: moved back to {directory.name}")
+                    return
 
 
 def set_aside(directory: Path, lock: str = LOCK) -> Path:

@@ -19,11 +19,11 @@ from pipelines.stages import (
 from sacl_train import train
 from sacl_train.config import load_config
 from sacl_train.report.figures import write_figures
-from sacl_train.training.checkpoint import exclusive
+from sacl_train.training.checkpoint import exclusive, load_checkpoint
 from sacl_train.training.resume import comparable
 from texturegen.builds import Recipe, build
 from texturegen.builds.directory import BuildDirectory
-from texturegen.errors import BusyError
+from texturegen.errors import BusyError, DamagedError
 from texturegen.shards import open_shards
 
 RUN = {"encoder": "se_resnet8", "width": 4, "stem": "cifar-stride2", "epochs": 0, "batch_size": 16, "device": "cpu"}
@@ -127,6 +127,15 @@ def test_run_in_training_is_not_set_aside(shapes_shards: Path, tmp_path: Path) -
     assert not (tmp_path / "run.old-1" / "lock").exists()
     claim_run(run, RUN, shapes_shards)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_damaged_run_that_was_set_aside_stops_no_other(shapes_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.old-1").mkdir()
+    (tmp_path / "run.old-1" / "checkpoint-000000.pt").write_bytes(b"damaged")
+    with pytest.raises(DamagedError):
+        load_checkpoint(tmp_path / "run.old-1")
+    claim_run(tmp_path / "run", RUN, shapes_shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.old-1"]
 
 
 def test_run_is_kept_when_its_shards_are_repaired(
