@@ -242,6 +242,8 @@ def open_test(place: str | Path, subject: Subject, root: str | Path | None = Non
             f"{place}: its classes differ from those of {train.place} ({difference}); give a test set with the same "
             "classes"
         )
+    if test.digest == train.digest:
+        warn(f"{place}: the training images of the probe; its scores say nothing about other images")
     return test
 
 

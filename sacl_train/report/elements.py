@@ -1,7 +1,7 @@
 """Elements of the HTML report: charts, pictures and tables, with everything escaped."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -60,9 +60,12 @@ def titled(title: str, content: str) -> str:
     return f"<h3>{escape(title)}</h3>{content}" if content else ""
 
 
-def percent_table(head: str, runs: Mapping[str, dict[str, float]]) -> str:
-    """Return a table of fractions in per cent, with a column per run; "" if there are none."""
-    labels = dict.fromkeys(label for values in runs.values() for label in values)
+def percent_table(head: str, runs: Mapping[str, dict[str, float]], labels: Iterable[str] = ()) -> str:
+    """Return a table of fractions in per cent, with a column per run; "" if there are none.
+
+    Rows are in the order of `labels`, then of the runs.
+    """
+    labels = dict.fromkeys([*labels, *(label for values in runs.values() for label in values)])
     rows = [
         [label, *(f"{100 * values[label]:.1f}" if label in values else "-" for values in runs.values())]
         for label in labels

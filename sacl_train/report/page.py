@@ -194,12 +194,13 @@ def _traces(panel: Panel, runs: Mapping[str, _Run]) -> list[dict[str, Any]]:
 
 
 def _probes_section(runs: Mapping[str, _Run]) -> str:
-    values: dict[str, dict[str, float]] = {
-        name: {
-            label: value for probe, figures in run.figures.items() for label, value in flatten(probe, figures).items()
-        }
-        for name, run in runs.items()
-    }
+    values: dict[str, dict[str, float]] = {name: {} for name in runs}
+    labels: dict[str, None] = {}  # the rows of a probe stay together, also where runs were scored on different sets
+    for probe in sorted({probe for run in runs.values() for probe in run.figures}):
+        for name, run in runs.items():
+            found = flatten(probe, run.figures.get(probe, {}))
+            values[name] |= found
+            labels |= dict.fromkeys(found)
     if not any(values.values()):
         return "<h2>Probes</h2><p class='note'>None yet; see <code>sacl-eval --help</code>.</p>"
     note = "<p class='note'>In per cent. The JSON file of each probe holds the command and the package versions.</p>"
@@ -208,7 +209,7 @@ def _probes_section(runs: Mapping[str, _Run]) -> str:
     corruptions = {name: _mean_errors(run.figures.get("corruption", {})) for name, run in runs.items()}
     biases = {name: _shape_biases(run.figures.get("shape-bias", {})) for name, run in runs.items()}
     tables = [
-        f"<h2>Probes</h2>{note}{percent_table('figure', values)}",
+        f"<h2>Probes</h2>{note}{percent_table('figure', values, labels)}",
         titled("Error by corruption, mean over the severities", percent_table("corruption", corruptions)),
         titled("Shape bias, by the shape of the stimulus", percent_table("shape", biases)),
         titled("How the probes were measured", table(heads, describe_probes(of_runs), words=True)),

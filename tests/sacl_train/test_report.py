@@ -109,8 +109,14 @@ def test_every_corruption_and_every_class_has_row(page: Path, tmp_path: Path) ->
     (tmp_path / "first" / "eval-corruption.json").write_text(json.dumps(errors))
     classes = {"classes": {"cat": {"bias": 0.8}, "dog": {"bias": None}}}
     (tmp_path / "<second>" / "eval-shape-bias.json").write_text(json.dumps(classes))
+    knn = json.loads((tmp_path / "first" / "eval-knn.json").read_text())
+    other = {"test": [{**row, "split": "other"} for row in knn["test"]]}
+    (tmp_path / "<second>" / "eval-knn.json").write_text(json.dumps(other))
     write_page([tmp_path / "first", tmp_path / "<second>"], tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
+    rows = re.findall("<td>(knn|linear), ", text)  # a probe's rows stay together, whichever run has them
+    assert rows == sorted(rows)
+    assert "<td>knn, k=20, other: top-1</td>" in text
     for row in (("fog", "37.5", "-"), ("snow", "87.5", "-"), ("cat", "-", "80.0")):
         assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" in text
     assert "<td>dog</td>" not in text

@@ -115,9 +115,15 @@ def test_features_are_of_whole_normalised_images_in_eval_mode(run: Path, shapes_
 
 @pytest.mark.parametrize(("probe", "settings"), [("knn", {"k": (5,)}), ("linear", {"epochs": 5})])
 def test_probe_scores_every_test_set(
-    run: Path, shapes_shards: Path, shapes_test_shards: Path, probe: str, settings: dict
+    run: Path,
+    shapes_shards: Path,
+    shapes_test_shards: Path,
+    probe: str,
+    settings: dict,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     figures = evaluate(probe, run, shapes_shards, [shapes_test_shards, shapes_shards], "cpu", **settings)
+    assert capsys.readouterr().err.count("the training images of the probe") == 1
     conflict, training = figures["test"]
     assert (conflict["split"], conflict["images"], training["images"]) == ("conflict", 40, 64)
     assert figures["settings"] == settings
