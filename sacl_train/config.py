@@ -136,7 +136,7 @@ class Config:
     precision: str = "auto"  # of the forward pass, by autocast: fp32, bf16 or fp16; auto: bf16 on CUDA, else fp32
     tf32: bool = True  # allow TF32 in fp32 matrix products and convolutions on CUDA
     channels_last: bool = True  # memory layout of the networks
-    compile: str = "auto"  # torch.compile's mode for the networks, or none; auto: default on CUDA, else none
+    compile: str = "auto"  # torch.compile's mode for views, networks, loss, or none; auto: default on CUDA, else none
     cuda_graph: bool | None = None  # replay the step as a CUDA graph; None: on CUDA, where the settings allow it
     deterministic: bool = False  # deterministic CUDA kernels: the same bits in every run, slower
     threads: int | None = None  # threads that decode images; None: all CPUs, divided among the machine's processes

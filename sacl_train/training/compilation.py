@@ -1,4 +1,4 @@
-"""Compile the networks of a method and its views by torch.compile."""
+"""Compile the networks of a method, its views and its loss by torch.compile."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ VARIANTS = 64
 
 
 def compile_method(method: Method, mode: str) -> None:
-    """Compile the views and each network of a method by itself, for the shapes that it meets.
+    """Compile the views, each network and the loss of a method by itself, for the shapes that it meets.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def compile_method(method: Method, mode: str) -> None:
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     # A graph break costs speed without a word, so it is an error, but for what talks to other processes.
     options = {"mode": mode, "fullgraph": count_processes() == 1, "dynamic": False}
-    for part in method.children():  # the augmentations are modules too, without weights
+    for part in method.children():  # the augmentations and the loss are modules too, without weights
         part.compile(**options)
 
 
