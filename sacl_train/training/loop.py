@@ -120,7 +120,7 @@ def train(config: Config, shards_dir: str | Path, out: str | Path, score: Score 
                             _save(run, state, is_best)
                         if run.is_writer:
                             write_rows(out, state.rows)
-                            run.board.write("epoch", row, state.saved_step)
+                            run.board.write("epoch", row, state.step - 1)  # where the epoch's last step is
                 if state.rows and run.is_writer:
                     draw_curves(out / "curves.png", state.rows)
             return state.rows
