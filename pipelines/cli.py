@@ -35,7 +35,7 @@ def run(recipe: str, out: Path, root: str | None, device: str, changes: dict[str
     from pipelines.runner import run as run_journey
 
     reports = run_journey(load_recipe(recipe, changes), out, root, device, jobs)
-    print(f"\n{reports.markdown.read_text()}")
+    print(f"\n{reports.markdown.read_text('utf-8')}")
     for path in reports:
         if path is not None:
             print(f"report: {path}")
@@ -60,7 +60,7 @@ def _add_grid(name: str) -> None:
 
         grid = narrow(make_grid(name, SCALES[scale]), (), changes)
         table = run_grid(grid, SCALES[scale], out, only=only, **options)
-        print(f"\n{table.read_text()}\nreport: {table}")
+        print(f"\n{table.read_text('utf-8')}\nreport: {table}")
 
 
 for grid_name in GRIDS:

@@ -149,7 +149,7 @@ def _is_folder(value: Any) -> bool:
 def _is_trained(run: Path) -> bool:
     if not (run / "config.toml").is_file():
         return False
-    epochs = tomllib.loads((run / "config.toml").read_text())["epochs"]
+    epochs = tomllib.loads((run / "config.toml").read_text("utf-8"))["epochs"]
     metrics = run / "metrics.jsonl"
     done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
     return done >= epochs and any(run.glob("checkpoint-*.pt"))

@@ -107,7 +107,8 @@ def run_cell(job: Job) -> tuple[str, Any]:
     directory = Path(job.directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     _idle.clear()
-    with directory.with_suffix(".log").open("a") as log, contextlib.redirect_stderr(log):
+    path = directory.with_suffix(".log")  # a message may name a file whose name is no text
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as log, contextlib.redirect_stderr(log):
         try:
             return _run_cell(job, directory)
         except UserError as error:

@@ -281,12 +281,19 @@ def test_missing_stimuli_are_found_before_the_first_build(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_internal_error_is_in_log_of_cell(tmp_path: Path) -> None:
+def fail_with_a_name_that_is_no_text(*_: object) -> None:
+    raise RuntimeError(os.fsdecode(b"\xe9.png"))
+
+
+def test_internal_error_is_in_log_of_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = make_grid("table4", TINY).cells[0]
     job = Job(cell, 0, str(tmp_path / "cell"), {"train": None}, {"train": ""}, ("linear",), {}, {}, None, "cpu")  # type: ignore[dict-item]
     status, why = run_cell(job)
     assert (status, why) == ("failed", f"internal error, see the traceback in {tmp_path}/cell.log")
     assert "TypeError" in (tmp_path / "cell.log").read_text()
+    monkeypatch.setattr("pipelines.grids.worker._run_cell", fail_with_a_name_that_is_no_text)
+    assert run_cell(job)[0] == "failed"
+    assert r"\udce9.png" in (tmp_path / "cell.log").read_text()
 
 
 def test_table_has_mean_deviation_and_figure_of_paper(tmp_path: Path) -> None:

@@ -228,9 +228,11 @@ def test_missing_plotly_prints_a_hint(
 @pytest.mark.parametrize("with_html", [True, False])
 def test_command_prints_report_paths(with_html: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     markdown, html = tmp_path / "report.md", tmp_path / "report.html" if with_html else None
-    markdown.write_text("# Figures")
+    markdown.write_text("# Figures, ± two", "utf-8")
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding="ascii": read(path, encoding))  # as in the locale C
     monkeypatch.setattr(runner, "run", lambda *_: Reports(markdown, html))
     done = CliRunner().invoke(main, ["run", "shapes", "--out", str(tmp_path)])
     assert done.output.splitlines()[-1] == f"report: {html if with_html else markdown}"
-    assert "# Figures" in done.output
+    assert "# Figures, ± two" in done.output
     assert f"report: {markdown}" in done.output
