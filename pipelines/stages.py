@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.options import read_build
 from texturegen.console import warn
 from texturegen.errors import DamagedError, UserError
+from texturegen.sources.files import walk
 from texturegen.storage.atomic import read_json, write_json
 from texturegen.storage.lock import LOCK, DirectoryLock
 from texturegen.storage.sealed import is_intact
@@ -58,12 +59,14 @@ def digest_shards(directory: str | Path) -> str:
 
 
 def digest_folder(directory: str | Path) -> str:
-    """Return a digest that changes with the name or the content of any file in a folder."""
+    """Return a digest that changes with the name or the content of any file in a folder, hidden files aside.
+
+    Links are followed, as where the images are read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(Path(directory).rglob("*")):
-        if path.is_file():
-            content = hashlib.sha256(path.read_bytes()).hexdigest()  # below, the name may not be UTF-8
-            digest.update(os.fsencode(path.relative_to(directory)) + f"\n{content}\n".encode())
+    for path in sorted(Path(path) for path, kind in walk(directory) if kind == "file"):
+        content = hashlib.sha256((directory / path).read_bytes()).hexdigest()
+        digest.update(os.fsencode(path) + f"\n{content}\n".encode())  # a name may not be UTF-8
     return digest.hexdigest()
 
 

@@ -65,7 +65,11 @@ def test_digest_of_folder_depends_on_its_content(tmp_path: Path) -> None:
     assert digest_folder(tmp_path / "a") == digest_folder(tmp_path / "b")
     (tmp_path / "b" / "cat" / "1.png").write_bytes(b"2")
     assert digest_folder(tmp_path / "a") != digest_folder(tmp_path / "b")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b" / "cat")
     before = digest_folder(tmp_path / "a")
+    (tmp_path / "b" / "cat" / "1.png").write_bytes(b"3")
+    assert digest_folder(tmp_path / "a") != before
+    before = digest_folder(str(tmp_path / "a"))
     with open(os.fsencode(tmp_path / "a") + b"/\xe9.png", "wb"):  # not UTF-8
         pass
     assert digest_folder(tmp_path / "a") != before
