@@ -80,6 +80,8 @@ class Draws:
         Index of the epoch. A tensor may change between replays of a captured CUDA graph.
     samples : Tensor int64 (N,)
         Indices of the samples in the shards. All random numbers are computed on their device.
+    start : Tensor int64 (0-d)
+        Hash of seed and epoch, which the hashes of all samples begin with; see `states_of`.
 
     Examples
     --------
@@ -91,20 +93,27 @@ class Draws:
     seed: int
     epoch: int | Tensor
     samples: Tensor
-    _states: Tensor = field(init=False, repr=False)
+    start: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         run = _mix_on_host(0, self.seed)
-        # A hash of two words does not depend on their order.
-        epoch = _mix_on_host(run, self.epoch) if isinstance(self.epoch, int) else mix(self.epoch, run)
-        object.__setattr__(self, "_states", mix(self.samples, epoch))  # the hashes for all purposes begin with these
+        if isinstance(self.epoch, int):
+            start = torch.full((), _mix_on_host(run, self.epoch), dtype=torch.int64, device=self.samples.device)
+        else:
+            start = mix(self.epoch, run)  # a hash of two words does not depend on their order
+        object.__setattr__(self, "start", start)
 
     def of(self, purpose: int | tuple[int, ...]) -> Tensor:
         """Return a state for each sample, for `uniform` and `mix`. The purpose of a view is its index.
 
         The states are int64 (N,), or (K, N) for K purposes.
         """
-        return _hash(self._states, purpose)
+        return states_of(self.samples, self.start, purpose)
+
+
+def states_of(samples: Tensor, start: Tensor, purpose: int | tuple[int, ...]) -> Tensor:
+    """Return what `Draws.of` does, as a function of tensors that torch.compile takes for every epoch and batch."""
+    return _hash(mix(samples, start), purpose)
 
 
 def _hash(state: Tensor, word: int | range | tuple[int, ...]) -> Tensor:

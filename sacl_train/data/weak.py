@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sacl_train.data import geometry
 from sacl_train.data.device import constant
-from sacl_train.data.draws import Draws, uniform
+from sacl_train.data.draws import Draws, states_of, uniform
 from sacl_train.data.operations import (
     Blur,
     ColourJitter,
@@ -199,9 +199,10 @@ class WeakAugment(nn.Module):
         made: dict[int, Tensor] = {}  # place in `asked` -> views
         for number, places in passes.items():
             chosen = [asked[place] for place in places]
-            states, geometric = _states(draws, [view.purposes for view in chosen]), None
+            states = self._states(draws.samples, draws.start, tuple(view.purposes for view in chosen))
+            geometric = None
             if any(view.geometry is not None for view in chosen):
-                geometric = _states(draws, [_geometry_of(view) for view in chosen])
+                geometric = self._states(draws.samples, draws.start, tuple(map(_geometry_of, chosen)))
             views = self(torch.cat([view.images for view in chosen]), states, geometric, number)
             made |= dict(zip(places, views.split([len(view.images) for view in chosen]), strict=True))
         return [made[place] for place in range(len(asked))]
@@ -266,6 +267,13 @@ class WeakAugment(nn.Module):
     def compile(self, **options: Any) -> None:
         """Compile the views by torch.compile, with its `options`."""
         self._views = torch.compile(self._views, **options)  # type: ignore[method-assign]
+        self._states = torch.compile(self._states, **options)  # type: ignore[method-assign]
+
+    @staticmethod
+    def _states(samples: Tensor, start: Tensor, purposes: tuple[tuple[int, ...], ...]) -> Tensor:
+        """Return the states of the images of several views, one after the other; a sample's K images are adjacent."""
+        states = states_of(samples, start, tuple(purpose for own in purposes for purpose in own))  # (sum of K, N)
+        return torch.cat([part.T.flatten() for part in states.split([len(own) for own in purposes])])
 
     def _views(self, policy: Policy, images: Tensor, states: Tensor, geometric: Tensor) -> Tensor:
         views = _to_float(images)
@@ -310,12 +318,6 @@ def _select(choice: Tensor, probability: float, changed: Tensor, unchanged: Tens
         return changed
     chosen = choice < probability
     return torch.where(chosen.view(-1, *[1] * (changed.dim() - 1)), changed, unchanged)
-
-
-def _states(draws: Draws, purposes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Return the states of the images of several views, one after the other; the K images of a sample are adjacent."""
-    states = draws.of(tuple(purpose for own in purposes for purpose in own))  # (sum of K, N)
-    return torch.cat([part.T.flatten() for part in states.split([len(own) for own in purposes])])
 
 
 def _geometry_of(view: ViewOf) -> tuple[int, ...]:

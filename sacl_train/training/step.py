@@ -157,7 +157,7 @@ def add_gradients(
     done: list[LossTerm] = []
     # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
     while (term := _next(terms, config, device)) is not None:
-        loss = term[0] / config.accumulate
+        loss = term[0] / config.accumulate if config.accumulate > 1 else term[0]
         _backpropagate(scaler.scale(loss), trained)
         done.append((loss.detach(), term[1]))
     return done
