@@ -199,9 +199,10 @@ class Progress:
             figures = {"done": self.done, "total": self.total, "unit": self.unit, "failed": self.failed}
             emit("progress", **figures, per_second=round(rate, 2), seconds_left=left and round(left, 1))
             return
-        line = f"{self.done} {self.unit}, {rate:.0f}/s"
+        shown = f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s"  # some methods take seconds per image
+        line = f"{self.done} {self.unit}, {shown}"
         if left is not None:
-            line = f"{self.done}/{self.total} {self.unit}, {rate:.0f}/s, {left:.0f} s left"
+            line = f"{self.done}/{self.total} {self.unit}, {shown}, {left:.0f} s left"
         print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ def test_rate_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch, capsys
 
     assert work(LINE_SECONDS / 2, 1) == ""
     assert work(95, 99) == "200/10000 images, 1/s, 9800 s left\n"  # a slow start
+    assert work(1000, 330) == "530/10000 images, 0.39/s, 24226 s left\n"
     for _ in range(5):
         work(LINE_SECONDS, 1000)
-    assert work(LINE_SECONDS, 1000) == "6200/10000 images, 100/s, 38 s left\n"
+    assert work(LINE_SECONDS, 1000) == "6530/10000 images, 100/s, 35 s left\n"
