@@ -1,11 +1,14 @@
 """Ridge regression onto one-hot labels in closed form: a linear probe that takes seconds."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sacl_train.evaluate.interface import Classifier
 from sacl_train.evaluate.standardise import PIECE, feature_scale
+from texturegen.errors import UserError
 
 
 def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[str, Classifier]:
@@ -27,6 +30,11 @@ def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[s
     dict of str to Classifier
         One classifier, named "".
 
+    Raises
+    ------
+    UserError
+        If the penalty is not a finite number above 0.
+
     Examples
     --------
     >>> features = torch.eye(4).repeat(8, 1)
@@ -35,6 +43,8 @@ def fit_ridge(features: Tensor, labels: Tensor, penalty: float = 1e-2) -> dict[s
     >>> classify(torch.eye(4)).argmax(1)
     tensor([0, 1, 2, 3])
     """
+    if not 0 < penalty < math.inf:
+        raise UserError(f"ridge: penalty must be a finite number above 0, not {penalty}")
     count, width, classes = len(features), features.shape[1], int(labels.max()) + 1
     mean, std = feature_scale(features)
     gram = penalty * count * torch.eye(width, dtype=mean.dtype, device=mean.device)

@@ -16,7 +16,8 @@ from typing import IO, Any, NotRequired, TypedDict
 import torch
 
 from texturegen.console import warn
-from texturegen.errors import DamagedError, MissingError
+from texturegen.errors import DamagedError, MissingError, UserError
+from texturegen.shards.layout import BUILD
 from texturegen.storage.atomic import write_atomically
 from texturegen.storage.lock import DirectoryLock
 
@@ -76,10 +77,21 @@ def exclusive(run: Path) -> Iterator[None]:
     ------
     BusyError
         If another process trains in `run`; the message names it.
+    UserError
+        If `run` is a file, or holds shards.
     """
+    refuse_other_files(run)
     with DirectoryLock(run, activity="training", name=LOCK):
         _remove_temporary_files(run)
         yield
+
+
+def refuse_other_files(run: Path) -> None:
+    """Raise UserError if `run` is a file, or a directory of shards: a run would put its own files among them."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is not a directory; choose another --out")
+    if (run / BUILD).is_file():
+        raise UserError(f"{run}: holds shards; choose another --out")
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int = 2, best: bool = False) -> None:

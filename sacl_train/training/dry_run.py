@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sacl_train.config import Config
-from sacl_train.training.checkpoint import LOCK
+from sacl_train.training.checkpoint import LOCK, refuse_other_files
 from sacl_train.training.compilation import require_compiler
 from sacl_train.training.metrics import require_boards
 from sacl_train.training.resume import load_resumable, refuse_other_run
@@ -55,11 +55,11 @@ def plan(config: Config, shards_dir: str | Path, out: str | Path) -> tuple[Confi
 
 
 def _check_place(out: Path) -> None:
-    """Raise BusyError or OSError where `checkpoint.exclusive` would, but leave the directory as it is."""
+    """Raise UserError or OSError where `checkpoint.exclusive` would, but leave the directory as it is."""
+    refuse_other_files(out)
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        code = errno.EEXIST if nearest == out else errno.ENOTDIR
-        raise OSError(code, os.strerror(code), str(out))  # a FileExistsError or a NotADirectoryError
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
     if nearest != out and not os.access(nearest, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
     refuse_locked(out / LOCK)

@@ -117,6 +117,8 @@ def load_encoder(run: str | Path) -> tuple[Encoder, Config, int]:
 def load_networks(run: Path) -> tuple[Method, Config, Checkpoint]:
     """Return the method of a run with all its networks on the CPU, its config and its checkpoint, as `load_encoder`."""
     checkpoint = read_checkpoint(run) if is_checkpoint(run) else load_checkpoint(run)
+    if checkpoint is None and run.is_file():
+        raise UserError(f"{run}: not a checkpoint; give the directory of a run, or a .pt file in it")
     if checkpoint is None:
         raise MissingError(f"{run}: no checkpoint here; train one with `sacl-train --out {shlex.quote(str(run))}`")
     config = _saved_config(checkpoint, run)  # config.toml may have been edited since

@@ -259,6 +259,10 @@ def test_encoder_that_does_not_fit_format_is_refused(tiny: tuple[Path, torch.Ten
         load_exported(tmp_path / "x")
     with pytest.raises(MissingError, match="`sacl-export RUN --out 'no file'`"):
         load_exported("no file")
+    for wrong in (run / "config.toml", tmp_path / "x"):
+        done = CliRunner().invoke(export_main, [str(wrong)])
+        assert done.exit_code == 1
+        assert done.output == f"error: {wrong}: not a checkpoint; give the directory of a run, or a .pt file in it\n"
     done = CliRunner().invoke(export_main, ["no run"])
     assert done.exit_code == 1
     assert "no checkpoint here; train one with `sacl-train --out 'no run'`" in done.output

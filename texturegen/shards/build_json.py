@@ -60,6 +60,8 @@ def load_build(files: Directory) -> dict[str, Any]:
     directory = files.locate("").rstrip("/")
     if files.exists(PARTS):
         raise MissingError(f"{directory}: this build is not finished; run the same `texturegen build` again")
+    if Path(directory).is_file():
+        raise MissingError(f"{directory}: is a file; give the directory of the shards, the one with {BUILD}")
     raise MissingError(f"{directory}: no shards here ({BUILD} is missing); make some with `texturegen build`")
 
 

@@ -179,6 +179,9 @@ def test_ridge_is_least_squares_with_penalty(piece: int, monkeypatch: pytest.Mon
     stacked = np.vstack([a, np.sqrt(0.1 * 40) * np.eye(6)])  # the penalty as additional rows
     weights = np.linalg.lstsq(stacked, np.vstack([one_hot - centre, np.zeros((6, 3))]), rcond=None)[0]
     np.testing.assert_allclose(scores.numpy(), b @ weights + centre, atol=1e-6)
+    for wrong in (0.0, math.nan, math.inf):
+        with pytest.raises(UserError, match="penalty must be a finite number above 0"):
+            ridge.fit_ridge(x, labels, penalty=wrong)
 
 
 def test_shuffled_images_are_scored_too(run: Path, shapes_shards: Path, shapes_test_shards: Path) -> None:

@@ -201,11 +201,14 @@ def test_dry_run_refuses_what_the_run_finds_in_its_directory(shapes_shards: Path
     config = resolve(tiny(), open_shards(shapes_shards), CPU)
     run, file = tmp_path / "run", tmp_path / "file"
     file.touch()
-    for out in (file, file / "run"):
-        with pytest.raises(OSError, match=r"File exists|Not a directory") as planned:
-            plan(config, shapes_shards, out)
-        with pytest.raises(type(planned.value)):
-            train(config, shapes_shards, out)
+    for out, error, message in (
+        (file, UserError, "file: is not a directory; choose another --out"),
+        (file / "run", NotADirectoryError, "Not a directory"),
+        (shapes_shards, UserError, "holds shards; choose another --out"),
+    ):
+        for command in (plan, train):
+            with pytest.raises(error, match=message):
+                command(config, shapes_shards, out)
     with exclusive(run), pytest.raises(BusyError, match=f"{run}: process .* is training there"):
         plan(config, shapes_shards, run)
     run.mkdir()

@@ -226,6 +226,9 @@ def test_missing_file_is_reported(copy: Path, tmp_path: Path) -> None:
         open_shards(copy)
     with pytest.raises(UserError, match="no shards here"):
         open_shards(tmp_path)
+    tar = next(copy.glob("*.tar"))
+    with pytest.raises(UserError, match=f"{tar}: is a file; give the directory of the shards"):
+        open_shards(tar)
 
 
 def test_shard_name_outside_directory_is_refused(copy: Path) -> None:
