@@ -8,7 +8,7 @@ import click
 
 from sacl_train.cli.subject import ENCODER, subject_options
 from sacl_train.nets.encoder_file import EncoderFile
-from texturegen.console import option, say, warn
+from texturegen.console import option, plural, say, warn
 
 IMAGES = "Shards, a folder of class folders, or DATASET:SPLIT."
 POSITIVE = click.FloatRange(0, min_open=True)
@@ -109,7 +109,7 @@ def finish(
     trained, planned = figures["trained_epochs"], figures["planned_epochs"]
     if trained < planned:
         warn(f"{run} is not finished: trained for {trained} of {planned} epochs")
-    say(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {trained} epochs")
+    say(f"{run}: {figures['encoder']}, texture role {figures['texture_role']}, trained for {plural(trained, 'epoch')}")
     print(f"{figures['probe']}: {describe_probe(figures)}")
     for line in above:
         print(line)

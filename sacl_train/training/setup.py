@@ -22,7 +22,7 @@ from sacl_train.nets.norms import stop_counting
 from sacl_train.training.checkpoint import Checkpoint
 from sacl_train.training.compilation import can_compile
 from sacl_train.training.step import make_textures, precision_on
-from texturegen.console import note
+from texturegen.console import note, plural
 from texturegen.errors import UserError
 from texturegen.shards import Shards
 
@@ -217,6 +217,6 @@ def describe(config: Config, stream: Stream, step: int) -> str:
     processes = f" on {stream.plan.ranks} processes" if stream.plan.ranks > 1 else ""
     resumed = f", resuming after step {step}" if step else ""
     return (
-        f"{len(shards)} images{held}, {stream.place}; {config.epochs} epochs of {len(stream)} batches of "
+        f"{len(shards)} images{held}, {stream.place}; {plural(config.epochs, 'epoch')} of {len(stream)} batches of "
         f"{config.batch_size}{processes}{rest}{resumed}"
     )

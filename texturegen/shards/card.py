@@ -106,8 +106,8 @@ def make_card(build: Mapping[str, Any], contents: Contents) -> str:
         "",
         f"# {name} with textures" if per_image else f"# {name}",
         "",
-        f"{counts['samples']} images ({images}), {per_image} textures for each, as WebDataset shards with a manifest. "
-        "Made by sacl-texture.",
+        f"{counts['samples']} images ({images}), {per_image} texture{'s' * (per_image != 1)} for each, as WebDataset "
+        "shards with a manifest. Made by sacl-texture.",
         "",
         "- Licence: that of the source images, which this card does not know; add it here before you publish.",
         f"- Classes: {len(source['classes'])}; the label -1 means none.",

@@ -75,7 +75,7 @@ def test_build_and_info_say_that_types_are_mixed(image_folder: Path, tmp_path: P
 def test_the_card_of_new_directories_describes_them(shapes_shards: Path, tmp_path: Path) -> None:
     text = (shapes_shards / CARD).read_text()
     assert "# shapes train with textures" in text
-    assert "64 images (64 png), 1 textures for each" in text
+    assert "64 images (64 png), 1 texture for each" in text
     assert "| completeness | " in text
     split(shapes_shards, tmp_path / "half", share=0.5)
     assert "32 images (32 png)" in (tmp_path / "half" / CARD).read_text()
