@@ -162,8 +162,9 @@ class Config:
                 f"shuffle_cells is {list(self.shuffle_cells)}; it must be two shares of the side, "
                 "0 < smallest <= largest <= 0.5"
             )
-        if self.held_out >= 1:
-            raise UserError(f"held_out is {self.held_out}; it must be a share of the images, below 1")
+        for key in ("held_out", "bad_share", "sgd_momentum"):
+            if (value := getattr(self, key)) >= 1:
+                raise UserError(f"{key} is {value}; it must be at least 0 and below 1")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
         if not 0 <= self.warmup_epochs <= self.epochs:
@@ -192,6 +193,8 @@ class Config:
         for key in ("mean", "std"):
             if (value := getattr(self, key)) is not None and len(value) != 3:
                 raise UserError(f"{key} has {len(value)} values; it must have 3, one per channel")
+            if value is not None and not all(0 <= channel <= 1 for channel in value):
+                raise UserError(f"{key} is {list(value)}; it must be 0 to 1 per channel, of pixels divided by 255")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"std is {list(self.std)}; it must be above 0")
 

@@ -51,6 +51,8 @@ def test_dumped_config_can_be_loaded(tmp_path: Path) -> None:
         ({"lr": 0}, "lr is 0.0; it must be above 0"),
         ({"channels_last": 1}, "channels_last is 1; it must be true or false"),
         ({"mean": [0.5]}, "mean has 1 values"),
+        ({"mean": [123.7, 116.3, 103.5]}, r"mean is \[123.7, 116.3, 103.5\]; it must be 0 to 1 per channel"),
+        ({"std": [58.4, 57.1, 57.4]}, "it must be 0 to 1 per channel, of pixels divided by 255"),
         ({"method": "scal"}, "no method 'scal' .did you mean 'sacl'"),
         ({"texture_role": "negativ"}, "did you mean 'negative'"),
         ({"cells": 5}, "cells"),
@@ -74,6 +76,8 @@ def test_dumped_config_can_be_loaded(tmp_path: Path) -> None:
         ({"order": "shard"}, "unknown order 'shard' .did you mean 'shards'"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"seed": 2**63}, "seed is 9"),
+        ({"bad_share": 1}, "bad_share is 1.0; it must be at least 0 and below 1"),
+        ({"sgd_momentum": 5}, "sgd_momentum is 5.0; it must be at least 0 and below 1"),
         *(
             ({key: least - 1}, f"{key} is {least - 1}.*; it must be at least {least}")
             for key, least in {

@@ -64,7 +64,7 @@ def test_batch_size_counts_images_that_are_trained_on(shapes_shards: Path, tmp_p
     settings = {**TINY, "batch_size": 64, "held_out": 0.25}
     with pytest.raises(UserError, match=r"holds 64 images, 16 of them held out; set batch_size to 48 or less"):
         train(load_config(None, settings), shapes_shards, tmp_path)
-    with pytest.raises(UserError, match=r"held_out is 1.0; it must be a share"):
+    with pytest.raises(UserError, match=r"held_out is 1.0; it must be at least 0 and below 1"):
         load_config(None, {"held_out": 1.0})
 
 
