@@ -24,6 +24,7 @@ from sacl_train.evaluate.subject import open_subject, open_test
 from sacl_train.evaluate.suppression import find_hits
 from texturegen.errors import MissingError, UserError
 from texturegen.sources.base import Source
+from texturegen.sources.files import walk
 from texturegen.sources.folder import Folder
 from texturegen.sources.resize import fit_square
 from texturegen.sources.shapes import Draws, Shapes, compose
@@ -208,7 +209,7 @@ def _read_layers(source: Folder, masks: Path, index: int) -> Layers:
 
 def _digest(masks: Path | None) -> str:
     """Return a digest of the masks, a part of the key of cached features."""
-    files = sorted(path for path in masks.rglob("*") if path.is_file()) if masks is not None else []
+    files = [masks / name for name, kind in sorted(walk(masks)) if kind == "file"] if masks is not None else []
     states = [(os.fspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 

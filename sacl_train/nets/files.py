@@ -136,7 +136,7 @@ def _read_directory(path: Path) -> WeightFile:
             hint = f"for the encoder of a run, give its checkpoint: {newest[-1]}"
         raise UserError(f"{path}: a directory without config.json; {hint}")
     try:
-        about = json.loads(config.read_text())
+        about = json.loads(config.read_bytes())
     except (ValueError, OSError) as error:
         raise DamagedError(f"{config}: cannot be read as JSON ({error})") from None
     for name in WEIGHT_NAMES:

@@ -93,7 +93,7 @@ def write_page(directories: list[Path], out: Path) -> Path:
     sections = [_runs_section(runs), _training_section(runs, charts), _probes_section(runs)]
     sections += [_pictures_section(name, run, charts) for name, run in runs.items()]
     sections.append(_settings_section(runs))
-    text = Template(TEMPLATE.read_text()).substitute(
+    text = Template(TEMPLATE.read_text("utf-8")).substitute(
         title=escape(f"SACL: {', '.join(names)}" if len(names) < 4 else f"SACL: {len(names)} runs"),
         subtitle=escape("Written by sacl-eval report. Every figure comes from a file in the runs' directories."),
         body="\n".join(sections),
@@ -123,7 +123,7 @@ def _read_run(directory: Path) -> _Run:
         )
     metrics = directory / "metrics.jsonl"
     try:
-        text = (directory / "config.toml").read_text()
+        text = (directory / "config.toml").read_text("utf-8")
         return _Run(
             directory,
             tomllib.loads(text),

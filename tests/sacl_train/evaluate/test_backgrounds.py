@@ -139,5 +139,10 @@ def test_masks_of_a_folder(image_folder: Path, tmp_path: Path) -> None:
     assert backgrounds._digest(masks) == before != backgrounds._digest(None)
     cv2.imwrite(str(masks / "cats" / "0.png"), mask[::-1])
     assert backgrounds._digest(masks) != before  # so that features of the old images are not found
+    (masks / "dogs").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    linked = backgrounds._digest(masks)
+    (tmp_path / "elsewhere" / "1.png").write_bytes(b"")
+    assert backgrounds._digest(masks) != linked
     with pytest.raises(UserError, match="there are no masks"):
         open_layers(source, "folder", None)
