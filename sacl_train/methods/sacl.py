@@ -167,7 +167,7 @@ class SACL(Method):
         self.settings = settings or SACLSettings()
         check_grid(self.settings.grid, *image_size)
         self.weak = weak
-        self.combine, self.loss = Part(combine), Part(info_nce)
+        self.loss = Part(info_nce)
         if self.settings.queries == "crops":
             height, width = image_size
             self.crops = weak.cropping(CROP_SCALE, (height // self.settings.grid, width // self.settings.grid))
@@ -267,7 +267,8 @@ class SACL(Method):
 
     def _queries(self, cells: Tensor) -> Tensor:
         """Map cells (n*n*N, 3, H/n, W/n) to queries (A, N, D), one for each subset of an image's cells."""
-        features = self.combine(self.encoder(cells), self.settings.grid, self.settings.cells)  # (A, N, C)
+        # Not a `Part`: compiled, the gradient of `combine` is summed in an order that varies.
+        features = combine(self.encoder(cells), self.settings.grid, self.settings.cells)  # (A, N, C)
         rows = self.predictor(self.projector(features.flatten(0, 1)))  # (A*N, D): BN over all combinations
         return rows.unflatten(0, (comb(self.settings.grid**2, self.settings.cells), -1))
 
