@@ -57,8 +57,7 @@ setup: .venv/.installed
 		{ echo "Python 3.11 to 3.13 is needed; '$(PYTHON)' is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	# Python compiles the modules that are imported; pip would compile all 300 MB of them, for a minute.
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	# Its dependency opencv-python would take the place of the headless build.
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps 'imagecorruptions-imaug>=1.1.5,<1.2'
+	$(BIN)/python -m pip install --quiet --no-deps 'imagecorruptions-imaug>=1.1.5,<1.2'
 	touch $@
