@@ -8,8 +8,6 @@ from torch import Tensor
 
 SCOPES = ("batch", "own")
 
-Stats = dict[str, Tensor]
-
 
 def info_nce(
     p: Tensor,
@@ -20,7 +18,7 @@ def info_nce(
     scope: str = "batch",
     first: int = 0,
     decoupled: bool = False,
-) -> tuple[Tensor, Stats]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each query against its own key, among all keys and the texture keys (SACL eq. 10).
 
     The result is the mean over A and N of the loss of query p = p[a, i], with cosine similarities (eq. 8)::
@@ -102,7 +100,7 @@ def bank_nce(
     scope: str = "batch",
     first: int = 0,
     decoupled: bool = False,
-) -> tuple[Tensor, Stats]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE of each query, with a bank of earlier keys as negatives (He et al. 2020, eq. 1).
 
     Parameters
@@ -142,7 +140,7 @@ def pirl_nce(
     alpha: float = 1.0,
     scope: str = "batch",
     first: int = 0,
-) -> tuple[Tensor, Stats]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Noise-contrastive loss of PIRL against a memory bank (Misra & van der Maaten 2020, eq. 3, 4).
 
     The loss is -log h(own) - sum log(1 - h(other)), summed over the features of other images; h is the softmax over all
@@ -192,7 +190,7 @@ def nt_xent(
     scope: str = "batch",
     first: int = 0,
     decoupled: bool = False,
-) -> tuple[Tensor, Stats]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each view against the other view of its image (Chen et al. 2020, eq. 1).
 
     The candidates are all views of all images except the view itself, and the texture keys.
@@ -237,7 +235,7 @@ def nt_xent(
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
-def negative_cosine(p: Tensor, z: Tensor) -> tuple[Tensor, Stats]:
+def negative_cosine(p: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative cosine similarity, -cos(p, z), averaged over N (Chen & He 2021, eq. 1).
 
     The squared distance of the normalised vectors, BYOL's loss (Grill et al. 2020, eq. 2), is 2 + 2 times this value.
@@ -258,7 +256,7 @@ def negative_cosine(p: Tensor, z: Tensor) -> tuple[Tensor, Stats]:
     return -cosine, {"positive_similarity": cosine.detach()}
 
 
-def cross_correlation(first: Tensor, second: Tensor, redundancy: float = 5e-3) -> tuple[Tensor, Stats]:
+def cross_correlation(first: Tensor, second: Tensor, redundancy: float = 5e-3) -> tuple[Tensor, dict[str, Tensor]]:
     """Redundancy-reduction loss of Barlow Twins (Zbontar et al. 2021, eq. 1, 2).
 
     sum_i (1 - C_ii)^2 + redundancy * sum_ij C_ij^2 (i != j), with C the cross-correlation matrix (D, D) over the batch.
