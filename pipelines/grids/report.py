@@ -148,6 +148,15 @@ def _find_cell(grid: Grid, row: str, column: str) -> Cell | None:
     return next((cell for cell in grid.cells if (cell.row, cell.column) == (row, column)), None)
 
 
+def _colours(count: int) -> list[Any]:
+    """Return `count` different colours: matplotlib's own, or, since these repeat after ten, a scale of so many."""
+    from matplotlib import colormaps
+
+    if count <= 10:
+        return [f"C{n}" for n in range(count)]
+    return [colormaps["turbo"](n / (count - 1)) for n in range(count)]
+
+
 def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Found) -> None:
     """Plot the grid's first figure, with one group or point per column and one colour per row."""
     from matplotlib.figure import Figure
@@ -157,7 +166,7 @@ def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Fo
     ticks, series = (rows, columns) if transposed else (columns, rows)
     figure = Figure(figsize=(max(6.0, 0.55 * len(ticks) * max(1, len(series) / 2)), 4), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(series)
+    width, colours = 0.8 / len(series), _colours(len(series))
     for number, name in enumerate(series):
         x, means, errors, paper_x, paper = [], [], [], [], []
         for at, tick in enumerate(ticks):
@@ -172,7 +181,7 @@ def _draw(path: Path, grid: Grid, rows: list[str], columns: list[str], found: Fo
             if cell is not None and key in cell.paper:
                 paper_x.append(position)
                 paper.append(cell.paper[key])
-        colour = f"C{number}"
+        colour = colours[number]
         if grid.numeric:
             axes.errorbar(x, means, errors, marker="o", capsize=3, color=colour, label=name)
         else:

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.grids import GRIDS, SCALES, make_grid, narrow, runner
 from pipelines.grids.means import differences_of_means, table_of_means
-from pipelines.grids.report import mean_and_deviation, write_grid
+from pipelines.grids.report import _colours, mean_and_deviation, write_grid
 from pipelines.grids.runner import probe_settings, run_grid
 from pipelines.grids.worker import Job, run_cell
 from sacl_train.config import load_config
@@ -314,6 +314,13 @@ def test_table_of_figures_has_those_of_paper(tmp_path: Path) -> None:
     found = {(cell.row, cell.column): [{"seed": 0, "linear": 0.5, "top5": 0.75}] for cell in grid.cells}
     text = write_grid(tmp_path, grid, "paper", found).read_text()
     assert "| pre | 1 | 50.0 (77.77) | 75.0 (93.57) |" in text
+
+
+@pytest.mark.parametrize("count", [3, 10, 11, 30])
+def test_rows_of_a_picture_differ_in_colour(count: int) -> None:
+    from matplotlib.colors import to_hex
+
+    assert len({to_hex(colour) for colour in _colours(count)}) == count
 
 
 def test_rows_are_compared_seed_by_seed(tmp_path: Path) -> None:
