@@ -43,8 +43,8 @@ from sacl_train.config import Config
 from sacl_train.evaluate.probe import evaluate
 from sacl_train.methods import METHODS
 from sacl_train.training.checkpoint import list_checkpoints, read_checkpoint
+from sacl_train.training.precision import arithmetic
 from sacl_train.training.speed import matrix_peak
-from sacl_train.training.step import arithmetic
 from texturegen.builds import Recipe, build
 from texturegen.system.threads import count_cpus
 

@@ -28,9 +28,10 @@ from sacl_train.config import Config, load_config
 from sacl_train.nets.ema import make_target
 from sacl_train.training.compilation import compile_method
 from sacl_train.training.optim import build_optimizer
+from sacl_train.training.precision import DTYPES, arithmetic
 from sacl_train.training.setup import build_method
 from sacl_train.training.speed import matrix_peak, synchronise
-from sacl_train.training.step import DTYPES, arithmetic, make_step
+from sacl_train.training.step import make_step
 from texturegen.builds import Recipe, build
 
 PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}

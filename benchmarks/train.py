@@ -42,8 +42,9 @@ from sacl_train.methods import METHODS
 from sacl_train.training.allocator import keep_freed_memory
 from sacl_train.training.compilation import compile_method
 from sacl_train.training.optim import build_optimizer
+from sacl_train.training.precision import arithmetic
 from sacl_train.training.setup import build_method
-from sacl_train.training.step import arithmetic, make_step
+from sacl_train.training.step import make_step
 from texturegen.builds import Recipe, build
 from texturegen.shards import open_shards
 

@@ -15,7 +15,7 @@ from sacl_train.evaluate.images import BATCH, Images
 from sacl_train.evaluate.norm import estimate_statistics
 from sacl_train.nets.files import checksum
 from sacl_train.training.checkpoint import directory_of
-from sacl_train.training.step import autocast
+from sacl_train.training.precision import autocast
 from texturegen.errors import DamagedError, UserError
 from texturegen.storage.atomic import write_atomically
 

@@ -20,7 +20,7 @@ from sacl_train.evaluate.images import Images
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS
 from sacl_train.evaluate.subject import Subject, open_subject, open_test
 from sacl_train.training.optim import cosine_lr
-from sacl_train.training.step import autocast, make_scaler
+from sacl_train.training.precision import autocast, make_scaler
 from texturegen.console import Progress
 from texturegen.errors import UserError
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from sacl_train.config import Config
 from sacl_train.data.weak import normalise
 from sacl_train.evaluate.images import BATCH, Images
-from sacl_train.training.step import autocast
+from sacl_train.training.precision import autocast
 from texturegen.errors import UserError, nearest
 
 STATISTICS = ("images", "training")

@@ -20,7 +20,7 @@ from sacl_train.evaluate.images import ShardImages
 from sacl_train.evaluate.norm import DEFAULT_STATISTICS, estimate_statistics
 from sacl_train.evaluate.ridge import fit_ridge
 from sacl_train.evaluate.subject import Model, open_model
-from sacl_train.training.step import autocast
+from sacl_train.training.precision import autocast
 from texturegen.console import plural
 from texturegen.errors import UserError
 from texturegen.shards import Shards, open_shards

@@ -16,9 +16,9 @@ from sacl_train.evaluate.norm import DEFAULT_STATISTICS, resolve_statistics
 from sacl_train.methods.method import Method
 from sacl_train.nets import Encoder
 from sacl_train.nets.encoder_file import EncoderFile
+from sacl_train.training.precision import arithmetic
 from sacl_train.training.resume import load_networks
 from sacl_train.training.setup import choose_device
-from sacl_train.training.step import arithmetic
 from texturegen.console import warn
 from texturegen.errors import UserError, nearest
 

@@ -1,6 +1,6 @@
 """BYOL (Grill et al. 2020, "Bootstrap your own latent", section 3)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from sacl_train.methods.textures import draw_views
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
+from sacl_train.nets.norms import encode_apart
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class BYOL(Method):
         The loss is the sum of both terms (section 3.1), from 0 to 8.
         """
         views, _ = draw_views(self.weak, batch, draws)
-        keys = [self._keys(view) for view in views]
+        keys = self._keys(views)
         std = self.embedding_std(gather(keys[0]))
         for view, key in zip(views, reversed(keys), strict=True):
             p = self.predictor(self.projector(self.encoder(view)))
@@ -123,6 +124,6 @@ class BYOL(Method):
         return {"m": m}
 
     @torch.no_grad()
-    def _keys(self, x: Tensor) -> Tensor:
+    def _keys(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Map views (N, 3, H, W) to projections (N, D) of the target, without gradient."""
-        return self.target_projector(self.target_encoder(x))
+        return encode_apart((self.target_encoder, self.target_projector), views)

@@ -6,7 +6,7 @@ shuffle has no effect in a single process anyway. The authors' CIFAR demo imitat
 is not done here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -21,10 +21,11 @@ from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import bank_nce
 from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import draw_views, texture_keys
+from sacl_train.methods.textures import draw_views, gather_textures
 from sacl_train.nets.ema import make_target, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
+from sacl_train.nets.norms import encode_apart
 from texturegen.errors import UserError
 
 MAX_QUEUE = 65536
@@ -161,10 +162,12 @@ class MoCoV2(Method):
         queries = (0, 1) if settings.symmetric else (0,)
         wanted = "none" if settings.texture_role == "none" else settings.texture_view
         views, texture_views = draw_views(self.weak, batch, draws, wanted, queries)
-        keys = [self._keys(view) for view in (reversed(views) if settings.symmetric else views[1:])]  # (N, D) each
+        key_views = views[::-1] if settings.symmetric else views[1:]
+        encoded = self._keys([*key_views, *texture_views])
+        keys = encoded[: len(queries)]  # (N, D) each
         textures: list[Tensor] | list[None] = [None] * len(queries)
         if settings.texture_role == "negative":
-            textures = texture_keys(self._keys, texture_views, len(batch["image"]), len(queries))
+            textures = gather_textures(encoded[len(queries) :], len(batch["image"]), len(queries))
         all_keys = [gather(key) for key in keys]
         std = self.embedding_std(all_keys[0])
         first = process_rank() * len(keys[0])
@@ -181,9 +184,9 @@ class MoCoV2(Method):
         return {"m": self.settings.momentum}
 
     @torch.no_grad()
-    def _keys(self, x: Tensor) -> Tensor:
-        """Map views (M, 3, H, W) to keys (M, D) of the target, without gradient."""
-        return self.target_projector(self.target_encoder(x))
+    def _keys(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Map views (M_i, 3, H, W) to keys (M_i, D) of the target, without gradient."""
+        return encode_apart((self.target_encoder, self.target_projector), views)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:

@@ -19,7 +19,7 @@ from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import pirl_nce
 from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import draw_views, texture_keys
+from sacl_train.methods.textures import draw_views, gather_textures
 from sacl_train.nets.encoder import Encoder
 from texturegen.errors import UserError
 
@@ -143,7 +143,7 @@ class PIRL(Method):
         views, texture_views = draw_views(self.weak, batch, draws, wanted)
         textures: list[Tensor] | list[None] = [None, None]  # for the image and for the jigsaw
         if settings.texture_role == "negative":
-            textures = texture_keys(self._keys, texture_views, len(indices), 2)
+            textures = gather_textures([self._keys(view) for view in texture_views], len(indices), 2)
         own, bank = self.bank[indices], self.bank[negatives]
         same = negatives[None, :] == indices[:, None]  # (N, K): an image is not its own negative
 

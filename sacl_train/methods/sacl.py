@@ -1,6 +1,6 @@
 """SACL: contrastive learning against texture images (SACL section 2, algorithm 1), with Fast-MoCo's grid of cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import comb
@@ -17,10 +17,11 @@ from sacl_train.methods.checks import check_choice, check_settings
 from sacl_train.methods.losses import info_nce
 from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import draw_views, texture_keys
+from sacl_train.methods.textures import draw_views, gather_textures
 from sacl_train.nets.ema import make_target, momentum_at, update_target
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
+from sacl_train.nets.norms import encode_apart
 from texturegen.errors import UserError
 
 TEXTURE_ROLES = ("negative", "instance", "positive", "none")
@@ -205,17 +206,17 @@ class SACL(Method):
             return
         wanted = "none" if role == "none" else self.settings.texture_view
         views, texture_views = draw_views(self.weak, batch, draws, wanted)  # x1, x2: (N, 3, H, W)
+        # All keys are computed before the first term, so the loop can free that term before it asks for the second.
+        keys = self._keys([*(views if role != "positive" else []), *texture_views])
         textures: list[Tensor | None] = [None, None]  # for each query view: (M, P, D), M = N times the processes
         if role != "none":
-            textures = [*texture_keys(self._keys, texture_views, len(images), 2)]
-        # All keys are computed before the first term, so the loop can free that term before it asks for the second.
+            textures = [*gather_textures(keys[-len(texture_views) :], len(images), 2)]
         sides: list[tuple[int, Tensor, Tensor | None]]  # index of the query view, its keys, its texture negatives
         if role == "positive":
             # Each of an image's P textures serves once as its key; the negatives are the other images' textures.
             sides = [(n, key, None) for n, t in enumerate(textures) if t is not None for key in t.unbind(dim=1)]
         else:
-            keys = [gather(self._keys(view)) for view in views]
-            sides = [(0, keys[1], textures[0]), (1, keys[0], textures[1])]
+            sides = [(0, gather(keys[1]), textures[0]), (1, gather(keys[0]), textures[1])]
         first = process_rank() * len(images)
         std = self.embedding_std(sides[0][1])
         settings = self.settings
@@ -240,7 +241,8 @@ class SACL(Method):
         count = len(batch["image"])
         views, textures = draw_views(self.weak, batch, draws, "two")
         kinds = [views, *zip(*(view.unflatten(0, (count, -1)).unbind(1) for view in textures), strict=True)]
-        keys = [[gather(self._keys(view)) for view in pair] for pair in kinds]
+        flat = iter(self._keys([view for pair in kinds for view in pair]))
+        keys = [[gather(next(flat)) for _ in pair] for pair in kinds]
         first, std = process_rank() * count, self.embedding_std(keys[0][0])
         for kind, n in product(range(len(kinds)), (0, 1)):
             p = self._queries(split_grid(kinds[kind][n], settings.grid))
@@ -277,9 +279,9 @@ class SACL(Method):
         return self.predictor(self.projector(self.encoder(view)))[None]
 
     @torch.no_grad()
-    def _keys(self, x: Tensor) -> Tensor:
-        """Map whole views (M, 3, H, W) to keys (M, D) of the target, without gradient."""
-        return self.target_projector(self.target_encoder(x))
+    def _keys(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Map whole views (M_i, 3, H, W) to keys (M_i, D) of the target, without gradient."""
+        return encode_apart((self.target_encoder, self.target_projector), views)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sacl_train.methods.checks import NEGATIVE_ROLES, check_settings
 from sacl_train.methods.losses import nt_xent
 from sacl_train.methods.method import LossTerm, Method, Part
 from sacl_train.methods.recipes import Linear
-from sacl_train.methods.textures import draw_views, texture_keys
+from sacl_train.methods.textures import draw_views, gather_textures
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
 
@@ -124,7 +124,8 @@ class SimCLR(Method):
         textures: list[Tensor] | None = None
         if settings.texture_role == "negative":
             images = len(batch["image"])
-            textures = texture_keys(self._project, texture_views, images, 2, gather_with_gradient)  # (M, P, D) each
+            keys = [self._project(view) for view in texture_views]
+            textures = gather_textures(keys, images, 2, gather_with_gradient)  # (M, P, D) each
         all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
         loss_settings = (settings.tau, settings.alpha, settings.scope, first, settings.decoupled)

@@ -79,21 +79,15 @@ def draw_views(
     return views[: len(numbers)], views[len(numbers) :]
 
 
-def texture_keys(
-    encode: Callable[[Tensor], Tensor],
-    views: Sequence[Tensor],
-    images: int,
-    queries: int,
-    gather: Callable[[Tensor], Tensor] = gather_keys,
+def gather_textures(
+    keys: Sequence[Tensor], images: int, queries: int, gather: Callable[[Tensor], Tensor] = gather_keys
 ) -> list[Tensor]:
-    """Return the texture keys for each query view.
+    """Return the texture keys of all processes for each query view.
 
     Parameters
     ----------
-    encode : callable
-        Maps views float (M, 3, H, W) to keys (M, D).
-    views : sequence of Tensor (N*P, 3, H, W)
-        Views of the textures of N images: one for all queries, or one for each.
+    keys : sequence of Tensor (N*P, D)
+        Keys of the textures of N images: one for all queries, or one for each.
     images : int
         N.
     queries : int
@@ -106,6 +100,5 @@ def texture_keys(
     list of Tensor (M, P, D)
         One for each query.
     """
-    # Photographs and textures in one pass would share BatchNorm statistics, so textures are encoded separately.
-    keys = [gather(encode(view).unflatten(0, (images, -1))) for view in views]
-    return keys if len(keys) == queries else keys * queries
+    all_keys = [gather(key.unflatten(0, (images, -1))) for key in keys]
+    return all_keys if len(all_keys) == queries else all_keys * queries

@@ -21,12 +21,13 @@ from sacl_train.training.checkpoint import exclusive
 from sacl_train.training.compilation import compile_method, require_compiler
 from sacl_train.training.metrics import Lap, Row, require_boards, write_rows
 from sacl_train.training.out_of_memory import explain_out_of_memory
+from sacl_train.training.precision import arithmetic
 from sacl_train.training.resume import load_resumable, refuse_other_run, warn_of_other_threads
 from sacl_train.training.run import Run, Score, open_run
 from sacl_train.training.setup import choose_device, make_stream, resolve
 from sacl_train.training.signals import stop_on_signal
 from sacl_train.training.state import EpochProgress, PendingMetrics, TrainState, make_state, restore, snapshot
-from sacl_train.training.step import Step, StepMetrics, arithmetic, join, make_step, stack_metrics
+from sacl_train.training.step import Step, StepMetrics, join, make_step, stack_metrics
 from texturegen.console import warn
 from texturegen.errors import UserError
 from texturegen.shards import open_shards

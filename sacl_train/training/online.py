@@ -16,7 +16,7 @@ from sacl_train.data.stream import Batch
 from sacl_train.data.weak import normalise
 from sacl_train.distributed import average_gradients
 from sacl_train.nets import Encoder
-from sacl_train.training.step import autocast
+from sacl_train.training.precision import autocast
 from texturegen.errors import UserError
 from texturegen.shards import Shards
 

@@ -6,7 +6,8 @@ from sacl_train.config import Config
 from sacl_train.data.stream import Batch
 from sacl_train.distributed import count_processes
 from sacl_train.methods.method import Method
-from sacl_train.training.step import add_gradients, make_scaler, move_batch
+from sacl_train.training.precision import make_scaler
+from sacl_train.training.step import add_gradients, move_batch
 from texturegen.errors import UserError
 
 

@@ -21,7 +21,8 @@ from sacl_train.nets.blocks import zero_init_residual
 from sacl_train.nets.norms import stop_counting
 from sacl_train.training.checkpoint import Checkpoint
 from sacl_train.training.compilation import can_compile
-from sacl_train.training.step import make_textures, precision_on
+from sacl_train.training.precision import precision_on
+from sacl_train.training.step import make_textures
 from texturegen.console import note, plural
 from texturegen.errors import UserError
 from texturegen.shards import Shards

@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sacl_train.config import Config
 from sacl_train.data.stream import Stream
+from sacl_train.training.precision import make_scaler
 from sacl_train.training.setup import build_method
-from sacl_train.training.step import add_gradients, make_scaler
+from sacl_train.training.step import add_gradients
 
 SIDE, PRODUCTS, ROUNDS = 8192, 10, 3  # of the matrices that the peak is measured with
 IMAGES = 4  # images of the step whose FLOPs are counted; the networks' FLOPs grow in proportion

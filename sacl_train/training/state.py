@@ -16,9 +16,9 @@ from sacl_train.training.checkpoint import Checkpoint
 from sacl_train.training.metrics import Lap, Row
 from sacl_train.training.online import OnlineProbe, make_online
 from sacl_train.training.optim import build_optimizer
+from sacl_train.training.precision import make_scaler
 from sacl_train.training.resume import comparable, load_weights, location
 from sacl_train.training.setup import build_method
-from sacl_train.training.step import make_scaler
 from texturegen.errors import DamagedError, UserError
 from texturegen.shards import Shards
 

@@ -4,9 +4,7 @@
 it: the same operations, recorded once as a CUDA graph and replayed.
 """
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,13 +21,12 @@ from sacl_train.methods.method import LossTerm, Method, merge
 from sacl_train.methods.textures import TEXTURE_SOURCES
 from sacl_train.training.capture import CapturedStep
 from sacl_train.training.optim import set_lr
+from sacl_train.training.precision import autocast, cast_weights, make_scaler
 from texturegen.errors import UserError
 
 # Purposes of `Draws`: the random numbers of patch-shuffle, and of the place where a texture is pasted.
 SHUFFLE = 1 << 17
 PASTE = SHUFFLE + 1
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepMetrics(NamedTuple):
@@ -153,13 +150,14 @@ def add_gradients(
     """
     draws = Draws(config.seed, epoch, piece["index"])
     trained = [p for p in method.parameters() if p.requires_grad]
-    terms = method.all_terms(make_textures(piece, draws, config), draws)
     done: list[LossTerm] = []
-    # The backward pass of each term comes before the forward pass of the next: only one term's activations are held.
-    while (term := _next(terms, config, device)) is not None:
-        loss = term[0] / config.accumulate if config.accumulate > 1 else term[0]
-        _backpropagate(scaler.scale(loss), trained)
-        done.append((loss.detach(), term[1]))
+    with cast_weights(method, config, device):
+        terms = method.all_terms(make_textures(piece, draws, config), draws)
+        # Each backward pass comes before the next forward pass, so that only one term's activations are held.
+        while (term := _next(terms, config, device)) is not None:
+            loss = term[0] / config.accumulate if config.accumulate > 1 else term[0]
+            _backpropagate(scaler.scale(loss), trained)
+            done.append((loss.detach(), term[1]))
     return done
 
 
@@ -179,48 +177,6 @@ def _backpropagate(loss: Tensor, parameters: list[nn.Parameter]) -> None:
             sums.append(p.grad)
             added.append(gradient)
     torch._foreach_add_(sums, added)
-
-
-def make_scaler(config: Config, device: torch.device) -> torch.amp.GradScaler:
-    """Return the scaler of the loss: it keeps fp16 gradients from underflowing and does nothing in other precisions."""
-    return torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-
-
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """Return the context manager in which forward passes compute in the run's precision."""
-    precision = precision_on(device, config.precision)
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
-
-
-def precision_on(device: torch.device, precision: str) -> str:
-    """Return the precision that "auto" stands for on a device: bf16 on CUDA, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
-
-
-@contextmanager
-def arithmetic(config: Config) -> Iterator[None]:
-    """Set TF32 and deterministic kernels as the config asks; restore torch's settings afterwards."""
-    cudnn = torch.backends.cudnn
-    before = (
-        torch.get_float32_matmul_precision(),
-        cudnn.allow_tf32,
-        cudnn.benchmark,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    cudnn.allow_tf32 = config.tf32
-    cudnn.benchmark = not config.deterministic
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this set
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32, cudnn.benchmark = before[1:3]
-        torch.use_deterministic_algorithms(before[3])
 
 
 def stack_metrics(metrics: Mapping[str, Tensor | float], device: torch.device) -> StepMetrics:

@@ -20,6 +20,7 @@ from sacl_train.methods.losses import bank_nce, cross_correlation, negative_cosi
 from sacl_train.methods.method import Method
 from sacl_train.methods.pirl import cut_jigsaw
 from sacl_train.nets import build_encoder
+from sacl_train.nets.norms import stop_counting
 from sacl_train.training.checkpoint import load_checkpoint
 from sacl_train.training.optim import build_optimizer
 from texturegen.errors import UserError
@@ -40,7 +41,10 @@ def make(name: str, **changes: object) -> Method:
     torch.manual_seed(0)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=4, attention="none")
     weak = WeakAugment("geometric", (0.5,) * 3, (0.25,) * 3)
-    return METHODS[name].load()(encoder, weak, (16, 16), METHODS[name].load().Settings(**{**SMALL[name], **changes}))
+    kind = METHODS[name].load()
+    method = kind(encoder, weak, (16, 16), kind.Settings(**{**SMALL[name], **changes}))
+    stop_counting(method)  # as `build_method` does
+    return method
 
 
 def batch(count: int = 8, textures: int = 2) -> tuple[dict[str, torch.Tensor], Draws]:
@@ -264,7 +268,7 @@ def test_queue_replaces_oldest_keys() -> None:
     list(method.loss_terms(content, draws))
     torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(20))
     assert torch.equal(method.queue[8:], before[8:])
-    keys = method._keys(method.weak(content["image"], draws.of(1)))
+    [keys] = method._keys([method.weak(content["image"], draws.of(1))])
     torch.testing.assert_close(method.queue[:8], torch.nn.functional.normalize(keys, dim=1))
     short = make("mocov2", queue=5)
     list(short.loss_terms(content, draws))

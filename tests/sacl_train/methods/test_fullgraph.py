@@ -15,6 +15,7 @@ from sacl_train.methods import METHODS
 from sacl_train.methods.method import Method
 from sacl_train.methods.shift import Shifts
 from sacl_train.nets import build_encoder
+from sacl_train.nets.norms import stop_counting
 
 pytestmark = pytest.mark.usefixtures("untraced")
 SIDE, COUNT = 16, 4
@@ -62,6 +63,7 @@ def make(name: str, settings: dict[str, object], policy: str) -> Method:
     weak = WeakAugment(policy, (0.5,) * 3, (0.25,) * 3, channels_last=True)
     method = kind(encoder, weak, (SIDE, SIDE), kind.Settings(**{**known, **settings}))
     method.add_shift_head(Shifts(shuffled=True))
+    stop_counting(method)  # as `build_method` does
     return method.to(memory_format=torch.channels_last)
 
 

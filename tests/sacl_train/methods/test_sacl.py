@@ -16,6 +16,7 @@ from sacl_train.methods import METHODS
 from sacl_train.methods.losses import embedding_std, info_nce
 from sacl_train.methods.sacl import CROP_SCALE, CROPS, SACL, SACLSettings
 from sacl_train.nets import build_encoder
+from sacl_train.nets.norms import stop_counting
 from texturegen.errors import UserError
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -25,7 +26,9 @@ SMALL = {"projector_hidden": 24, "projector_out": 16, "predictor_hidden": 8}
 def make(weak: str = "geometric", **settings: object) -> SACL:
     torch.manual_seed(0)
     encoder = build_encoder("se_resnet8", "cifar-stride2", width=8)
-    return SACL(encoder, WeakAugment(weak, MEAN, STD), (16, 16), SACLSettings(**{**SMALL, **settings}))
+    method = SACL(encoder, WeakAugment(weak, MEAN, STD), (16, 16), SACLSettings(**{**SMALL, **settings}))
+    stop_counting(method)  # as `build_method` does
+    return method
 
 
 def make_batch(images: int = 8, per_image: int = 1) -> dict[str, Tensor]:
@@ -168,7 +171,7 @@ def test_only_online_networks_get_gradients_and_target_follows() -> None:
     method, batch = make(momentum=0.9), make_batch()
     loss, metrics = method(batch, draws(batch, 0))
     loss.backward()
-    keys = method._keys(method.weak(batch["image"], draws(batch, 0).of(1)))
+    [keys] = method._keys([method.weak(batch["image"], draws(batch, 0).of(1))])
     torch.testing.assert_close(metrics["embedding_std"], embedding_std(keys))
     online = [method.encoder, method.projector, method.predictor]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for net in online for p in net.parameters())
@@ -257,8 +260,10 @@ def test_crops_take_the_place_of_the_cells() -> None:
     drawn, s = draws(batch, 5), method.settings
     reference = copy.deepcopy(method)
     loss, _ = method(batch, drawn)
-    keys = [reference._keys(method.weak(batch["image"], drawn.of(n))) for n in (0, 1)]
-    textures = reference._keys(method.weak(batch["texture"][:, 0], drawn.of(2)))[:, None]
+    *keys, texture = reference._keys(
+        [*(method.weak(batch["image"], drawn.of(n)) for n in (0, 1)), method.weak(batch["texture"][:, 0], drawn.of(2))]
+    )
+    textures = texture[:, None]
     small = WeakAugment("geometric", MEAN, STD).cropping(CROP_SCALE, (8, 8))
     losses = []
     for n in (0, 1):

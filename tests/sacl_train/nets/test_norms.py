@@ -1,4 +1,4 @@
-"""BatchNorm without its count computes what torch's does."""
+"""BatchNorm without its count computes what torch's does, also for several batches in one pass."""
 
 import copy
 
@@ -9,7 +9,9 @@ from torch.optim.swa_utils import update_bn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sacl_train.config import load_config
-from sacl_train.nets.norms import BatchNorm1d, BatchNorm2d, stop_counting
+from sacl_train.nets import build_encoder
+from sacl_train.nets.heads import projector
+from sacl_train.nets.norms import BatchNorm1d, BatchNorm2d, encode_apart, stop_counting
 from sacl_train.training.setup import build_method
 
 
@@ -54,3 +56,51 @@ def test_networks_of_a_run_count_no_batches() -> None:
     assert any("batch_norm" in name for name in names.seen)
     assert "aten.add_.Tensor" not in names.seen
     assert all(int(value) == 0 for key, value in method.state_dict().items() if key.endswith("num_batches_tracked"))
+
+
+@pytest.mark.parametrize("sizes", [(4,), (4, 4, 4), (3, 8, 2)], ids=str)
+def test_batches_of_one_pass_are_normalised_apart(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("se_resnet8", "cifar", width=4)
+    networks = nn.ModuleList([encoder, projector(encoder.out_features, 8, 8)]).double()
+    stop_counting(networks)
+    apart = copy.deepcopy(networks)
+    # Each batch has a mean and a contrast of its own, so that statistics of all would be others.
+    batches = [
+        torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(n)).double() * (n + 1) + n
+        for n, size in enumerate(sizes)
+    ]
+    passes: list[int] = []
+    encoder.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    together = encode_apart([*networks], batches)
+    assert passes == [sum(sizes)]
+    expected = [apart[1](apart[0](batch)) for batch in batches]
+    for found, wanted in zip(together, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    for outputs in (together, expected):
+        torch.stack([rows.square().sum() for rows in outputs]).sum().backward()
+    for a, b in zip(networks.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    for key, value in apart.state_dict().items():  # the statistics of all batches, one after the other
+        torch.testing.assert_close(networks.state_dict()[key], value)
+    joint = torch.cat(batches)
+    torch.testing.assert_close(encoder(joint), apart[0](joint))  # a later pass has one batch again
+
+
+def test_networks_with_other_batch_norms_make_a_pass_for_each_batch() -> None:
+    networks = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))]
+    stop_counting(networks[0])
+    passes: list[int] = []
+    networks[0].register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    batches = [torch.randn(size, 3) for size in (5, 6)]
+    for found, batch in zip(encode_apart(networks, batches), batches, strict=True):
+        torch.testing.assert_close(found, networks[1](networks[0](batch)))
+    assert passes[:2] == [5, 6]
+
+
+def test_failed_pass_leaves_batch_norm_as_it_was() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(4, 4))
+    stop_counting(network)
+    with pytest.raises(RuntimeError):
+        encode_apart([network], [torch.randn(4, 3), torch.randn(5, 3)])
+    assert network[0](torch.randn(6, 3)).shape == (6, 3)

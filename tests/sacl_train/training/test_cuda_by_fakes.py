@@ -18,8 +18,9 @@ import sacl_train.training.step
 from sacl_train.config import load_config
 from sacl_train.methods import METHODS
 from sacl_train.training.optim import build_optimizer
+from sacl_train.training.precision import DTYPES, arithmetic
 from sacl_train.training.setup import build_method
-from sacl_train.training.step import DTYPES, arithmetic, make_step
+from sacl_train.training.step import make_step
 from texturegen.errors import UserError
 
 CUDA = torch.device("cuda")

@@ -27,16 +27,15 @@ from sacl_train.nets.ema import momentum_at
 from sacl_train.training.online import LR, OnlineProbe
 from sacl_train.training.optim import build_optimizer
 from sacl_train.training.out_of_memory import explain_out_of_memory
+from sacl_train.training.precision import arithmetic, make_scaler
 from sacl_train.training.setup import build_method, choose_device
 from sacl_train.training.step import (
     Step,
     StepMetrics,
     _backpropagate,
     add_gradients,
-    arithmetic,
     cell_sizes,
     join,
-    make_scaler,
     make_step,
     stack_metrics,
 )
