@@ -63,6 +63,7 @@ class BarlowTwins(Method):
             "decay_norms": False,  # exclude_bias_n_norm
             "weight_decay": 1e-4,
             "warmup_epochs": 10.0,  # solo/args/pretrain.py
+            "redundancy": 0.0051,  # solo/methods/barlow_twins.py
             "loss_scale": 0.1,
             "projector_hidden": 2048,
             "projector_out": 2048,

@@ -80,6 +80,7 @@ class BYOL(Method):
             "decay_norms": False,
             "weight_decay": 1.5e-6,
             "warmup_epochs": 10.0,
+            "zero_init_residual": True,  # of bottlenecks: haiku, in the authors' networks.py
             "momentum": 0.996,
             "momentum_schedule": "cosine",
             "projector_hidden": 4096,

@@ -16,9 +16,11 @@ from sacl_train.methods.method import Method
 from sacl_train.methods.shift import Shifts
 from sacl_train.nets import build_encoder
 from sacl_train.nets.norms import stop_counting
+from texturegen.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("untraced")
 SIDE, COUNT = 16, 4
+ROLES = {"negative", "instance", "positive", "none"}
 SMALL: dict[str, object] = {
     "projector_hidden": 8,
     "projector_out": 8,
@@ -27,18 +29,24 @@ SMALL: dict[str, object] = {
     "negatives": 5,
     "images": 10,
 }
-# Every role of every method (fast-moco is sacl with none by default), every policy and both precisions; not their
-# product, because each graph takes seconds.
+# Every role of every method (fast-moco's are sacl's), every policy and both precisions; not their product, because each
+# graph takes seconds.
 CASES: list[tuple[str, dict[str, object], str, bool]] = [
     ("sacl", {"texture_role": "negative"}, "colour-geometric", False),
-    ("sacl", {"texture_role": "negative", "texture_view": "query", "scope": "own"}, "none", True),
+    (
+        "sacl",
+        {"texture_role": "negative", "texture_view": "query", "scope": "own", "texture_query": "whole"},
+        "none",
+        True,
+    ),
     ("sacl", {"texture_role": "instance"}, "mocov2", False),
     ("sacl", {"texture_role": "positive", "queries": "crops"}, "geometric", True),
-    ("fast-moco", {"texture_role": "negative", "texture_query": "whole"}, "mocov2", True),
+    ("fast-moco", {"texture_role": "none", "decoupled": True}, "mocov2", True),
     ("mocov2", {"texture_role": "none"}, "mocov2", False),
     ("mocov2", {"texture_role": "negative"}, "colour-geometric", True),
     ("simclr", {"texture_role": "instance", "shift_head": 0.5}, "simclr", True),
     ("simclr", {"texture_role": "negative", "texture_view": "query"}, "geometric", False),
+    ("simclr", {"texture_role": "none", "decoupled": True}, "none", False),
     ("byol", {}, "byol", False),
     ("simsiam", {}, "mocov2", True),
     ("barlow", {}, "byol", True),
@@ -96,6 +104,15 @@ def test_loss_is_one_graph(name: str, settings: dict[str, object], policy: str, 
 
 def test_every_method_role_and_policy_is_covered() -> None:
     assert {name for name, *_ in CASES} == set(METHODS)
+    tried = {(name.replace("fast-moco", "sacl"), settings.get("texture_role", "none")) for name, settings, *_ in CASES}
+    assert {role for _, role in tried} == ROLES
+    for name in {name for name, _ in tried}:
+        for role in ROLES:
+            try:
+                METHODS[name].load().Settings(texture_role=role)
+            except UserError:
+                continue
+            assert (name, role) in tried
     assert {policy for *_, policy, _ in CASES} >= {"geometric", "mocov2", "simclr", "byol", "colour-geometric", "none"}
 
 
