@@ -58,6 +58,7 @@ PIXELS = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
 @click.option("--launches", is_flag=True, help="Only count the operations of a step.")
 @click.option("--encoder", default="se_resnet18", show_default=True, help="Of part launches.")
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="Of part launches.")
+@click.option("--precision", default="fp32", show_default=True, help="Of part launches.")
 @click.option("--simclr-steps", hidden=True, help="Print the seconds of this kind of step.")
 @click.option("--device", default="cuda", hidden=True, help="Device of part cuda.")
 @click.option("--tiny", is_flag=True, hidden=True, help="Run part cuda at toy size.")
@@ -68,6 +69,7 @@ def main(
     launches: bool,
     encoder: str,
     methods: str,
+    precision: str,
     simclr_steps: str | None,
     device: str,
     tiny: bool,
@@ -84,34 +86,36 @@ def main(
         "simclr": report_simclr,
         "memory": report_memory,
     }
-    parts["launches"] = lambda rounds: report_launches(encoder, methods)
+    parts["launches"] = lambda rounds: report_launches(encoder, methods, precision)
     parts["cuda"] = lambda rounds: gpu.report(rounds, device, tiny)
     for name in ("launches",) if launches else only.split(","):
         parts[name](rounds)
         print(flush=True)
 
 
-def report_launches(encoder: str, methods: str) -> None:
+def report_launches(encoder: str, methods: str, precision: str = "fp32") -> None:
     """Print the operations of a step that compute something (no views, no allocations): eager, and compiled.
 
     They are counted on a CPU, where a generated kernel is a C++ function, which may be several kernels on CUDA. The
     optimizer is fused, as on CUDA: one operation for all parameters. Kernels are generated and called, but not built,
     because a C++ compiler takes minutes for them.
     """
-    print(f"| step with {encoder}, 32 px | eager | compiled | of them generated kernels |\n|---|---|---|---|")
+    print(
+        f"| step with {encoder}, 32 px, {precision} | eager | compiled | of them generated kernels |\n|---|---|---|---|"
+    )
     torch._inductor.config.force_disable_caches = True  # kernels of an earlier process would be called in earnest
     for name in methods.split(","):
-        eager, _ = count_launches(name, encoder, "none")
-        compiled, kernels = count_launches(name, encoder, "default")
+        eager, _ = count_launches(name, encoder, "none", precision)
+        compiled, kernels = count_launches(name, encoder, "default", precision)
         print(f"| {name} | {eager:,} | {compiled + kernels:,} | {kernels:,} |", flush=True)
 
 
-def count_launches(method_name: str, encoder: str, mode: str) -> tuple[int, int]:
+def count_launches(method_name: str, encoder: str, mode: str, precision: str = "fp32") -> tuple[int, int]:
     """Return the operations and the generated kernels of a step."""
     own: dict[str, object] = {"queue": 4096} if method_name == "mocov2" else {}
     own |= {"images": 64} if method_name == "pirl" else {}
     settings = {"method": method_name, "encoder": encoder, "attention": "se", **PIXELS, **own, "batch_size": 8}
-    config = load_config(None, settings)
+    config = load_config(None, {**settings, "precision": precision})
     method = build_method(config, (32, 32))
     torch._dynamo.reset()
     if mode != "none":
