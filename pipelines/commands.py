@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,12 @@ class Commands:
         status = process.wait()
         if status == 130:
             raise KeyboardInterrupt
+        if status < 0:
+            why = " (out of memory?)" if status == -signal.SIGKILL else ""
+            raise UserError(
+                f"`{line}` was killed by signal {-status}{why}; run the same command again to resume, with "
+                "fewer --jobs if memory ran out"
+            )
         if status not in SUCCESS.get(command, (0,)):
             raise UserError(
                 f"`{line}` failed with exit status {status}; correct what it reports above and run the same command "

@@ -8,11 +8,11 @@ import contextlib
 import json
 import multiprocessing
 import re
+from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ from texturegen.storage.atomic import write_json
 from texturegen.system.threads import count_cpus
 
 MakeJob = Callable[[Cell, int], Job]
+
+KILLED = (
+    "its worker process was killed (out of memory?); run the same command again to resume it, with fewer --jobs if "
+    "memory ran out"
+)
 
 
 def run_grid(
@@ -177,36 +182,47 @@ def _read_figures(grid: Grid, make: MakeJob, out: Path) -> tuple[Found, list[tup
 
 
 def _run_jobs(todo: list[Job], devices: list[str], threads: int) -> Generator[tuple[Job, str, Any]]:
-    """Yield (job, status, content) as jobs finish, with one job at a time per device. After Ctrl-C, no job starts."""
-    if not todo:
-        return
-    waiting, running, free = iter(todo), dict[Future[Any], Job](), list(devices)
-    context, workers = multiprocessing.get_context("spawn"), min(len(devices), len(todo))
-    with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(threads,)) as pool:
-        try:
-            while True:
-                # A worker would start a queued job even after Ctrl-C, so no job waits in the pool's queue.
-                for job in islice(waiting, len(free)):
-                    placed = replace(job, device=free.pop(0))
-                    running[pool.submit(run_cell, placed)] = placed
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    free.append(job.device)
+    """Yield (job, status, content) as jobs finish, with one job at a time per device. After Ctrl-C, no job starts.
+
+    A job whose worker process is killed has failed, and the others go on: each worker is a pool of its own, because a
+    pool ends with any of its processes.
+    """
+    context = multiprocessing.get_context("spawn")
+
+    def start_pool() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(threads,))
+
+    waiting, running = deque(todo), dict[Future[Any], tuple[Job, ProcessPoolExecutor]]()
+    free = [(device, start_pool()) for device in devices[: len(todo)]]
+    try:
+        while waiting or running:
+            # A worker would start a queued job even after Ctrl-C, so no job waits in a pool's queue.
+            while waiting and free:
+                device, pool = free.pop(0)
+                placed = replace(waiting[0], device=device)
+                try:
+                    running[pool.submit(run_cell, placed)] = placed, pool
+                    waiting.popleft()
+                except BrokenProcessPool:  # killed since its last job
+                    free.insert(0, (device, start_pool()))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job, pool = running.pop(future)
+                try:
                     status, content = future.result()
-                    if status == "stopped":
-                        raise KeyboardInterrupt
-                    yield job, status, content
-        except (KeyboardInterrupt, GeneratorExit):
-            # Ctrl-C in a terminal reaches the workers too, but a signal to this process alone does not.
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # the worker saves its training state, see `Stopped`
-            raise
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed (out of memory?); run the same command again with fewer --jobs"
-            ) from None
+                except BrokenProcessPool:
+                    pool, status, content = start_pool(), "failed", KILLED
+                free.append((job.device, pool))
+                if status == "stopped":
+                    raise KeyboardInterrupt
+                yield job, status, content
+    except (KeyboardInterrupt, GeneratorExit):
+        # Ctrl-C in a terminal reaches the workers too, but a signal to this process alone does not.
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # the worker saves its training state, see `Stopped`
+        raise
+    finally:
+        for _, pool in (*free, *running.values()):
+            pool.shutdown()
 
 
 def _build_all(commands: Commands, scale: Scale, grid: Grid, out: Path, root: str | None) -> None:
