@@ -1,13 +1,16 @@
 """What all commands share: errors as one line on stderr, options in sections, KEY=VALUE options, progress, messages."""
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import sys
 import time
 import tomllib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import click
@@ -77,13 +80,8 @@ class FriendlyCommand(click.Command):
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except UserError as error:
-            fail(str(error))
-        except MemoryError as error:
-            what = f" for {error}" if str(error) else ""
-            fail(f"not enough memory{what}; {KEPT}, with fewer --workers")
-        except OSError as error:
-            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except (UserError, MemoryError, OSError) as error:
+            fail(describe_error(error))
         except (click.Abort, KeyboardInterrupt):
             print(f"stopped; {KEPT} to resume", file=sys.stderr)
             sys.exit(130)
@@ -140,6 +138,52 @@ def fail(message: str) -> NoReturn:
     """Print an error on one line of stderr and exit with status 1."""
     print(f"error: {escape_controls(message)}", file=sys.stderr)
     sys.exit(1)
+
+
+def describe_error(error: Exception) -> str:
+    """Return the message of an error that ends a command."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f' ({error})' if str(error) else ''}; {KEPT}, with fewer --workers"
+    if isinstance(error, OSError) and error.filename:
+        denial = explain_denial(error)
+        return f"{error.filename}: {error.strerror}" + (f"; {denial}" if denial else "")
+    return str(error)
+
+
+def explain_denial(error: OSError) -> str:
+    """Say whose file or directory denied access, and what to do; "" unless it belongs to another user."""
+    known = error.errno in (errno.EACCES, errno.EPERM) and isinstance(error.filename, str | os.PathLike)
+    if not known or not hasattr(os, "geteuid"):
+        return ""
+    path = Path(error.filename)
+    for place in (path, *path.parents):  # of a file that could not be created, its directory
+        with contextlib.suppress(OSError):
+            found = place.stat()
+            if found.st_uid == os.geteuid():
+                break
+            mode = stat.S_IMODE(found.st_mode)
+            return f"{place} belongs to {_user_name(place, found.st_uid)} (mode {mode:03o}), ask that user for access"
+    return ""
+
+
+def _user_name(path: Path, number: int) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # an account of another machine that shares the disk
+        return f"user {number}"
+
+
+@contextlib.contextmanager
+def error_events(as_json: bool, **content: Any) -> Iterator[None]:
+    """With `as_json`, print what ends the block as an event on stdout: "error", or "stopped" after Ctrl-C."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if as_json and isinstance(error, KeyboardInterrupt):
+            emit("stopped", **content)
+        elif as_json:
+            emit("error", **content, message=describe_error(error))
+        raise
 
 
 def read_pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import errno
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,19 @@ import click
 from texturegen.builds import RECIPES, find_recipe
 from texturegen.builds.engines import ENGINES
 from texturegen.cli.options import ROOT_HELP, WORKERS, method_option, method_settings_option, read_settings
-from texturegen.console import KEPT, FriendlyCommand, Progress, emit, escape_controls, fail, note, option, plural, say
+from texturegen.console import (
+    KEPT,
+    FriendlyCommand,
+    Progress,
+    emit,
+    error_events,
+    escape_controls,
+    explain_denial,
+    note,
+    option,
+    plural,
+    say,
+)
 from texturegen.errors import UserError
 from texturegen.sources import SOURCES
 from texturegen.system.threads import count_cpus
@@ -211,20 +224,10 @@ def build(
 
     options = {} if ray_address is None else {"address": ray_address}
     try:
-        result = building.build(
-            read_recipe(**recipe), out, root, download, workers, engine, options, part, retry_failed, progress
-        )
-    except UserError as error:
-        if log_json:
-            emit("error", out=str(out), message=str(error))
-        raise
-    except OSError as error:  # most often a full disk
-        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        advice = "make the directory writable for this user or choose another --out" if denied else f"{KEPT} to resume"
-        message = f"{error.filename or out}: {error.strerror or error}; {advice}"
-        if log_json:
-            emit("error", out=str(out), message=message)
-        fail(message)
+        with error_events(log_json, out=str(out)), _advice_on_files(out):
+            result = building.build(
+                read_recipe(**recipe), out, root, download, workers, engine, options, part, retry_failed, progress
+            )
     finally:
         for bar in bars:
             bar.close()
@@ -241,7 +244,9 @@ def finish(directory: Path, log_json: bool) -> None:
     """
     import texturegen.builds as building
 
-    _print_result(directory, building.finish(directory), log_json)
+    with error_events(log_json, out=str(directory)):
+        result = building.finish(directory)
+    _print_result(directory, result, log_json)
 
 
 @click.command(cls=FriendlyCommand)
@@ -256,7 +261,8 @@ def plan(root: str | None, workers: int | None, seconds: float, log_json: bool, 
     """
     from texturegen.builds.trial import estimate
 
-    made = estimate(read_recipe(**recipe), root, workers or count_cpus(), seconds)
+    with error_events(log_json):
+        made = estimate(read_recipe(**recipe), root, workers or count_cpus(), seconds)
     if log_json:
         emit("plan", **asdict(made))
         return
@@ -286,6 +292,19 @@ def read_recipe(classes: Path | None, source_options: dict[str, Any], published:
     if classes is not None:
         source_options = {**source_options, "classes": str(classes)}
     return Recipe(source_options=source_options, **fields)
+
+
+@contextmanager
+def _advice_on_files(out: Path) -> Iterator[None]:
+    """Raise UserError, which says what to do, for an error of a build's file: most often the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        advice = f"{KEPT} to resume"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            denial = explain_denial(error) or "make the directory writable for this user"
+            advice = f"{denial} or choose another --out"
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; {advice}") from None
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """Arguments that no command can mean: URLs for directories, numbers of thousands of digits, empty names."""
 
 import errno
+import json
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -107,3 +109,46 @@ def test_a_directory_that_may_not_be_written_is_not_a_reason_to_repeat_the_comma
     assert done.stderr == (
         "error: set/parts: Permission denied; make the directory writable for this user or choose another --out\n"
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no owner")
+def test_a_file_of_another_user_that_denies_access_is_said_to_be_theirs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lock, owner = tmp_path / ".texturegen.lock", Path.owner(tmp_path)
+    lock.touch(0o644)
+
+    def denied(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(lock))
+
+    monkeypatch.setattr("texturegen.builds.build", denied)
+    monkeypatch.setattr("texturegen.builds.finish", denied)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    theirs = f"error: {lock}: Permission denied; {lock} belongs to {owner} (mode 644), ask that user for access"
+    assert run(*BUILD, "--out", str(tmp_path)).stderr == f"{theirs} or choose another --out\n"
+    assert run("finish", str(tmp_path)).stderr == f"{theirs}\n"
+    lock.unlink()  # of a file that cannot be created, the directory counts
+    assert f"; {tmp_path} belongs to {owner} (mode 700)" in run("finish", str(tmp_path)).stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "event", "message"),
+    [
+        (MemoryError("Unable to allocate 9 GiB"), "error", "not enough memory (Unable to allocate 9 GiB); finished"),
+        (OSError(errno.ENOSPC, "No space left on device", "set/x"), "error", "set/x: No space left on device"),
+        (KeyboardInterrupt(), "stopped", None),
+    ],
+)
+def test_whatever_ends_a_build_or_finish_is_an_event_of_log_json(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, event: str, message: str | None
+) -> None:
+    def end(*arguments: object) -> None:
+        raise error
+
+    for name, arguments in (("build", (*BUILD, "--out", "set")), ("finish", ("finish", "set"))):
+        monkeypatch.setattr(f"texturegen.builds.{name}", end)
+        done = run(*arguments, "--log-json")
+        (line,) = map(json.loads, done.stdout.splitlines())
+        assert (line["event"], line["out"]) == (event, "set")
+        assert message is None or (line["message"].startswith(message) and message in done.stderr)
+        assert done.exit_code == (1 if message else 130)
