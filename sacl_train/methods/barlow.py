@@ -16,6 +16,7 @@ from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import deep_mlp
+from sacl_train.nets.norms import encode_apart
 from texturegen.errors import UserError
 
 
@@ -100,7 +101,7 @@ class BarlowTwins(Method):
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the loss of eq. 1 as one term. Textures in the batch are ignored."""
         views, _ = draw_views(self.weak, batch, draws)
-        z = [self.projector(self.encoder(view)) for view in views]  # (N, D)
+        z = encode_apart((self.encoder, self.projector), views)  # (N, D) each
         first, second = (gather_with_gradient(embeddings) for embeddings in z)
         loss, metrics = self.loss(first, second, self.settings.redundancy)
         yield self.settings.loss_scale * loss, {**metrics, "embedding_std": self.embedding_std(first.detach())}

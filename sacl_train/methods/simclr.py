@@ -17,6 +17,7 @@ from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views, gather_textures
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import mlp
+from sacl_train.nets.norms import encode_apart
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,14 @@ class SimCLR(Method):
         views, texture_views = draw_views(self.weak, batch, draws, wanted)
         if settings.texture_role == "instance":  # N becomes N + N*P below
             views = [torch.cat(pair) for pair in zip(views, texture_views, strict=True)]
-        z = self._project(torch.cat(views)).unflatten(0, (2, -1))  # (2, N, D)
+            texture_views = []
+        both, *keys = encode_apart((self.encoder, self.projector), [torch.cat(views), *texture_views])
+        z = both.unflatten(0, (2, -1))  # (2, N, D)
         textures: list[Tensor] | None = None
-        if settings.texture_role == "negative":
-            images = len(batch["image"])
-            keys = [self._project(view) for view in texture_views]
-            textures = gather_textures(keys, images, 2, gather_with_gradient)  # (M, P, D) each
+        if keys:
+            textures = gather_textures(keys, len(batch["image"]), 2, gather_with_gradient)  # (M, P, D) each
         all_views = gather_with_gradient(z.transpose(0, 1)).transpose(0, 1)  # (2, M, D)
         first = process_rank() * z.shape[1]
         loss_settings = (settings.tau, settings.alpha, settings.scope, first, settings.decoupled)
         loss, metrics = self.loss(z, all_views, textures, *loss_settings)
         yield loss, {**metrics, "embedding_std": self.embedding_std(all_views[1].detach())}
-
-    def _project(self, x: Tensor) -> Tensor:
-        """Map views (M, 3, H, W) to embeddings (M, D)."""
-        return self.projector(self.encoder(x))

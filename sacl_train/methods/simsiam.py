@@ -17,6 +17,7 @@ from sacl_train.methods.recipes import Linear
 from sacl_train.methods.textures import draw_views
 from sacl_train.nets.encoder import Encoder
 from sacl_train.nets.heads import predictor, projector
+from sacl_train.nets.norms import encode_apart
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ class SimSiam(Method):
 
     def loss_terms(self, batch: dict[str, Tensor], draws: Draws) -> Iterator[LossTerm]:
         """Yield the symmetric loss of eq. 2 as one term."""
-        # Each view has its own forward pass, so that BatchNorm uses its statistics alone, as in algorithm 1.
+        # BatchNorm normalises each view by its own statistics, as in the two passes of algorithm 1.
         views, _ = draw_views(self.weak, batch, draws)
-        z = [self.projector(self.encoder(view)) for view in views]
+        z = encode_apart((self.encoder, self.projector), views)
+        p = encode_apart((self.predictor,), z)
         std = self.embedding_std(gather(z[0]))
-        sides = [self.loss(self.predictor(z[n]), z[1 - n].detach()) for n in (0, 1)]
+        sides = [self.loss(p[n], z[1 - n].detach()) for n in (0, 1)]
         metrics = {name: (sides[0][1][name] + sides[1][1][name]) / 2 for name in sides[0][1]}
         yield torch.stack([loss for loss, _ in sides]).mean(), {**metrics, "embedding_std": std}

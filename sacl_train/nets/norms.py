@@ -13,13 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Uncounted(_BatchNorm):
-    # Rows of each batch in the input; empty: all rows are one batch. Not in the state dict. See `encode_apart`.
+    # Images of each batch in the input; empty: all rows are one batch. Not in the state dict. See `encode_apart`.
     sizes: tuple[int, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.sizes:
-            return torch.cat([self._normalise(batch) for batch in x.split(self.sizes)])
-        return self._normalise(x)
+        if not self.sizes:
+            return self._normalise(x)
+        rows = len(x) // sum(self.sizes)  # of an image: LeViT normalises tokens, EfficientViT windows
+        return torch.cat([self._normalise(batch) for batch in x.split([size * rows for size in self.sizes])])
 
     def _normalise(self, x: Tensor) -> Tensor:
         if not self.training or self.momentum is None or not self.track_running_stats:
@@ -56,7 +57,8 @@ def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> li
     Parameters
     ----------
     networks : sequence of nn.Module
-        Applied one after the other. They map rows to rows, and only BatchNorm looks at several rows.
+        Applied one after the other. They map rows to rows, and only BatchNorm looks at several of them; where an image
+        has several rows in it, such as tokens, they follow each other.
     batches : sequence of Tensor (M_i, ...)
         Their rows are of one shape.
 
@@ -64,16 +66,13 @@ def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> li
     -------
     list of Tensor (M_i, ...)
     """
-    norms: list[_Uncounted] = []
-    for module in (module for network in networks for module in network.modules()):
-        if isinstance(module, _Uncounted):
-            norms.append(module)
-        elif isinstance(module, _BatchNorm):
-            return [_apply(networks, batch) for batch in batches]
+    norms = [m for network in networks for m in network.modules() if isinstance(m, _BatchNorm)]
+    if len(batches) == 1 or not all(isinstance(norm, _Uncounted) for norm in norms):
+        return [_apply(networks, batch) for batch in batches]
     sizes = tuple(len(batch) for batch in batches)
-    for norm in norms:
-        norm.sizes = sizes if len(sizes) > 1 else ()
     try:
+        for norm in norms:
+            norm.sizes = sizes
         return [*_apply(networks, torch.cat([*batches])).split(sizes)]
     finally:
         for norm in norms:

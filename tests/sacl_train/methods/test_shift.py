@@ -95,7 +95,7 @@ def test_instances_of_simclr_are_images_of_their_own() -> None:
         torch.stack([method.weak(batch["texture"][:, k], draws.of(purpose + k)) for k in (0, 1)], 1).flatten(0, 1)
         for purpose in (2, 0x40000)
     ]
-    z = reference._project(torch.cat([images[0], textures[0], images[1], textures[1]]))
+    z = reference.projector(reference.encoder(torch.cat([images[0], textures[0], images[1], textures[1]])))
     cosines = (F.normalize(z, dim=1) @ F.normalize(z, dim=1).T / 0.3).tolist()
     expected = 0.0
     for i, row in enumerate(cosines):
