@@ -207,7 +207,7 @@ class SACL(Method):
         wanted = "none" if role == "none" else self.settings.texture_view
         views, texture_views = draw_views(self.weak, batch, draws, wanted)  # x1, x2: (N, 3, H, W)
         # All keys are computed before the first term, so the loop can free that term before it asks for the second.
-        keys = self._keys([*(views if role != "positive" else []), *texture_views])
+        keys = self._keys(texture_views if role == "positive" else [*views, *texture_views])
         textures: list[Tensor | None] = [None, None]  # for each query view: (M, P, D), M = N times the processes
         if role != "none":
             textures = [*gather_textures(keys[-len(texture_views) :], len(images), 2)]
