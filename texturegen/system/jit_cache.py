@@ -1,18 +1,22 @@
-"""Choose a cache directory for Numba's compiled code if its defaults are not writable.
+"""Choose a cache directory for Numba's compiled code if its defaults are not writable, or full.
 
-Numba stores compiled code beside the source or in the user's cache directory, and raises an error if it can write to
-neither, as for a package installed by root in a container whose user has no home directory.
+Numba stores compiled code in NUMBA_CACHE_DIR, beside the source or in the user's cache directory: the first in which it
+can create an empty file. It raises an error if there is none, as for a package installed by root in a container whose
+user has no home directory, and if the code then does not fit, as in a home directory whose quota is used up.
 """
 
 import os
 import stat
 import tempfile
 from contextlib import suppress
+from multiprocessing import parent_process
 from pathlib import Path
+
+ROOM = 4 << 20  # bytes; the compiled code of all methods has 2 to 3 MB
 
 
 def ensure_cache_directory(sources: Path) -> None:
-    """Set Numba's cache to a private temporary directory if neither default location is writable.
+    """Set Numba's cache to a private temporary directory if no default location is writable, or the first one is full.
 
     Call this before the first function is compiled. Processes started later inherit the setting.
 
@@ -28,7 +32,10 @@ def ensure_cache_directory(sources: Path) -> None:
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    if any(_can_write(Path(path)) for path in (chosen, sources / "__pycache__", home) if path):
+    places = [Path(path) for path in (chosen, sources / "__pycache__", home) if path]
+    place = next((path for path in places if _can_write(path)), None)
+    # Worker processes inherit the choice, and do not all write ROOM bytes at once.
+    if place is not None and (parent_process() is not None or _can_write(place, ROOM)):
         return
     from numba import config  # type: ignore[import-untyped]
 
@@ -38,13 +45,18 @@ def ensure_cache_directory(sources: Path) -> None:
     config.CACHE_DIR = directory  # type: ignore[attr-defined]
 
 
-def _can_write(directory: Path) -> bool:
-    """Return True if a file can be created in the directory or, if it is missing, in its nearest existing parent."""
+def _can_write(directory: Path, size: int = 0) -> bool:
+    """Return True if a file of `size` bytes fits in the directory or, if missing, in its nearest existing parent."""
     while not directory.exists() and directory != directory.parent:
         directory = directory.parent
     try:
-        # Permission bits are unreliable: root ignores them, and a file system may be mounted read-only.
-        with tempfile.TemporaryFile(dir=directory):
+        # Permission bits are unreliable: root ignores them, and a file system may be mounted read-only. Its free space
+        # says nothing of a user's quota, which a network file system may report only when the bytes are sent.
+        with tempfile.TemporaryFile(dir=directory) as f:
+            f.write(os.urandom(size))  # zeros may be compressed to nothing
+            f.flush()
+            if size:
+                os.fsync(f.fileno())
             return True
     except OSError:
         return False

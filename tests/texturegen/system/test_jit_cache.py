@@ -43,6 +43,26 @@ def test_a_writable_place_is_left_to_numba(tmp_path: Path, monkeypatch: pytest.M
     ensure_cache_directory(Path("/proc/nowhere"))
 
 
+def test_a_place_without_room_for_the_code_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    full, temporary = tmp_path / "home", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(full))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(full))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (jit_cache.ROOM // 2, hard))  # stands for a quota: the same write fails
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(jit_cache, "parent_process", lambda: "the build, which has checked it")
+            ensure_cache_directory(tmp_path)
+            assert os.environ["NUMBA_CACHE_DIR"] == str(full)
+        ensure_cache_directory(tmp_path)
+        assert os.environ["NUMBA_CACHE_DIR"] == str(temporary / f"texturegen-{os.getuid()}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_directory_that_others_may_write_to_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     planted = tmp_path / f"texturegen-{os.getuid()}"
