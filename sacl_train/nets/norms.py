@@ -66,8 +66,9 @@ def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> li
     -------
     list of Tensor (M_i, ...)
     """
-    norms = [m for network in networks for m in network.modules() if isinstance(m, _BatchNorm)]
-    if len(batches) == 1 or not all(isinstance(norm, _Uncounted) for norm in norms):
+    every = [module for network in networks for module in network.modules() if isinstance(module, _BatchNorm)]
+    norms = [norm for norm in every if isinstance(norm, _Uncounted)]
+    if len(batches) == 1 or len(norms) < len(every):
         return [_apply(networks, batch) for batch in batches]
     sizes = tuple(len(batch) for batch in batches)
     try:

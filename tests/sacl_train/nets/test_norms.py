@@ -87,6 +87,28 @@ def test_batches_of_one_pass_are_normalised_apart(sizes: tuple[int, ...]) -> Non
     torch.testing.assert_close(encoder(joint), apart[0](joint))  # a later pass has one batch again
 
 
+class Tokens(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1)
+
+
+def test_rows_of_tokens_are_normalised_with_their_batch() -> None:
+    network = Tokens(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    stop_counting(network)
+    batches = [torch.randn(size, 6, 3) * size for size in (2, 5)]
+    for found, batch in zip(encode_apart([network], batches), batches, strict=True):
+        torch.testing.assert_close(found, network(batch))
+
+
+def test_single_batch_is_not_copied() -> None:
+    seen: list[Tensor] = []
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    stop_counting(network)
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    encode_apart([network], batches := [torch.randn(5, 3)])
+    assert seen[0] is batches[0]
+
+
 def test_networks_with_other_batch_norms_make_a_pass_for_each_batch() -> None:
     networks = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))]
     stop_counting(networks[0])
