@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import re
+import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from texturegen.console import plural, warn
 from texturegen.errors import ImageError, SourceLost, UserError
 from texturegen.sources.base import Listing
 from texturegen.storage import ranges
-from texturegen.storage.names import to_text
+from texturegen.storage.names import printable, to_text
 
 Decoded = TypeVar("Decoded")
 Result = TypeVar("Result")
@@ -87,8 +88,9 @@ def warn_of_lost_images(root: Path, ignored: Sequence[str]) -> None:
 
 def make_key(path: str) -> str:
     """Return the key of the image at `path`: up to 70 readable characters of the path, and a hash of all of it."""
+    data = path.encode("utf-8", "surrogateescape")
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.splitext(path)[0].replace("/", "-"))
-    return f"{readable[:70]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    return f"{readable[:70]}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def require_unique(paths: Sequence[str]) -> None:
@@ -107,7 +109,9 @@ def make_listing(root: Path, paths: Sequence[str], classes: list[str]) -> Listin
     Raises
     ------
     OSError : a file is gone, or its folder cannot be read.
+    UserError : a name is not ASCII and this process does not read names as UTF-8.
     """
+    _refuse_other_encodings(root, (*classes, *paths))
     listed_at = time.time_ns()
     sizes, times = array("q"), array("q")
     for path in paths:  # about 4 us a file
@@ -115,6 +119,17 @@ def make_listing(root: Path, paths: Sequence[str], classes: list[str]) -> Listin
         sizes.append(found.st_size)
         times.append(found.st_mtime_ns)
     return Listing(paths, classes, sizes, times, listed_at)
+
+
+def _refuse_other_encodings(root: Path, names: Sequence[str]) -> None:
+    """Raise UserError if another process could read the same names otherwise: keys and labels would differ."""
+    encoding = sys.getfilesystemencoding()
+    other = None if encoding == "utf-8" else next((name for name in names if not name.isascii()), None)
+    if other is not None:
+        raise UserError(
+            f"{root}: the name {printable(other)} is read as {encoding} here, and as UTF-8 on most "
+            "machines, with other keys; set PYTHONUTF8=1, or a locale such as C.UTF-8, and run the same command again"
+        )
 
 
 def names_and_sizes(listing: Listing) -> list[list[str | int]]:

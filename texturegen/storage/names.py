@@ -4,7 +4,6 @@ A tar or a file system can hold names with control characters, which a terminal 
 text. `printable` is for messages; `to_text` is for what is stored.
 """
 
-import os
 import re
 
 MAX_SHOWN = 120  # characters of a name in a message
@@ -41,6 +40,7 @@ def printable(name: str | bytes, max_length: int = MAX_SHOWN) -> str:
 def to_text(name: str) -> str:
     """Return a name as valid Unicode: bytes that are not UTF-8, and lone surrogates from JSON, become U+FFFD."""
     try:
-        return os.fsencode(name).decode(errors="replace")
+        # Not os.fsencode, which depends on the locale; most names come from tars and JSON.
+        return name.encode("utf-8", "surrogateescape").decode(errors="replace")
     except UnicodeEncodeError:  # a surrogate that stands for no byte
         return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -154,3 +154,18 @@ def test_a_lost_image_is_told_from_a_lost_folder(tmp_path: Path) -> None:
     shutil.rmtree(root)
     with pytest.raises(SourceLost, match=f"the folder {re.escape(str(root))} cannot be reached any more"):
         read_image("key", root, listing, 0, len)
+
+
+def test_names_read_in_another_encoding_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In a Latin-1 locale, the same file has another str, and so would have another key, label and place in the order.
+    key = make_key("caf\u00e9.png")
+    (tmp_path / "cat.png").touch()
+    (tmp_path / "caf\u00e9.png").touch()
+    monkeypatch.setattr("os.fsencode", lambda name: name.encode("latin-1", "surrogateescape"))
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "iso8859-1")
+    assert make_key("caf\u00e9.png") == key  # of a tar, whose names are always UTF-8
+    assert list(make_listing(tmp_path, ["cat.png"], []).sizes) == [0]
+    with pytest.raises(UserError, match="PYTHONUTF8=1"):
+        make_listing(tmp_path, ["cat.png", "caf\u00e9.png"], [])
+    with pytest.raises(UserError, match="is read as iso8859-1 here"):
+        make_listing(tmp_path, ["cat.png"], ["caf\ufffd"])
