@@ -7,7 +7,7 @@ import torch
 
 from sacl_train.config import dump_config
 from sacl_train.export.formats import FORMATS, Exported
-from sacl_train.report.figures import flatten, read_figures
+from sacl_train.report.figures import describe_probe, flatten, read_figures
 from sacl_train.training.checkpoint import directory_of, is_checkpoint
 from texturegen import __version__
 from texturegen.errors import UserError
@@ -44,6 +44,8 @@ def write_card(exported: Exported) -> str:
     for path, figures in scores.items():
         found = flatten(path.stem.removeprefix("eval-"), figures)
         lines += [f"- {name}: {value:.2%}" for name, value in found.items()]
+        if how := describe_probe(figures):
+            lines.append(f"  {how}")
         if "command" in figures:
             lines.append(f"  by `{figures['command']}`")
     if not scores:

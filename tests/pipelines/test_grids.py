@@ -18,6 +18,7 @@ from pipelines.grids.report import _colours, mean_and_deviation, write_grid
 from pipelines.grids.runner import probe_settings, run_grid
 from pipelines.grids.worker import Job, run_cell
 from sacl_train.config import load_config
+from sacl_train.methods import METHODS
 from texturegen.builds import Recipe, build
 from texturegen.errors import MissingError, UserError
 from texturegen.storage.sealed import seal
@@ -314,6 +315,18 @@ def test_table_of_figures_has_those_of_paper(tmp_path: Path) -> None:
     found = {(cell.row, cell.column): [{"seed": 0, "linear": 0.5, "top5": 0.75}] for cell in grid.cells}
     text = write_grid(tmp_path, grid, "paper", found).read_text()
     assert "| pre | 1 | 50.0 (77.77) | 75.0 (93.57) |" in text
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_methods_are_compared_on_like_views_and_the_table_says_how(scale: str, tmp_path: Path) -> None:
+    grid = make_grid("table3", SCALES[scale])
+    assert {cell.row for cell in grid.cells} == {*METHODS}
+    configs = [load_config(None, cell.settings) for cell in grid.cells]
+    assert {(c.weak, c.crop_scale, c.jitter, c.grey) for c in configs} == {("mocov2", None, None, 0.2)}
+    runs = [{"seed": 0, "linear": 0.5, "probes": "by least squares"}]
+    text = write_grid(tmp_path, grid, scale, {(cell.row, cell.column): runs for cell in grid.cells}).read_text()
+    assert text.startswith("# Linear evaluation by method (SACL, table 3), all methods on MoCo v2's views\n")
+    assert text.count("Linear: by least squares;") == 1
 
 
 @pytest.mark.parametrize("count", [3, 10, 11, 30])

@@ -16,6 +16,7 @@ from sacl_train.cli.evaluate import eval_main
 from sacl_train.cli.export import export_main
 from sacl_train.config import load_config
 from sacl_train.data.weak import normalise
+from sacl_train.evaluate.probe import PROTOCOLS
 from sacl_train.export import FORMATS, card_of, export, load_exported
 from sacl_train.nets.encoder_file import EncoderFile
 from sacl_train.nets.foreign import open_encoder
@@ -121,7 +122,9 @@ def test_checkpoint_has_its_own_figures_and_exports(shapes_shards: Path, tmp_pat
     weights = {name.replace(".md", ".safetensors") for name in cards}
     assert made == {"eval-ridge-best.json", "eval-shortcut-best.json"} | cards | weights
     assert best.read_bytes() == before
-    assert "ridge-best" in (run / "encoder-best-safetensors.md").read_text()
+    card = (run / "encoder-best-safetensors.md").read_text()
+    assert "ridge-best" in card
+    assert f"  {PROTOCOLS['ridge']}; online network, BatchNorm statistics of whole images, fp32\n" in card
     assert "`sacl-eval` has not been run on it" in (run / "encoder-safetensors.md").read_text()
 
 

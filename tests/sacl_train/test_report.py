@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
+from sacl_train.evaluate.probe import PROTOCOLS
 from sacl_train.export import export
 from sacl_train.report.figures import read_figures
 from sacl_train.report.page import write_page
@@ -96,6 +97,8 @@ def test_report_has_every_figure_of_runs(page: Path) -> None:
     for probe in ("knn", "linear", "finetune"):
         for test in json.loads((run / f"eval-{probe}.json").read_text())["test"]:
             assert f"<td>{100 * test['top1']:.1f}</td>" in text
+    for probe in ("knn", "linear"):  # how each was measured
+        assert f"<td>{probe}</td><td>{PROTOCOLS[probe]}</td><td>online</td><td>images</td>" in text
     assert "online probe" in text
     assert "&lt;second&gt;" in text
     assert "<second>" not in text.replace("<\\/", "</").split('id="charts"')[0]

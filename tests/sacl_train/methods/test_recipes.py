@@ -130,6 +130,12 @@ def test_recipe_reaches_networks_and_optimizer(shapes_shards: Path) -> None:
     assert (groups["encoder.conv1.weight"]["decay"], groups["encoder.bn1.bias"]["decay"]) == (1e-6, 0)
     assert (groups["encoder.conv1.weight"]["adapt"], groups["encoder.bn1.bias"]["adapt"]) == (True, False)
 
+    optimizer = make_state(resolve(tiny("barlow", "cifar"), shards, CPU), shards, CPU, 4).optimizer
+    assert (optimizer.trust, optimizer.clip) == (0.02, True)
+    adamw = {"optimizer": "adamw", "betas": [0.8, 0.95]}
+    optimizer = make_state(resolve(tiny("simclr", "cifar", **adamw), shards, CPU), shards, CPU, 4).optimizer
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
+
 
 def test_queue_follows_data_set_and_may_not_exceed_it() -> None:
     settings = MoCoV2.Settings
