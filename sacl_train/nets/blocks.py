@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock as PlainBasicBlock
 from torchvision.models.resnet import Bottleneck as PlainBottleneck
 
 from sacl_train.nets.attention import ATTENTION
+from sacl_train.nets.norms import Uncounted, normalise_apart
 from texturegen.errors import UserError
 
 
@@ -99,22 +100,26 @@ class Stage(nn.Sequential):
         for block in self:
 
             def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-                return nullcontext(), _frozen_statistics(block)
+                norms = [module for module in block.modules() if isinstance(module, Uncounted)]
+                # Read now: the recomputation comes after the pass, when `encode_apart` has put them back.
+                sizes = norms[0].sizes if norms else ()
+                return nullcontext(), _recomputation(block, norms, sizes)
 
             x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
         return x
 
 
 @contextmanager
-def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics unchanged: the recomputation must not update them a second time."""
+def _recomputation(block: nn.Module, uncounted: list[Uncounted], sizes: tuple[int, ...]) -> Iterator[None]:
+    """Normalise as in the pass, batches of `sizes` each by itself, but do not update running statistics once more."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)]
     saved = [(norm.momentum, norm.state_dict()["num_batches_tracked"].clone()) for norm in norms]
     for norm in norms:
         # With running statistics switched off, BatchNorm would save fewer tensors, and `checkpoint` would refuse that.
         norm.momentum = 0.0
     try:
-        yield
+        with normalise_apart(uncounted, sizes):
+            yield
     finally:
         for norm, (momentum, batches) in zip(norms, saved, strict=True):
             norm.momentum = momentum

@@ -4,7 +4,8 @@ torch's BatchNorm adds 1 to `num_batches_tracked` in each forward pass, although
 the passes of a SACL step with SE-ResNet-50 these are 282 operations on single numbers, each a kernel on a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class _Uncounted(_BatchNorm):
+class Uncounted(_BatchNorm):
+    """Base class of these BatchNorms."""
+
     # Images of each batch in the input; empty: all rows are one batch. Not in the state dict. See `encode_apart`.
     sizes: tuple[int, ...] = ()
 
@@ -31,11 +34,11 @@ class _Uncounted(_BatchNorm):
         )
 
 
-class BatchNorm1d(_Uncounted, nn.BatchNorm1d):
+class BatchNorm1d(Uncounted, nn.BatchNorm1d):
     """torch's, without the count."""
 
 
-class BatchNorm2d(_Uncounted, nn.BatchNorm2d):
+class BatchNorm2d(Uncounted, nn.BatchNorm2d):
     """torch's, without the count."""
 
 
@@ -67,14 +70,21 @@ def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> li
     list of Tensor (M_i, ...)
     """
     every = [module for network in networks for module in network.modules() if isinstance(module, _BatchNorm)]
-    norms = [norm for norm in every if isinstance(norm, _Uncounted)]
+    norms = [norm for norm in every if isinstance(norm, Uncounted)]
     if len(batches) == 1 or len(norms) < len(every):
         return [_apply(networks, batch) for batch in batches]
     sizes = tuple(len(batch) for batch in batches)
+    with normalise_apart(norms, sizes):
+        return [*_apply(networks, torch.cat([*batches])).split(sizes)]
+
+
+@contextmanager
+def normalise_apart(norms: Sequence[Uncounted], sizes: tuple[int, ...]) -> Iterator[None]:
+    """Let BatchNorms normalise batches of `sizes` images each by itself; (): all rows together."""
     try:
         for norm in norms:
             norm.sizes = sizes
-        return [*_apply(networks, torch.cat([*batches])).split(sizes)]
+        yield
     finally:
         for norm in norms:
             norm.sizes = ()
