@@ -37,12 +37,17 @@ def refuse_other_build(path: Path, plan: Plan, source: Source | None = None) -> 
     Raises
     ------
     OtherBuildError
-        They differ; the message says in what.
+        They differ, and the message says in what; or `merge` or `split` made the directory.
     DamagedError
         The file is not a description of a build.
     """
     directory = path.parent.parent if path.parent.name == PARTS else path.parent
     present = read_description(path)
+    if isinstance(derived := present.get("derived"), dict):
+        raise OtherBuildError(
+            f"{directory}: was made by `texturegen {derived.get('operation')}`, and is finished; choose another --out, "
+            "or build the directories that it was made of"
+        )
     try:
         old, new = _flatten(plan.read_description(present)), _flatten(plan.describe())
         digest = present["source"]["digest"]

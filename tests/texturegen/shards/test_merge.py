@@ -20,7 +20,8 @@ import webdataset
 from tests.texturegen import kill
 from tests.texturegen.shards.test_verify import flip, make, rows_of, update_checksums
 from texturegen import open_shards
-from texturegen.errors import BusyError, UserError
+from texturegen.builds import Recipe, build
+from texturegen.errors import BusyError, OtherBuildError, UserError
 from texturegen.shards.filter import rows_that_pass
 from texturegen.shards.layout import BUILD, MANIFEST
 from texturegen.shards.merge import merge, split
@@ -59,6 +60,12 @@ def test_merging_a_split_restores_the_tars(shapes_shards: Path, tmp_path: Path) 
         assert verify(directory, deep=True) == []
     urls = [str(path) for path in sorted(b.glob("*.tar"))]
     assert [s["__key__"] for s in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)] == keys[27:]
+
+
+def test_a_build_into_a_split_directory_is_refused(shapes_shards: Path, tmp_path: Path) -> None:
+    split(shapes_shards, tmp_path / "all", where="label >= 0")  # its recipe and data set are those of the build
+    with pytest.raises(OtherBuildError, match=r"all: was made by `texturegen split`, and is finished; choose another"):
+        build(Recipe("shapes", limit=64, shard_size=20), tmp_path / "all", retry_failed=True)
 
 
 def test_output_is_deterministic(two: Path, tmp_path: Path) -> None:
