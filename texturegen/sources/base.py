@@ -68,9 +68,17 @@ class Listing:
         size = self.sizes[index]
         if found.st_size != size:
             return f"had {size} bytes when the images were listed and has {found.st_size} now"
-        if len(self.times) and self.listed_at < found.st_mtime_ns != self.times[index]:
+        if len(self.times) and self.listed_at < modified_at(found) != self.times[index]:
             return "was rewritten after the images were listed"
         return None
+
+
+def modified_at(found: os.stat_result) -> int:
+    """Return the time of a file's last modification in ns since 1970, as int64.
+
+    A file system can hold years after 2262, where that ends; a broken clock or archive writes them.
+    """
+    return min(found.st_mtime_ns, 2**63 - 1)
 
 
 class Source(ABC):

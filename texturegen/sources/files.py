@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from texturegen.console import plural, warn
 from texturegen.errors import ImageError, SourceLost, UserError
-from texturegen.sources.base import Listing
+from texturegen.sources.base import Listing, modified_at
 from texturegen.storage import ranges
 from texturegen.storage.names import printable, to_text
 
@@ -117,7 +117,7 @@ def make_listing(root: Path, paths: Sequence[str], classes: list[str]) -> Listin
     for path in paths:  # about 4 us a file
         found = os.stat(f"{root}/{path}")
         sizes.append(found.st_size)
-        times.append(found.st_mtime_ns)
+        times.append(modified_at(found))
     return Listing(paths, classes, sizes, times, listed_at)
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -169,3 +170,15 @@ def test_names_read_in_another_encoding_are_refused(tmp_path: Path, monkeypatch:
         make_listing(tmp_path, ["cat.png", "caf\u00e9.png"], [])
     with pytest.raises(UserError, match="is read as iso8859-1 here"):
         make_listing(tmp_path, ["cat.png"], ["caf\ufffd"])
+
+
+def test_a_time_beyond_int64_is_listed_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cat.png").touch()
+    now = (tmp_path / "cat.png").stat()
+    # As after `touch -d 2400-01-01`; not all file systems of a test machine can hold that.
+    later = SimpleNamespace(st_size=0, st_mtime_ns=13_569_465_600 * 10**9)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.stat", lambda path: later)
+        listing = make_listing(tmp_path, ["cat.png"], [])
+    assert listing.find_change(0, later) is None  # type: ignore[arg-type]
+    assert listing.find_change(0, now) is None  # a copy with an earlier time
