@@ -58,10 +58,16 @@ class DamagedSamples:
             self._messages.update(damaged)
             self._check()
 
+    def none_left(self) -> DamagedError:
+        """Return the error for an epoch all of whose samples are damaged, although `bad_share` allows as many."""
+        return self._error("all that are trained on")
+
     def _check(self) -> None:
         if len(self._messages) > self._max:
-            raise DamagedError(
-                f"{self._shards.directory}: {len(self._messages)} of {len(self._shards)} samples are damaged, more "
-                f"than bad_share allows; the last one: {list(self._messages.values())[-1]}; run `texturegen repair` "
-                "to rebuild their shards"
-            )
+            raise self._error("more than bad_share allows")
+
+    def _error(self, reason: str) -> DamagedError:
+        return DamagedError(
+            f"{self._shards.directory}: {len(self._messages)} of {len(self._shards)} samples are damaged, {reason}; "
+            f"the last one: {list(self._messages.values())[-1]}; run `texturegen repair` to rebuild their shards"
+        )

@@ -85,7 +85,10 @@ class ResidentStream(Stream):
             samples = order[positions]
             for i in np.flatnonzero(np.isin(samples, list(self.damaged))):
                 candidates = self._replacements(order, positions[i])
-                samples[i] = candidates[~np.isin(candidates, list(self.damaged))][0]
+                readable = candidates[~np.isin(candidates, list(self.damaged))]
+                if not len(readable):
+                    raise self.damaged.none_left()
+                samples[i] = readable[0]
             batches.append(samples)
         return np.stack(batches) if batches else np.empty((0, 0), np.int64)
 

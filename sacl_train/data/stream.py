@@ -97,7 +97,7 @@ class Stream:
     UserError
         If the images differ in size, the plan asks for textures that the shards do not have, the batch cannot be
         divided evenly among the processes, or the cache is too small for "ram"; while reading, if more samples
-        are damaged than `bad_share` allows.
+        are damaged than `bad_share` allows, or all that are trained on.
 
     Examples
     --------
@@ -250,7 +250,10 @@ class Stream:
             elif replacements is not None:
                 candidates = replacements(i)
                 pairs = zip(candidates.tolist(), self._choose(candidates, epoch), strict=True)
-                loaded.append(next(n for n, texture in pairs if self._read(n, texture, *targets)))
+                replacement = next((n for n, texture in pairs if self._read(n, texture, *targets)), None)
+                if replacement is None:
+                    raise self.damaged.none_left()
+                loaded.append(replacement)
         return self._as_batch(images, textures, loaded)
 
     def _as_batch(self, images: torch.Tensor, textures: torch.Tensor, loaded: list[int]) -> Batch:

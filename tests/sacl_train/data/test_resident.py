@@ -71,6 +71,14 @@ def test_damaged_samples_are_replaced_as_in_the_stream(shards_of_three: Path, tm
         list(ResidentStream(open_shards(tmp_path / "damaged"), plan, CPU, bad_share=0).epoch(0))
 
 
+def test_damage_of_all_trained_samples_is_refused(shards_of_three: Path) -> None:
+    shards, plan = open_shards(shards_of_three), Plan(batch_size=12, held_out=0.5)
+    for stream in (Stream(shards, plan, bad_share=0.9), ResidentStream(shards, plan, CPU, bad_share=0.9)):
+        stream.damaged.add(dict.fromkeys(stream._order(0).tolist(), "damaged"))
+        with pytest.raises(DamagedError, match=r"are damaged, all that are trained on.*texturegen repair"):
+            next(iter(stream.epoch(1)))
+
+
 def test_pixels_may_take_half_of_the_free_memory(shards_of_three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards, cuda = open_shards(shards_of_three), torch.device("cuda")
     size = 40 * 4 * 32 * 32 * 3
