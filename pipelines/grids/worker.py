@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.grids.grid import Cell
 from pipelines.stages import claim_run, describe_run, is_done, mark_done
 from sacl_train.report.figures import describe_probe, read_figures, write_figures
+from texturegen.console import describe_error
 from texturegen.errors import UserError
 
 GRACE_SECONDS = 20.0  # to write a checkpoint after the parent process has ended
@@ -115,6 +116,10 @@ def run_cell(job: Job) -> tuple[str, Any]:
             return "failed", str(error)
         except KeyboardInterrupt:
             return "stopped", None
+        except (OSError, MemoryError) as error:  # most often a full disk
+            traceback.print_exc(file=log)
+            no_memory = isinstance(error, MemoryError)
+            return "failed", "not enough memory; try fewer --jobs" if no_memory else describe_error(error)
         except Exception:
             traceback.print_exc(file=log)
             return "failed", f"internal error, see the traceback in {log.name}"

@@ -286,6 +286,25 @@ def fail_with_a_name_that_is_no_text(*_: object) -> None:
     raise RuntimeError(os.fsdecode(b"\xe9.png"))
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device", "run/checkpoint-1.pt"), "run/checkpoint-1.pt: No space left on device"),
+        (MemoryError("Unable to allocate 9 GiB"), "not enough memory; try fewer --jobs"),
+    ],
+)
+def test_a_full_disk_or_memory_is_not_an_internal_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def end(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipelines.grids.worker._run_cell", end)
+    job = Job(make_grid("table4", TINY).cells[0], 0, str(tmp_path / "cell"), {}, {}, (), {}, {}, None, "cpu")
+    assert run_cell(job) == ("failed", reason)
+    assert str(error) in (tmp_path / "cell.log").read_text()
+
+
 def test_internal_error_is_in_log_of_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = make_grid("table4", TINY).cells[0]
     job = Job(cell, 0, str(tmp_path / "cell"), {"train": None}, {"train": ""}, ("linear",), {}, {}, None, "cpu")  # type: ignore[dict-item]
