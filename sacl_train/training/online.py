@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sacl_train.config import Config
 from sacl_train.data.stream import Batch
 from sacl_train.data.weak import normalise
-from sacl_train.distributed import average_gradients
+from sacl_train.distributed import average, average_gradients, count_processes, synchronise_batch_norm
 from sacl_train.nets import Encoder
 from sacl_train.training.precision import autocast
 from texturegen.errors import UserError
@@ -30,7 +30,9 @@ def make_online(config: Config, encoder: Encoder, shards: Shards, device: torch.
         return None
     if len(shards) == 0 or shards.labels.max() < 0:
         raise UserError(f"{shards.directory}: no labelled images, and the online probe needs them: --set online=false")
-    return OnlineProbe(encoder.out_features, torch.from_numpy(shards.labels)).to(device)
+    probe = OnlineProbe(encoder.out_features, torch.from_numpy(shards.labels))
+    synchronise_batch_norm(probe, device)
+    return probe.to(device)
 
 
 class OnlineProbe(nn.Module):
@@ -74,7 +76,7 @@ class OnlineProbe(nn.Module):
         features = self._encode(encoder, batch["image"], config)
         labels = self.labels[batch["index"].to(features.device, non_blocking=True)]
         logits = self.layer(self.norm(features))
-        total = (labels >= 0).sum().clamp_min(1)
+        total = average((labels >= 0).sum().float()).clamp_min(1 / count_processes())  # mean, as of the gradients
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / total
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

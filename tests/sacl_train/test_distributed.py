@@ -171,3 +171,4 @@ def test_run_resumes_within_epoch_on_another_number_of_processes(
     # Every batch has the same samples, on any number of processes: the losses agree up to rounding.
     for mine, its in zip(two["metrics"], mixed["metrics"], strict=True):
         assert its["loss"] == pytest.approx(mine["loss"], rel=1e-3)
+        assert its["online_top1"] == mine["online_top1"]
