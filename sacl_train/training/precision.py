@@ -49,8 +49,7 @@ def cast_weights(network: nn.Module, config: Config, device: torch.device) -> It
     copies: dict[nn.Parameter, Tensor] = {}
     for trained, cast in ((True, _Cast.apply), (False, _cast)):
         weights = [*dict.fromkeys(weight for weight in own if weight.requires_grad == trained)]  # one may be shared
-        if weights:
-            copies |= zip(weights, cast(DTYPES[precision], *weights), strict=True)
+        copies |= zip(weights, cast(DTYPES[precision], *weights), strict=True)
     try:
         for (parameters, name), weight in zip(places, own, strict=True):
             parameters[name] = copies[weight]
@@ -64,7 +63,8 @@ def _cast_places(network: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the places of the weights that autocast would cast: the dict of a module's parameters, and a name in it."""
     for module in network.modules():
         if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward):
-            for name, weight in module._parameters.items():
+            for name in ("weight", "bias"):  # others belong to a hook, as those of torch's old weight_norm do
+                weight = module._parameters.get(name)
                 if weight is not None and weight.dtype == torch.float32:
                     yield module._parameters, name
 
@@ -72,7 +72,8 @@ def _cast_places(network: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
 def _cast(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Return copies of tensors in another type, made by one operation."""
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(copies, tensors)
+    if copies:
+        torch._foreach_copy_(copies, tensors)
     return tuple(copies)
 
 

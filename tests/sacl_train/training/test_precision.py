@@ -94,12 +94,13 @@ class Scaled(nn.Linear):
 
 
 class Shared(nn.Module):
-    """Has a weight in two places, one without a gradient, and one that autocast casts by itself."""
+    """Has a weight in two places, one without a gradient, one that autocast casts by itself, and one of a hook."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
         self.second.weight = self.first.weight
+        self.first.scale = nn.Parameter(torch.ones(4))
         self.frozen, self.scaled = nn.Linear(4, 4), Scaled(4, 4)
         self.frozen.requires_grad_(False)
 
@@ -113,11 +114,8 @@ def test_shared_frozen_and_other_weights() -> None:
     plain, x = copy.deepcopy(network), torch.randn(5, 4)
     with cast_weights(network, config, CPU), autocast(config, CPU):
         assert network.first.weight is network.second.weight
-        assert [p.dtype for p in (network.first.weight, network.frozen.bias, network.scaled.weight)] == [
-            torch.bfloat16,
-            torch.bfloat16,
-            torch.float32,
-        ]
+        assert network.first.weight.dtype == network.frozen.bias.dtype == torch.bfloat16
+        assert network.scaled.weight.dtype == network.first.scale.dtype == torch.float32
         loss = network(x).sum()
     with autocast(config, CPU):
         expected = plain(x).sum()
@@ -127,6 +125,24 @@ def test_shared_frozen_and_other_weights() -> None:
     for found, wanted in zip(network.parameters(), plain.parameters(), strict=True):
         assert (found.grad is None) == (wanted.grad is None)
         assert found.grad is None or torch.equal(found.grad, wanted.grad)
+
+
+class Undefined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        return None
+
+
+def test_loss_that_gives_no_weight_a_gradient() -> None:
+    network, config, x = nn.Linear(4, 4), load_config(None, BF16), torch.randn(5, 4, requires_grad=True)
+    with cast_weights(network, config, CPU), autocast(config, CPU):
+        loss = Undefined.apply(network.weight).sum() + x.sum()
+    loss.backward()
+    assert network.weight.grad is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
