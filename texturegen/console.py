@@ -178,10 +178,12 @@ def error_events(as_json: bool, **content: Any) -> Iterator[None]:
     """With `as_json`, print what ends the block as an event on stdout: "error", or "stopped" after Ctrl-C."""
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        if as_json and isinstance(error, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        if as_json:
             emit("stopped", **content)
-        elif as_json:
+        raise
+    except Exception as error:
+        if as_json:
             emit("error", **content, message=describe_error(error))
         raise
 
