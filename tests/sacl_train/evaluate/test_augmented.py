@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,9 +11,14 @@ from click.testing import CliRunner
 from sacl_train import train
 from sacl_train.cli.evaluate import eval_main
 from sacl_train.config import load_config
+from sacl_train.data.draws import Draws
+from sacl_train.data.operations import Crop, Flip
+from sacl_train.data.weak import Policy, WeakAugment
 from sacl_train.evaluate import augmented
 from sacl_train.evaluate.augmented import fit_augmented
+from sacl_train.evaluate.linear import LinearLayer
 from sacl_train.evaluate.probe import evaluate
+from sacl_train.evaluate.standardise import feature_scale
 from sacl_train.evaluate.subject import open_subject
 from texturegen.errors import UserError
 
@@ -42,6 +48,21 @@ def test_probe_learns_from_new_views_in_each_epoch(
     assert [len(views) for views in seen] == [64] * 80
     sums = torch.stack([views.double().sum() for views in seen[:40]])
     assert len(sums.unique()) == 40
+
+
+def test_layer_sees_standardised_features_of_crops_and_flips(
+    run: Path, shapes_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[torch.Tensor] = []
+    monkeypatch.setattr(LinearLayer, "learn", lambda self, features, *of: learnt.append(features))
+    with open_subject(run, shapes_shards, "cpu") as subject:
+        fit_augmented(subject, epochs=1, batch_size=64, seed=3)
+        (batch,) = subject.train.batches(np.random.default_rng(3).permutation(64))
+        policy = Policy(((Crop((0.08, 1.0)), 1.0), (Flip(), 0.5)))
+        views = WeakAugment(policy, subject.config.mean, subject.config.std)
+        features = subject.encoder(views(batch["image"], Draws(3, 0, batch["index"]).of(0)))
+        mean, std = (values.float() for values in feature_scale(subject.features.values))
+    torch.testing.assert_close(learnt, [(features - mean) / std], rtol=0, atol=1e-3)
 
 
 def test_command_names_probe_in_table_and_file(run: Path, shapes_shards: Path) -> None:
