@@ -9,7 +9,7 @@ import click
 from sacl_train.cli.evaluate import eval_main
 from texturegen.builds import Recipe
 from texturegen.cli import main as texturegen_main
-from texturegen.cli.build import read_recipe
+from texturegen.cli.recipe_options import read_recipe
 from texturegen.console import read_pairs
 from texturegen.errors import UserError
 
