@@ -55,7 +55,8 @@ def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> li
     """Encode several batches in one pass; BatchNorm normalises each by its own statistics, as in passes of their own.
 
     One pass has fewer and larger operations. Networks with other BatchNorms than ours, such as SyncBatchNorm and timm's
-    with an activation, make a pass for each batch.
+    with an activation, make a pass for each batch, and so do those with checkpointing where no gradient is taken: the
+    activations of all batches at once would be the most that a step holds.
 
     Parameters
     ----------
@@ -69,9 +70,11 @@ def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> li
     -------
     list of Tensor (M_i, ...)
     """
-    every = [module for network in networks for module in network.modules() if isinstance(module, _BatchNorm)]
-    norms = [norm for norm in every if isinstance(norm, Uncounted)]
-    if len(batches) == 1 or len(norms) < len(every):
+    modules = [module for network in networks for module in network.modules()]
+    norms = [module for module in modules if isinstance(module, Uncounted)]
+    is_foreign = len(norms) < sum(isinstance(module, _BatchNorm) for module in modules)
+    saves_memory = not torch.is_grad_enabled() and any(getattr(module, "checkpointing", False) for module in modules)
+    if len(batches) == 1 or is_foreign or saves_memory:
         return [_apply(networks, batch) for batch in batches]
     sizes = tuple(len(batch) for batch in batches)
     with normalise_apart(norms, sizes):

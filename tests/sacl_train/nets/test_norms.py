@@ -109,6 +109,21 @@ def test_single_batch_is_not_copied() -> None:
     assert seen[0] is batches[0]
 
 
+@pytest.mark.parametrize(
+    ("checkpointing", "with_gradient", "passes"), [(True, False, 2), (True, True, 1), (False, False, 1)]
+)
+def test_checkpointing_saves_memory_in_passes_without_gradient(
+    checkpointing: bool, with_gradient: bool, passes: int
+) -> None:
+    encoder = build_encoder("se_resnet8", "cifar", width=4, checkpointing=checkpointing)
+    stop_counting(encoder)
+    seen: list[int] = []
+    encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with torch.set_grad_enabled(with_gradient):
+        encode_apart([encoder], [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)])
+    assert len(seen) == passes
+
+
 def test_networks_with_other_batch_norms_make_a_pass_for_each_batch() -> None:
     networks = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))]
     stop_counting(networks[0])
