@@ -106,11 +106,15 @@ PLAN = [
     ("compiled and captured", "ours, sacl", "se_resnet18", 32, 128),
     ("compiled and captured", "ours, sacl", "se_resnet18", 32, 512),
     *(("captured", "ours, sacl", "se_resnet50", *size) for size in ((32, 128), (32, 512), (96, 256), (224, 256))),
-    *(("eager", name, "se_resnet18", 32, 128) for name in ("lightly, mocov2", "ours, mocov2", "ours, sacl")),
+    *(
+        ("eager", name, "se_resnet18", 32, 128)
+        for name in ("lightly, mocov2", "ours, mocov2", "lightly, simclr", "ours, simclr", "ours, sacl")
+    ),
     *(("eager", name, "se_resnet50", 224, 256) for name in ("lightly, mocov2", "ours, mocov2", "ours, sacl")),
 ]
 PLAN_TOY = [
-    (mode, step, "se_resnet8", 16, 8) for mode, step in (("captured", "ours, sacl"), ("eager", "lightly, mocov2"))
+    (mode, step, "se_resnet8", 16, 8)
+    for mode, step in (("captured", "ours, sacl"), ("eager", "lightly, mocov2"), ("eager", "lightly, simclr"))
 ]
 
 

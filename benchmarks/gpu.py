@@ -186,19 +186,13 @@ KEPT_SETTINGS = ("encoder", "mean", "std", "precision", "channels_last", "compil
 KEPT_SETTINGS += ("projector_hidden", "projector_out")
 
 
-def lightly_step(config: Config, device: torch.device, side: int, count: int) -> Callable[[], object]:
+def lightly_moco_step(config: Config, device: torch.device, side: int, count: int) -> Callable[[], object]:
     """Return a step of MoCo v2 from lightly's modules, combined as in its documentation, around our encoder."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import update_momentum
 
-    encoder: Any = build_method(config, (side, side)).encoder
-    head = MoCoProjectionHead(encoder.out_features, encoder.out_features, 128)
-    online = torch.nn.Sequential(encoder, head).to(device)
-    views = [torch.randn(count, 3, side, side, device=device) for _ in range(2)]
-    if config.channels_last:
-        online = online.to(memory_format=torch.channels_last)
-        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    online, views = _around_encoder(MoCoProjectionHead, config, device, side, count)
     target, loss_of = make_target(online), NTXentLoss(0.2, memory_bank_size=(4096, 128)).to(device)
     optimizer = build_optimizer(online)
     if config.compile != "none":
@@ -219,9 +213,43 @@ def lightly_step(config: Config, device: torch.device, side: int, count: int) ->
     return step
 
 
+def lightly_simclr_step(config: Config, device: torch.device, side: int, count: int) -> Callable[[], object]:
+    """Return a step of SimCLR, as `lightly_moco_step`."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+
+    network, views = _around_encoder(SimCLRProjectionHead, config, device, side, count)
+    loss_of, optimizer = NTXentLoss(), build_optimizer(network)
+    if config.compile != "none":
+        network.compile()
+
+    def step() -> None:
+        with torch.autocast(device.type, DTYPES[config.precision]):
+            loss = loss_of(network(views[0]), network(views[1]))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _around_encoder(
+    head: Callable[..., torch.nn.Module], config: Config, device: torch.device, side: int, count: int
+) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """Return our encoder with a head of lightly's, and two views that are already on the device."""
+    encoder: Any = build_method(config, (side, side)).encoder
+    network = torch.nn.Sequential(encoder, head(encoder.out_features, encoder.out_features, 128)).to(device)
+    views = [torch.randn(count, 3, side, side, device=device) for _ in range(2)]
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    return network, views
+
+
 STEPS: dict[str, Callable[..., Callable[[], object]]] = {
     "ours, mocov2": our_step("mocov2"),
-    "lightly, mocov2": lightly_step,
+    "lightly, mocov2": lightly_moco_step,
+    "lightly, simclr": lightly_simclr_step,
     "ours, sacl": our_step("sacl"),
 }
 

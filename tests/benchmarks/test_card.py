@@ -31,6 +31,6 @@ def test_stages_end_well_from_packed_cifar10_to_probes(
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     ended = {line["stage"]: line["ended"] for line in lines if "ended" in line}
     assert ended == {"hardware": 0, "steps": 0, "profile": 0, "cifar": 0}
-    assert sum("images_per_s" in line for line in lines) == 2
+    assert sum("images_per_s" in line for line in lines) == 3
     probes = {line["probe"]: line["test"][0]["images"] for line in lines if "probe" in line}
     assert probes == {"knn": 200, "linear": 200}
