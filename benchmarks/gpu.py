@@ -119,7 +119,8 @@ def measure(
     Returns
     -------
     dict
-        "ms" a step, "images_per_s", "gflop_per_image", "share_of_peak" (0 to 1) and "peak_gib" of memory (0 on a CPU).
+        "ms" a step, "images_per_s", "gflop_per_image", "share_of_peak" (0 to 1), "launches" (kernels of a step; on a
+        CPU, operations) and "peak_gib" of memory (0 on a CPU).
 
     Raises
     ------
@@ -135,12 +136,14 @@ def measure(
         flops = count_flops(make(replace(config, compile="none", cuda_graph=False), device, side, count))
         step = make(config, device, side, count)
         seconds = statistics.median(time_steps(step, device, scale.steps, scale.rounds))
+        launches = sum(calls for _, _, calls in profile_step(step, device))
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {
         "ms": 1000 * seconds,
         "images_per_s": count / seconds,
         "gflop_per_image": flops / count / 1e9,
         "share_of_peak": flops / seconds / peak,
+        "launches": launches,
         "peak_gib": memory / 2**30,
     }
 

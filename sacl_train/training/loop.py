@@ -118,7 +118,9 @@ def train(config: Config, shards_dir: str | Path, out: str | Path, score: Score 
                         state.rows.append(row)
                         state.epoch = EpochProgress(state.epoch.number + 1)
                         if is_best or state.is_save_due or state.epoch.number == config.epochs:
+                            begin = time.monotonic()
                             _save(run, state, is_best)
+                            state.epoch.seconds += time.monotonic() - begin  # counts in the epoch that follows
                         if run.is_writer:
                             write_rows(out, state.rows)
                             run.board.write("epoch", row, state.step - 1)  # where the epoch's last step is
@@ -213,7 +215,9 @@ def _read_metrics(run: Run, state: TrainState, leave: int = 0) -> None:
             continue
         note = f"epoch {number // steps + 1}/{config.epochs}, loss {values['loss']:.3f}"
         if run.speed is not None and state.lap.steps > 1:
-            note += f", {run.speed.mfu(state.lap.steps, state.lap.seconds):.0%} of peak"
+            if state.lap.memory is None:
+                state.lap.memory = run.speed.peak_memory()
+            note += f", {run.speed.mfu(state.lap.steps, state.lap.seconds):.0%} of peak, {state.lap.memory:.1f} GB"
         run.progress(config.batch_size, note=note)
         if config.log_every and number % config.log_every == 0:
             values = {"lr": lr, **values, **state.lap.speed(config.batch_size)}

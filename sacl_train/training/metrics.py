@@ -23,11 +23,15 @@ Row = dict[str, Any]  # metrics of an epoch or a step: name -> float or int; "kn
 
 @dataclass
 class Lap:
-    """Steps done and seconds waited for data since the last logged step, or since the epoch began."""
+    """Steps done and seconds waited for data since the last logged step, or since the epoch began.
+
+    `memory` is the device's peak memory in GB, read once a lap; None before.
+    """
 
     begin: float = field(default_factory=time.monotonic)
     steps: int = 0
     waited: float = 0.0
+    memory: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -37,10 +37,13 @@ class Speed:
         """Return the share of the peak that `steps` in `seconds` used."""
         return self.flops * steps / seconds / self.peak
 
+    def peak_memory(self) -> float:
+        """Return the most memory that was in use so far, in GB; reading it takes too long for every step."""
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else 0.0
+
     def metrics(self, steps: int, seconds: float) -> dict[str, float]:
-        """Return `mfu` and the peak memory in GB so far; reading the memory takes too long for every step."""
-        memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return {"mfu": self.mfu(steps, seconds), "peak_memory_gb": memory / 1e9}
+        """Return `mfu` and `peak_memory_gb`."""
+        return {"mfu": self.mfu(steps, seconds), "peak_memory_gb": self.peak_memory()}
 
 
 def measure_speed(config: Config, stream: Stream, device: torch.device) -> Speed:

@@ -25,12 +25,13 @@ def test_stages_end_well_from_packed_cifar10_to_probes(
         done = CliRunner().invoke(cifar_pack, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
     command = [sys.executable, SCRIPT, "--out", out, "--data", tars, "--device", "cpu", "--toy", "--minutes", "5"]
-    subprocess.run(
-        [*command, "--stages", "hardware,steps,profile,cifar"], check=True, capture_output=True, env=uncovered
-    )
+    stages = ("hardware", "steps", "exact", "pirl", "profile", "cifar")
+    subprocess.run([*command, "--stages", ",".join(stages)], check=True, capture_output=True, env=uncovered)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     ended = {line["stage"]: line["ended"] for line in lines if "ended" in line}
-    assert ended == {"hardware": 0, "steps": 0, "profile": 0, "cifar": 0}
-    assert sum("images_per_s" in line for line in lines) == 3
+    assert ended == dict.fromkeys(stages, 0)
+    assert [line["launches"] > 100 for line in lines if "images_per_s" in line] == [True] * 3
+    compared = [(line["method"], line["run"], line["that_differ"]) for line in lines if "that_differ" in line]
+    assert compared == [(name, run, 0) for name in ("sacl", "pirl") for run in ("resumed", "eager")]
     probes = {line["probe"]: line["test"][0]["images"] for line in lines if "probe" in line}
     assert probes == {"knn": 200, "linear": 200}

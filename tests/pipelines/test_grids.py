@@ -119,6 +119,7 @@ def test_tiny_grid_runs_and_is_not_repeated(
     for cell in content["cells"]:
         (figures,) = cell["runs"]
         assert f"{100 * figures[grid.figures[0]]:.1f}" in text
+        assert ("Linear: " + figures["probes"] in text) if "linear" in figures else "probes" not in figures
         # undefined if no decision was for shape or texture, and without a shift head
         shown = set(grid.figures) - {"shape_bias", "novelty_shift", "novelty_csi-shifts"}
         assert shown - {"spread", *figures} == set() or "spread" in shown

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -40,7 +41,9 @@ from sacl_train.training.dry_run import plan
 from sacl_train.training.optim import cosine_lr
 from sacl_train.training.out_of_memory import largest_batch
 from sacl_train.training.resume import load_encoder
+from sacl_train.training.run import Run
 from sacl_train.training.signals import stop_on_signal
+from sacl_train.training.speed import Speed
 from sacl_train.training.step import Step, StepMetrics
 from tests.texturegen import kill
 from texturegen import open_shards
@@ -313,6 +316,54 @@ def test_writing_checkpoints_does_not_count_as_waiting_for_data(
     assert 16 * 2 / 0.6 > lines[3]["samples_per_second"] > 0
     for row in (rows[1], lines[3]):
         assert 0 <= row["data_wait"] < 0.2
+
+
+def test_checkpoint_between_epochs_counts_in_the_epoch_that_follows(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = sacl_train.training.loop.snapshot
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return take(*arguments)
+
+    monkeypatch.setattr(sacl_train.training.loop, "snapshot", slowly)
+    rows = train(tiny(epochs=2, knn_every=0, save_every=4, device="cpu"), shapes_shards, tmp_path)
+    assert rows[1]["samples_per_second"] < 64 / 0.5
+    assert rows[1]["data_wait"] < 0.2
+
+
+def test_share_of_peak_and_memory_are_in_progress_lines_logged_steps_and_rows(
+    shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    reads: list[float] = []
+    open_run = sacl_train.training.loop.open_run
+
+    def show(made: int, note: str) -> None:
+        notes.append(note)
+
+    def read_memory(_: Speed) -> float:
+        reads.append(2.5)
+        return 2.5
+
+    @contextmanager
+    def as_on_cuda(*arguments: Any) -> Iterator[Run]:
+        with open_run(*arguments) as run:
+            yield replace(run, speed=Speed(1e7, 1e12, torch.device("cpu")), progress=show)
+
+    monkeypatch.setattr(sacl_train.training.loop, "open_run", as_on_cuda)
+    monkeypatch.setattr(Speed, "peak_memory", read_memory)
+    rows = train(tiny(epochs=1, knn_every=0, log_every=3, device="cpu"), shapes_shards, tmp_path)
+    logged = logged_steps(tmp_path)
+    assert [line["step"] for line in logged] == [0, 3]
+    for row in (*rows, *logged):
+        assert 0 < row["mfu"] < 1
+        assert row["peak_memory_gb"] == 2.5
+    # The first step after a logged one has no steady speed yet.
+    shown = [note.partition(" of peak, ")[2] for note in notes]
+    assert shown == ["", "", "2.5 GB", "2.5 GB"]
+    assert len(reads) == 1 + len(rows) + len(logged)  # once for the two lines
 
 
 def test_images_smaller_than_grid_or_not_divisible_by_it_are_refused(shapes_shards: Path, tmp_path: Path) -> None:
