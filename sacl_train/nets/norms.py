@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+LARGEST = 3  # rows of a pass, in rows of its first batch: two views and a texture
+
 
 class Uncounted(_BatchNorm):
     """Base class of these BatchNorms."""
@@ -54,7 +56,8 @@ def stop_counting(network: nn.Module) -> None:
 def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Tensor]:
     """Encode several batches in one pass; BatchNorm normalises each by its own statistics, as in passes of their own.
 
-    One pass has fewer and larger operations. Networks with other BatchNorms than ours, such as SyncBatchNorm and timm's
+    One pass has fewer and larger operations. It takes at most three times the rows of the first batch; more textures
+    need further passes, not more memory. Networks with other BatchNorms than ours, such as SyncBatchNorm and timm's
     with an activation, make a pass for each batch, and so do those with checkpointing where no gradient is taken: the
     activations of all batches at once would be the most that a step holds.
 
@@ -74,11 +77,25 @@ def encode_apart(networks: Sequence[nn.Module], batches: Sequence[Tensor]) -> li
     norms = [module for module in modules if isinstance(module, Uncounted)]
     is_foreign = len(norms) < sum(isinstance(module, _BatchNorm) for module in modules)
     saves_memory = not torch.is_grad_enabled() and any(getattr(module, "checkpointing", False) for module in modules)
-    if len(batches) == 1 or is_foreign or saves_memory:
-        return [_apply(networks, batch) for batch in batches]
-    sizes = tuple(len(batch) for batch in batches)
-    with normalise_apart(norms, sizes):
-        return [*_apply(networks, torch.cat([*batches])).split(sizes)]
+    encoded: list[Tensor] = []
+    for together in _share_passes(batches, 0 if is_foreign or saves_memory else LARGEST * len(batches[0])):
+        if len(together) == 1:
+            encoded.append(_apply(networks, together[0]))
+            continue
+        sizes = tuple(map(len, together))
+        with normalise_apart(norms, sizes):
+            encoded += _apply(networks, torch.cat(together)).split(sizes)
+    return encoded
+
+
+def _share_passes(batches: Sequence[Tensor], rows: int) -> list[list[Tensor]]:
+    """Distribute batches, in order, over passes of at most `rows` rows; a larger batch has a pass of its own."""
+    passes: list[list[Tensor]] = [[]]
+    for batch in batches:
+        if passes[-1] and sum(map(len, passes[-1])) + len(batch) > rows:
+            passes.append([])
+        passes[-1].append(batch)
+    return passes
 
 
 @contextmanager

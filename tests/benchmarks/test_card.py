@@ -24,7 +24,7 @@ def test_stages_end_well_from_packed_cifar10_to_probes(
     ):
         done = CliRunner().invoke(cifar_pack, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
-    command = [sys.executable, SCRIPT, "--out", out, "--data", tars, "--device", "cpu", "--toy", "--minutes", "5"]
+    command = [sys.executable, SCRIPT, "--out", out, "--data", tars, "--device", "cpu", "--toy", "--minutes", "8"]
     stages = ("hardware", "steps", "exact", "pirl", "profile", "cifar")
     subprocess.run([*command, "--stages", ",".join(stages)], check=True, capture_output=True, env=uncovered)
     lines = [json.loads(line) for line in out.read_text().splitlines()]

@@ -58,8 +58,12 @@ def test_networks_of_a_run_count_no_batches() -> None:
     assert all(int(value) == 0 for key, value in method.state_dict().items() if key.endswith("num_batches_tracked"))
 
 
-@pytest.mark.parametrize("sizes", [(4,), (4, 4, 4), (3, 8, 2)], ids=str)
-def test_batches_of_one_pass_are_normalised_apart(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [((4,), [4]), ((4, 4, 4), [12]), ((4, 4, 4, 4), [12, 4]), ((4, 4, 16), [8, 16]), ((3, 4, 2, 5), [9, 5])],
+    ids=str,
+)
+def test_batches_of_one_pass_are_normalised_apart(sizes: tuple[int, ...], rows: list[int]) -> None:
     torch.manual_seed(0)
     encoder = build_encoder("se_resnet8", "cifar", width=4)
     networks = nn.ModuleList([encoder, projector(encoder.out_features, 8, 8)]).double()
@@ -73,7 +77,7 @@ def test_batches_of_one_pass_are_normalised_apart(sizes: tuple[int, ...]) -> Non
     passes: list[int] = []
     encoder.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
     together = encode_apart([*networks], batches)
-    assert passes == [sum(sizes)]
+    assert passes == rows
     expected = [apart[1](apart[0](batch)) for batch in batches]
     for found, wanted in zip(together, expected, strict=True):
         torch.testing.assert_close(found, wanted)
