@@ -93,7 +93,7 @@ def main(
         print(flush=True)
 
 
-def report_launches(encoder: str, methods: str, precision: str = "fp32") -> None:
+def report_launches(encoder: str, methods: str, precision: str) -> None:
     """Print the operations of a step that compute something (no views, no allocations): eager, and compiled.
 
     They are counted on a CPU, where a generated kernel is a C++ function, which may be several kernels on CUDA. The
@@ -110,12 +110,13 @@ def report_launches(encoder: str, methods: str, precision: str = "fp32") -> None
         print(f"| {name} | {eager:,} | {compiled + kernels:,} | {kernels:,} |", flush=True)
 
 
-def count_launches(method_name: str, encoder: str, mode: str, precision: str = "fp32") -> tuple[int, int]:
+def count_launches(method_name: str, encoder: str, mode: str, precision: str) -> tuple[int, int]:
     """Return the operations and the generated kernels of a step."""
     own: dict[str, object] = {"queue": 4096} if method_name == "mocov2" else {}
     own |= {"images": 64} if method_name == "pirl" else {}
+    own["precision"] = precision
     settings = {"method": method_name, "encoder": encoder, "attention": "se", **PIXELS, **own, "batch_size": 8}
-    config = load_config(None, {**settings, "precision": precision})
+    config = load_config(None, settings)
     method = build_method(config, (32, 32))
     torch._dynamo.reset()
     if mode != "none":

@@ -100,17 +100,16 @@ class Stage(nn.Sequential):
         for block in self:
 
             def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-                norms = [module for module in block.modules() if isinstance(module, Uncounted)]
                 # Read now: the recomputation comes after the pass, when `encode_apart` has put them back.
-                sizes = norms[0].sizes if norms else ()
-                return nullcontext(), _recomputation(block, norms, sizes)
+                sizes = next((module.sizes for module in block.modules() if isinstance(module, Uncounted)), ())
+                return nullcontext(), _recomputation(block, sizes)
 
             x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
         return x
 
 
 @contextmanager
-def _recomputation(block: nn.Module, uncounted: list[Uncounted], sizes: tuple[int, ...]) -> Iterator[None]:
+def _recomputation(block: nn.Module, sizes: tuple[int, ...]) -> Iterator[None]:
     """Normalise as in the pass, batches of `sizes` each by itself, but do not update running statistics once more."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)]
     saved = [(norm.momentum, norm.state_dict()["num_batches_tracked"].clone()) for norm in norms]
@@ -118,7 +117,7 @@ def _recomputation(block: nn.Module, uncounted: list[Uncounted], sizes: tuple[in
         # With running statistics switched off, BatchNorm would save fewer tensors, and `checkpoint` would refuse that.
         norm.momentum = 0.0
     try:
-        with normalise_apart(uncounted, sizes):
+        with normalise_apart([norm for norm in norms if isinstance(norm, Uncounted)], sizes):
             yield
     finally:
         for norm, (momentum, batches) in zip(norms, saved, strict=True):

@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -297,16 +298,21 @@ def test_batch_of_one_image_at_a_time_is_refused_early(shapes_shards: Path, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def slow_down(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, seconds: float) -> None:
+    """Let a function of a module first sleep."""
+    function = getattr(module, name)
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, slowly)
+
+
 def test_writing_checkpoints_does_not_count_as_waiting_for_data(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = sacl_train.training.writer.save_checkpoint
-
-    def slowly(*arguments: object) -> None:
-        time.sleep(0.3)
-        save(*arguments)
-
-    monkeypatch.setattr(sacl_train.training.writer, "save_checkpoint", slowly)
+    slow_down(monkeypatch, sacl_train.training.writer, "save_checkpoint", 0.3)
     settings = {"epochs": 2, "knn_every": 0, "save_every": 1, "log_every": 2, "device": "cpu"}
     rows = train(tiny(**settings), shapes_shards, tmp_path)
     lines = logged_steps(tmp_path)
@@ -321,13 +327,7 @@ def test_writing_checkpoints_does_not_count_as_waiting_for_data(
 def test_checkpoint_between_epochs_counts_in_the_epoch_that_follows(
     shapes_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = sacl_train.training.loop.snapshot
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.5)
-        return take(*arguments)
-
-    monkeypatch.setattr(sacl_train.training.loop, "snapshot", slowly)
+    slow_down(monkeypatch, sacl_train.training.loop, "snapshot", 0.5)
     rows = train(tiny(epochs=2, knn_every=0, save_every=4, device="cpu"), shapes_shards, tmp_path)
     assert rows[1]["samples_per_second"] < 64 / 0.5
     assert rows[1]["data_wait"] < 0.2
